@@ -1,0 +1,32 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conformer_vision.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary name in the folder of ``path``, renamed to ``path`` when the block ends well.
+
+    When the block raises, Ctrl-C included, the temporary file goes and what lay at ``path`` stays.
+
+    Raises:
+        UserError: the folder is missing or cannot be written, or ``path`` is a folder.
+    """
+    path = Path(path)
+    # The suffix stays at the end: matplotlib and others choose the format by it.
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,7 @@
+"""The network, its named variants and their weights. Importing this registers the variants with timm."""
+
+from conformer_vision.models.config import ConformerConfig
+from conformer_vision.models.conformer import BranchFeatures, BranchLogits, Conformer
+from conformer_vision.models.variants import VARIANTS
+
+__all__ = ["VARIANTS", "BranchFeatures", "BranchLogits", "Conformer", "ConformerConfig"]

@@ -1,0 +1,205 @@
+"""The parts of a Conformer: bottlenecks, the two couplings, and the blocks that join them.
+
+Shapes: B pictures, C channels of a map, H x W its size, N patch tokens, D embedding width.
+"""
+
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from timm.models.vision_transformer import Block as TransformerBlock
+from torch import Tensor, nn
+
+from conformer_vision.models.config import ConformerConfig
+
+__all__ = ["Bottleneck", "CoupledBlock", "FCUDown", "FCUUp", "UncoupledBlock", "build_block", "build_stem"]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut (section 3.2), expansion 4, BatchNorm eps 1e-6.
+
+    Returns the output (B, out_chs, H', W') and the inner map after the 3x3 (B, out_chs // 4, H', W').
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        *,
+        stride: int = 1,
+        project: bool = False,
+        drop_path: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        norm = partial(nn.BatchNorm2d, eps=1e-6, device=device, dtype=dtype)
+        mid_chs = out_chs // 4
+        self.conv1 = nn.Conv2d(in_chs, mid_chs, 1, bias=False, **dd)
+        self.bn1 = norm(mid_chs)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(mid_chs, mid_chs, 3, stride=stride, padding=1, bias=False, **dd)
+        self.bn2 = norm(mid_chs)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(mid_chs, out_chs, 1, bias=False, **dd)
+        self.bn3 = norm(out_chs)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.shortcut_conv = (
+            nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=False, **dd) if project else nn.Identity()
+        )
+        self.shortcut_bn = norm(out_chs) if project else nn.Identity()
+        self.act3 = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, coupled: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Take a map (B, in_chs, H, W) and, in the fusion bottleneck, FCUUp's map to add before the 3x3."""
+        inner = self.act1(self.bn1(self.conv1(x)))
+        if coupled is not None:
+            inner = inner + coupled
+        inner = self.act2(self.bn2(self.conv2(inner)))
+        out = self.drop_path(self.bn3(self.conv3(inner)))
+        return self.act3(out + self.shortcut_bn(self.shortcut_conv(x))), inner
+
+
+class FCUDown(nn.Module):
+    """Feature coupling unit from map to tokens (section 3.3): pool, project, LayerNorm 1e-6, GELU.
+
+    The paper projects by a 1x1 convolution and pools after it. Both are linear and commute, so pooling
+    comes first: `ratio`^2 times less to project, which a Linear on tokens then does.
+    """
+
+    def __init__(
+        self, in_chs: int, embed_dim: int, *, ratio: int, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(ratio) if ratio > 1 else nn.Identity()
+        self.proj = nn.Linear(in_chs, embed_dim, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6, device=device, dtype=dtype)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """Take a map (B, in_chs, H, W), give tokens (B, N, D) and the grid h, w with N = h * w."""
+        x = self.pool(x)
+        height, width = x.shape[2], x.shape[3]
+        return self.act(self.norm(self.proj(x.flatten(2).transpose(1, 2)))), height, width
+
+
+class FCUUp(nn.Module):
+    """Feature coupling unit from tokens to map (section 3.3): project, BatchNorm 1e-6, ReLU, upsample."""
+
+    def __init__(
+        self, embed_dim: int, out_chs: int, *, ratio: int, mode: str, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Linear(embed_dim, out_chs, device=device, dtype=dtype)
+        self.bn = nn.BatchNorm2d(out_chs, eps=1e-6, device=device, dtype=dtype)
+        self.act = nn.ReLU(inplace=True)
+        self.ratio = ratio
+        self.mode = mode
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Take tokens (B, 1 + h * w, D), give a map (B, out_chs, h * ratio, w * ratio)."""
+        x = self.proj(tokens[:, 1:]).transpose(1, 2).unflatten(2, (height, width))
+        small: Tensor = self.act(self.bn(x))
+        if self.ratio == 1:
+            return small
+        return F.interpolate(small, size=(height * self.ratio, width * self.ratio), mode=self.mode)
+
+
+class UncoupledBlock(nn.Module):
+    """The first block: a bottleneck on the map beside a transformer block on the tokens."""
+
+    def __init__(self, bottleneck: Bottleneck, transformer: TransformerBlock) -> None:
+        super().__init__()
+        self.bottleneck = bottleneck
+        self.transformer = transformer
+
+    def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Take and give a map (B, C, H, W) and tokens (B, 1 + N, D)."""
+        tokens = self.transformer(tokens)
+        x, _ = self.bottleneck(x)
+        return x, tokens
+
+
+class CoupledBlock(nn.Module):
+    """Blocks 2 to 12 (figure 2c): bottleneck, FCUDown, transformer block, FCUUp, fusion bottleneck."""
+
+    def __init__(
+        self,
+        bottleneck: Bottleneck,
+        transformer: TransformerBlock,
+        *,
+        fcu_down: FCUDown,
+        fcu_up: FCUUp,
+        fusion: Bottleneck,
+    ) -> None:
+        super().__init__()
+        self.bottleneck = bottleneck
+        self.fcu_down = fcu_down
+        self.transformer = transformer
+        self.fcu_up = fcu_up
+        self.fusion = fusion
+
+    def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Take and give a map (B, C, H, W) and tokens (B, 1 + N, D)."""
+        x, inner = self.bottleneck(x)
+        patches, height, width = self.fcu_down(inner)
+        # The class token has no counterpart on the map: it stands in for its own, so it enters doubled.
+        tokens = self.transformer(tokens + torch.cat([tokens[:, :1], patches], dim=1))
+        x, _ = self.fusion(x, self.fcu_up(tokens, height, width))
+        return x, tokens
+
+
+def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.Module:
+    """Build block `index` (from 0) of the network."""
+    stage = config.stage(index)
+    chs, ratio = config.width(stage), config.tokens_to_map(stage)
+    first = index == 0
+    last = index == config.depth - 1
+    new_stage = first or config.stage(index - 1) != stage
+    in_chs = config.stem_width if first else config.width(config.stage(index - 1))
+    depth_share = index / (config.depth - 1)
+
+    bottleneck = Bottleneck(in_chs, chs, stride=2 if new_stage and not first else 1, project=new_stage, **dd)
+    transformer = TransformerBlock(
+        config.embed_dim,
+        config.num_heads,
+        mlp_ratio=config.mlp_ratio,
+        qkv_bias=True,
+        proj_drop=config.proj_drop_rate,
+        attn_drop=config.attn_drop_rate,
+        drop_path=config.drop_path_rate * depth_share,
+        norm_layer=cast(type[nn.Module], partial(nn.LayerNorm, eps=1e-6)),
+        **dd,
+    )
+    if first:
+        return UncoupledBlock(bottleneck, transformer)
+    return CoupledBlock(
+        bottleneck,
+        transformer,
+        fcu_down=FCUDown(chs // 4, config.embed_dim, ratio=ratio, **dd),
+        fcu_up=FCUUp(config.embed_dim, chs // 4, ratio=ratio, mode=config.upsample, **dd),
+        fusion=Bottleneck(
+            chs,
+            chs,
+            stride=2 if last else 1,
+            project=last,
+            drop_path=config.conv_drop_path_rate * depth_share,
+            **dd,
+        ),
+    )
+
+
+def build_stem(config: ConformerConfig, in_chans: int, dd: dict[str, Any]) -> tuple[nn.Sequential, nn.Module]:
+    """Build the stem: convolution, BatchNorm (eps 1e-5) and ReLU, and the max pool behind it, if any."""
+    large = config.stem_stride == 4
+    kernel, stride = (7, 2) if large else (3, config.stem_stride)
+    stem = nn.Sequential()
+    stem.add_module(
+        "conv", nn.Conv2d(in_chans, config.stem_width, kernel, stride, kernel // 2, bias=False, **dd)
+    )
+    stem.add_module("bn", nn.BatchNorm2d(config.stem_width, **dd))
+    stem.add_module("act", nn.ReLU(inplace=True))
+    return stem, nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()

@@ -1,0 +1,234 @@
+"""Loading weights: safely, from any published layout, completely or not at all."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from conformer_vision.errors import UserError
+from conformer_vision.models.download import fetch_pretrained
+from conformer_vision.models.layouts import (
+    check_tensors,
+    convert_state_dict,
+    to_official,
+    to_openmmlab,
+    unwrap_state_dict,
+)
+
+__all__ = [
+    "checkpoint_filter_fn",
+    "convert_state_dict",
+    "fetch_pretrained",
+    "load_checkpoint",
+    "read_checkpoint",
+    "to_official",
+    "to_openmmlab",
+]
+
+_PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")  # ".tar" as in timm's "model_best.pth.tar"
+_COUNTER = ".num_batches_tracked"  # absent before PyTorch 0.4.1 and without effect on outputs
+_SHOWN = 8  # names listed in an error
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, object], model: nn.Module) -> dict[str, Tensor]:
+    """Rename a checkpoint to our own layout: the hook that timm's builder calls before loading.
+
+    See :func:`convert_state_dict`; `model` is not needed, the names say which layout it is.
+    """
+    del model
+    return convert_state_dict(state_dict)
+
+
+def load_checkpoint(
+    model: nn.Module,
+    source: str | os.PathLike[str] | Mapping[str, object],
+    *,
+    reset_head: bool = False,
+) -> None:
+    """Load weights into `model`, every entry or, after an error, none.
+
+    Takes the official layout, OpenMMLab's, timm's and our own (the same thing), wrapped in
+    ``state_dict``, ``model`` or an averaged (EMA) copy of them, which then is preferred. A floating point
+    type other than the model's is converted. Any other network of timm takes its own weights.
+
+    Args:
+        model: Network to fill; stays on its device and in its type.
+        source: A file (``.safetensors``, or ``.pth``, ``.pt``, ``.ckpt``, ``.bin``, ``.pth.tar``, which are
+            only read with ``weights_only=True``), an http(s) URL of one (see :func:`fetch_pretrained`), or
+            a state dict.
+        reset_head: Ignore the checkpoint's classifier and keep the one that `model` has, for weights
+            trained for other classes.
+
+    Raises:
+        UserError: The file cannot be read or would run code, or entries are missing, unexpected or of
+            another shape or type (``num_batches_tracked`` may be missing). `model` is unchanged.
+    """
+    if isinstance(source, Mapping):
+        label, checkpoint = "the state dict", source
+    else:
+        label, checkpoint = str(source), read_checkpoint(source)
+    expected: dict[str, Tensor] = model.state_dict()
+    if any(tensor.is_meta for tensor in expected.values()):
+        raise UserError(f"{label}: the model is on the meta device; create it on another to load weights")
+    try:
+        # A model's own names need no translation, whatever they look like.
+        inner = unwrap_state_dict(checkpoint)
+        entries = check_tensors(inner) if inner.keys() <= expected.keys() else convert_state_dict(inner)
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from error
+
+    heads = _head_names(model)
+    if reset_head:
+        if not heads:
+            raise UserError(f"{label}: {type(model).__name__} names no head to keep; leave reset_head out")
+        entries = {name: tensor for name, tensor in entries.items() if _module(name) not in heads}
+        expected = {name: tensor for name, tensor in expected.items() if _module(name) not in heads}
+    _check_fit(entries, expected, heads=heads, label=label, model_name=type(model).__name__)
+    model.load_state_dict(entries, strict=False)  # what may be missing was decided above
+
+
+def read_checkpoint(source: str | os.PathLike[str]) -> Mapping[str, object]:
+    """Read the dict in a checkpoint file or behind an http(s) URL, without running any code from it.
+
+    Raises:
+        UserError: No such file, another kind of file, damaged, or a pickle that would run code.
+    """
+    text = os.fspath(source)
+    if text.startswith(("http://", "https://")):
+        return _read_file(fetch_pretrained(text), label=text)
+    if "://" in text:
+        raise UserError(f"{text}: only http and https URLs are loaded; download the file and give its path")
+    return _read_file(Path(os.path.expanduser(text)), label=text)
+
+
+def _read_file(path: Path, *, label: str) -> Mapping[str, object]:
+    if not os.path.isfile(path):  # unlike Path.is_file, never an OSError
+        problem = "is not a file" if os.path.exists(path) else "does not exist"
+        raise UserError(f"{label}: {problem}; give the path of a checkpoint (.safetensors or .pth)")
+    suffix = path.suffix.lower()
+    if suffix not in (".safetensors", *_PICKLE_SUFFIXES):
+        known = ", ".join((".safetensors", *_PICKLE_SUFFIXES))
+        raise UserError(f"{label}: unknown kind of checkpoint {suffix!r}; known are {known}")
+    read: Callable[[Path], object] = load_file if suffix == ".safetensors" else _unpickle
+    try:
+        checkpoint = read(path)
+    except PermissionError as error:
+        raise UserError(f"{label}: may not be read; change its permissions") from error
+    except Exception as error:  # a damaged file can fail in any way inside of the readers
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{label}: refused, because loading it would run code ({refused[1]}); save the weights "
+                "alone, by safetensors.torch.save_file(model.state_dict(), path)"
+            ) from error
+        raise UserError(
+            f"{label}: damaged, cut short or no {suffix} checkpoint; get the file again or save it anew"
+        ) from error
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(
+            f"{label}: holds {type(checkpoint).__name__}, not a state dict; save model.state_dict() instead"
+        )
+    return checkpoint
+
+
+def _unpickle(path: Path) -> object:
+    # The training arguments that timm and the authors' code keep beside the weights: names and plain values.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _head_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the modules that depend on the number of classes, as timm's pretrained_cfg names them."""
+    config = getattr(model, "pretrained_cfg", None)
+    names = config.get("classifier") if isinstance(config, Mapping) else None
+    if names is None and hasattr(model, "forward_branches"):
+        names = ("conv_head", "trans_head")  # a Conformer built without timm
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _module(name: str) -> str:
+    """Return the name of the module that holds a parameter."""
+    return name.rpartition(".")[0]
+
+
+def _check_fit(
+    entries: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    *,
+    heads: tuple[str, ...],
+    label: str,
+    model_name: str,
+) -> None:
+    """Raise the UserError that lists every entry of a checkpoint that does not fit the model."""
+    missing = [name for name in expected if name not in entries and not name.endswith(_COUNTER)]
+    unexpected = [name for name in entries if name not in expected]
+    both = [name for name in expected if name in entries]
+    shapes = [name for name in both if entries[name].shape != expected[name].shape]
+    kinds = [name for name in both if not _convertible(entries[name], expected[name])]
+    wrong = [*missing, *unexpected, *shapes, *kinds]
+    if not wrong:
+        return
+    have, want = (_classes(tensors, heads) for tensors in (entries, expected))
+    if have != want and not kinds and all(_module(name) in heads for name in wrong):
+        raise UserError(
+            f"{label}: its head has {have} classes and the model's {want} ({_listed(wrong)}); pass "
+            f"reset_head=True to keep the model's own head, or create the model with num_classes={have}"
+        )
+    problems = {
+        "missing": missing,
+        "unexpected": [_shown(name) for name in unexpected],
+        "of another shape": [
+            f"{_shown(name)} {tuple(entries[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in shapes
+        ],
+        "of another type": [
+            f"{_shown(name)} {_describe(entries[name])} instead of {_describe(expected[name])}"
+            for name in kinds
+        ],
+    }
+    text = ", ".join(f"{len(names)} {what} ({_listed(names)})" for what, names in problems.items() if names)
+    raise UserError(
+        f"{label}: does not fit {model_name}, entries {text}; create the variant, in_chans and num_classes "
+        "that the weights were made for"
+    )
+
+
+def _convertible(source: Tensor, target: Tensor) -> bool:
+    """Whether the values of `source` can be copied to `target` without changing their meaning."""
+    if source.is_meta or source.is_quantized or source.layout != torch.strided:
+        return False
+    return _kind(source.dtype) == _kind(target.dtype)
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "float"
+    return "complex" if dtype.is_complex else "bool" if dtype == torch.bool else "int"
+
+
+def _classes(tensors: Mapping[str, Tensor], heads: tuple[str, ...]) -> int:
+    """Return the number of classes of the first head that is there, or 0."""
+    sizes = (len(tensors[f"{head}.bias"]) for head in heads if f"{head}.bias" in tensors)
+    return next(sizes, 0)
+
+
+def _describe(tensor: Tensor) -> str:
+    """Return the type of a tensor as in an error: "float32", "float32 (meta)", "float32 (sparse_coo)"."""
+    special = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return dtype if special == "strided" else f"{dtype} ({special})"
+
+
+def _shown(name: str) -> str:
+    """Return a name fit for one line."""
+    return name[:80] if name.isprintable() else repr(name[:80])
+
+
+def _listed(texts: Iterable[str]) -> str:
+    shown = list(texts)
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return ", ".join(shown[:_SHOWN]) + more

@@ -1,0 +1,365 @@
+"""Conformer: a CNN branch and a transformer branch, coupled in every block.
+
+Peng et al., "Conformer: Local Features Coupling Global Representations for Visual Recognition",
+ICCV 2021, arXiv 2105.03889. Section and figure numbers refer to that paper. It is not the speech
+model of the same name.
+
+Shapes: B pictures, C channels of a map, H x W its size, N patch tokens, D embedding width.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, get_device_dtype, trunc_normal_
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from conformer_vision.models.blocks import Bottleneck, FCUDown, FCUUp, build_block, build_stem
+from conformer_vision.models.checkpoints import checkpoint_filter_fn
+from conformer_vision.models.config import ConformerConfig
+from conformer_vision.models.recompute import recompute
+
+__all__ = ["BranchFeatures", "BranchLogits", "Conformer", "checkpoint_filter_fn"]
+
+
+class BranchLogits(NamedTuple):
+    """What the two heads say, each (B, num_classes); the pooled features where the model has no classes."""
+
+    conv: Tensor
+    trans: Tensor
+
+
+class BranchFeatures(NamedTuple):
+    """What the branches hold after a block: map (B, C, H, W), tokens (B, 1 + N, D), class token first."""
+
+    map: Tensor
+    tokens: Tensor | None
+
+
+class Conformer(nn.Module):
+    """The network (figure 2), with timm's model surface.
+
+    `model(x)` gives one tensor of logits (B, num_classes), or the pooled features of both branches
+    (B, num_features) where there are no classes. See `forward_branches` for the two heads apart.
+    """
+
+    def __init__(
+        self,
+        config: ConformerConfig,
+        num_classes: int = 1000,
+        *,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        """Build and initialise the network.
+
+        Args:
+            config: what network to build.
+            num_classes: classes of both heads; 0 leaves the heads out.
+            in_chans: channels of the picture.
+            global_pool: "avg", or "" to leave out pooling and heads (then num_classes has to be 0).
+
+        Raises:
+            ValueError: a value is not possible; the message names it.
+        """
+        super().__init__()
+        if in_chans < 1:
+            raise ValueError(f"in_chans={in_chans} is not positive")
+        dd = {"device": device, "dtype": dtype}
+        self.config = config
+        self.in_chans = in_chans
+        self.head_fusion = config.head_fusion
+        self.grad_checkpointing = False
+        self.distilled_training = False
+        self.embed_dim = config.embed_dim
+        self.pad_to = config.tokens_to_map(0)
+
+        self.stem, self.stem_pool = build_stem(config, in_chans, dd)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim, **dd))
+        self.patch_embed: nn.Module = nn.Conv2d(
+            config.stem_width, config.embed_dim, self.pad_to, stride=self.pad_to, **dd
+        )
+        self.blocks = nn.ModuleList(build_block(config, index, dd) for index in range(config.depth))
+        self.norm: nn.Module | None = nn.LayerNorm(config.embed_dim, **dd)
+        self.head_drop = nn.Dropout(config.drop_rate)
+
+        self.feature_depths = config.feature_depths
+        widths = [config.stem_width] + [
+            config.width(config.stage(depth - 1)) for depth in self.feature_depths[1:]
+        ]
+        stem_reduction = min(config.stem_stride, 2)
+        reductions = [stem_reduction] + [config.stem_stride * ratio for ratio in (1, 2, 4, 8)]
+        modules = ["stem"] + [f"blocks.{depth - 1}" for depth in self.feature_depths[1:]]
+        self.feature_info: list[dict[str, Any]] = [
+            {"num_chs": chs, "reduction": reduction, "module": module}
+            for chs, reduction, module in zip(widths, reductions, modules, strict=True)
+        ]
+
+        self.map_chs = widths[-1]
+        self.num_features = self.head_hidden_size = self.map_chs + config.embed_dim
+        self.conv_head: nn.Module = nn.Identity()
+        self.trans_head: nn.Module | None = nn.Identity()
+        self._set_heads(num_classes, global_pool)
+        self.init_weights()
+
+    # ---- weights -------------------------------------------------------------------------------
+
+    def init_weights(self) -> None:
+        """Set every weight and statistic afresh.
+
+        Truncated normal 0.02 for Linear layers and the class token, Kaiming fan-out for convolutions (the
+        couplings' projections included), ones and zeros for norms.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+                module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, FCUDown | FCUUp):  # 1x1 convolutions in the paper
+                module.proj.reset_parameters()
+                nn.init.kaiming_normal_(module.proj.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Bottleneck) and self.config.zero_init_last:
+                nn.init.zeros_(module.bn3.weight)
+        if self.cls_token is not None:
+            trunc_normal_(self.cls_token, std=0.02)
+
+    def no_weight_decay(self) -> Any:
+        """Names of parameters that take no weight decay, beside norms and biases."""
+        return {"cls_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by depth, for layer-wise learning-rate decay."""
+        blocks: Any = r"^blocks\.(\d+)"
+        return {
+            "stem": r"^stem\.|^cls_token|^patch_embed",
+            "blocks": blocks if coarse else [(blocks, None), (r"^norm\.", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute each block in backward instead of storing what is inside it."""
+        self.grad_checkpointing = enable
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Make `model(x)` in training mode give `BranchLogits`, for trainers with a loss on each head."""
+        self.distilled_training = enable
+
+    def set_fused_attention(self, enable: bool = True) -> None:
+        """Use `scaled_dot_product_attention`, or the plain path.
+
+        On the plain path the modules `blocks.*.transformer.attn.attn_drop` see the attention maps.
+        """
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = enable  # type: ignore[misc]  # Final for TorchScript, which is made later
+
+    # ---- heads ---------------------------------------------------------------------------------
+
+    def _set_heads(self, num_classes: int, global_pool: str) -> None:
+        if num_classes < 0:
+            raise ValueError(f"num_classes={num_classes} is negative; use 0 for a model without heads")
+        if global_pool not in ("avg", ""):
+            raise ValueError(f"global_pool={global_pool!r} is not possible; use 'avg' or ''")
+        if num_classes and not global_pool:
+            raise ValueError(
+                f"num_classes={num_classes} needs global_pool='avg'; without pooling use num_classes=0"
+            )
+        dd = get_device_dtype(self)
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.conv_head = nn.Linear(self.map_chs, num_classes, **dd) if num_classes else nn.Identity()
+        if self.norm is None:  # pruned: the features end at a map
+            self.trans_head = None
+        else:
+            self.trans_head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> Any:
+        """The two heads (convolution, transformer); the first alone where pruning left no class token."""
+        return self.conv_head if self.trans_head is None else (self.conv_head, self.trans_head)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace both heads by fresh ones for `num_classes` classes; 0 removes them.
+
+        `global_pool` None keeps the pooling, but heads bring back one that was left out.
+        """
+        if global_pool is None:
+            global_pool = "avg" if num_classes else self.global_pool
+        self._set_heads(num_classes, global_pool)
+        for head in (self.conv_head, self.trans_head):
+            if isinstance(head, nn.Linear):
+                trunc_normal_(head.weight, std=0.02)
+                nn.init.zeros_(head.bias)
+            if head is not None:
+                head.train(self.training)
+
+    def fuse_logits(self, branches: BranchLogits) -> Tensor:
+        """Join the two heads' logits into one tensor (B, num_classes) by `head_fusion`."""
+        total: Tensor = branches.conv + branches.trans
+        return total / 2 if self.head_fusion == "mean" else total
+
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Take `forward_features`' tensor, give the pooled map (B, C) and the class token (B, D or 0)."""
+        conv = self.head_drop(x[:, : self.map_chs].mean((2, 3)))
+        trans = self.head_drop(x[:, self.map_chs :, 0, 0])
+        return conv, trans
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Take `forward_features`' tensor, give logits (B, num_classes).
+
+        With `pre_logits`, or without classes, give the pooled features (B, num_features): the map's mean,
+        then the class token.
+        """
+        if self.global_pool == "":
+            return x
+        conv, trans = self._pool(x)
+        if pre_logits or self.num_classes == 0:
+            return torch.cat([conv, trans], dim=1)
+        logits: Tensor = self.conv_head(conv)
+        if self.trans_head is None:
+            return logits
+        branches = BranchLogits(logits, self.trans_head(trans))
+        if self.distilled_training and self.training and not torch.jit.is_scripting():
+            return cast(Tensor, branches)  # a pair, which timm's trainers ask for by an explicit switch
+        return self.fuse_logits(branches)
+
+    # ---- forward -------------------------------------------------------------------------------
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the stem's map, give a map and tokens (B, 1 + N, D), class token first, for the blocks."""
+        x = self.stem_pool(x)
+        # Zeros at bottom and right, so that whole patches cover a picture of any size.
+        height, width, unit = x.shape[2], x.shape[3], self.pad_to
+        rows, cols = (height + unit - 1) // unit, (width + unit - 1) // unit
+        x = F.pad(x, (0, cols * unit - width, 0, rows * unit - height))
+        patches = self.patch_embed(x).flatten(2).transpose(1, 2)
+        return x, torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches], dim=1)
+
+    def _features(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Join the last map and the normalised class token into `forward_features`' tensor."""
+        if self.norm is None:
+            return x
+        token = self.norm(tokens[:, 0])
+        return torch.cat([x, token[:, :, None, None].expand(-1, -1, x.shape[2], x.shape[3])], dim=1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Take pictures (B, in_chans, H, W), give one tensor (B, C + D, H / 32, W / 32).
+
+        The first C channels are the last map, the other D the normalised class token, the same at every
+        position: one NCHW tensor as timm and its clients expect, whose spatial mean is both heads' input.
+        """
+        x = self.stem(x)
+        if len(self.blocks) == 0:  # pruned to the stem
+            return x
+        x, tokens = self._embed(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x, tokens = recompute(block, x, tokens)
+            else:
+                x, tokens = block(x, tokens)
+        return self._features(x, tokens)
+
+    def forward_branches(self, x: Tensor) -> BranchLogits:
+        """Take pictures (B, in_chans, H, W), give the logits of the convolution and the transformer head."""
+        if self.trans_head is None or self.global_pool == "":
+            raise ValueError("a model without its class token or its pooling has no two heads")
+        conv, trans = self._pool(self.forward_features(x))
+        return BranchLogits(self.conv_head(conv), self.trans_head(trans))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take pictures (B, in_chans, H, W), normalised, H and W from 32; give logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    # ---- intermediate features -----------------------------------------------------------------
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        return_tokens: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Give the maps of feature levels: the stem and blocks 4, 8, 11, 12 at strides 2, 4, 8, 16, 32.
+
+        Args:
+            x: pictures (B, in_chans, H, W).
+            indices: the last n levels if int, all if None, else the levels' numbers.
+            norm: normalise the tokens returned by `return_tokens`; maps have no final norm.
+            stop_early: stop behind the last level asked for.
+            output_fmt: "NCHW".
+            intermediates_only: leave out the final features.
+            return_tokens: give `BranchFeatures` (map, tokens) per level; the stem has no tokens (None).
+        """
+        if output_fmt != "NCHW":
+            raise ValueError("output_fmt has to be 'NCHW'; the tokens come with return_tokens=True")
+        take_indices, max_index = feature_take_indices(len(self.feature_depths), indices)
+        intermediates: list[Tensor] = []
+        pairs: list[BranchFeatures] = []
+
+        x = self.stem(x)
+        tokens: Tensor | None = None
+        if 0 in take_indices:
+            intermediates.append(x)
+            pairs.append(BranchFeatures(x, tokens))
+        features = x
+        if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice a ModuleList
+            blocks = self.blocks
+        else:
+            blocks = self.blocks[: self.feature_depths[max_index]]
+        if len(blocks) > 0:
+            x, tokens = self._embed(x)
+            for index, block in enumerate(blocks):
+                if self.grad_checkpointing and not torch.jit.is_scripting():
+                    x, tokens = recompute(block, x, tokens)
+                else:
+                    x, tokens = block(x, tokens)
+                for level in take_indices:
+                    if self.feature_depths[level] == index + 1:
+                        intermediates.append(x)
+                        if not torch.jit.is_scripting() and return_tokens:
+                            normed = self.norm(tokens) if norm and self.norm is not None else tokens
+                            pairs.append(BranchFeatures(x, normed))
+            features = self._features(x, tokens)
+
+        if not torch.jit.is_scripting() and return_tokens:
+            return cast(list[Tensor], pairs if intermediates_only else (features, pairs))
+        if intermediates_only:
+            return intermediates
+        return features, intermediates
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Delete what the maps of the levels `indices` do not need: no parameter is left without use.
+
+        The class token's norm goes with the heads (`prune_norm`, `prune_head`) or with the last blocks; the
+        features then are the last map alone. Returns the levels' numbers.
+        """
+        take_indices, max_index = feature_take_indices(len(self.feature_depths), indices)
+        depth = self.feature_depths[max_index]
+        cut = depth < len(self.blocks)
+        if not (cut or prune_norm or prune_head):
+            return take_indices
+        self.blocks = self.blocks[:depth]
+        self.feature_depths = self.feature_depths[: max_index + 1]
+        if depth == 0:
+            self.stem_pool = nn.Identity()
+            self.patch_embed = nn.Identity()
+            self.cls_token = None  # type: ignore[assignment]  # no token is made any more
+        self.norm = None
+        self.map_chs = self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        self.reset_classifier(0, "" if prune_head or cut else None)
+        return take_indices

@@ -1,0 +1,176 @@
+"""The named Conformers: their configurations, weights and timm entry points."""
+
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._builder import resolve_pretrained_cfg
+
+from conformer_vision.models.checkpoints import checkpoint_filter_fn, fetch_pretrained
+from conformer_vision.models.config import ConformerConfig
+from conformer_vision.models.conformer import Conformer
+
+__all__ = ["VARIANTS"]
+
+_OPENMMLAB = "https://download.openmmlab.com/mmclassification/v0/conformer/"
+
+VARIANTS: dict[str, ConformerConfig] = {
+    # As published (paper table 1).
+    "conformer_tiny_patch16_224": ConformerConfig(channel_ratio=1.0),
+    "conformer_small_patch16_224": ConformerConfig(),
+    "conformer_small_patch32_224": ConformerConfig(patch_size=32),
+    "conformer_base_patch16_224": ConformerConfig(channel_ratio=6.0, embed_dim=576, num_heads=9),
+    # A small budget: under 8 M parameters.
+    "conformer_nano_patch16_224": ConformerConfig(channel_ratio=1.5, embed_dim=160, num_heads=5),
+    # Small pictures: 8 x 8 tokens from 32 and from 64 pixels.
+    "conformer_nano_patch4_32": ConformerConfig(
+        patch_size=4, stem_stride=1, channel_ratio=1.5, embed_dim=160, num_heads=5
+    ),
+    "conformer_nano_patch8_64": ConformerConfig(
+        patch_size=8, stem_stride=2, channel_ratio=1.5, embed_dim=160, num_heads=5
+    ),
+    "conformer_tiny_patch4_32": ConformerConfig(patch_size=4, stem_stride=1, channel_ratio=1.0),
+    "conformer_tiny_patch8_64": ConformerConfig(patch_size=8, stem_stride=2, channel_ratio=1.0),
+}
+
+
+def _cfg(size: int, weights: str = "", *, reduction: int = 32) -> dict[str, Any]:
+    """Describe a variant's input and weights as timm does; `reduction` is the stride of its last map."""
+    return {
+        "url": _OPENMMLAB + weights if weights else "",
+        "num_classes": 1000,
+        "input_size": (3, size, size),
+        "pool_size": (size // reduction, size // reduction),
+        "crop_pct": 224 / 256,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.conv",
+        "classifier": ("conv_head", "trans_head"),
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2105.03889",
+        "paper_name": "Conformer: Local Features Coupling Global Representations for Visual Recognition",
+        "origin_url": "https://github.com/pengzhiliang/Conformer",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "conformer_tiny_patch16_224.in1k": _cfg(
+            224, "conformer-tiny-p16_3rdparty_8xb128_in1k_20211206-f6860372.pth"
+        ),
+        "conformer_small_patch16_224.in1k": _cfg(
+            224, "conformer-small-p16_3rdparty_8xb128_in1k_20211206-3065dcf5.pth"
+        ),
+        "conformer_small_patch32_224.in1k": _cfg(
+            224, "conformer-small-p32_8xb128_in1k_20211206-947a0816.pth"
+        ),
+        "conformer_base_patch16_224.in1k": _cfg(
+            224, "conformer-base-p16_3rdparty_8xb128_in1k_20211206-bfdf8637.pth"
+        ),
+        "conformer_nano_patch16_224": _cfg(224),
+        "conformer_nano_patch4_32": _cfg(32, reduction=8),
+        "conformer_nano_patch8_64": _cfg(64, reduction=16),
+        "conformer_tiny_patch4_32": _cfg(32, reduction=8),
+        "conformer_tiny_patch8_64": _cfg(64, reduction=16),
+    }
+)
+
+_CONFIG_FIELDS = {field.name for field in fields(ConformerConfig)}
+
+
+def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Conformer:
+    """Build a variant through timm; `kwargs` are timm's, the model's, or fields of the configuration."""
+    changes = {name: kwargs.pop(name) for name in _CONFIG_FIELDS & kwargs.keys()}
+    config = replace(VARIANTS[variant], **changes)
+    if pretrained:
+        kwargs["pretrained_cfg_overlay"] = _with_local_file(
+            variant,
+            kwargs.get("pretrained_cfg"),
+            overlay=kwargs.get("pretrained_cfg_overlay"),
+            cache_dir=kwargs.get("cache_dir"),
+        )
+    model: Conformer = build_model_with_cfg(
+        partial(Conformer, config),
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3, 4), "feature_cls": "getter"},
+        **kwargs,
+    )
+    return model
+
+
+def _with_local_file(
+    variant: str,
+    pretrained_cfg: Any,
+    *,
+    overlay: dict[str, Any] | None,
+    cache_dir: str | Path | None,
+) -> dict[str, Any]:
+    """Fetch the weights that the configuration's URL names, and have timm load the file.
+
+    timm would load a URL itself, but leaves the hash in its name unchecked.
+    """
+    overlay = dict(overlay or {})
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
+    if isinstance(cfg.url, str) and cfg.url and not (cfg.file or cfg.state_dict or cfg.hf_hub_id):
+        overlay["file"] = str(fetch_pretrained(cfg.url, cache_dir=cache_dir))
+    return overlay
+
+
+@register_model
+def conformer_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
+    """Conformer-Ti/16: 23.5 M parameters."""
+    return _create("conformer_tiny_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def conformer_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
+    """Conformer-S/16: 37.7 M parameters."""
+    return _create("conformer_small_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def conformer_small_patch32_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
+    """Conformer-S/32: 38.9 M parameters, a quarter of the tokens."""
+    return _create("conformer_small_patch32_224", pretrained, kwargs)
+
+
+@register_model
+def conformer_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
+    """Conformer-B/16: 83.3 M parameters."""
+    return _create("conformer_base_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def conformer_nano_patch16_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
+    """Conformer-nano/16: 6.5 M parameters, a narrow transformer beside a CNN branch 1.5 times Ti's."""
+    return _create("conformer_nano_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def conformer_nano_patch4_32(pretrained: bool = False, **kwargs: Any) -> Conformer:
+    """Conformer-nano/4 with a stem of stride 1: 32-pixel pictures keep 8 x 8 tokens."""
+    return _create("conformer_nano_patch4_32", pretrained, kwargs)
+
+
+@register_model
+def conformer_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> Conformer:
+    """Conformer-nano/8 with a stem of stride 2: 64-pixel pictures keep 8 x 8 tokens."""
+    return _create("conformer_nano_patch8_64", pretrained, kwargs)
+
+
+@register_model
+def conformer_tiny_patch4_32(pretrained: bool = False, **kwargs: Any) -> Conformer:
+    """Conformer-Ti/4 with a stem of stride 1: 32-pixel pictures keep 8 x 8 tokens."""
+    return _create("conformer_tiny_patch4_32", pretrained, kwargs)
+
+
+@register_model
+def conformer_tiny_patch8_64(pretrained: bool = False, **kwargs: Any) -> Conformer:
+    """Conformer-Ti/8 with a stem of stride 2: 64-pixel pictures keep 8 x 8 tokens."""
+    return _create("conformer_tiny_patch8_64", pretrained, kwargs)
