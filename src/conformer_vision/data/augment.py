@@ -1,0 +1,80 @@
+"""What augmentation to use; nothing here imports torch, so that the command line can read it for --help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from conformer_vision.errors import UserError
+
+if TYPE_CHECKING:
+    from .base import ImageSource
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of the training pictures.
+
+    Raises:
+        UserError: a value that cannot be, or two options of which one would have no effect.
+    """
+
+    crop: Literal["auto", "rrc", "pad"] = "auto"
+    """``rrc``: a random part of the picture, resized; ``pad``: the whole picture, moved at random
+    over a black border; ``auto``: ``pad`` for inputs up to 64 px, else ``rrc``."""
+    scale: tuple[float, float] | None = None
+    """Smallest and largest share of the picture's area that ``rrc`` takes; 0.08 and 1 where not given."""
+    ratio: tuple[float, float] | None = None
+    """Smallest and largest ratio of width to height that ``rrc`` takes; 3/4 and 4/3 where not given."""
+    pad: int | None = None
+    """Pixels by which ``pad`` moves the picture at most; an eighth of the input where not given."""
+    hflip: float | None = None
+    """Probability of mirroring left to right; 0.5 where not given, and 0 for ``digits``."""
+    color_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation."""
+    auto_augment: str | None = None
+    """timm's policy, as ``rand-m9-mstd0.5-inc1``, ``augmix-m3-w3`` or ``original``."""
+    re_prob: float = 0.0
+    """Probability of erasing a random rectangle (it gets the mean colour)."""
+
+    def __post_init__(self) -> None:
+        for name, highest in (("scale", 1.0), ("ratio", float("inf"))):
+            bounds = getattr(self, name)
+            if bounds is not None and not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= highest):
+                limit = " and at most 1" if highest == 1 else ""
+                raise UserError(f"{name} {bounds}: must be two numbers, the smaller first, above 0{limit}")
+        for name in ("hflip", "re_prob"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{name} {value}: must be from 0 to 1")
+        if not 0 <= self.color_jitter <= 1:
+            raise UserError(f"color_jitter {self.color_jitter}: must be from 0 to 1")
+        if self.pad is not None and self.pad < 1:
+            raise UserError(f"pad {self.pad}: must be 1 pixel or more")
+        if self.crop not in ("auto", "rrc", "pad"):
+            raise UserError(f"crop {self.crop!r}: must be auto, rrc or pad")
+        resized = self.scale is not None or self.ratio is not None
+        if self.pad is not None and (self.crop == "rrc" or resized):
+            raise UserError(
+                f"pad {self.pad} is for crop pad; scale and ratio are for crop rrc: keep one kind"
+            )
+        if self.crop == "pad" and resized:
+            raise UserError("scale and ratio have no effect with crop pad; leave them out or use crop rrc")
+        if self.auto_augment and self.color_jitter:
+            raise UserError(
+                "auto_augment changes colours itself; set color_jitter to 0 or leave auto_augment out"
+            )
+
+    def for_source(self, source: ImageSource) -> AugmentConfig:
+        """The same with ``hflip`` decided: where not given, 0 for pictures that must not be mirrored."""
+        if self.hflip is not None:
+            return self
+        return replace(self, hflip=0.5 if source.mirrorable else 0.0)
+
+    def crop_for(self, height: int, width: int) -> Literal["rrc", "pad"]:
+        """The crop with ``auto`` decided for an input of that size."""
+        if self.crop != "auto":
+            return self.crop
+        if self.scale is not None or self.ratio is not None:
+            return "rrc"
+        return "pad" if self.pad is not None or max(height, width) <= 64 else "rrc"

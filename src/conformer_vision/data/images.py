@@ -1,0 +1,207 @@
+"""Opening picture files, whatever they hold, as 8-bit RGB; needs Pillow, and NumPy for deep grey."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from conformer_vision.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+IMAGE_EXTENSIONS = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
+"""Lower-case suffixes of the files that count as pictures in a folder."""
+
+MAX_PIXELS = 178_956_970
+"""Largest picture that is decoded: where Pillow itself refuses (2 × 1 GiB / 4 / 3 pixels)."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # MPO opens through JPEG
+_ORIENTATION = 0x0112
+_UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BrokenImageError(UserError):
+    """A picture that cannot be decoded, is too big, or is not there; the line names it."""
+
+
+class _RefusedError(Exception):
+    """Why a picture is not decoded; its name is added by `open_image`."""
+
+
+def open_image(
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Decodes a picture to upright 8-bit RGB (H × W × 3).
+
+    JPEG, MPO, PNG, WebP, BMP, TIFF and GIF; of several frames the first. The EXIF orientation is
+    applied; alpha and transparent palette entries are composited on white. Grey of 16 bits is
+    divided by 257; so are 32-bit integers within 0..65535. Floats within 0..1 are multiplied by
+    255, floats within 0..255 rounded. Integers and floats beyond that are stretched from the
+    picture's minimum and maximum to 0..255.
+
+    Args:
+        source: path, the file's bytes, or a binary file open for reading.
+        name: what an error calls the picture; the path where not given.
+        max_pixels: most pixels (height × width) to decode, judged by the header; `MAX_PIXELS` at most.
+
+    Raises:
+        BrokenImageError: the picture cannot be decoded, for whatever reason; nothing else is raised.
+    """
+    try:
+        with warnings.catch_warnings():  # Pillow warns about sizes and metadata; a picture is good or refused
+            warnings.simplefilter("ignore")
+            return _decode(source, max_pixels)
+    # Pillow's decoders raise SyntaxError, struct.error, IndexError, ... on damaged bytes.
+    except Exception as error:
+        label = _one_line(name or _name_of(source))
+        raise BrokenImageError(f"{label}: cannot be read as a picture ({_reason(error)})") from error
+
+
+def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int) -> Image.Image:
+    if isinstance(source, (str, os.PathLike)):
+        mode = os.stat(source).st_mode
+        if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
+            raise _RefusedError("it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file")
+        if os.stat(source).st_size == 0:
+            raise _RefusedError("the file is empty")
+    elif isinstance(source, bytes):
+        if not source:
+            raise _RefusedError("the file is empty")
+        source = BytesIO(source)
+    with Image.open(source, formats=_FORMATS) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise _RefusedError(f"{width} × {height} pixels are more than the limit of {max_pixels}")
+        image.load()
+        upright = _UPRIGHT.get(_orientation(image))
+        rgb = _to_rgb(image)
+    rgb.info.clear()  # what describes the stored picture, as "transparency", does not describe this one
+    return rgb if upright is None else rgb.transpose(upright)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata does not make the pixels unusable
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode == "F" or image.mode.startswith("I"):  # I, I;16, I;16B, ...
+        return _deep_grey_to_8_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _deep_grey_to_8_bits(image: Image.Image) -> Image.Image:
+    import numpy as np
+
+    values = np.asarray(image)
+    if values.dtype.itemsize == 2:
+        return Image.fromarray(_divided_by_257(values))
+    values = values.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        raise _RefusedError("it holds no finite number")
+    low, high = float(finite.min()), float(finite.max())
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        return Image.fromarray(_divided_by_257(values))
+    if low >= 0 and high <= 1:
+        values = values * 255
+    elif low < 0 or high > 255:
+        values = (values - low) * (255 / max(high - low, 1e-30))
+    return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+def _divided_by_257(values: NDArray[Any]) -> NDArray[Any]:
+    return ((values.astype("uint32") + 128) // 257).astype("uint8")
+
+
+def _name_of(source: object) -> str:
+    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
+    return os.fspath(name) if isinstance(name, (str, os.PathLike)) else "picture"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, _RefusedError):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(_FORMATS)}, or is damaged"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return _one_line(error.strerror)
+    return _one_line(str(error)) or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks, and printable where a file name holds bytes that are not UTF-8."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
+def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
+    """Sort key that puts "img2" before "img10", whatever the case; equal only for equal names."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Pictures in and below the folder, by suffix, in natural order of their paths.
+
+    Hidden files and folders are left out. Links to folders are followed, each folder once and
+    none upwards, so a loop of links ends.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    found: list[Path] = []
+    # A link up to a parent would bring in what lies beside the folder, so parents count as seen.
+    seen = {str(path) for path in Path(os.path.realpath(folder)).parents}
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # In sorted order, so that of two ways to one folder every machine takes the same.
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_key)
+        found.extend(Path(parent, name) for name in files if is_image_name(name))
+    return sorted(found, key=lambda path: natural_key(str(path)))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the file name, by its suffix, is that of a picture, and is not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror or error}") from error

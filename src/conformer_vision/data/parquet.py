@@ -1,0 +1,213 @@
+"""Parquet in the Hugging Face image layout: a column of encoded pictures and a column of labels.
+
+The pictures stay in the memory-mapped Arrow file that ``datasets`` keeps in its cache, so a set
+larger than memory works and worker processes share it. Rows are taken from the Arrow column
+itself: ``datasets``' own access to a row costs a third of decoding a small JPEG.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from conformer_vision.errors import UserError
+
+from .base import ImageSource, Split, match_classes, stratified_split
+from .images import natural_key, open_image
+from .parquet_file import ParquetFile, class_names
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+_TRAIN_WORDS = {"train", "training"}
+_VAL_WORDS = ({"val", "valid", "validation"}, {"test"})  # the first kind that is there is taken
+
+
+class ParquetSource(ImageSource):
+    """Rows of parquet files.
+
+    Args:
+        files: the files that the pictures come from.
+        images: their image columns, one after the other, as a dataset of one column.
+        rows: the row of each picture, counted over all files.
+        classes: as in `ImageSource`.
+        labels: as in `ImageSource`.
+
+    Raises:
+        UserError: a row without a picture.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[ParquetFile],
+        images: datasets.Dataset,
+        *,
+        rows: NDArray[np.int64],
+        classes: Sequence[str],
+        labels: NDArray[np.int64],
+    ) -> None:
+        super().__init__(classes, labels)
+        self._paths = [file.path for file in files]
+        self._file_starts = list(accumulate((file.rows for file in files), initial=0))
+        self._images = images
+        self._rows = rows
+        self._open_chunks()
+        self._check_no_null()
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB picture."""
+        row = int(self._rows[index])
+        chunk = bisect_right(self._chunk_starts, row) - 1
+        encoded = self._chunks[chunk][row - self._chunk_starts[chunk]].as_py()
+        return open_image(encoded, name=self.name(index))
+
+    def name(self, index: int) -> str:
+        """``path row N``, N counted in its file from 0."""
+        return self._row_name(int(self._rows[index]))
+
+    def _row_name(self, row: int) -> str:
+        file = bisect_right(self._file_starts, row) - 1
+        return f"{self._paths[file]} row {row - self._file_starts[file]}"
+
+    def _open_chunks(self) -> None:
+        """The encoded pictures as Arrow arrays, views of the memory-mapped file, and their first rows."""
+        self._chunks = [_encoded(chunk) for chunk in self._images.data.column(0).chunks]
+        self._chunk_starts = list(accumulate((len(chunk) for chunk in self._chunks), initial=0))
+
+    def _check_no_null(self) -> None:
+        import numpy as np
+
+        for start, chunk in zip(self._chunk_starts, self._chunks, strict=False):
+            if chunk.null_count:
+                row = start + int(np.flatnonzero(chunk.is_null())[0])
+                raise UserError(
+                    f"{self._row_name(row)} holds no picture (its bytes are null); remove the row"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The dataset is pickled by the path of its Arrow file; the chunks would be copied into it.
+        return {name: value for name, value in vars(self).items() if name not in ("_chunks", "_chunk_starts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open_chunks()
+
+
+def is_parquet(spec: Path) -> bool:
+    """Whether the path is a file, a glob, or a folder with parquet files in it or in its ``data/``."""
+    return bool(_folder_files(spec)) if spec.is_dir() else spec.is_file() or glob.has_magic(str(spec))
+
+
+def open_parquet(
+    spec: Path, *, split: Split, val_fraction: float, seed: int, classes: Sequence[str] | None
+) -> ParquetSource:
+    """Reads a parquet file, a folder of them (or with them in ``data/``), or a glob.
+
+    Files are told apart by a word in their names: ``train``, and ``val``, ``valid``,
+    ``validation`` or, where there is none of these, ``test``. Where both kinds are there, other
+    files are left alone; where not, all files together are split by seed. Class names are those
+    of the column's ``ClassLabel``, else the labels that occur, sorted. Arguments and errors are
+    those of `open_source`.
+    """
+    import numpy as np
+
+    files = [ParquetFile.read(path) for path in _files(spec)]
+    parts = _parts(files)
+    if parts:
+        files = [file for part in parts.values() for file in part]
+    if not sum(file.rows for file in files):
+        raise UserError(f"{spec} holds no rows")
+    own = class_names(files, training=parts.get("train", files))
+    names, index = match_classes(own, classes, origin=str(spec))
+    used = parts.get(split, files)
+    labels = np.concatenate([file.class_numbers(own) for file in used])
+    rows = (
+        np.arange(len(labels))
+        if parts or split == "all"
+        else stratified_split(labels, val_fraction=val_fraction, seed=seed)[split]
+    )
+    return ParquetSource(
+        used, _read_images(used), rows=rows, classes=names, labels=np.asarray(index)[labels[rows]]
+    )
+
+
+def _files(spec: Path) -> list[Path]:
+    if spec.is_dir():
+        return _folder_files(spec)
+    if spec.is_file():
+        return [spec]
+    found = sorted(
+        (Path(name) for name in glob.glob(str(spec), recursive=True)), key=lambda path: natural_key(str(path))
+    )
+    if not found:
+        raise UserError(f"no file matches {spec}")
+    return found
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    for place in (folder, folder / "data"):
+        found = [path for path in place.glob("*.parquet") if not path.name.startswith(".")]
+        if found:
+            return sorted(found, key=lambda path: natural_key(path.name))
+    return []
+
+
+def _parts(files: Sequence[ParquetFile]) -> dict[Split, list[ParquetFile]]:
+    """Training and validation files by the words in their names; nothing where one kind is missing."""
+    words = {file: set(re.split("[^a-z]+", file.path.stem.lower())) for file in files}
+    train = [file for file in files if words[file] & _TRAIN_WORDS]
+    for kind in _VAL_WORDS:
+        val = [file for file in files if words[file] & kind and file not in train]
+        if train and val:
+            return {"train": train, "val": val}
+    return {}
+
+
+def _read_images(files: Sequence[ParquetFile]) -> datasets.Dataset:
+    from datasets import Dataset
+    from datasets.exceptions import DatasetsError
+
+    by_column = dict.fromkeys(file.image for file in files)
+    if len(by_column) > 1:
+        raise UserError(f"the pictures lie in columns of different names: {', '.join(by_column)}")
+    paths = [glob.escape(str(file.path.resolve())) for file in files]  # `datasets` takes them as patterns
+    try:
+        with _quiet_datasets():
+            return Dataset.from_parquet(paths, columns=list(by_column))
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"the pictures of {files[0].path} cannot be read ({reason})") from error
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """No progress bars and no log lines of ``datasets`` inside the block."""
+    import datasets
+
+    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _encoded(chunk: pa.Array) -> pa.Array:
+    import pyarrow as pa
+    from pyarrow import compute
+
+    return compute.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk

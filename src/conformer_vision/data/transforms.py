@@ -1,0 +1,165 @@
+"""From an RGB picture to the normalised tensor that a network takes, by timm's transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp, posterize
+from timm.data.transforms import ResizeKeepRatio
+from torch import Tensor
+from torchvision import transforms
+
+from conformer_vision.errors import UserError
+
+from .augment import AugmentConfig
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def build_transform(
+    *,
+    input_size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+    crop_pct: float,
+    crop_mode: str,
+    augment: AugmentConfig | None,
+) -> Transform:
+    """RGB picture of any size to a float tensor (C, H, W), normalised.
+
+    Args:
+        input_size: (C, H, W); C = 1 turns the picture to grey.
+        mean: one number per channel, on the scale 0..1.
+        std: likewise.
+        interpolation: of every resizing; one of `INTERPOLATIONS`.
+        crop_pct: without augmentation: share of the resized picture's edge that the crop keeps.
+        crop_mode: without augmentation: ``center`` resizes the short edge and crops, ``squash``
+            gives up the aspect ratio, ``border`` resizes the long edge and pads.
+        augment: random transforms for training; None for evaluation.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+    channels, height, width = _checked(input_size, mean, std, interpolation, crop_pct, crop_mode)
+    common: dict[str, Any] = {
+        "input_size": (channels, height, width),
+        "interpolation": interpolation,
+        "mean": tuple(mean),
+        "std": tuple(std),
+    }
+    if augment is None:
+        stages = create_transform(**common, crop_pct=crop_pct, crop_mode=crop_mode).transforms
+        before, after = stages[:-2], []
+    else:
+        primary, secondary, final = _training_stages(common, augment)
+        if augment.crop_for(height, width) == "pad":
+            primary[:1] = [
+                ResizeKeepRatio((height, width), interpolation=interpolation),
+                transforms.RandomCrop((height, width), padding=augment.pad or max(height, width) // 8),
+            ]
+        before, after = [*primary, *secondary], final[2:]
+    grey = [transforms.Grayscale()] if channels == 1 else []
+    # timm's last two stages, ToTensor and Normalize, take longer than all others on a small picture.
+    composed: Transform = transforms.Compose([*grey, *before, _ToNormalizedTensor(mean, std), *after])
+    return composed
+
+
+def _training_stages(
+    common: dict[str, Any], augment: AugmentConfig
+) -> tuple[list[Any], list[Any], list[Any]]:
+    jitter: Any = augment.color_jitter or None  # 0 would cost time and change nothing
+    try:
+        stages = create_transform(
+            **common,
+            is_training=True,
+            separate=True,
+            scale=augment.scale,
+            ratio=augment.ratio,
+            hflip=0.5 if augment.hflip is None else augment.hflip,
+            color_jitter=jitter,
+            auto_augment=augment.auto_augment,
+            re_prob=augment.re_prob,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        if augment.auto_augment is None:
+            raise
+        raise UserError(
+            f"auto_augment {augment.auto_augment!r}: timm has no such policy; "
+            "examples are rand-m9-mstd0.5-inc1, augmix-m3-w3 and original"
+        ) from error
+    primary, secondary, final = (list(stage.transforms) for stage in stages)
+    for operation in _operations(secondary):
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    return primary, secondary, final
+
+
+def _operations(stages: list[Any]) -> Iterator[AugmentOp]:
+    """The operations of timm's RandAugment, AugMix or AutoAugment among the stages."""
+    for stage in stages:
+        yield from getattr(stage, "ops", ())
+        for sequence in getattr(stage, "policy", ()):
+            yield from sequence
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """timm's, which asks for 0 bits at the end of its scale; Pillow gave black until version 13 refused."""
+    return posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
+
+
+class _ToNormalizedTensor:
+    """8-bit picture to (value / 255 - mean) / std as a float tensor (C, H, W)."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        import numpy as np
+
+        self._scale = 1 / (255 * np.array(std, dtype=np.float32))
+        self._shift = -np.array(mean, dtype=np.float32) / np.array(std, dtype=np.float32)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        import numpy as np
+
+        pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1)
+        return torch.from_numpy(pixels * self._scale + self._shift).permute(2, 0, 1).contiguous()
+
+    def __repr__(self) -> str:
+        return f"ToNormalizedTensor(scale={self._scale}, shift={self._shift})"
+
+
+def _checked(
+    input_size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+    crop_pct: float,
+    crop_mode: str,
+) -> tuple[int, int, int]:
+    if len(input_size) != 3 or min(input_size) < 1:
+        raise UserError(f"input_size {tuple(input_size)}: must be channels, height and width, each 1 or more")
+    channels, height, width = input_size
+    if channels not in (1, 3):
+        raise UserError(
+            f"input_size {tuple(input_size)}: pictures have 3 channels, or 1 turned to grey, not {channels}"
+        )
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise UserError(
+                f"{name} {tuple(values)}: must be {channels} numbers, one per channel of the input"
+            )
+    if min(std) <= 0:
+        raise UserError(f"std {tuple(std)}: must be above 0")
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(f"interpolation {interpolation!r}: must be one of {', '.join(INTERPOLATIONS)}")
+    if crop_mode not in CROP_MODES:
+        raise UserError(f"crop_mode {crop_mode!r}: must be one of {', '.join(CROP_MODES)}")
+    if not 0 < crop_pct <= 1:
+        raise UserError(f"crop_pct {crop_pct}: must be above 0 and at most 1")
+    return channels, height, width

@@ -1,0 +1,132 @@
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from conformer_vision.data import open_image, open_source, write_examples
+from conformer_vision.data.base import stratified_split
+from conformer_vision.errors import UserError
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0.01, 0.99), st.integers(0, 2**31))
+def test_stratified_split(labels: list[int], val_fraction: float, seed: int) -> None:
+    parts = stratified_split(labels, val_fraction=val_fraction, seed=seed)
+    assert sorted([*parts["train"], *parts["val"]]) == list(range(len(labels))) == list(parts["all"])
+    held_out, total = (Counter(labels[i] for i in parts[part]) for part in ("val", "all"))
+    for label, count in total.items():
+        assert held_out[label] < count  # every class stays in training
+        assert held_out[label] >= min(count - 1, 1)
+        assert abs(held_out[label] - count * val_fraction) <= 1
+    again = stratified_split(labels, val_fraction=val_fraction, seed=seed)
+    assert np.array_equal(again["val"], parts["val"])
+
+
+def test_split_is_the_same_on_every_machine() -> None:
+    parts = stratified_split([0, 1] * 10, val_fraction=0.2, seed=3)
+    assert parts["val"].tolist() == [9, 12, 15, 18]
+
+
+def test_digits() -> None:
+    train, val = (open_source("digits", split=split) for split in ("train", "val"))
+    assert len(train) + len(val) == 1797
+    assert train.classes == tuple("0123456789")
+    assert min(Counter(val.labels).values()) >= 17
+    image, label = open_source("digits", split="all")[0]
+    assert (image.mode, image.size, label) == ("RGB", (8, 8), 0)
+    assert np.asarray(image).max() == 239  # 15 of 16
+    assert not train.mirrorable
+    names = {source.name(i) for source in (train, val) for i in range(len(source))}
+    assert len(names) == 1797
+
+
+def test_digits_matched_to_classes_of_a_model() -> None:
+    own = open_source("digits", split="val")
+    other = open_source("digits", split="val", classes=["none", *reversed("0123456789")])
+    assert [own.classes[i] for i in own.labels] == [other.classes[i] for i in other.labels]
+    with pytest.raises(UserError, match="does not know the class 0"):
+        open_source("digits", split="val", classes=["cat", "dog"])
+
+
+def test_the_name_digits_wins_over_a_folder(
+    tmp_path: Path, class_folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders(tmp_path / "digits", ["a", "b"])
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("digits", split="train").classes) == 10
+    assert open_source("./digits", split="train").classes == ("a", "b")
+    assert open_source(Path("digits"), split="train").classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("photso", r"photso does not exist; did you mean .*photos\?"),
+        ("photos/", "no class folders"),
+        ("photos/*.parquet", r"no file matches .*photos/\*\.parquet"),
+        ("none/of/it", r"none/of/it does not exist; give a folder"),
+        ("photos/notes.txt", r"notes\.txt cannot be read as parquet"),
+        ("dangling", r"dangling"),
+    ],
+)
+def test_wrong_paths_are_named(tmp_path: Path, spec: str, message: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").write_text("some notes")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(f"{tmp_path}/{spec}", split="train")
+    assert "\n" not in str(caught.value)
+
+
+def test_misspelt_digits() -> None:
+    with pytest.raises(UserError, match="did you mean digits"):
+        open_source("digit", split="train")
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 1.0, -1.0, float("nan")])
+def test_impossible_val_fraction(val_fraction: float) -> None:
+    with pytest.raises(UserError, match="val_fraction"):
+        open_source("digits", split="train", val_fraction=val_fraction)
+
+
+def test_impossible_split() -> None:
+    with pytest.raises(UserError, match="must be train, val or all"):
+        open_source("digits", split="test")  # type: ignore[arg-type]
+
+
+def test_write_examples(tmp_path: Path) -> None:
+    source = open_source("digits", split="val")
+    paths = write_examples(source, tmp_path / "new" / "examples", count=12)
+    assert sorted(path.name for path in (tmp_path / "new" / "examples").iterdir()) == sorted(
+        p.name for p in paths
+    )
+    assert len(set(paths)) == 12
+    for path in paths:
+        name, number = path.stem.split("_")
+        image, label = source[int(number)]
+        assert name == source.classes[label]
+        assert np.array_equal(open_image(path), image)
+    assert write_examples(source, tmp_path / "again", count=12)[3].name == paths[3].name
+    other = write_examples(source, tmp_path / "other", count=12, seed=1)
+    assert [path.name for path in other] != [path.name for path in paths]
+
+
+def test_write_examples_of_odd_class_names_and_counts(
+    tmp_path: Path, write_image: Callable[..., Path]
+) -> None:
+    for name in ("b", "sea lion: *"):
+        write_image(tmp_path / "in" / name / "1.png")
+    source = open_source(tmp_path / "in", split="all")
+    paths = write_examples(source, tmp_path / "out", count=2)
+    assert [path.name for path in paths] == ["b_00000.png", "sea_lion__00001.png"]
+    assert isinstance(open_image(paths[0]), Image.Image)
+    for count in (0, 3):
+        with pytest.raises(UserError, match=f"count {count}: must be from 1 to the 2 pictures"):
+            write_examples(source, tmp_path / "out", count=count)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make the folder"):
+        write_examples(source, tmp_path / "file" / "out", count=1)
