@@ -1,0 +1,86 @@
+"""What a user may give to be classified, as one stream of named pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from conformer_vision.data import IMAGE_EXTENSIONS, BrokenImageError, find_images, open_image
+from conformer_vision.errors import UserError
+
+Picture = str | os.PathLike[str] | bytes | Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPicture:
+    """A picture still to be read, and the name under which it is answered."""
+
+    name: str
+    source: Path | bytes | Image.Image
+
+    def open(self) -> Image.Image:
+        """The picture as `open_image` gives it: upright, 8-bit RGB.
+
+        Raises:
+            BrokenImageError: it cannot be read; the line names it.
+        """
+        if not isinstance(self.source, Image.Image):
+            return open_image(self.source, name=self.name)
+        try:
+            file = _as_file(self.source)
+        except Exception as error:  # Pillow's decoders raise anything on damaged data
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BrokenImageError(f"{self.name}: cannot be read as a picture ({reason})") from error
+        return open_image(file, name=self.name)
+
+
+def named_pictures(inputs: Picture | Iterable[Picture]) -> Iterator[NamedPicture]:
+    """The inputs in order; a folder stands for the pictures in it and below, in natural order.
+
+    Files are named by their path, PIL pictures by their ``filename`` where they have one, and what
+    has no name by its number among the inputs, from 1.
+
+    Raises:
+        UserError: a folder without pictures, or an input of another type.
+    """
+    if isinstance(inputs, (str, os.PathLike, bytes, Image.Image)):
+        inputs = (inputs,)
+    for number, item in enumerate(inputs, start=1):
+        if isinstance(item, (bytes, bytearray, memoryview)):
+            yield NamedPicture(f"picture {number}", bytes(item))
+        elif isinstance(item, Image.Image):
+            yield NamedPicture(str(getattr(item, "filename", "") or f"picture {number}"), item)
+        elif isinstance(item, (str, os.PathLike)):
+            for path in _files(Path(item)):
+                yield NamedPicture(str(path), path)
+        else:
+            raise UserError(
+                f"input {number} is of type {type(item).__name__}; give paths, bytes or PIL pictures"
+            )
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]  # whether it is there is seen when it is read
+    if found := find_images(path):
+        return found
+    raise UserError(
+        f"{path} holds no pictures ({', '.join(sorted(IMAGE_EXTENSIONS))}); give a folder that does"
+    )
+
+
+def _as_file(image: Image.Image) -> BytesIO:
+    """A PIL picture as a lossless file, so that the rules of `open_image` hold for it too."""
+    buffer = BytesIO()
+    if image.mode.startswith("I") or image.mode == "F":
+        image.save(buffer, "TIFF", exif=image.getexif())
+    else:
+        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        image.save(buffer, "PNG", exif=image.getexif(), compress_level=0)
+    return buffer

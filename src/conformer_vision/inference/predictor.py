@@ -1,0 +1,164 @@
+"""Classifying pictures with a trained model, as a stream."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from conformer_vision.data import BrokenImageError
+from conformer_vision.errors import UserError
+from conformer_vision.inference.inputs import NamedPicture, Picture, named_pictures
+from conformer_vision.inference.runtime import FUSED, TrainedModel
+
+
+class Guess(NamedTuple):
+    """A class and the probability a head gives it."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture: classes by falling probability, or an error."""
+
+    name: str
+    """Path of the file, or the name given to a picture without one."""
+    labels: tuple[str, ...]
+    """The top-k classes; empty with an error."""
+    probabilities: tuple[float, ...]
+    """Their probabilities among all classes."""
+    error: str | None = None
+    """One line that says why there is no answer."""
+    conv: Guess | None = None
+    """First choice of a Conformer's convolution head; None for other models."""
+    trans: Guess | None = None
+    """First choice of its transformer head."""
+
+
+class Predictor:
+    """Classifies pictures with a trained model.
+
+    Args:
+        run: run folder or .safetensors file.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, or another of torch's.
+        batch_size: pictures per forward pass.
+
+    Raises:
+        UserError: what `load_model` refuses, or no such device.
+    """
+
+    def __init__(self, run: str | Path, *, device: str | torch.device = "auto", batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: must be 1 or more")
+        self._trained = TrainedModel(run, device=device)
+        self._batch_size = batch_size
+        self._readers = min(4, os.cpu_count() or 1)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the model's outputs."""
+        return self._trained.card.classes
+
+    def __call__(self, inputs: Picture | Iterable[Picture], *, top_k: int = 5) -> list[Prediction]:
+        """`predict`, all answers at once."""
+        return list(self.predict(inputs, top_k=top_k))
+
+    def predict(self, inputs: Picture | Iterable[Picture], *, top_k: int = 5) -> Iterator[Prediction]:
+        """Answers for pictures, in the order given, while later ones are being read.
+
+        At most two batches of pictures are held (of a folder, the names of all), so millions will do.
+
+        Args:
+            inputs: one or many of: a path of a file or of a folder (the pictures in and below it, in
+                natural order), the bytes of a file, a PIL picture.
+            top_k: classes per picture; all of them where the model has fewer.
+
+        Raises:
+            UserError: ``top_k`` below 1, or a folder without pictures; at once where ``inputs`` is a
+                path, list or tuple, else when it is reached. A missing, broken or oversized picture raises
+                nothing: its `Prediction` has an ``error``.
+        """
+        if top_k < 1:
+            raise UserError(f"top_k {top_k}: must be 1 or more")
+        pictures = named_pictures(inputs)
+        if isinstance(inputs, (str, os.PathLike, list, tuple)):  # names alone: mistakes show before any work
+            pictures = iter(list(pictures))
+        return self._stream(pictures, min(top_k, len(self.classes)))
+
+    def _stream(self, pictures: Iterator[NamedPicture], top_k: int) -> Iterator[Prediction]:
+        pending: deque[tuple[str, Future[Tensor | str]]] = deque()
+        pool = ThreadPoolExecutor(self._readers, thread_name_prefix="read-pictures")
+        try:
+            for picture in pictures:
+                pending.append((picture.name, self._submit(pool, picture)))
+                if len(pending) == 2 * self._batch_size:
+                    yield from self._answer([pending.popleft() for _ in range(self._batch_size)], top_k)
+            while pending:
+                batch = [pending.popleft() for _ in range(min(self._batch_size, len(pending)))]
+                yield from self._answer(batch, top_k)
+        finally:  # also where the caller stops early
+            pool.shutdown(cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, picture: NamedPicture) -> Future[Tensor | str]:
+        if not isinstance(picture.source, Image.Image):
+            return pool.submit(self._read, picture)
+        # The caller's own object: it may be given twice or changed later, so it is read here and now.
+        done: Future[Tensor | str] = Future()
+        done.set_result(self._read(picture))
+        return done
+
+    def _read(self, picture: NamedPicture) -> Tensor | str:
+        """The model's input (C, H, W), or the line that says why there is none."""
+        try:
+            return self._trained.transform(picture.open())
+        except BrokenImageError as error:
+            return str(error)
+
+    def _answer(self, batch: list[tuple[str, Future[Tensor | str]]], top_k: int) -> Iterator[Prediction]:
+        read = [(name, future.result()) for name, future in batch]
+        tensors = [result for _, result in read if isinstance(result, Tensor)]
+        answers = iter(self._classify(torch.stack(tensors), top_k) if tensors else ())
+        for name, result in read:
+            if isinstance(result, str):
+                yield Prediction(name, (), (), error=result)
+            elif (answer := next(answers)) is None:
+                yield Prediction(
+                    name, (), (), error=f"{name}: the model's output is not finite; train it again"
+                )
+            else:
+                labels, probabilities, first = answer
+                yield Prediction(
+                    name, labels, probabilities, conv=first.get("conv"), trans=first.get("trans")
+                )
+
+    def _classify(self, pictures: Tensor, top_k: int) -> Iterator[_Answer | None]:
+        """One answer per picture of (B, C, H, W); None where the output is not finite."""
+        heads = {name: logits.softmax(dim=1).cpu() for name, logits in self._trained.logits(pictures).items()}
+        values, indices = heads[FUSED].topk(top_k, dim=1)
+        first = {name: probabilities.max(dim=1) for name, probabilities in heads.items() if name != FUSED}
+        finite = torch.stack([p.isfinite().all(dim=1) for p in heads.values()]).all(dim=0)
+        for i in range(len(pictures)):
+            if not finite[i]:
+                yield None
+                continue
+            yield (
+                tuple(self.classes[k] for k in indices[i].tolist()),
+                tuple(values[i].tolist()),
+                {
+                    name: Guess(self.classes[int(best.indices[i])], float(best.values[i]))
+                    for name, best in first.items()
+                },
+            )
+
+
+_Answer = tuple[tuple[str, ...], tuple[float, ...], dict[str, Guess]]

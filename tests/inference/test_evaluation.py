@@ -1,0 +1,182 @@
+"""Accuracies against an independent count, and the picture of the confusion matrix."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+
+from conformer_vision.data import open_source
+from conformer_vision.errors import UserError
+from conformer_vision.inference import Evaluation, evaluate
+from conformer_vision.models.saved import load_model, save_model
+
+Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
+
+
+def write_pictures(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            coarse = generator.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((40, 32), Image.Resampling.BILINEAR).save(
+                folder / name / f"{i}.png"
+            )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five of the model's seven classes, in another order than the model's, with a val folder."""
+    root = tmp_path_factory.mktemp("pictures")
+    counts = {"犬 ünï": 5, "fox": 7, "bee": 3, "ant": 6, "dog": 4}
+    write_pictures(root / "val", counts)
+    write_pictures(root / "train", counts, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def evaluation(conformer_run: Path, pictures: Path) -> Evaluation:
+    return evaluate(conformer_run, pictures, device="cpu", batch_size=8)
+
+
+def test_against_scikit_learn(
+    conformer_run: Path, pictures: Path, evaluation: Evaluation, probabilities: Probabilities
+) -> None:
+    classes = load_model(conformer_run)[1].classes
+    labels, outputs = [], []
+    for path in sorted((pictures / "val").rglob("*.png")):
+        labels.append(classes.index(path.parent.name))
+        outputs.append(probabilities(conformer_run, Image.open(path).convert("RGB")))
+    everything = range(len(classes))
+    assert evaluation.samples == len(labels) == 25
+    assert evaluation.classes == classes
+    assert evaluation.top5 is not None
+    assert (
+        list(evaluation.top1) == list(evaluation.top5) == list(evaluation.loss) == ["conv", "trans", "fused"]
+    )
+    for name in ("conv", "trans", "fused"):
+        scores = np.stack([output[name].double().numpy() for output in outputs])
+        scores /= scores.sum(axis=1, keepdims=True)
+        top1 = top_k_accuracy_score(labels, scores, k=1, labels=everything)
+        assert evaluation.top1[name] == pytest.approx(top1)
+        assert evaluation.top5[name] == pytest.approx(
+            top_k_accuracy_score(labels, scores, k=5, labels=everything)
+        )
+        assert evaluation.loss[name] == pytest.approx(log_loss(labels, scores, labels=everything), rel=1e-4)
+    counts = confusion_matrix(labels, scores.argmax(axis=1), labels=everything)
+    assert np.array_equal(evaluation.confusion, counts)
+    totals = counts.sum(axis=1)
+    assert evaluation.per_class == {
+        name: counts[i, i] / totals[i] if totals[i] else None for i, name in enumerate(classes)
+    }
+    assert evaluation.per_class["cat"] is None
+    assert len(set(evaluation.top1.values()) | set(evaluation.loss.values())) > 3  # the heads differ
+
+
+def test_json(evaluation: Evaluation) -> None:
+    read = json.loads(evaluation.to_json())
+    assert read["top1"] == evaluation.top1
+    assert read["confusion"] == evaluation.confusion
+    assert read["samples"] == 25
+    assert read["images_per_second"] == pytest.approx(25 / read["seconds"])
+
+
+def test_batches_and_workers_change_nothing(
+    conformer_run: Path, pictures: Path, evaluation: Evaluation
+) -> None:
+    again = evaluate(conformer_run, pictures, device="cpu", batch_size=25, workers=1)
+    assert again.confusion == evaluation.confusion
+    assert again.loss == pytest.approx(evaluation.loss, rel=1e-5)
+
+
+def test_split_is_what_is_measured(resnet_run: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "val", {"ant": 2, "bee": 3})
+    write_pictures(tmp_path / "train", {"ant": 4, "bee": 1})
+    rows = [sum(row) for row in evaluate(resnet_run, tmp_path, device="cpu").confusion]
+    assert rows == [2, 3, 0, 0]
+    rows = [sum(row) for row in evaluate(resnet_run, tmp_path, device="cpu", split="train").confusion]
+    assert rows == [4, 1, 0, 0]
+    assert evaluate(resnet_run, tmp_path, device="cpu", split="all").samples == 10
+
+
+def test_single_headed_model_with_fewer_than_five_classes(resnet_run: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "val", {"ant": 2, "bee": 3})
+    result = evaluate(resnet_run, tmp_path, device="cpu")
+    assert list(result.top1) == list(result.loss) == ["fused"]
+    assert result.top5 is None
+    assert json.loads(result.to_json())["top5"] is None
+
+
+def test_pictures_held_out_in_training_are_the_ones_measured(
+    resnet_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source without a split of its own is split as the run's config says."""
+    data = write_pictures(tmp_path / "data", {"ant": 20, "bee": 20})
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.safetensors").write_bytes((resnet_run / "best.safetensors").read_bytes())
+    assert evaluate(run, data, device="cpu").samples == 4
+    (run / "config.yaml").write_text("val_fraction: 0.3\nseed: 5\n")
+    asked = []
+
+    def recorded(*args: object, **kwargs: object) -> object:
+        asked.append(kwargs)
+        return open_source(*args, **kwargs)
+
+    monkeypatch.setattr("conformer_vision.inference.evaluation.open_source", recorded)
+    assert evaluate(run, data, device="cpu").samples == 12
+    evaluate(run / "best.safetensors", data, device="cpu")
+    evaluate(run, data, device="cpu", val_fraction=0.2, seed=7)
+    assert [(k["val_fraction"], k["seed"]) for k in asked] == [(0.3, 5), (0.3, 5), (0.2, 7)]
+    (run / "config.yaml").write_text("[1")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        evaluate(run, data, device="cpu")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_picture_is_one_line_that_names_it(resnet_run: Path, tmp_path: Path, workers: int) -> None:
+    write_pictures(tmp_path / "val", {"ant": 2, "bee": 3})
+    (tmp_path / "val" / "bee" / "1.png").write_bytes(b"\x89PNG broken")
+    with pytest.raises(UserError, match=r"bee.1\.png") as caught:
+        evaluate(resnet_run, tmp_path, device="cpu", workers=workers)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_arguments(resnet_run: Path, tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data", {"ant": 2, "whale": 2})
+    with pytest.raises(UserError, match="whale"):
+        evaluate(resnet_run, data, device="cpu", val_fraction=0.5)
+    known = write_pictures(tmp_path / "known", {"ant": 2, "bee": 2})
+    with pytest.raises(UserError, match="batch_size 0"):
+        evaluate(resnet_run, known, batch_size=0, device="cpu")
+    with pytest.raises(UserError, match="workers -1"):
+        evaluate(resnet_run, known, workers=-1, device="cpu")
+    with pytest.raises(UserError, match="nowhere"):
+        evaluate(resnet_run, tmp_path / "nowhere", device="cpu")
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate(tmp_path / "no-run", data, device="cpu")
+
+
+def test_output_that_is_not_finite(resnet_run: Path, tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data", {"ant": 2, "bee": 2})
+    model, card = load_model(resnet_run)
+    torch.nn.init.constant_(model.fc.bias, float("inf"))
+    save_model(model, card, tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match="not finite"):
+        evaluate(tmp_path / "m.safetensors", data, device="cpu", val_fraction=0.5)
+
+
+def test_confusion_matrix_is_written(resnet_run: Path, tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data" / "val", {"ant": 2, "bee": 3}).parent
+    evaluate(resnet_run, data, device="cpu", confusion_matrix=tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert image.format == "PNG"
+    with pytest.raises(UserError, match="cannot write"):
+        evaluate(resnet_run, data, device="cpu", confusion_matrix=tmp_path / "no" / "folder.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["confusion.png", "data"]

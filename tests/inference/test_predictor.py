@@ -1,0 +1,314 @@
+"""What is predicted for files, folders, bytes and PIL pictures, whole and broken."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conformer_vision.errors import UserError
+from conformer_vision.inference import Prediction, Predictor
+from conformer_vision.models.saved import load_model, save_model
+
+Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def predictor(conformer_run: Path) -> Predictor:
+    return Predictor(conformer_run, device="cpu", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def fast(resnet_run: Path) -> Predictor:
+    return Predictor(resnet_run, device="cpu", batch_size=3)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def close(a: Prediction, b: Prediction, tolerance: float = 1e-5) -> bool:
+    return a.labels == b.labels and np.allclose(a.probabilities, b.probabilities, atol=tolerance)
+
+
+def test_probabilities_are_the_models(
+    conformer_run: Path, predictor: Predictor, colours: Image.Image, probabilities: Probabilities
+) -> None:
+    (answer,) = predictor(colours, top_k=7)
+    heads = probabilities(conformer_run, colours)
+    order = heads["fused"].argsort(descending=True).tolist()
+    assert answer.labels == tuple(predictor.classes[k] for k in order)
+    assert answer.probabilities == pytest.approx(heads["fused"][order].tolist(), rel=1e-4)
+    for name in ("conv", "trans"):
+        guess = getattr(answer, name)
+        assert guess.label == predictor.classes[int(heads[name].argmax())]
+        assert guess.probability == pytest.approx(float(heads[name].max()), rel=1e-4)
+    assert answer.conv != answer.trans
+    assert answer.error is None
+
+
+def test_single_headed_model(
+    resnet_run: Path, fast: Predictor, colours: Image.Image, probabilities: Probabilities
+) -> None:
+    (answer,) = fast([colours])
+    assert answer.conv is None and answer.trans is None
+    assert answer.probabilities[0] == pytest.approx(
+        float(probabilities(resnet_run, colours)["fused"].max()), rel=1e-4
+    )
+
+
+def test_top_k(predictor: Predictor, colours: Image.Image) -> None:
+    everything = predictor([colours], top_k=1000)[0]
+    assert sorted(everything.labels) == sorted(predictor.classes)
+    assert sum(everything.probabilities) == pytest.approx(1, abs=1e-5)
+    assert list(everything.probabilities) == sorted(everything.probabilities, reverse=True)
+    assert predictor([colours])[0].labels == everything.labels[:5]
+    with pytest.raises(UserError, match="top_k 0"):
+        predictor.predict([colours], top_k=0)
+
+
+FORMATS = {
+    "png": ("PNG", {}),
+    "bmp": ("BMP", {}),
+    "tiff": ("TIFF", {"compression": "tiff_lzw"}),
+    "webp": ("WEBP", {"lossless": True}),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_lossless_formats(fast: Predictor, colours: Image.Image, tmp_path: Path, kind: str) -> None:
+    name, options = FORMATS[kind]
+    path = tmp_path / f"picture.{kind}"
+    path.write_bytes(encoded(colours, name, **options))
+    for answer in fast([path, str(path), path.read_bytes()]):
+        assert close(answer, fast([colours])[0]), answer
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 60}), ("WEBP", {"quality": 50})])
+def test_lossy_formats(fast: Predictor, colours: Image.Image, kind: str, options: dict) -> None:
+    data = encoded(colours, kind, **options)
+    with Image.open(io.BytesIO(data)) as image:
+        decoded = image.convert("RGB")
+    assert close(fast([data])[0], fast([decoded])[0])
+
+
+def test_gif_palette_alpha_grey_and_16_bit(fast: Predictor, colours: Image.Image) -> None:
+    other = colours.rotate(180)
+    palette = colours.quantize(colors=256, dither=Image.Dither.NONE)
+    gif = encoded(palette, "GIF", save_all=True, append_images=[other.quantize()])
+    opaque = colours.convert("RGBA")
+    grey = colours.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    upright = fast([palette.convert("RGB")])[0]
+    assert close(fast([gif])[0], upright)
+    assert close(fast([encoded(palette, "PNG")])[0], upright)
+    assert close(fast([encoded(opaque, "PNG")])[0], fast([colours])[0])
+    shown = fast([grey.convert("RGB")])[0]
+    assert close(fast([encoded(grey, "PNG")])[0], shown)
+    assert close(fast([encoded(deep, "PNG")])[0], shown, 1e-3)
+    assert close(fast([encoded(deep, "TIFF")])[0], shown, 1e-3)
+    # PIL pictures get the same treatment as files.
+    assert close(fast([opaque])[0], fast([colours])[0])
+    assert close(fast([deep])[0], shown, 1e-3)
+    assert not close(fast([other])[0], fast([colours])[0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(fast: Predictor, colours: Image.Image, orientation: int) -> None:
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = colours.transpose(undo[orientation]) if orientation in undo else colours
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, "PNG", exif=exif)
+    assert close(fast([data])[0], fast([colours])[0])
+    with Image.open(io.BytesIO(data)) as image:
+        assert close(fast([image])[0], fast([colours])[0])
+
+
+def test_broken_ones_are_named_and_the_others_answered(
+    predictor: Predictor, colours: Image.Image, tmp_path: Path
+) -> None:
+    data = encoded(colours, "JPEG")
+    contents = {
+        "a.jpg": data,
+        "empty.png": b"",
+        "cut.jpg": data[: len(data) // 2],
+        "b.png": encoded(colours, "PNG"),
+        "text.jpg": b"this is no picture\n",
+        "ünïcode 犬 %s.png": encoded(colours, "PNG"),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in contents]
+    paths.insert(1, tmp_path / "missing.png")
+    answers = predictor([*paths, paths[0], b"junk"])
+    assert [a.name for a in answers] == [*map(str, paths), str(paths[0]), "picture 9"]
+    good = [paths[0], tmp_path / "b.png", tmp_path / "ünïcode 犬 %s.png"]
+    for answer in answers:
+        if answer.name in map(str, good):
+            assert answer.error is None and len(answer.labels) == 5
+        else:
+            assert answer.labels == () == answer.probabilities
+            assert answer.error is not None and "\n" not in answer.error
+            assert Path(answer.name).name in answer.error
+    assert close(answers[0], answers[-2])  # the same file twice
+    json.dumps([asdict(a) for a in answers], allow_nan=False)
+
+
+def test_folder(fast: Predictor, colours: Image.Image, tmp_path: Path) -> None:
+    names = [
+        "img2.png",
+        "IMG10.PNG",
+        "img1.png",
+        "notes.txt",
+        ".hidden.png",
+        "deep/er/x.png",
+        "img3.png/y.png",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        colours.save(tmp_path / name, "PNG")
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    answers = fast([tmp_path / "img2.png", tmp_path])
+    order = ["img2.png", "deep/er/x.png", "img1.png", "img2.png", "img3.png/y.png", "IMG10.PNG"]
+    assert [a.name for a in answers] == [str(tmp_path / name) for name in order]
+    assert not [a.error for a in answers if a.error]
+
+
+def test_folder_without_pictures(fast: Predictor, colours: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "readme.txt").write_text("no pictures")
+    with pytest.raises(UserError, match="holds no pictures"):
+        fast.predict([colours, tmp_path])  # at once
+    with pytest.raises(UserError, match="holds no pictures"):
+        list(fast.predict(iter([tmp_path])))
+
+
+def test_one_path_needs_no_list(fast: Predictor, colours: Image.Image, tmp_path: Path) -> None:
+    colours.save(tmp_path / "one.png")
+    for one in (
+        tmp_path / "one.png",
+        str(tmp_path / "one.png"),
+        tmp_path,
+        (tmp_path / "one.png").read_bytes(),
+    ):
+        assert close(fast(one)[0], fast([colours])[0])
+
+
+def test_names_of_pictures_without_a_file(fast: Predictor, colours: Image.Image, tmp_path: Path) -> None:
+    colours.save(tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as image:
+        answers = fast([colours, image, encoded(colours, "BMP")])
+    assert [a.name for a in answers] == ["picture 1", str(tmp_path / "one.png"), "picture 3"]
+
+
+def test_what_is_no_picture(fast: Predictor) -> None:
+    with pytest.raises(UserError, match="input 1 is of type int"):
+        fast([7])  # type: ignore[list-item]
+    assert fast([]) == []
+
+
+def test_stream_reads_no_more_than_two_batches_ahead(fast: Predictor, colours: Image.Image) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Image.Image]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield colours
+
+    answers = fast.predict(endless())
+    for seen in range(1, 8):
+        assert next(answers).name == f"picture {seen}"
+        assert taken <= seen + 2 * 3
+    answers.close()
+
+
+def test_batch_size_changes_nothing(conformer_run: Path, predictor: Predictor, colours: Image.Image) -> None:
+    pictures = [colours.rotate(30 * i) for i in range(5)]
+    alone = Predictor(conformer_run, device="cpu", batch_size=1)(pictures)
+    together = predictor(pictures)
+    assert all(close(a, b) for a, b in zip(alone, together, strict=True))
+    assert len({a.probabilities for a in alone}) == 5
+
+
+def test_changed_picture_object(fast: Predictor, colours: Image.Image) -> None:
+    """A caller may draw the next picture into the same object."""
+
+    def frames() -> Iterator[Image.Image]:
+        canvas = Image.new("RGB", colours.size)
+        for angle in (0, 90, 180):
+            canvas.paste(colours.rotate(angle))
+            yield canvas
+
+    wanted = [fast([colours.rotate(angle)])[0] for angle in (0, 90, 180)]
+    assert all(close(a, b) for a, b in zip(fast(frames()), wanted, strict=True))
+
+
+def test_output_that_is_not_finite(resnet_run: Path, tmp_path: Path, colours: Image.Image) -> None:
+    model, card = load_model(resnet_run)
+    torch.nn.init.constant_(model.fc.bias, float("nan"))
+    save_model(model, card, tmp_path / "m.safetensors")
+    (answer,) = Predictor(tmp_path / "m.safetensors", device="cpu")([colours])
+    assert answer.error is not None and "not finite" in answer.error
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "xla"])
+def test_no_such_device(resnet_run: Path, device: str) -> None:
+    with pytest.raises(UserError, match=device) as caught:
+        Predictor(resnet_run, device=device)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_arguments(resnet_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch_size 0"):
+        Predictor(resnet_run, batch_size=0)
+    with pytest.raises(UserError, match="does not exist"):
+        Predictor(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
+def test_every_mode_of_pil_pictures(fast: Predictor, colours: Image.Image, mode: str) -> None:
+    through = {"PA": "P", "RGBa": "RGBA", "HSV": "RGB"}.get(mode)
+    image = (colours.convert(through) if through else colours).convert(mode)
+    (answer,) = fast([image])
+    assert answer.error is None
+    assert close(answer, fast([image.convert("RGB")])[0])
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
+def test_deep_pil_pictures_are_read_as_their_files(
+    fast: Predictor, colours: Image.Image, tmp_path: Path, mode: str
+) -> None:
+    values = np.asarray(colours.convert("L")).astype(
+        {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
+    )
+    image = Image.fromarray(values * (257 if mode != "F" else 1))
+    assert image.mode == mode
+    image.save(tmp_path / "deep.tiff")
+    shown, file = fast([image, tmp_path / "deep.tiff"])
+    assert close(shown, file)
+    assert close(shown, fast([colours.convert("L")])[0], 1e-3)
+
+
+def test_pil_picture_that_breaks_while_it_is_read(fast: Predictor, colours: Image.Image) -> None:
+    data = encoded(colours, "PNG")
+    broken = Image.open(io.BytesIO(data[: len(data) * 2 // 3]))
+    answers = fast([colours, broken, colours])
+    assert [a.error is None for a in answers] == [True, False, True]
+    assert answers[1].error is not None and answers[1].error.startswith("picture 2: ")
