@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, get_device_dtype, trunc_normal_
+from timm.layers import trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -158,8 +158,8 @@ class Conformer(nn.Module):
         On the plain path the modules `blocks.*.transformer.attn.attn_drop` see the attention maps.
         """
         for module in self.modules():
-            if isinstance(module, Attention):
-                module.fused_attn = enable  # type: ignore[misc]  # Final for TorchScript, which is made later
+            if hasattr(module, "fused_attn"):
+                setattr(module, "fused_attn", enable)  # noqa: B010 - Final for TorchScript, which is made later
 
     # ---- heads ---------------------------------------------------------------------------------
 
@@ -172,7 +172,8 @@ class Conformer(nn.Module):
             raise ValueError(
                 f"num_classes={num_classes} needs global_pool='avg'; without pooling use num_classes=0"
             )
-        dd = get_device_dtype(self)
+        like = next(self.parameters())
+        dd: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         self.num_classes = num_classes
         self.global_pool = global_pool
         self.conv_head = nn.Linear(self.map_chs, num_classes, **dd) if num_classes else nn.Identity()

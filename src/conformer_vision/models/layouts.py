@@ -60,7 +60,7 @@ def unwrap_state_dict(checkpoint: Mapping[str, object]) -> Mapping[str, object]:
     Looks under ``state_dict_ema``, ``model_ema``, ``state_dict`` and ``model``, repeatedly.
     """
     for _ in _WRAPPERS:  # nested no deeper than there are wrappers; a pickled dict can contain itself
-        inner = [checkpoint[key] for key in _WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
+        inner = [value for key in _WRAPPERS if isinstance(value := checkpoint.get(key), Mapping)]
         if not inner:
             break
         checkpoint = inner[0]

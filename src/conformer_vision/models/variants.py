@@ -5,15 +5,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+import torch
+from timm import create_model
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
+from torch.utils.flop_counter import FlopCounterMode
 
 from conformer_vision.models.checkpoints import checkpoint_filter_fn, fetch_pretrained
 from conformer_vision.models.config import ConformerConfig
 from conformer_vision.models.conformer import Conformer
 
-__all__ = ["VARIANTS"]
+__all__ = ["VARIANTS", "describe_variants"]
 
 _OPENMMLAB = "https://download.openmmlab.com/mmclassification/v0/conformer/"
 
@@ -174,3 +177,25 @@ def conformer_tiny_patch4_32(pretrained: bool = False, **kwargs: Any) -> Conform
 def conformer_tiny_patch8_64(pretrained: bool = False, **kwargs: Any) -> Conformer:
     """Conformer-Ti/8 with a stem of stride 2: 64-pixel pictures keep 8 x 8 tokens."""
     return _create("conformer_tiny_patch8_64", pretrained, kwargs)
+
+
+def describe_variants() -> list[dict[str, Any]]:
+    """Name, input size, tokens, parameters and multiply-adds (without a GPU or weights) of every variant."""
+    rows = []
+    for name, config in VARIANTS.items():
+        with torch.device("meta"):
+            model = create_model(name).eval()
+            size = resolve_model_data_config(model)["input_size"][-1]
+            picture = torch.empty(1, 3, size, size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(picture)
+        rows.append(
+            {
+                "name": name,
+                "input_size": size,
+                "tokens": (size // config.patch_size) ** 2 + 1,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "gmacs": round(counter.get_total_flops() / 2e9, 3),
+            }
+        )
+    return rows

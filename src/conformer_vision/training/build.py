@@ -1,0 +1,182 @@
+"""From a configuration to a network, its card and its data: everything that can be wrong is found here."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..data import ImageSource, build_loader, build_transform, open_source
+from ..errors import UserError
+from ..models import VARIANTS, ConformerConfig
+from ..models.checkpoints import load_checkpoint
+from ..models.saved import ModelCard
+from .config import TrainConfig
+
+_CONFORMER_OPTIONS = {field.name for field in fields(ConformerConfig)}
+
+
+def open_data(config: TrainConfig) -> tuple[ImageSource, ImageSource]:
+    """Training and validation pictures.
+
+    Raises:
+        UserError: what `open_source` refuses, or no picture to validate on.
+    """
+    split = partial(open_source, config.data, val_fraction=config.val_fraction, seed=config.seed)
+    train = split(split="train")
+    val = split(split="val", classes=train.classes)
+    if len(train.classes) < 2:
+        raise UserError(f"{config.data} has a single class ({train.classes[0]}); training needs two or more")
+    if not len(val):
+        raise UserError(f"{config.data} leaves no picture to validate on; raise val_fraction or add pictures")
+    if len(train) < config.batch_size:
+        raise UserError(
+            f"batch_size {config.batch_size} is more than the {len(train)} training pictures "
+            f"of {config.data}; give a smaller one"
+        )
+    return train, val
+
+
+def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
+    """The network with its initial weights, drawn from torch's generator or loaded.
+
+    Raises:
+        UserError: an unknown model, an option that it does not take, weights that do not fit.
+    """
+    if not timm.is_model(config.model):
+        raise UserError(f"model {config.model!r} is unknown{_nearest(config.model, timm.list_models())}")
+    options = dict(config.model_kwargs)
+    for name in ("drop_path_rate", "conv_drop_path_rate"):
+        if getattr(config, name) is not None:
+            options[name] = getattr(config, name)
+    try:
+        model: nn.Module = timm.create_model(
+            config.model,
+            pretrained=config.pretrained,
+            num_classes=num_classes,
+            in_chans=config.in_chans,
+            **options,
+            **_fixed_size(config),
+        )
+    except UserError:
+        raise
+    except TypeError as error:
+        unknown = next((name for name in options if f"'{name}'" in str(error)), None)
+        if unknown is None:
+            raise
+        known = sorted(_CONFORMER_OPTIONS) if config.model in VARIANTS else []
+        raise UserError(f"model {config.model} takes no {unknown}{_nearest(unknown, known)}") from error
+    except (ValueError, AssertionError, RuntimeError, OSError) as error:
+        raise UserError(f"model {config.model}: {_first_line(error)}") from error
+    if config.checkpoint is not None:
+        load_checkpoint(model, config.checkpoint, reset_head=config.reset_head)
+    return model
+
+
+def build_card(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) -> ModelCard:
+    """What a user of the trained weights needs: how to build the network and prepare its input.
+
+    Raises:
+        UserError: the network cannot take the input size.
+    """
+    data = resolve_model_data_config(model)
+    height, width = config.image_size or data["input_size"][1:]
+    mean, std = data["mean"], data["std"]
+    if config.in_chans == 1:  # grey pictures: the mean of what the colours had
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    # A small picture is used whole: the border that a photo can lose may hold what it shows.
+    crop_pct = config.crop_pct or (1.0 if max(height, width) <= 64 else data["crop_pct"])
+    kwargs = config.model_kwargs | _fixed_size(config)
+    card = ModelCard(
+        model=config.model,
+        model_kwargs={name: value for name, value in kwargs.items() if not name.endswith("_rate")},
+        classes=classes,
+        input_size=(config.in_chans, height, width),
+        mean=tuple(mean),
+        std=tuple(std),
+        interpolation=data["interpolation"],
+        crop_pct=crop_pct,
+        crop_mode=data["crop_mode"],
+    )
+    _check_size(model, card)
+    return card
+
+
+def build_loaders(
+    config: TrainConfig, train: ImageSource, val: ImageSource, card: ModelCard
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Batches of augmented training pictures, and of the validation pictures as evaluation sees them."""
+    common: dict[str, Any] = {
+        "input_size": card.input_size,
+        "mean": card.mean,
+        "std": card.std,
+        "interpolation": card.interpolation,
+        "crop_pct": card.crop_pct,
+        "crop_mode": card.crop_mode,
+    }
+    loading: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "workers": config.workers,
+        "seed": config.seed,
+    }
+    augmented = build_transform(**common, augment=config.augment.for_source(train))
+    plain = build_transform(**common, augment=None)
+    return (
+        build_loader(train, augmented, shuffle=True, drop_last=True, **loading),
+        build_loader(val, plain, shuffle=False, drop_last=False, **loading),
+    )
+
+
+def resolved(config: TrainConfig, source: ImageSource, card: ModelCard) -> TrainConfig:
+    """The configuration with everything decided that was left to the model or the data.
+
+    The run folder is left out: the same recipe gives another run another folder.
+    """
+    return replace(
+        config,
+        output=None,
+        input_size=card.input_size[1:],
+        crop_pct=card.crop_pct,
+        augment=config.augment.for_source(source),
+    )
+
+
+def _fixed_size(config: TrainConfig) -> dict[str, Any]:
+    """The argument by which timm's models with position embeddings learn the size; others take any."""
+    cfg = timm.get_pretrained_cfg(config.model, allow_unregistered=True)
+    fixed = cfg is not None and cfg.fixed_input_size
+    return {"img_size": list(config.image_size)} if fixed and config.image_size else {}
+
+
+def _check_size(model: nn.Module, card: ModelCard) -> None:
+    """One picture through the network, without changing it."""
+    height, width = card.input_size[1:]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *card.input_size))
+    except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+        own = resolve_model_data_config(model)["input_size"][1:]
+        raise UserError(
+            f"input_size {height}x{width}: {card.model} cannot take it ({_first_line(error)}); "
+            f"its own size is {own[0]}x{own[1]}"
+        ) from error
+    finally:
+        model.train(training)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,44 @@
+"""The curves of a run as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..files import atomic_path
+
+
+def draw_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
+    """Draws losses, top-1 of every head and the learning rate over the epochs to a PNG file.
+
+    Args:
+        rows: one per epoch, as in ``metrics.csv``; at least one.
+        path: file to write, in one step or not at all.
+    """
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display, and leaves pyplot's state alone
+    loss, accuracy, rate = figure.subplots(1, 3)
+    heads = [name for name in rows[-1] if name.startswith("val_top1_")]
+    _plot(loss, rows, {"train_loss": "training", "val_loss": "validation"}, title="loss")
+    _plot(accuracy, rows, {name: name.removeprefix("val_top1_") for name in heads}, title="validation top-1")
+    _plot(rate, rows, {"lr": ""}, title="learning rate")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _plot(axes: Axes, rows: Sequence[dict[str, float]], names: dict[str, str], *, title: str) -> None:
+    epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) == 1 else ""
+    for name, label in names.items():
+        axes.plot(epochs, [row[name] for row in rows], label=label or None, marker=marker)
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if any(names.values()):
+        axes.legend()
