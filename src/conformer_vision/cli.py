@@ -8,33 +8,24 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from conformer_vision import __version__
 from conformer_vision.errors import UserError
-from conformer_vision.training.config import TrainConfig, field_names, read_recipe
+from conformer_vision.parsing import PROGRAM, build_parser, nearest
+from conformer_vision.training.config import Progress, TrainConfig
+from conformer_vision.training.recipe import config_from, read_recipe
 
 if TYPE_CHECKING:
     from conformer_vision.inference import Evaluation, Prediction
-
-PROGRAM = "conformer-vision"
-
-
-class _Parser(ArgumentParser):
-    """Raises its errors as one line instead of printing the usage and ending the process."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_condense(message, self)) from ex
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,30 +47,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser, subparsers = build_parser()
+    parser, subparsers = build_parsers()
     arguments = [_with_underscores(argument) for argument in arguments]
     if arguments[:1] == ["train"]:
         if folder := _option(arguments, "--resume"):
             return _resume(folder, arguments)
         arguments = _with_recipe_paths(arguments)
-    parsed = parser.parse_args(arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+    except RecursionError as error:
+        raise UserError("a value is nested too deep") from error
     if parsed.subcommand is None:
         parser.print_help()
         return 0
-    commands = {"train": _train, "evaluate": _evaluate, "predict": _predict, "models": _models}
     options = parsed[parsed.subcommand]
     if parsed.subcommand == "train":
-        options = subparsers["train"].instantiate_classes(options)
+        return _train(config_from(options, subparsers["train"]))
+    commands = {"evaluate": _evaluate, "predict": _predict, "models": _models}
     return commands[parsed.subcommand](options)
 
 
 # ---- parsing ---------------------------------------------------------------------------------------
 
 
-def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """The parser, and those of its subcommands by name."""
-    parser = _Parser(prog=PROGRAM, description="Train, evaluate and use Conformer on your own pictures.")
+    parser = build_parser("Train, evaluate and use Conformer on your own pictures.", prog=PROGRAM)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subcommands = parser.add_subcommands(required=False)
     subparsers = {
@@ -94,7 +87,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 
 
 def _train_parser() -> ArgumentParser:
-    parser = _Parser(description="Train a classifier and write its run folder.")
+    parser = build_parser("Train a classifier and write its run folder.")
     parser.add_argument(
         "--recipe",
         action=ActionConfigFile,
@@ -109,7 +102,7 @@ def _train_parser() -> ArgumentParser:
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = _Parser(description="Measure a trained model on labelled pictures.")
+    parser = build_parser("Measure a trained model on labelled pictures.")
     parser.add_argument("run", help="Run folder or .safetensors file.")
     parser.add_argument("--data", required=True, help="Pictures, as train takes them.")
     parser.add_argument("--split", default="val", choices=["val", "train", "all"], help="Part of the data.")
@@ -124,7 +117,7 @@ def _evaluate_parser() -> ArgumentParser:
 
 
 def _predict_parser() -> ArgumentParser:
-    parser = _Parser(description="Classify pictures with a trained model.")
+    parser = build_parser("Classify pictures with a trained model.")
     parser.add_argument("run", help="Run folder or .safetensors file.")
     parser.add_argument("inputs", nargs="+", metavar="PICTURE_OR_FOLDER", help="Pictures or folders of them.")
     parser.add_argument("--top_k", type=int, default=3, help="Classes per picture.")
@@ -136,7 +129,7 @@ def _predict_parser() -> ArgumentParser:
 
 
 def _models_parser() -> ArgumentParser:
-    parser = _Parser(description="List the Conformers by name, size and cost.")
+    parser = build_parser("List the Conformers by name, size and cost.")
     parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")
     return parser
 
@@ -173,46 +166,22 @@ def _with_recipe_paths(arguments: list[str]) -> list[str]:
     path = Path(given)
     if not path.is_file():
         if given not in recipes():
-            near = difflib.get_close_matches(given, recipes(), n=1)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"give a YAML file, or one of {', '.join(recipes())}"
-            )
-            raise UserError(f"recipe {given!r} is unknown; {hint}")
+            hint = nearest(given, recipes()) or f"; give a YAML file, or one of {', '.join(recipes())}"
+            raise UserError(f"recipe {given!r} is unknown{hint}")
         path = Path(str(resources.files("conformer_vision") / "recipes" / f"{given}.yaml"))
     read_recipe(path)
-    return [
-        f"--recipe={path}"
-        if argument == f"--recipe={given}"
-        else str(path)
-        if argument == given and before == "--recipe"
-        else argument
-        for before, argument in zip(["", *arguments], arguments, strict=False)
-    ]
-
-
-def _condense(message: str, parser: ArgumentParser) -> str:
-    """An error of the parser as one line, with the nearest option for one that does not exist."""
-    line = " ".join(message.split())
-    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", line)
-    if unknown:
-        name = unknown[1].lstrip("-").partition("=")[0]
-        known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-        if any(option == "recipe" for option in known):
-            known += [f"{key}.{below}" for key, names in field_names().items() for below in names]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean --{near[0]}?" if near else f"see {PROGRAM} --help"
-        return f"unknown option {unknown[1].partition('=')[0]}; {hint}"
-    return line
+    at = arguments.index("--recipe") if "--recipe" in arguments else arguments.index(f"--recipe={given}")
+    rest = arguments[at + 2 :] if arguments[at] == "--recipe" else arguments[at + 1 :]
+    return [arguments[0], f"--recipe={path}", *arguments[1:at], *rest]  # first, so that all others win
 
 
 # ---- commands --------------------------------------------------------------------------------------
 
 
-def _train(options: Namespace) -> int:
+def _train(config: TrainConfig) -> int:
     from conformer_vision.training import train
 
-    values = {field.name: options[field.name] for field in dataclasses.fields(TrainConfig)}
-    print(f"run folder: {train(TrainConfig(**values))}")
+    print(f"run folder: {train(config)}")
     return 0
 
 
@@ -224,9 +193,13 @@ def _resume(folder: str, arguments: list[str]) -> int:
                 f"{argument.partition('=')[0]} cannot be given with --resume: "
                 "the run goes on as its config.yaml says"
             )
+    parser = build_parser("Continue an interrupted run.")
+    parser.add_argument("--resume")
+    parser.add_argument("--progress", type=Progress | None)
+    options = parser.parse_args(arguments[1:])
     from conformer_vision.training.run import resume
 
-    print(f"run folder: {resume(folder, progress=_option(arguments, '--progress'))}")
+    print(f"run folder: {resume(folder, progress=options.progress)}")
     return 0
 
 

@@ -14,11 +14,9 @@ from torch import Tensor
 from torchvision import transforms
 
 from conformer_vision.errors import UserError
+from conformer_vision.models.saved import CROP_MODES, INTERPOLATIONS
 
 from .augment import AugmentConfig
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-CROP_MODES = ("center", "squash", "border")
 
 Transform = Callable[[Image.Image], Tensor]
 

@@ -72,12 +72,4 @@ class TrainedModel:
 
 def eval_transform(card: ModelCard) -> Callable[[Image.Image], Tensor]:
     """Resize, centre crop and normalisation that the card asks for: RGB picture to (C, H, W)."""
-    return build_transform(
-        input_size=card.input_size,
-        mean=card.mean,
-        std=card.std,
-        interpolation=card.interpolation,
-        crop_pct=card.crop_pct,
-        crop_mode=card.crop_mode,
-        augment=None,
-    )
+    return build_transform(**card.preprocessing, augment=None)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -32,6 +33,7 @@ __all__ = [
 
 _PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")  # ".tar" as in timm's "model_best.pth.tar"
 _COUNTER = ".num_batches_tracked"  # absent before PyTorch 0.4.1 and without effect on outputs
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _SHOWN = 8  # names listed in an error
 
 
@@ -66,7 +68,8 @@ def load_checkpoint(
 
     Raises:
         UserError: The file cannot be read or would run code, or entries are missing, unexpected or of
-            another shape or type (``num_batches_tracked`` may be missing). `model` is unchanged.
+            another shape or type (``num_batches_tracked`` may be missing). `model` is unchanged. The values
+            themselves are not judged: weights of a run that diverged load with their NaN.
     """
     if isinstance(source, Mapping):
         label, checkpoint = "the state dict", source
@@ -82,6 +85,12 @@ def load_checkpoint(
     except UserError as error:
         raise UserError(f"{label}: {error}") from error
 
+    # Converters that halve every tensor halve the counters too; no output depends on those.
+    entries = {
+        name: tensor
+        for name, tensor in entries.items()
+        if not (name.endswith(_COUNTER) and tensor.is_floating_point())
+    }
     heads = _head_names(model)
     if reset_head:
         if not heads:
@@ -120,13 +129,14 @@ def _read_file(path: Path, *, label: str) -> Mapping[str, object]:
     except PermissionError as error:
         raise UserError(f"{label}: may not be read; change its permissions") from error
     except Exception as error:  # a damaged file can fail in any way inside of the readers
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        if refused := re.search(r"GLOBAL ((?:\w+\.)*\w+)\s", str(error)):
             raise UserError(
                 f"{label}: refused, because loading it would run code ({refused[1]}); save the weights "
                 "alone, by safetensors.torch.save_file(model.state_dict(), path)"
             ) from error
         raise UserError(
-            f"{label}: damaged, cut short or no {suffix} checkpoint; get the file again or save it anew"
+            f"{label}: damaged, cut short or no {suffix} checkpoint that can be read without running code "
+            "from it; get the file again, or save model.state_dict() anew"
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise UserError(
@@ -137,7 +147,8 @@ def _read_file(path: Path, *, label: str) -> Mapping[str, object]:
 
 def _unpickle(path: Path) -> object:
     # The training arguments that timm and the authors' code keep beside the weights: names and plain values.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on kinds of pickle that are refused anyway, in one line
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -173,7 +184,8 @@ def _check_fit(
     if not wrong:
         return
     have, want = (_classes(tensors, heads) for tensors in (entries, expected))
-    if have != want and not kinds and all(_module(name) in heads for name in wrong):
+    whole = all(entries[name].shape[:1] == (have,) for name in entries if _module(name) in heads)
+    if have != want and whole and not kinds and all(_module(name) in heads for name in wrong):
         raise UserError(
             f"{label}: its head has {have} classes and the model's {want} ({_listed(wrong)}); pass "
             f"reset_head=True to keep the model's own head, or create the model with num_classes={have}"
@@ -199,7 +211,7 @@ def _check_fit(
 
 def _convertible(source: Tensor, target: Tensor) -> bool:
     """Whether the values of `source` can be copied to `target` without changing their meaning."""
-    if source.is_meta or source.is_quantized or source.layout != torch.strided:
+    if source.is_meta or source.layout != torch.strided:
         return False
     return _kind(source.dtype) == _kind(target.dtype)
 
@@ -207,12 +219,12 @@ def _convertible(source: Tensor, target: Tensor) -> bool:
 def _kind(dtype: torch.dtype) -> str:
     if dtype.is_floating_point:
         return "float"
-    return "complex" if dtype.is_complex else "bool" if dtype == torch.bool else "int"
+    return "int" if dtype in _INTEGERS else str(dtype)
 
 
 def _classes(tensors: Mapping[str, Tensor], heads: tuple[str, ...]) -> int:
     """Return the number of classes of the first head that is there, or 0."""
-    sizes = (len(tensors[f"{head}.bias"]) for head in heads if f"{head}.bias" in tensors)
+    sizes = (tensors[name].numel() for head in heads if (name := f"{head}.bias") in tensors)
     return next(sizes, 0)
 
 

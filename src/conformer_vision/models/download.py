@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ from conformer_vision.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
-_HASH = re.compile(r"-([0-9a-f]{8,64})\.[^-]*$")  # as torch.hub, but not fewer than the 8 digits in use
+# As torch.hub, but not fewer than the 8 digits in use, and no date ("-20211206.pth").
+_HASH = re.compile(r"-(?!(?:19|20)\d\d[01]\d[0-3]\d\.)([0-9a-f]{8,64})\.[^-]*$")
 _CHUNK = 1 << 20
 
 
@@ -81,12 +83,15 @@ def fetch_pretrained(
             "TORCH_HOME to a folder that can be written"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or not even a folder that could hold one
+            partial.unlink()
     return path
 
 
 def _file_name(url: str) -> str:
     """Return the file name in the path of an http or https URL."""
+    if not url.isprintable():
+        raise UserError(f"{url!r}: not a valid URL (it has a line break or another control character)")
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
@@ -107,7 +112,7 @@ def _chunks(url: str, *, timeout: float) -> Iterator[bytes]:
     received, announced = 0, None
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            announced = response.headers.get("Content-Length")
+            announced = response.length  # before reading; None where the server does not say
             while chunk := response.read(_CHUNK):
                 received += len(chunk)
                 yield chunk
@@ -120,7 +125,8 @@ def _chunks(url: str, *, timeout: float) -> Iterator[bytes]:
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: an impossible host name
         reason = f"the connection broke ({str(error) or type(error).__name__})"
     else:
-        if announced is None or received == int(announced):
+        if announced is None or received == announced:
             return
         reason = f"cut short, {received} of {announced} bytes arrived"
+    reason = " ".join(reason.split())[:200]  # parts of it are the server's
     raise UserError(f"{url}: {reason}; try again or {_remedy(_file_name(url))}")

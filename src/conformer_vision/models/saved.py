@@ -128,6 +128,12 @@ class ModelCard:
         """Number of outputs of the model."""
         return len(self.classes)
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `data.build_transform` needs to prepare a picture for the network."""
+        names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        return {name: getattr(self, name) for name in names}
+
     def to_json(self) -> str:
         """The card as one JSON object, with ``format`` and ``num_classes``."""
         return json.dumps(

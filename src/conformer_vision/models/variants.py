@@ -89,13 +89,9 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Conformer
     """Build a variant through timm; `kwargs` are timm's, the model's, or fields of the configuration."""
     changes = {name: kwargs.pop(name) for name in _CONFIG_FIELDS & kwargs.keys()}
     config = replace(VARIANTS[variant], **changes)
-    if pretrained:
-        kwargs["pretrained_cfg_overlay"] = _with_local_file(
-            variant,
-            kwargs.get("pretrained_cfg"),
-            overlay=kwargs.get("pretrained_cfg_overlay"),
-            cache_dir=kwargs.get("cache_dir"),
-        )
+    file = _fetch_weights(variant, kwargs) if pretrained else None
+    if file is not None:
+        kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(file)}
     model: Conformer = build_model_with_cfg(
         partial(Conformer, config),
         variant,
@@ -104,25 +100,24 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Conformer
         feature_cfg={"out_indices": (0, 1, 2, 3, 4), "feature_cls": "getter"},
         **kwargs,
     )
+    if file is not None:
+        model.pretrained_cfg.pop("file", None)  # where it lies on this machine says nothing of the model
     return model
 
 
-def _with_local_file(
-    variant: str,
-    pretrained_cfg: Any,
-    *,
-    overlay: dict[str, Any] | None,
-    cache_dir: str | Path | None,
-) -> dict[str, Any]:
-    """Fetch the weights that the configuration's URL names, and have timm load the file.
+def _fetch_weights(variant: str, kwargs: dict[str, Any]) -> Path | None:
+    """Fetch the weights that the pretrained configuration names by URL, if it does; timm loads the file.
 
     timm would load a URL itself, but leaves the hash in its name unchecked.
     """
-    overlay = dict(overlay or {})
-    cfg = resolve_pretrained_cfg(variant, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
-    if isinstance(cfg.url, str) and cfg.url and not (cfg.file or cfg.state_dict or cfg.hf_hub_id):
-        overlay["file"] = str(fetch_pretrained(cfg.url, cache_dir=cache_dir))
-    return overlay
+    cfg = resolve_pretrained_cfg(
+        variant,
+        pretrained_cfg=kwargs.get("pretrained_cfg"),
+        pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay"),
+    )
+    if not isinstance(cfg.url, str) or not cfg.url or cfg.file or cfg.state_dict or cfg.hf_hub_id:
+        return None
+    return fetch_pretrained(cfg.url, cache_dir=kwargs.get("cache_dir"))
 
 
 @register_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from copy import deepcopy
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,9 @@ from ..errors import UserError
 from ..models import VARIANTS, ConformerConfig
 from ..models.checkpoints import load_checkpoint
 from ..models.saved import ModelCard
+from ..parsing import nearest
 from .config import TrainConfig
+from .module import build_optimizer
 
 _CONFORMER_OPTIONS = {field.name for field in fields(ConformerConfig)}
 
@@ -51,7 +53,7 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
         UserError: an unknown model, an option that it does not take, weights that do not fit.
     """
     if not timm.is_model(config.model):
-        raise UserError(f"model {config.model!r} is unknown{_nearest(config.model, timm.list_models())}")
+        raise UserError(f"model {config.model!r} is unknown{nearest(config.model, timm.list_models())}")
     options = dict(config.model_kwargs)
     for name in ("drop_path_rate", "conv_drop_path_rate"):
         if getattr(config, name) is not None:
@@ -67,13 +69,11 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
         )
     except UserError:
         raise
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
         unknown = next((name for name in options if f"'{name}'" in str(error)), None)
-        if unknown is None:
-            raise
-        known = sorted(_CONFORMER_OPTIONS) if config.model in VARIANTS else []
-        raise UserError(f"model {config.model} takes no {unknown}{_nearest(unknown, known)}") from error
-    except (ValueError, AssertionError, RuntimeError, OSError) as error:
+        if isinstance(error, TypeError) and unknown is not None:
+            known = sorted(_CONFORMER_OPTIONS) if config.model in VARIANTS else []
+            raise UserError(f"model {config.model} takes no {unknown}{nearest(unknown, known)}") from error
         raise UserError(f"model {config.model}: {_first_line(error)}") from error
     if config.checkpoint is not None:
         load_checkpoint(model, config.checkpoint, reset_head=config.reset_head)
@@ -106,6 +106,8 @@ def build_card(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) 
         crop_mode=data["crop_mode"],
     )
     _check_size(model, card)
+    if config.batch_size == 1:
+        _check_single(model, card)
     return card
 
 
@@ -113,25 +115,30 @@ def build_loaders(
     config: TrainConfig, train: ImageSource, val: ImageSource, card: ModelCard
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Batches of augmented training pictures, and of the validation pictures as evaluation sees them."""
-    common: dict[str, Any] = {
-        "input_size": card.input_size,
-        "mean": card.mean,
-        "std": card.std,
-        "interpolation": card.interpolation,
-        "crop_pct": card.crop_pct,
-        "crop_mode": card.crop_mode,
-    }
     loading: dict[str, Any] = {
         "batch_size": config.batch_size,
         "workers": config.workers,
         "seed": config.seed,
     }
-    augmented = build_transform(**common, augment=config.augment.for_source(train))
-    plain = build_transform(**common, augment=None)
+    augmented = build_transform(**card.preprocessing, augment=config.augment.for_source(train))
+    plain = build_transform(**card.preprocessing, augment=None)
     return (
         build_loader(train, augmented, shuffle=True, drop_last=True, **loading),
         build_loader(val, plain, shuffle=False, drop_last=False, **loading),
     )
+
+
+def check_optimizer(config: TrainConfig, model: nn.Module) -> None:
+    """Make the optimiser once, so that a mistake shows before training.
+
+    Raises:
+        UserError: timm has no such optimiser, or it cannot be used here.
+    """
+    try:
+        build_optimizer(model, config)
+    except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
+        hint = nearest(config.optimizer, [str(name) for name in timm.optim.list_optimizers()])
+        raise UserError(f"optimizer {config.optimizer!r}: {_first_line(error)}{hint}") from error
 
 
 def resolved(config: TrainConfig, source: ImageSource, card: ModelCard) -> TrainConfig:
@@ -173,10 +180,16 @@ def _check_size(model: nn.Module, card: ModelCard) -> None:
         model.train(training)
 
 
+def _check_single(model: nn.Module, card: ModelCard) -> None:
+    """BatchNorm cannot be trained where one picture leaves one value per channel."""
+    try:
+        with torch.no_grad():
+            deepcopy(model).train()(torch.zeros(1, *card.input_size))
+    except ValueError as error:
+        raise UserError(
+            f"batch_size 1: {card.model} cannot be trained on single pictures of this size; give 2 or more"
+        ) from error
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -47,6 +47,7 @@ class Recorder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.start()
+        self.on_train_epoch_start(trainer, pl_module)  # lightning passes it by where a run goes on mid-epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_step = trainer.global_step
@@ -94,6 +95,9 @@ class Limits(Callback):
     def __init__(self, clock: Clock, *, max_steps: int | None) -> None:
         self.clock = clock
         self.max_steps = max_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer)  # a run that goes on may have been at its end
 
     def _check(self, trainer: Trainer) -> None:
         if self.clock.left <= 0 or (self.max_steps is not None and trainer.global_step >= self.max_steps):

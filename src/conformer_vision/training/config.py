@@ -5,13 +5,9 @@ Nothing here imports torch: the command line reads this file for ``--help``.
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -19,6 +15,14 @@ from ..data.augment import AugmentConfig
 from ..errors import UserError
 
 InputSize = int | tuple[int, int]
+Channels = Literal[1, 3]
+Precision = Literal["32", "bf16-mixed"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Progress = Literal["auto", "rich", "plain"]
+
+_CHOICES = {"in_chans": Channels, "precision": Precision, "device": Device, "progress": Progress}
+_ENDLESS = 2**53
+"""No number of a configuration reaches this, infinity and not-a-number included."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class TrainConfig:
     """Further arguments of ``timm.create_model``, as ``--model_kwargs.upsample bilinear``."""
     input_size: InputSize | None = None
     """Pixels of the square input, or ``[height, width]``; the model's own where not given."""
-    in_chans: Literal[1, 3] = 3
+    in_chans: Channels = 3
     """Channels of the input: 3, or 1 for pictures turned to grey."""
     crop_pct: float | None = None
     """Share of the resized picture's edge that the central crop of validation keeps; where not given 1 for
@@ -88,11 +92,11 @@ class TrainConfig:
     """Stochastic depth of the fusion bottlenecks of a Conformer; the model's own where not given."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of the training pictures."""
-    precision: Literal["32", "bf16-mixed"] = "32"
+    precision: Precision = "32"
     """Arithmetic: float32, or bfloat16 where autocast deems it safe."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
     """Where to compute; ``auto`` takes an accelerator where there is one."""
-    progress: Literal["auto", "rich", "plain"] = "auto"
+    progress: Progress = "auto"
     """Progress bar or plain lines; ``auto`` takes the bar on a terminal."""
 
     def __post_init__(self) -> None:
@@ -107,6 +111,10 @@ class TrainConfig:
         self._check("val_fraction", lambda value: 0 < value < 1, "between 0 and 1, both excluded")
         self._check("crop_pct", lambda value: 0 < value <= 1, "above 0 and at most 1")
         self._check("seed", lambda value: value < 2**32, "below 2**32")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                allowed = ", ".join(map(str, get_args(choices)))
+                raise UserError(f"{name} {getattr(self, name)!r}: must be one of {allowed}")
         if self.min_lr > self.lr:
             raise UserError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; give a lower min_lr")
         if min(self.image_size or (1,)) < 1:
@@ -120,7 +128,7 @@ class TrainConfig:
 
     def _check(self, name: str, holds: Any, wanted: str) -> None:
         value = getattr(self, name)
-        if value is not None and not (math.isfinite(value) and holds(value)):
+        if value is not None and not (abs(value) < _ENDLESS and holds(value)):
             raise UserError(f"{name} {value}: must be {wanted}")
 
     @property
@@ -133,61 +141,3 @@ class TrainConfig:
         """Every key with its value: a recipe that repeats the run."""
         plain = json.loads(json.dumps(asdict(self)))  # tuples become lists
         return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-
-
-def field_names() -> dict[str, tuple[str, ...]]:
-    """Every key of a recipe: the plain ones to nothing, `augment` to the keys below it."""
-    below = {"augment": tuple(item.name for item in fields(AugmentConfig))}
-    return {item.name: below.get(item.name, ()) for item in fields(TrainConfig)}
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe.
-
-    Raises:
-        UserError: no such file, not YAML, or an unknown key, for which the nearest is suggested.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise UserError(f"the recipe {path} has to be keys with values, as 'epochs: 30'")
-    known = field_names()
-    for key, value in values.items():
-        _check_key(key, known, path)
-        if key == "augment":
-            if not isinstance(value, dict):
-                raise UserError(f"the recipe {path}: augment has to be keys with values, as 'hflip: 0.5'")
-            for name in value:
-                _check_key(name, known["augment"], path)
-    return values
-
-
-def read_config(path: Path) -> TrainConfig:
-    """The configuration that a run folder keeps.
-
-    Raises:
-        UserError: as `read_recipe`, or a value that cannot be.
-    """
-    values = read_recipe(path)
-    if isinstance(values.get("input_size"), list):
-        values["input_size"] = tuple(values["input_size"])
-    augment: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.get("augment", {}).items()
-    }
-    try:
-        return TrainConfig(**values | {"augment": AugmentConfig(**augment)})
-    except TypeError as error:
-        raise UserError(f"{path} is not the configuration of a run: {error}") from error
-
-
-def _check_key(key: object, known: Collection[str], path: Path) -> None:
-    if key not in known:
-        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"the recipe {path} has an unknown key {key!r}{hint}")

@@ -100,10 +100,10 @@ class ClassifierModule(lightning.LightningModule):
             floor=config.min_lr / config.lr,
             clock=self.clock,
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
+        # A plain function: of a callable object torch would put the attributes, the clock among them, into
+        # the checkpoint, which then could not be read without running code from it.
+        scheduler = LambdaLR(optimizer, lambda step: factor(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["clock"] = self.clock.state_dict()

@@ -6,24 +6,27 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from ..errors import UserError
 from ..files import atomic_path
-from .build import build_card, build_loaders, build_model, open_data, resolved
+from .build import build_card, build_loaders, build_model, check_optimizer, open_data, resolved
 from .callbacks import LAST_CHECKPOINT, Limits, Recorder, RunFolder
-from .config import TrainConfig, read_config
+from .config import Progress, TrainConfig
 from .interrupt import Interrupted, InterruptFlag, TrainingInterrupted
 from .module import ClassifierModule
 from .progress import EpochBar, EpochLines
+from .recipe import read_config
 from .schedule import Clock
+from .state import check_state
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.txt"
@@ -48,7 +51,7 @@ def train(config: TrainConfig) -> Path:
     return _run(config, _new_folder(config), checkpoint=None)
 
 
-def resume(folder: str | Path, *, progress: str | None = None) -> Path:
+def resume(folder: str | Path, *, progress: Progress | None = None) -> Path:
     """Continue an interrupted run in its folder, from its last checkpoint to the end of its configuration.
 
     Args:
@@ -65,7 +68,7 @@ def resume(folder: str | Path, *, progress: str | None = None) -> Path:
         raise UserError(f"{folder} has no {LAST_CHECKPOINT} to resume from; give an interrupted run")
     config = read_config(folder / CONFIG_FILE)
     if progress is not None:
-        config = replace(config, progress=progress)  # type: ignore[arg-type]  # checked by TrainConfig
+        config = replace(config, progress=progress)
     return _run(config, folder, checkpoint=checkpoint)
 
 
@@ -73,8 +76,10 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
     with _quiet_lightning():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         train_source, val_source = open_data(config)
-        model = build_model(config, len(train_source.classes))
+        # A run that goes on has its weights in the checkpoint; those it began with may be gone by now.
+        model = build_model(config if checkpoint is None else _unloaded(config), len(train_source.classes))
         card = build_card(config, model, train_source.classes)
+        check_optimizer(config, model)
         train_loader, val_loader = build_loaders(config, train_source, val_source, card)
 
         clock = Clock(None if config.max_minutes is None else 60 * config.max_minutes)
@@ -85,6 +90,8 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             steps_per_epoch=len(train_loader),
             clock=clock,
         )
+        if checkpoint is not None:
+            check_state(checkpoint, module)
         recorder = Recorder(clock, batch_size=config.batch_size)
         interrupt = InterruptFlag()
         run_folder = RunFolder(folder, model=model, card=card, recorder=recorder, interrupt=interrupt)
@@ -101,10 +108,17 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
                 trainer.fit(module, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
         except Interrupted:
             raise TrainingInterrupted(folder) from None
+        except SystemExit:  # what lightning makes of a second Ctrl-C
+            raise KeyboardInterrupt from None
         finally:
+            _remove_if_unused(folder)
             if bar is not None:
                 bar.bar.stop()
     return folder
+
+
+def _unloaded(config: TrainConfig) -> TrainConfig:
+    return replace(config, pretrained=False, checkpoint=None, reset_head=False)
 
 
 def _trainer(config: TrainConfig, folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
@@ -123,7 +137,7 @@ def _trainer(config: TrainConfig, folder: Path, callbacks: list[lightning.Callba
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"device {config.device!r} cannot be used here ({reason}); 'cpu' always can"
@@ -155,6 +169,15 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """Take back a run folder in which training never came to its first checkpoint."""
+    if not (folder / LAST_CHECKPOINT).exists():
+        for name in (CONFIG_FILE, CLASSES_FILE):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something else lies in it
+            folder.rmdir()
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -45,10 +45,11 @@ class Clock:
         return min(self.elapsed / span, 1.0) if span > 0 else 1.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"elapsed": self.elapsed}
+        return {"elapsed": self.elapsed, "reserve": self.reserve}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._before = float(state["elapsed"])
+        self.reserve = float(state["reserve"])
 
 
 class WarmupCosine:
@@ -59,14 +60,14 @@ class WarmupCosine:
 
     Args:
         total_steps: steps of the whole run.
-        warmup_steps: steps of the warm-up, fewer than ``total_steps`` or all of them.
+        warmup_steps: steps of the warm-up; at most half of the run, so that the cosine is gone through.
         floor: factor at the end, in [0, 1].
         clock: the time that is gone.
     """
 
     def __init__(self, total_steps: int, warmup_steps: float, *, floor: float, clock: Clock) -> None:
         self.total_steps = total_steps
-        self.warmup_steps = min(warmup_steps, total_steps)
+        self.warmup_steps = min(warmup_steps, total_steps / 2)
         self.floor = floor
         self.clock = clock
 

@@ -1,0 +1,79 @@
+"""A command-line parser whose errors are one plain line each; a recipe is checked by the same one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from conformer_vision.errors import UserError
+
+PROGRAM = "conformer-vision"
+_LONGEST = 60
+"""Characters of a wrong value that a message repeats."""
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "keys with values",
+    "tuple[int, int]": "two whole numbers",
+    "tuple[float, float]": "two numbers",
+    "NoneType": "null",
+}
+
+
+class Parser(ArgumentParser):
+    """Raises its errors as one line instead of printing the usage and ending the process."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises a UserError."""
+        line = " ".join(message.split())
+        raise UserError(_unknown(line, self) or _wrong_type(line) or _missing(line) or line) from ex
+
+
+def build_parser(description: str, *, prog: str | None = None) -> ArgumentParser:
+    """A parser without options."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # Abbreviations would take a mistyped option for another one.
+    return Parser(prog=prog, description=description, allow_abbrev=False)
+
+
+def nearest(name: object, known: list[str]) -> str:
+    """``; did you mean NAME?``, or nothing where no known name is near."""
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _unknown(line: str, parser: ArgumentParser) -> str | None:
+    match = re.search(r"[Uu]nrecognized arguments: (\S+)", line)
+    if match is None:
+        return None
+    given = match[1].partition("=")[0]
+    if not given.startswith("-"):
+        return f"unexpected argument {given!r}; see {PROGRAM} --help"
+    known = [option for action in parser._actions for option in action.option_strings]
+    return f"unknown option {given}{nearest(given, known) or f'; see {PROGRAM} --help'}"
+
+
+def _wrong_type(line: str) -> str | None:
+    match = re.search(
+        r'Parser key "(?P<key>[^"]+)": '
+        r"(?:Expected an? (?P<type>.+?)\. Got value: |.*Subtypes: \[(?P<types>.+?)\] Errors: .*Given value: )"
+        r"(?P<value>.*)$",
+        line,
+    )
+    if match is None:
+        return None
+    value = match["value"] if len(match["value"]) <= _LONGEST else f"{match['value'][:_LONGEST]}…"
+    kinds = re.findall(r"Literal\[(.+?)\]|(tuple\[.+?\]|(?<=<class ')\w+)", match["type"] or match["types"])
+    named = [f"one of {choices}" if choices else _KINDS.get(kind, kind) for choices, kind in kinds]
+    return f"{match['key']} {value}: must be {' or '.join(named)}"
+
+
+def _missing(line: str) -> str | None:
+    match = re.search(r"arguments are required: (?:\w+\.)?(\w+)", line)
+    return None if match is None else f"{match[1]} is missing; see {PROGRAM} --help"

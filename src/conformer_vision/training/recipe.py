@@ -1,0 +1,74 @@
+"""Recipes: YAML files whose keys are the fields of `TrainConfig`. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from ..data.augment import AugmentConfig
+from ..errors import UserError
+from ..parsing import build_parser, nearest
+from .config import TrainConfig
+
+_KEYS = [item.name for item in fields(TrainConfig)]
+_AUGMENT_KEYS = [item.name for item in fields(AugmentConfig)]
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe; the types of the values are not checked yet.
+
+    Raises:
+        UserError: no such file, not YAML, or an unknown key, for which the nearest is suggested.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(values, default=str)  # refuses what contains itself
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"the recipe {path} has to be keys with values, as 'epochs: 30'")
+    _check_keys(values, _KEYS, path)
+    for name, example in (("augment", "hflip: 0.5"), ("model_kwargs", "upsample: bilinear")):
+        if not isinstance(values.get(name, {}), dict):
+            raise UserError(f"the recipe {path}: {name} has to be keys with values, as '{example}'")
+    _check_keys(values.get("augment", {}), _AUGMENT_KEYS, path)
+    return values
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The configuration that a run folder keeps.
+
+    Raises:
+        UserError: as `read_recipe`, or a value that cannot be.
+    """
+    parser = build_parser("")
+    parser.add_class_arguments(TrainConfig)
+    try:
+        return config_from(parser.parse_object(read_recipe(path)), parser)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def config_from(options: Namespace, parser: ArgumentParser) -> TrainConfig:
+    """The configuration that `parser` found in a command line or a recipe.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+    options = parser.instantiate_classes(options)
+    return TrainConfig(**{name: options[name] for name in _KEYS})
+
+
+def _check_keys(values: dict[object, Any], known: Collection[str], path: Path) -> None:
+    for key in values:
+        if key not in known:
+            raise UserError(f"the recipe {path} has an unknown key {key!r}{nearest(key, list(known))}")

@@ -1,0 +1,33 @@
+"""Checking a checkpoint before a run goes on from it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..models.saved import LAST_WEIGHTS
+
+
+def check_state(path: Path, module: nn.Module) -> None:
+    """Sees that a lightning checkpoint is whole and holds the state of ``module``.
+
+    Raises:
+        UserError: a truncated file, another kind of file, code in it, or another model's state.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = {name: tuple(tensor.shape) for name, tensor in state["state_dict"].items()}
+        whole = {"clock", "callbacks", "loops", "optimizer_states"} <= state.keys()
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{path} is not a whole checkpoint of a run; "
+            f"its weights may be: train --checkpoint {path.with_name(LAST_WEIGHTS)}"
+        ) from None
+    if found != {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}:
+        raise UserError(f"{path} holds another model than the config.yaml beside it describes; restore that")

@@ -1,0 +1,58 @@
+"""Trainings of a second: a shallow Conformer on a few coloured pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from conformer_vision.training import TrainConfig
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+TINY: dict[str, Any] = {
+    "model": "conformer_nano_patch8_64",
+    "model_kwargs": {"depths": [2, 1, 2]},
+    "input_size": 32,
+    "batch_size": 8,
+    "max_steps": 2,
+    "workers": 0,
+    "device": "cpu",
+    "progress": "plain",
+}
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve noisy pictures in each of three colours."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir()
+        for number in range(12):
+            noisy = np.array(colour) + rng.integers(-40, 41, (36, 40, 3))
+            Image.fromarray(noisy.astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(pictures: Path) -> Callable[..., TrainConfig]:
+    """The configuration of a tiny training, with changes."""
+
+    def make(**changes: Any) -> TrainConfig:
+        return TrainConfig(**{"data": str(pictures)} | TINY | changes)
+
+    return make
+
+
+def _weights(run: Path, name: str = "last.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(run / name)
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[..., dict[str, torch.Tensor]]:
+    """The weights in a run folder."""
+    return _weights

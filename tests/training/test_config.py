@@ -1,0 +1,201 @@
+"""The configuration: what it refuses, and recipes as the same thing written down."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conformer_vision.cli import recipes
+from conformer_vision.data.augment import AugmentConfig
+from conformer_vision.errors import UserError
+from conformer_vision.training import TrainConfig
+from conformer_vision.training.recipe import read_config, read_recipe
+
+NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: value} for name in ("epochs", "max_steps", "batch_size") for value in (0, -1, 10**400)),
+        *(
+            {name: value}
+            for name in ("lr", "max_minutes", "clip_grad")
+            for value in (0.0, -1.0, float("inf"))
+        ),
+        *(
+            {name: value}
+            for name in ("weight_decay", "warmup_epochs", "min_lr", "mixup", "cutmix")
+            for value in (-0.1, float("nan"))
+        ),
+        *({name: value} for name in ("label_smoothing", "drop_path_rate") for value in (-0.1, 1.0)),
+        {"conv_drop_path_rate": 1.0},
+        {"workers": -1},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"val_fraction": 0.0},
+        {"val_fraction": 1.0},
+        {"crop_pct": 0.0},
+        {"crop_pct": 1.01},
+        {"lr": 1e-4, "min_lr": 1e-3},
+        {"input_size": 0},
+        {"input_size": (32, -1)},
+        {"batch_size": 7, "mixup": 0.2},
+        {"batch_size": 7, "cutmix": 1.0},
+        {"pretrained": True, "checkpoint": "weights.safetensors"},
+        {"reset_head": True},
+        {"in_chans": 2},
+        {"precision": "16"},
+        {"device": "foo"},
+        {"progress": "loud"},
+    ],
+    ids=lambda changes: " ".join(f"{name}={str(value)[:12]}" for name, value in changes.items()),
+)
+def test_impossible_values_are_named(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        TrainConfig(data="digits", **changes)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert any(name in line for name in changes)
+
+
+def test_edges_that_are_possible() -> None:
+    TrainConfig(
+        data="digits", workers=0, weight_decay=0, warmup_epochs=0, min_lr=0, label_smoothing=0, seed=2**32 - 1
+    )
+    TrainConfig(data="digits", crop_pct=1.0, lr=1e-3, min_lr=1e-3, batch_size=1, mixup=0, epochs=1)
+
+
+def test_size_of_a_square_is_one_number() -> None:
+    assert TrainConfig(data="digits").image_size is None
+    assert TrainConfig(data="digits", input_size=48).image_size == (48, 48)
+    assert TrainConfig(data="digits", input_size=(48, 64)).image_size == (48, 64)
+
+
+FULL = TrainConfig(
+    data="犬 und Bücher: '#1'",
+    model="resnet18",
+    model_kwargs={"drop_rate": 0.1, "depths": [2, 1, 2]},
+    input_size=(48, 64),
+    in_chans=1,
+    max_minutes=1.5,
+    min_lr=1e-7,
+    lr=3e-4,
+    augment=AugmentConfig(scale=(0.3, 1.0), hflip=0.0, auto_augment="rand-m9-mstd0.5-inc1"),
+    precision="bf16-mixed",
+)
+
+
+@pytest.mark.parametrize("config", [FULL, TrainConfig(data="digits"), TrainConfig(data="d", input_size=32)])
+def test_yaml_and_back(config: TrainConfig, tmp_path: Path) -> None:
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text(config.to_yaml(), encoding="utf-8")
+    assert read_config(recipe) == config
+    assert list(read_recipe(recipe)) == NAMES
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_shipped_recipes_are_configurations(name: str, tmp_path: Path) -> None:
+    import conformer_vision
+
+    shipped = Path(conformer_vision.__file__).parent / "recipes" / f"{name}.yaml"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{shipped.read_text(encoding='utf-8')}\ndata: digits\n", encoding="utf-8")
+    config = read_config(recipe)
+    assert config != TrainConfig(data="digits"), "a recipe that changes nothing"
+
+
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "broken YAML": (b"epochs: [1", "is not YAML"),
+    "list": (b"- epochs\n- 3", "has to be keys with values"),
+    "number": (b"3", "has to be keys with values"),
+    "binary": (bytes(range(256)), "is not YAML"),
+    "Latin-1": ("data: Café".encode("latin-1"), "is not YAML"),
+    "impossible date": (b"seed: 2001-13-45", "is not YAML"),
+    "deep": (b"data: " + b"[" * 5000, "is not YAML"),
+    "endless": (b"model_kwargs: &a {b: *a}", "is not YAML"),
+    "code": (b"data: !!python/object/apply:os.getcwd []", "is not YAML"),
+    "unknown key": (b"data: digits\nepoch: 3", "'epoch'; did you mean epochs?"),
+    "unknown augmentation": (b"augment: {hflp: 0.5}", "'hflp'; did you mean hflip?"),
+    "key that is no text": (b"7: 3", "unknown key 7"),
+    "augment without keys": (b"augment:", "augment has to be keys with values"),
+    "model_kwargs without keys": (b"model_kwargs: [1]", "model_kwargs has to be keys with values"),
+    "text for a number": (b"data: digits\nepochs: ten", "epochs ten: must be a whole number"),
+    "text for a pair": (b"data: digits\naugment: {scale: x}", "augment.scale x: must be two numbers or null"),
+    "number for a choice": (b"data: digits\ndevice: 3", "device 3: must be one of"),
+    "value that cannot be": (b"data: digits\nlr: 0", "lr 0.0: must be a number above 0"),
+    "no data": (b"epochs: 3", "data is missing"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_recipes(name: str, tmp_path: Path) -> None:
+    text, wanted = BROKEN[name]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes(text)
+    with pytest.raises(UserError) as caught:
+        read_config(recipe)
+    line = str(caught.value)
+    assert wanted in line
+    assert str(recipe) in line
+    assert "\n" not in line
+
+
+def test_unreadable_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read the recipe .*nothing\.yaml"):
+        read_recipe(tmp_path / "nothing.yaml")
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+)
+KEYS = st.sampled_from([*NAMES, "augment", "model_kwargs"]) | st.text(max_size=6) | st.integers()
+KNOWN_KEYS = st.sampled_from(NAMES)
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recipes") / "recipe.yaml"
+
+
+def accepted(read: Callable[[Path], Any], recipe: Path) -> bool:
+    """Whether the recipe is taken; anything raised but a UserError of one line fails the test."""
+    try:
+        read(recipe)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return False
+    return True
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.dictionaries(KNOWN_KEYS, VALUES, max_size=3))
+def test_any_value_is_taken_or_refused_in_one_line(recipe_file: Path, values: dict[str, Any]) -> None:
+    recipe_file.write_text(yaml.safe_dump({"data": "digits"} | values, allow_unicode=True), encoding="utf-8")
+    if accepted(read_config, recipe_file):
+        assert read_recipe(recipe_file).keys() <= set(NAMES)
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.dictionaries(KEYS, VALUES, max_size=4))
+def test_any_keys_are_taken_or_refused_in_one_line(recipe_file: Path, values: dict[object, Any]) -> None:
+    recipe_file.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    assert accepted(read_recipe, recipe_file) or not (
+        values.keys() <= set(NAMES)
+        and isinstance(values.get("augment", {}), dict)
+        and isinstance(values.get("model_kwargs", {}), dict)
+        and not values.get("augment")
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+def test_any_bytes_are_taken_or_refused_in_one_line(recipe_file: Path, data: bytes) -> None:
+    recipe_file.write_bytes(data)
+    accepted(read_recipe, recipe_file)

@@ -1,0 +1,189 @@
+"""Ctrl-C and going on: in this process, at chosen steps."""
+
+import csv
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformer_vision.errors import UserError
+from conformer_vision.models.saved import load_model
+from conformer_vision.training import TrainConfig, TrainingInterrupted, train
+from conformer_vision.training.interrupt import Interrupted, InterruptFlag
+from conformer_vision.training.module import ClassifierModule
+from conformer_vision.training.run import resume
+
+Tiny = Callable[..., TrainConfig]
+
+
+def test_flag_is_set_by_the_first_and_interrupts_at_the_second() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    flag = InterruptFlag()
+    with flag.listen():
+        flag.check()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert flag.is_set
+        with pytest.raises(Interrupted):
+            flag.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_flag_listens_to_nothing_outside_the_main_thread() -> None:
+    seen = []
+
+    def work() -> None:
+        with InterruptFlag().listen():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.fixture
+def interrupted(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
+    """Trains three epochs of three steps, with Ctrl-C in the step given; the run folder."""
+
+    def start(at: int, **changes: Any) -> Path:
+        output = tmp_path / "run"
+        config = tiny(
+            **{"epochs": 3, "max_steps": None, "val_fraction": 0.25, "output": str(output)} | changes
+        )
+        step = ClassifierModule.training_step
+        count = 0
+
+        def pressing(self: ClassifierModule, batch: Any, batch_idx: int) -> Tensor:
+            nonlocal count
+            count += 1
+            if count == at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(self, batch, batch_idx)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ClassifierModule, "training_step", pressing)
+            with pytest.raises(TrainingInterrupted) as caught:
+                train(config)
+        assert caught.value.folder == output
+        return output
+
+    return start
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 9], ids="in step {}".format)
+def test_stopped_and_continued(interrupted: Callable[..., Path], at: int) -> None:
+    run = interrupted(at)
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == at
+    assert load_model(run / "last.safetensors")[1].classes == ("blue", "green", "red")
+    before = rows_of(run) if (run / "metrics.csv").exists() else []
+    assert len(before) == (at - 1) // 3, "a row for every whole epoch"
+
+    steps = []
+    step = ClassifierModule.training_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ClassifierModule, "training_step", lambda self, *args: (steps.append(1), step(self, *args))[1]
+        )
+        assert resume(run) == run
+    rows = rows_of(run)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 3), (2, 6), (3, 9)]
+    assert len(steps) == 9 - at
+    assert [{**row} for row in rows[: len(before)]] == before
+    assert all(0 < row["images_per_second"] < 1e5 for row in rows)
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+    assert rows[-1]["lr"] < 2e-4, "the schedule went on to its end"
+    load_model(run)
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 4}, {"epochs": 2}], ids=str)
+def test_finished_run_stays_as_it_is(tiny: Tiny, tmp_path: Path, changes: dict[str, int]) -> None:
+    config = tiny(**{"max_steps": None, "val_fraction": 0.25, "output": str(tmp_path / "run")} | changes)
+    run = train(config)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.name != "config.yaml"}
+    resume(run)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != "config.yaml"} == before
+
+
+def test_continues_without_the_weights_it_began_with(
+    interrupted: Callable[..., Path], tiny: Tiny, tmp_path: Path
+) -> None:
+    start = train(tiny(max_steps=1, output=str(tmp_path / "start"))) / "last.safetensors"
+    run = interrupted(2, checkpoint=str(start))
+    start.unlink()
+    resume(run)
+    assert len(rows_of(run)) == 3
+    assert str(start) in (run / "config.yaml").read_text(), "the recipe still says how the run began"
+
+
+def test_second_interrupt_ends_at_once(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def pressing(self: ClassifierModule, batch: Any, batch_idx: int) -> Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("still running")
+
+    monkeypatch.setattr(ClassifierModule, "training_step", pressing)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(tiny(output=str(tmp_path / "run")))
+    assert not isinstance(caught.value, TrainingInterrupted)
+    assert not (tmp_path / "run").exists(), "there is nothing in it to go on from"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Trap:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_broken_state_is_one_line(interrupted: Callable[..., Path], tmp_path: Path) -> None:
+    run = interrupted(2)
+    state, config = (run / "last.ckpt").read_bytes(), (run / "config.yaml").read_text()
+
+    def refused() -> str:
+        with pytest.raises(UserError) as caught:
+            resume(run)
+        assert "\n" not in str(caught.value)
+        assert (run / "last.safetensors").exists()
+        return str(caught.value)
+
+    for broken in (state[:5000], state[:-5000], b"", b"no checkpoint"):
+        (run / "last.ckpt").write_bytes(broken)
+        assert "last.ckpt is not a whole checkpoint" in refused()
+    torch.save({"state_dict": {}}, run / "last.ckpt")
+    assert "last.ckpt is not a whole checkpoint" in refused()
+    trap = tmp_path / "sprung"
+    torch.save({"state_dict": Trap(trap)}, run / "last.ckpt")
+    assert "last.ckpt is not a whole checkpoint" in refused()
+    assert not trap.exists()
+
+    (run / "last.ckpt").write_bytes(state)
+    (run / "config.yaml").write_text(
+        config.replace("depths:\n  - 2\n  - 1\n  - 2", "depths:\n  - 2\n  - 2\n  - 2")
+    )
+    assert "holds another model" in refused()
+    (run / "config.yaml").write_text("epochs: [")
+    assert "config.yaml is not YAML" in refused()
+    (run / "config.yaml").unlink()
+    assert "cannot read" in refused()
+    (run / "last.ckpt").unlink()
+    assert "no last.ckpt to resume from" in refused()

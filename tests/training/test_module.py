@@ -1,0 +1,90 @@
+"""The step of training and of validation, for networks with two heads and with one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conformer_vision.training import TrainConfig
+from conformer_vision.training.build import build_model
+from conformer_vision.training.module import ClassifierModule
+from conformer_vision.training.schedule import Clock
+
+Tiny = Callable[..., TrainConfig]
+
+
+def make(config: TrainConfig, num_classes: int) -> ClassifierModule:
+    torch.manual_seed(0)
+    return ClassifierModule(
+        build_model(config, num_classes), config, num_classes=num_classes, steps_per_epoch=4, clock=Clock()
+    )
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a module logs, without a trainer."""
+    values: dict[str, Any] = {}
+    monkeypatch.setattr(ClassifierModule, "log", lambda self, name, value, **_: values.update({name: value}))
+    return values
+
+
+def batch(num_classes: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(6, 3, 32, 32, generator=generator), torch.arange(6) % num_classes
+
+
+def test_training_step_of_two_heads(tiny: Tiny, logged: dict[str, Any]) -> None:
+    classifier = make(tiny(label_smoothing=0.0), 3).train()
+    images, target = batch(3)
+    loss = classifier.training_step((images, target), 0)
+    classifier.model.set_distilled_training(True)
+    conv, trans = classifier.model(images)  # BatchNorm uses this batch's statistics, as before
+    criterion = nn.CrossEntropyLoss()
+    torch.testing.assert_close(loss, (criterion(conv, target) + criterion(trans, target)) / 2)
+    assert logged["train_loss"] is loss
+    loss.backward()
+    unused = [name for name, parameter in classifier.model.named_parameters() if parameter.grad is None]
+    assert not unused, "a branch does not learn"
+
+
+@pytest.mark.parametrize("num_classes", [3, 6])
+def test_validation_step_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_classes: int) -> None:
+    classifier = make(tiny(), num_classes).eval()
+    images, target = batch(num_classes)
+    with torch.no_grad():
+        classifier.validation_step((images, target), 0)
+        branches = classifier.model.forward_branches(images)
+    outputs = branches._asdict() | {"fused": classifier.model(images)}
+    wanted = {"val_loss"} | {f"val_top1_{head}" for head in outputs}
+    if num_classes == 6:  # of fewer classes top-5 says nothing
+        wanted |= {f"val_top5_{head}" for head in outputs}
+    assert logged.keys() == wanted
+    for head, logits in outputs.items():
+        right = (logits.argmax(1) == target).float().mean()
+        torch.testing.assert_close(logged[f"val_top1_{head}"].compute(), right)
+        if num_classes == 6:
+            among = (logits.topk(5, dim=1).indices == target[:, None]).any(1).float().mean()
+            torch.testing.assert_close(logged[f"val_top5_{head}"].compute(), among)
+    criterion = nn.CrossEntropyLoss()  # never smoothed
+    mean = (criterion(branches.conv, target) + criterion(branches.trans, target)) / 2
+    torch.testing.assert_close(logged["val_loss"], mean)
+
+
+def test_network_with_one_head(tiny: Tiny, logged: dict[str, Any]) -> None:
+    classifier = make(tiny(model="test_resnet", model_kwargs={}, label_smoothing=0.0), 3)
+    images, target = batch(3)
+    loss = classifier.train().training_step((images, target), 0)
+    torch.testing.assert_close(loss, nn.CrossEntropyLoss()(classifier.model(images), target))
+    with torch.no_grad():
+        classifier.eval().validation_step((images, target), 0)
+    assert logged.keys() == {"train_loss", "val_loss", "val_top1_fused"}
+
+
+def test_schedule_goes_through_a_checkpoint_as_plain_numbers(tiny: Tiny) -> None:
+    """Otherwise the checkpoint could be read only by running code from it."""
+    parts: Any = make(tiny(), 3).configure_optimizers()
+    state = parts["lr_scheduler"]["scheduler"].state_dict()
+    assert state.pop("lr_lambdas") == [None, None]
+    assert all(isinstance(value, int | float | bool | list | str) for value in state.values())

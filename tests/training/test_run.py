@@ -1,0 +1,232 @@
+"""Whole trainings, of a second each: the run folder, and that the same recipe gives the same weights."""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from conformer_vision import evaluate
+from conformer_vision.cli import recipes
+from conformer_vision.errors import UserError
+from conformer_vision.models.saved import ModelCard, load_model
+from conformer_vision.training import TrainConfig, train
+from conformer_vision.training.callbacks import Recorder, RunFolder
+from conformer_vision.training.interrupt import InterruptFlag
+from conformer_vision.training.recipe import read_config
+from conformer_vision.training.schedule import Clock
+
+Tiny = Callable[..., TrainConfig]
+Weights = Callable[..., dict[str, Tensor]]
+FILES = {
+    "best.safetensors",
+    "classes.txt",
+    "config.yaml",
+    "curves.png",
+    "last.ckpt",
+    "last.safetensors",
+    "metrics.csv",
+}
+
+
+@pytest.fixture(scope="module")
+def config(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Three epochs of three steps."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    return tiny(epochs=3, max_steps=None, val_fraction=0.25, lr=3e-3, output=str(output))
+
+
+@pytest.fixture(scope="module")
+def run(config: TrainConfig) -> Path:
+    return train(config)
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_run_folder(run: Path, config: TrainConfig) -> None:
+    assert {path.name for path in run.iterdir()} == FILES
+    assert (run / "classes.txt").read_text() == "blue\ngreen\nred\n"
+    kept = read_config(run / "config.yaml")
+    assert kept == dataclasses.replace(
+        config,
+        output=None,
+        input_size=(32, 32),
+        crop_pct=1.0,
+        augment=dataclasses.replace(config.augment, hflip=0.5),
+    )
+    with Image.open(run / "curves.png") as curves:
+        curves.verify()
+        assert min(curves.size) > 300
+
+
+def test_metrics(run: Path, pictures: Path) -> None:
+    rows = rows_of(run)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 3), (2, 6), (3, 9)]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert all(row["images_per_second"] > 0 for row in rows)
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+    assert rows[-1]["lr"] < rows[0]["lr"]
+    evaluation = evaluate(run / "last.safetensors", pictures, val_fraction=0.25, seed=0, device="cpu")
+    for head, top1 in evaluation.top1.items():
+        assert rows[-1][f"val_top1_{head}"] == pytest.approx(top1, abs=1e-5)
+    assert rows[-1]["val_loss"] == pytest.approx(
+        (evaluation.loss["conv"] + evaluation.loss["trans"]) / 2, rel=1e-4
+    )
+
+
+def test_best_weights_are_those_of_the_highest_top1(run: Path, pictures: Path) -> None:
+    best = max(row["val_top1_fused"] for row in rows_of(run))
+    evaluation = evaluate(run, pictures, val_fraction=0.25, seed=0, device="cpu")
+    assert evaluation.top1["fused"] == pytest.approx(best, abs=1e-5)
+
+
+def test_which_epoch_is_kept_as_the_best(tmp_path: Path) -> None:
+    """Of equal top-1, the lower loss decides."""
+    epochs = [(0.2, 1.0), (0.5, 0.9), (0.5, 0.7), (0.5, 0.8), (0.4, 0.1)]
+    model = nn.Linear(1, 2)
+    recorder = Recorder(Clock(), batch_size=1)
+    card = ModelCard("resnet18", classes=("a", "b"))
+    keeper = RunFolder(tmp_path, model=model, card=card, recorder=recorder, interrupt=InterruptFlag())
+    trainer: Any = SimpleNamespace(save_checkpoint=lambda path: Path(path).touch())
+    for number, (top1, loss) in enumerate(epochs):
+        nn.init.constant_(model.weight, number)
+        row = {"epoch": number + 1, "val_top1_fused": top1, "val_loss": loss, "train_loss": 1.0, "lr": 1.0}
+        recorder.rows.append(row)
+        keeper.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    from safetensors.torch import load_file
+
+    assert load_file(tmp_path / "best.safetensors")["weight"].unique().tolist() == [2]
+    assert load_file(tmp_path / "last.safetensors")["weight"].unique().tolist() == [4]
+
+
+def test_the_kept_recipe_gives_the_same_weights(run: Path, weights: Weights, tmp_path: Path) -> None:
+    again = dataclasses.replace(read_config(run / "config.yaml"), output=str(tmp_path / "again"))
+    train(again)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert same(weights(run, name), weights(tmp_path / "again", name)), name
+
+
+def test_another_seed_gives_other_weights(config: TrainConfig, weights: Weights, tmp_path: Path) -> None:
+    def trained(seed: int) -> dict[str, Tensor]:
+        output = str(tmp_path / str(seed))
+        return weights(train(dataclasses.replace(config, seed=seed, max_steps=1, output=output)))
+
+    assert not same(trained(1), trained(2))
+
+
+def test_state_can_be_read_without_running_code(run: Path) -> None:
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 9
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_shipped_recipes_train(name: str, pictures: Path, tmp_path: Path) -> None:
+    import conformer_vision
+
+    shipped = Path(conformer_vision.__file__).parent / "recipes" / f"{name}.yaml"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{shipped.read_text(encoding='utf-8')}\ndata: {pictures}\n", encoding="utf-8")
+    config = read_config(recipe)
+    run = train(
+        dataclasses.replace(
+            config,
+            batch_size=min(config.batch_size, 8),
+            input_size=min(config.image_size or (32, 32)),
+            max_steps=2,
+            workers=0,
+            device="cpu",
+            output=str(tmp_path / "run"),
+        )
+    )
+    assert rows_of(run)[-1]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"in_chans": 1},
+        {"mixup": 0.2, "cutmix": 1.0},
+        {"precision": "bf16-mixed"},
+        {"workers": 1},
+        {"input_size": (32, 48), "batch_size": 4},
+    ],
+    ids=str,
+)
+def test_trained_with_options_and_used(
+    tiny: Tiny, changes: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    run = train(tiny(**changes, output=str(tmp_path / "run")))
+    assert math.isfinite(rows_of(run)[-1]["train_loss"])
+    assert evaluate(run, pictures, device="cpu").samples == 3
+
+
+def test_resnet_is_trained_by_the_same_code(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    run = train(tiny(model="resnet18", model_kwargs={}, max_steps=1, output=str(tmp_path / "run")))
+    assert {path.name for path in run.iterdir()} == FILES
+    assert "val_top1_fused" in rows_of(run)[0]
+    assert "val_top1_conv" not in rows_of(run)[0]
+    assert evaluate(run, pictures, device="cpu").top1.keys() == {"fused"}
+
+
+def test_trained_weights_start_another_training(
+    tiny: Tiny, run: Path, weights: Weights, tmp_path: Path
+) -> None:
+    checkpoint = str(run / "last.safetensors")
+    config = tiny(
+        data="digits", checkpoint=checkpoint, reset_head=True, max_steps=1, lr=1e-6, min_lr=0.0,
+        output=str(tmp_path / "run"),
+    )  # fmt: skip
+    model, card = load_model(train(config))
+    assert card.num_classes == 10
+    torch.testing.assert_close(model.state_dict()["cls_token"], weights(run)["cls_token"], atol=1e-4, rtol=0)
+
+
+def test_broken_picture_is_named_and_no_folder_left(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for number, source in enumerate(sorted(pictures.rglob("*.png"))):
+        target = data / source.parent.name / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes()[: None if number % 2 else 100])
+    with pytest.raises(UserError, match=r"\.png"):
+        train(tiny(data=str(data), output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_failure_in_the_middle_leaves_what_was_trained(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conformer_vision.training.module import ClassifierModule
+
+    step = ClassifierModule.training_step
+    steps = iter(range(100))
+
+    def failing(self: ClassifierModule, batch: Any, batch_idx: int) -> Tensor:
+        if next(steps) == 5:
+            raise RuntimeError("out of memory")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tiny(max_steps=None, output=str(tmp_path / "run")))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+
+def test_foreign_files_in_the_folder_are_kept(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        train(tiny(output=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
