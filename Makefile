@@ -24,10 +24,10 @@ install: $(STAMP) ## make the environment in .venv
 demo: $(STAMP) ## train on handwritten digits, evaluate, predict on pictures: under 4 minutes on 2 cores
 	rm -rf $(DEMO)
 	$(BIN)/conformer-vision train --recipe quick --data digits --output $(DEMO)
-	$(BIN)/conformer-vision evaluate $(DEMO) --data digits --confusion_matrix $(DEMO)/confusion.png
+	$(BIN)/conformer-vision evaluate $(DEMO) --data digits
 	$(BIN)/python examples/write_pictures.py digits $(DEMO)/pictures --count 12
 	$(BIN)/conformer-vision predict $(DEMO) $(DEMO)/pictures
-	@echo "The pictures are in $(DEMO)/pictures, named after what they show; the confusion matrix is $(DEMO)/confusion.png."
+	@echo "The pictures are in $(DEMO)/pictures, named after what they show; the confusion matrix is $(DEMO)/confusion_matrix.png."
 
 test: $(STAMP) ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from conformer_vision.cli import main
 from conformer_vision.data import open_source
 from conformer_vision.data.sources import write_examples
+from conformer_vision.models import variants
 
 MODEL = ["--model=conformer_nano_patch8_64", "--input_size=32", "--model_kwargs.depths=[2,1,2]"]
 TINY = [*MODEL, "--batch_size=8", "--max_steps=2", "--workers=0", "--device=cpu", "--progress=plain"]
@@ -380,9 +382,19 @@ def test_evaluate(trained: Path, tmp_path: Path) -> None:
     picture = tmp_path / "confusion.png"
     done = run("evaluate", trained, "--data=digits", "--confusion_matrix", picture)
     assert (done.status, done.err) == (0, "")
-    for word in ("conv", "trans", "fused", "top-1", "top-5", "%", "178 pictures", str(picture)):
+    for word in ("conv", "trans", "fused", "top-1", "top-5", "%", "179 pictures", str(picture)):
         assert word in done.out, word
     Image.open(picture).verify()
+
+
+def test_evaluate_draws_into_a_run_folder_but_not_beside_a_file(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "confusion_matrix.png").unlink(missing_ok=True)
+    assert run("evaluate", folder / "best.safetensors", "--data=digits").status == 0
+    assert not (folder / "confusion_matrix.png").exists()
+    assert run("evaluate", folder, "--data=digits", "--json").status == 0
+    Image.open(folder / "confusion_matrix.png").verify()
 
 
 def test_predict_table_and_csv(trained: Path, pictures: Path) -> None:
@@ -407,11 +419,12 @@ def test_predict_table_and_csv(trained: Path, pictures: Path) -> None:
     assert len(done.out.splitlines()) == 1 + 2 * 10
 
 
-def test_models() -> None:
+def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = json.loads(run("models", "--json").out)
     assert [row["name"] for row in rows][:2] == ["conformer_tiny_patch16_224", "conformer_small_patch16_224"]
     assert rows[0]["parameters"] == 23_524_704
     assert rows[0]["gmacs"] == pytest.approx(5.2, abs=0.1)
+    monkeypatch.setattr(variants, "describe_variants", lambda: rows)  # takes seconds
     table = run("models")
     assert table.status == 0
     assert all(row["name"] in table.out for row in rows)
@@ -430,7 +443,7 @@ def test_train_evaluate_predict_in_processes(trained: Path, pictures: Path, tmp_
     done = spawn("evaluate", folder, "--data=digits", "--json", "--device=cpu")
     assert (done.status, done.err) == (0, "")
     evaluation = json.loads(done.out)
-    assert evaluation["samples"] == 178
+    assert evaluation["samples"] == 179
     assert evaluation["top1"].keys() == evaluation["top5"].keys() == {"conv", "trans", "fused"}
 
     done = spawn("predict", folder, pictures, "--json", "--device=cpu")

@@ -27,6 +27,8 @@ from conformer_vision.training.recipe import config_from, read_recipe
 if TYPE_CHECKING:
     from conformer_vision.inference import Evaluation, Prediction
 
+CONFUSION_FILE = "confusion_matrix.png"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; give the exit status."""
@@ -111,7 +113,11 @@ def _evaluate_parser() -> ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=64, help="Pictures per forward pass.")
     parser.add_argument("--workers", type=int, default=0, help="Processes that read pictures.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
-    parser.add_argument("--confusion_matrix", metavar="PNG", help="Draw the confusion matrix to this file.")
+    parser.add_argument(
+        "--confusion_matrix",
+        metavar="PNG",
+        help=f"Where to draw the confusion matrix; {CONFUSION_FILE} in a run folder where not given.",
+    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
     return parser
 
@@ -206,7 +212,9 @@ def _resume(folder: str, arguments: list[str]) -> int:
 def _evaluate(options: Namespace) -> int:
     from conformer_vision.inference import evaluate
 
-    path = None if options.confusion_matrix is None else Path(options.confusion_matrix)
+    path = Path(options.run, CONFUSION_FILE) if Path(options.run).is_dir() else None
+    if options.confusion_matrix is not None:
+        path = Path(options.confusion_matrix)
     evaluation = evaluate(
         options.run,
         options.data,

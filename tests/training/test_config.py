@@ -117,7 +117,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "binary": (bytes(range(256)), "is not YAML"),
     "Latin-1": ("data: Café".encode("latin-1"), "is not YAML"),
     "impossible date": (b"seed: 2001-13-45", "is not YAML"),
-    "deep": (b"data: " + b"[" * 5000, "is not YAML"),
+    "deep": (b"data: " + b"[" * 1000, "is not YAML"),
     "endless": (b"model_kwargs: &a {b: *a}", "is not YAML"),
     "code": (b"data: !!python/object/apply:os.getcwd []", "is not YAML"),
     "unknown key": (b"data: digits\nepoch: 3", "'epoch'; did you mean epochs?"),
@@ -129,6 +129,9 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "text for a pair": (b"data: digits\naugment: {scale: x}", "augment.scale x: must be two numbers or null"),
     "number for a choice": (b"data: digits\ndevice: 3", "device 3: must be one of"),
     "value that cannot be": (b"data: digits\nlr: 0", "lr 0.0: must be a number above 0"),
+    "null for a number": (b"data: digits\nbatch_size: null", "batch_size null: give a value"),
+    "null for a share": (b"data: digits\naugment: {re_prob: null}", "augment.re_prob null: give a value"),
+    "null for a choice": (b"data: digits\nprecision: ", "precision null: give a value"),
     "no data": (b"epochs: 3", "data is missing"),
 }
 

@@ -293,7 +293,7 @@ def test_clip_grad(tiny: Tiny, tmp_path: Path, weights: Callable[..., dict[str, 
         lightning.seed_everything(config.seed, verbose=False)
         before = dict(build_model(config, 3).named_parameters())
         after = weights(train(config))
-        return float(torch.stack([(after[name] - before[name]).norm() for name in before]).norm())
+        return float(torch.stack([(after[name] - before[name].detach()).norm() for name in before]).norm())
 
     clipped = length(1e-3)
     assert 1e-4 * 0.99 < clipped < 1e-4 * 2  # SGD here has Nesterov's momentum: up to 1.9 times

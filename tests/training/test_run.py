@@ -101,7 +101,9 @@ def test_which_epoch_is_kept_as_the_best(tmp_path: Path) -> None:
     recorder = Recorder(Clock(), batch_size=1)
     card = ModelCard("resnet18", classes=("a", "b"))
     keeper = RunFolder(tmp_path, model=model, card=card, recorder=recorder, interrupt=InterruptFlag())
-    trainer: Any = SimpleNamespace(save_checkpoint=lambda path: Path(path).touch())
+    trainer: Any = SimpleNamespace(
+        save_checkpoint=lambda path: Path(path).touch(), should_stop=False, current_epoch=0, max_epochs=9
+    )
     for number, (top1, loss) in enumerate(epochs):
         nn.init.constant_(model.weight, number)
         row = {"epoch": number + 1, "val_top1_fused": top1, "val_loss": loss, "train_loss": 1.0, "lr": 1.0}

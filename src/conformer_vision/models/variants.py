@@ -101,7 +101,8 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Conformer
         **kwargs,
     )
     if file is not None:
-        model.pretrained_cfg.pop("file", None)  # where it lies on this machine says nothing of the model
+        cfg: Any = model.pretrained_cfg
+        cfg.pop("file", None)  # where it lies on this machine says nothing of the model
     return model
 
 

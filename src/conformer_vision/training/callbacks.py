@@ -135,7 +135,9 @@ class RunFolder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.interrupt.check()
+        # After the last step of an epoch it is validated first: lightning would not do so on going on.
+        if not (trainer.is_last_batch or trainer.should_stop):
+            self.interrupt.check()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row = self.recorder.rows[-1]
@@ -144,6 +146,8 @@ class RunFolder(Callback):
             self._best = score
             save_model(self.model, self.card, self.folder / BEST_WEIGHTS)
         self._write(trainer)
+        if not (trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs):
+            self.interrupt.check()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Interrupted):

@@ -64,8 +64,17 @@ def config_from(options: Namespace, parser: ArgumentParser) -> TrainConfig:
     Raises:
         UserError: a value that cannot be.
     """
-    options = parser.instantiate_classes(options)
+    _check_null(options, TrainConfig)
+    _check_null(options.augment, AugmentConfig, prefix="augment.")
+    options = parser.instantiate(options)
     return TrainConfig(**{name: options[name] for name in _KEYS})
+
+
+def _check_null(options: Namespace, cls: type, *, prefix: str = "") -> None:
+    """jsonargparse takes null for every option, the class only for those that are null by default."""
+    for item in fields(cls):
+        if options[item.name] is None and item.default is not None:
+            raise UserError(f"{prefix}{item.name} null: give a value, or leave it out for the default")
 
 
 def _check_keys(values: dict[object, Any], known: Collection[str], path: Path) -> None:

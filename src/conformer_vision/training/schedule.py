@@ -59,7 +59,7 @@ class WarmupCosine:
     a run cut short by the clock still anneals to the end.
 
     Args:
-        total_steps: steps of the whole run.
+        total_steps: steps of the whole run, 1 or more.
         warmup_steps: steps of the warm-up; at most half of the run, so that the cosine is gone through.
         floor: factor at the end, in [0, 1].
         clock: the time that is gone.
@@ -73,7 +73,7 @@ class WarmupCosine:
 
     def __call__(self, step: int) -> float:
         ramp = min((step + 1) / (self.warmup_steps + 1), 1.0)
-        by_steps = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        by_steps = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         progress = min(max(by_steps, self.clock.progress, 0.0), 1.0)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return ramp * (self.floor + (1 - self.floor) * cosine)
