@@ -420,11 +420,12 @@ def test_predict_table_and_csv(trained: Path, pictures: Path) -> None:
 
 
 def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list(variants.VARIANTS)[:2]  # all of them take seconds
+    monkeypatch.setattr(variants, "VARIANTS", {name: variants.VARIANTS[name] for name in names})
     rows = json.loads(run("models", "--json").out)
-    assert [row["name"] for row in rows][:2] == ["conformer_tiny_patch16_224", "conformer_small_patch16_224"]
+    assert [row["name"] for row in rows] == ["conformer_tiny_patch16_224", "conformer_small_patch16_224"]
     assert rows[0]["parameters"] == 23_524_704
     assert rows[0]["gmacs"] == pytest.approx(5.2, abs=0.1)
-    monkeypatch.setattr(variants, "describe_variants", lambda: rows)  # takes seconds
     table = run("models")
     assert table.status == 0
     assert all(row["name"] in table.out for row in rows)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conformer_vision.training import TrainConfig
+from conformer_vision.training import TrainConfig, callbacks
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 TINY: dict[str, Any] = {
@@ -46,6 +46,12 @@ def tiny(pictures: Path) -> Callable[..., TrainConfig]:
         return TrainConfig(**{"data": str(pictures)} | TINY | changes)
 
     return make
+
+
+@pytest.fixture
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than an epoch here; test_run.py looks at the picture."""
+    monkeypatch.setattr(callbacks, "draw_curves", lambda rows, path: None)
 
 
 def _weights(run: Path, name: str = "last.safetensors") -> dict[str, torch.Tensor]:

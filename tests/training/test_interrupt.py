@@ -19,6 +19,7 @@ from conformer_vision.training.interrupt import Interrupted, InterruptFlag
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.run import resume
 
+pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 
 

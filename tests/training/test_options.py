@@ -24,6 +24,7 @@ from conformer_vision.training.build import build_card, build_loaders, build_mod
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.schedule import Clock
 
+pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 SHOWN: set[str] = set()
 
