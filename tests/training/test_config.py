@@ -10,11 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformer_vision.cli import recipes
 from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
-from conformer_vision.training.recipe import read_config, read_recipe
+from conformer_vision.training.recipe import read_config, read_recipe, recipes
 
 NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
 

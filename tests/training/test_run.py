@@ -14,13 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from conformer_vision import evaluate
-from conformer_vision.cli import recipes
 from conformer_vision.errors import UserError
 from conformer_vision.models.saved import ModelCard, load_model
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.callbacks import Recorder, RunFolder
 from conformer_vision.training.interrupt import InterruptFlag
-from conformer_vision.training.recipe import read_config
+from conformer_vision.training.recipe import read_config, recipes
 from conformer_vision.training.schedule import Clock
 
 Tiny = Callable[..., TrainConfig]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,27 @@ from .config import TrainConfig
 
 _KEYS = [item.name for item in fields(TrainConfig)]
 _AUGMENT_KEYS = [item.name for item in fields(AugmentConfig)]
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("conformer_vision") / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def find_recipe(given: str) -> Path:
+    """The file of a recipe given by its path, or by its name where it comes with the package.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    if given not in recipes():
+        hint = nearest(given, recipes()) or f"; give a YAML file, or one of {', '.join(recipes())}"
+        raise UserError(f"recipe {given!r} is unknown{hint}")
+    return Path(str(resources.files("conformer_vision") / "recipes" / f"{given}.yaml"))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The subcommands of the command line: each module makes its parser and runs what was parsed."""

@@ -1,0 +1,75 @@
+"""The subcommand ``evaluate``: accuracy of a trained model on labelled pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from conformer_vision.commands.output import console
+from conformer_vision.parsing import build_parser as plain_parser
+
+if TYPE_CHECKING:
+    from conformer_vision.inference import Evaluation
+
+CONFUSION_FILE = "confusion_matrix.png"
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the subcommand."""
+    parser = plain_parser("Measure a trained model on labelled pictures.")
+    parser.add_argument("run", help="Run folder or .safetensors file.")
+    parser.add_argument("--data", required=True, help="Pictures, as train takes them.")
+    parser.add_argument("--split", default="val", choices=["val", "train", "all"], help="Part of the data.")
+    parser.add_argument("--val_fraction", type=float | None, help="Share held out; else the run's own.")
+    parser.add_argument("--seed", type=int | None, help="Seed of the split; else the run's own.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Pictures per forward pass.")
+    parser.add_argument("--workers", type=int, default=0, help="Processes that read pictures.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
+    parser.add_argument(
+        "--confusion_matrix",
+        metavar="PNG",
+        help=f"Where to draw the confusion matrix; {CONFUSION_FILE} in a run folder where not given.",
+    )
+    parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
+    return parser
+
+
+def run(options: Namespace, parser: ArgumentParser) -> int:
+    """Do what was parsed; give the exit status."""
+    from conformer_vision.inference import evaluate
+
+    path = Path(options.run, CONFUSION_FILE) if Path(options.run).is_dir() else None
+    if options.confusion_matrix is not None:
+        path = Path(options.confusion_matrix)
+    evaluation = evaluate(
+        options.run,
+        options.data,
+        split=options.split,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=options.device,
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+        confusion_matrix=path,
+    )
+    if options.json:
+        print(evaluation.to_json())
+    else:
+        _print(evaluation)
+        if path is not None:
+            print(f"confusion matrix: {path}")
+    return 0
+
+
+def _print(evaluation: Evaluation) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{evaluation.samples:,} pictures, {evaluation.images_per_second:,.0f} per second")
+    for name in ("head", "top-1", "top-5", "loss"):
+        table.add_column(name, justify="left" if name == "head" else "right")
+    for head, top1 in evaluation.top1.items():
+        top5 = "" if evaluation.top5 is None else f"{evaluation.top5[head]:.2%}"
+        table.add_row(head, f"{top1:.2%}", top5, f"{evaluation.loss[head]:.4f}")
+    console().print(table)

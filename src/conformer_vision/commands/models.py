@@ -1,0 +1,42 @@
+"""The subcommand ``models``: what Conformers there are."""
+
+from __future__ import annotations
+
+import json
+
+from jsonargparse import ArgumentParser, Namespace
+
+from conformer_vision.commands.output import console
+from conformer_vision.parsing import build_parser as plain_parser
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the subcommand."""
+    parser = plain_parser("List the Conformers by name, size and cost.")
+    parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")
+    return parser
+
+
+def run(options: Namespace, parser: ArgumentParser) -> int:
+    """Do what was parsed; give the exit status."""
+    from conformer_vision.models.variants import describe_variants
+
+    rows = describe_variants()
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    from rich.table import Table
+
+    table = Table(title="Conformers (parameters with 1,000 classes)")
+    for name in ("name", "picture", "tokens", "parameters", "GMACs"):
+        table.add_column(name, justify="left" if name == "name" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['input_size']} px",
+            str(row["tokens"]),
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['gmacs']:.2f}",
+        )
+    console().print(table)
+    return 0

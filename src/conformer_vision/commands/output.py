@@ -1,0 +1,20 @@
+"""What the subcommands print with."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def console() -> Any:
+    """A rich console on stdout."""
+    from rich.console import Console
+
+    # Off a terminal rich would wrap at 80 columns, and cut paths in two.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def printable(text: str) -> str:
+    """The text with what no terminal can show escaped: file names need not be UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,0 +1,94 @@
+"""The subcommand ``predict``: the classes of pictures."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from conformer_vision.commands.output import console, printable
+from conformer_vision.errors import UserError
+from conformer_vision.parsing import build_parser as plain_parser
+
+if TYPE_CHECKING:
+    from conformer_vision.inference import Prediction
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the subcommand."""
+    parser = plain_parser("Classify pictures with a trained model.")
+    parser.add_argument("run", help="Run folder or .safetensors file.")
+    parser.add_argument("inputs", nargs="+", metavar="PICTURE_OR_FOLDER", help="Pictures or folders of them.")
+    parser.add_argument("--top_k", type=int, default=3, help="Classes per picture.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Pictures per forward pass.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
+    parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")
+    parser.add_argument("--csv", action="store_true", help="Print CSV instead of a table.")
+    return parser
+
+
+def run(options: Namespace, parser: ArgumentParser) -> int:
+    """Do what was parsed; give the exit status."""
+    if options.json and options.csv:
+        raise UserError("--json and --csv are two formats of one output; give one of them")
+    from conformer_vision.inference import Predictor
+
+    predictor = Predictor(options.run, device=options.device, batch_size=options.batch_size)
+    answers = predictor.predict(options.inputs, top_k=options.top_k)
+    write = _write_json if options.json else _write_csv if options.csv else _write_table
+    broken = write(answers)
+    if broken:
+        print(f"{broken} of the pictures could not be read", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _failed(prediction: Prediction) -> bool:
+    """Whether there is no answer; the reason goes to stderr."""
+    if prediction.error is not None:
+        print(f"skipped: {printable(prediction.error)}", file=sys.stderr)
+    return prediction.error is not None
+
+
+def _write_table(predictions: Iterable[Prediction]) -> int:
+    from rich.markup import escape
+    from rich.table import Table
+
+    broken = 0
+    table = Table("picture", "prediction")
+    for prediction in predictions:
+        if _failed(prediction):
+            broken += 1
+            continue
+        pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+        answer = "  ".join(f"{label} {probability:.1%}" for label, probability in pairs)
+        table.add_row(escape(printable(prediction.name)), escape(printable(answer)))
+    if table.row_count:
+        console().print(table)
+    return broken
+
+
+def _write_json(predictions: Iterable[Prediction]) -> int:
+    answers = list(predictions)
+    text = json.dumps([dataclasses.asdict(answer) for answer in answers], ensure_ascii=False, indent=2)
+    print(printable(text))
+    return sum(_failed(answer) for answer in answers)
+
+
+def _write_csv(predictions: Iterable[Prediction]) -> int:
+    """One row per class of a picture; a picture without an answer has one row with its error."""
+    broken = 0
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["picture", "rank", "label", "probability", "error"])
+    for prediction in predictions:
+        name = printable(prediction.name)
+        if _failed(prediction):
+            broken += 1
+            writer.writerow([name, "", "", "", printable(str(prediction.error))])
+        for rank, label in enumerate(prediction.labels, start=1):
+            writer.writerow([name, rank, label, f"{prediction.probabilities[rank - 1]:.6f}", ""])
+    return broken

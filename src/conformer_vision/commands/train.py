@@ -1,0 +1,77 @@
+"""The subcommand ``train``: a run from a recipe and options, or the rest of an interrupted one."""
+
+from __future__ import annotations
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from conformer_vision.errors import UserError
+from conformer_vision.parsing import build_parser as plain_parser
+from conformer_vision.training.config import Progress, TrainConfig
+from conformer_vision.training.recipe import config_from, find_recipe, read_recipe, recipes
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the subcommand."""
+    parser = plain_parser("Train a classifier and write its run folder.")
+    parser.add_argument(
+        "--recipe",
+        action=ActionConfigFile,
+        help=f"YAML file of the options below, or one of the package's by name: {', '.join(recipes())}; "
+        "options beside it win.",
+    )
+    parser.add_argument(
+        "--resume", metavar="RUN", help="Continue an interrupted run; only --progress may go with it."
+    )
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def option_value(arguments: list[str], name: str) -> str | None:
+    """The value of an option in the command line, if it is there."""
+    for index, argument in enumerate(arguments):
+        if argument == name:
+            if index + 1 == len(arguments):
+                raise UserError(f"{name} needs a value")
+            return arguments[index + 1]
+        if argument.startswith(f"{name}="):
+            return argument.removeprefix(f"{name}=")
+    return None
+
+
+def with_recipe_path(arguments: list[str]) -> list[str]:
+    """The arguments with the recipe's path for its name; the recipe's keys are checked on the way."""
+    given = option_value(arguments, "--recipe")
+    if given is None:
+        return arguments
+    path = find_recipe(given)
+    read_recipe(path)
+    at = arguments.index("--recipe") if "--recipe" in arguments else arguments.index(f"--recipe={given}")
+    rest = arguments[at + 2 :] if arguments[at] == "--recipe" else arguments[at + 1 :]
+    return [arguments[0], f"--recipe={path}", *arguments[1:at], *rest]  # first, so that all others win
+
+
+def run(options: Namespace, parser: ArgumentParser) -> int:
+    """Train."""
+    from conformer_vision.training import train
+
+    print(f"run folder: {train(config_from(options, parser))}")
+    return 0
+
+
+def resume(folder: str, arguments: list[str]) -> int:
+    """Continue the run in a folder; ``arguments`` is the whole command line, without the program."""
+    known = {"--resume", "--progress"}
+    for argument in arguments[1:]:
+        if argument.startswith("--") and argument.partition("=")[0] not in known:
+            raise UserError(
+                f"{argument.partition('=')[0]} cannot be given with --resume: "
+                "the run goes on as its config.yaml says"
+            )
+    parser = plain_parser("Continue an interrupted run.")
+    parser.add_argument("--resume")
+    parser.add_argument("--progress", type=Progress | None)
+    options = parser.parse_args(arguments[1:])
+    from conformer_vision.training import run as training_run
+
+    print(f"run folder: {training_run.resume(folder, progress=options.progress)}")
+    return 0
