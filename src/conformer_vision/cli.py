@@ -1,6 +1,7 @@
 """The command ``conformer-vision``: finding the subcommand, errors in one line, exit statuses.
 
-Exit statuses: 0 done, 1 done but for some pictures, 2 a mistake in what the user gave, 130 Ctrl-C.
+Exit statuses: 0 done, 1 done but for some pictures, 2 a mistake in what the user gave, 130 Ctrl-C,
+143 SIGTERM.
 Nothing is imported at the top that takes long: ``--help`` waits for neither torch nor timm.
 """
 
@@ -43,10 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interrupt:
-        folder = getattr(interrupt, "folder", None)
-        if folder is not None:
-            print(f"stopped; continue with: {PROGRAM} train --resume {folder}", file=sys.stderr)
-        return 130
+        return train.stopped(interrupt)
 
 
 def _run(arguments: list[str]) -> int:

@@ -11,6 +11,15 @@ from pathlib import Path
 from conformer_vision.errors import UserError
 
 
+_MARK = ".tmp"
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Takes away the temporary files of `atomic_path` that a killed process left in a folder."""
+    for path in Path(folder).glob(f".????????????{_MARK}*"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary name in the folder of ``path``, renamed to ``path`` when the block ends well.
@@ -22,7 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     # The suffix stays at the end: matplotlib and others choose the format by it.
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{_MARK}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from conformer_vision.errors import UserError
+from conformer_vision.parsing import PROGRAM
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.training.config import Progress, TrainConfig
 from conformer_vision.training.recipe import config_from, find_recipe, read_recipe, recipes
@@ -75,3 +79,19 @@ def resume(folder: str, arguments: list[str]) -> int:
 
     print(f"run folder: {training_run.resume(folder, progress=options.progress)}")
     return 0
+
+
+def stopped(interrupt: KeyboardInterrupt) -> int:
+    """Say how to go on after a signal, and put a SLURM job back into the queue; give the exit status."""
+    folder, number = getattr(interrupt, "folder", None), getattr(interrupt, "signal", signal.SIGINT)
+    if folder is None:
+        return 128 + signal.SIGINT
+    from conformer_vision.training.interrupt import requeue, slurm_job
+
+    job = slurm_job()
+    if number != signal.SIGINT and job is not None and getattr(interrupt, "auto_resume", False):
+        line = f"stopped; requeued job {job}" if requeue(job) else f"stopped; job {job} cannot be requeued"
+    else:
+        line = f"stopped; continue with: {PROGRAM} train --resume {folder}"
+    print(line, file=sys.stderr)
+    return 128 + number

@@ -2,111 +2,294 @@
 
 from __future__ import annotations
 
+import random
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from conformer_vision.errors import UserError
 
 from .base import ImageSource
 from .images import BrokenImageError
+from .order import Draw, EvaluationOrder, Sampling, Share, TrainingOrder
+from .streams.base import ImageStream, StreamedImage
+from .streams.order import StreamOrder
 from .transforms import Transform
 
-Sample = tuple[Tensor, int]
+NOT_COUNTED = -100
+"""Label of a picture that is to be left out: broken, or there to fill a batch up (torch's ignore_index)."""
+_MOST_REPLACED = 100
+"""Broken pictures in a row after which it is not single pictures that are broken."""
 
 
-class _Transformed(Dataset[Sample | BrokenImageError]):
-    """Transformed pictures; a broken one is returned as its error, which ends the pass in `_ImageLoader`."""
+class Batch(NamedTuple):
+    """Pictures of one forward pass."""
 
-    def __init__(self, source: ImageSource, transform: Transform) -> None:
-        self.source = source
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample | BrokenImageError:
-        try:
-            image, label = self.source[index]
-        except BrokenImageError as error:
-            return error
-        return self.transform(image), label
+    images: Tensor
+    """(B, C, H, W), normalised."""
+    labels: Tensor
+    """(B,), int64; `NOT_COUNTED` where there is nothing to count."""
+    indices: Tensor
+    """(B,), int64: number of each picture in its source; -1 in a stream."""
+    broken: list[str]
+    """What was wrong with the pictures that could not be read, one line each with their names."""
 
 
-class _ImageLoader(DataLoader[Any]):
-    """Raises a broken picture's error in the process that reads the batches.
+class _Sample(NamedTuple):
+    image: Tensor
+    label: int
+    number: int
+    broken: tuple[str, ...] = ()
 
-    Raised in a worker it would arrive with the worker's traceback as its message.
+
+class ImageLoader(DataLoader[Any]):
+    """Batches of pictures.
+
+    Attributes:
+        position: for training: gives the epoch and the number of its batch to begin at, both from 0,
+            when an iteration begins; without it each iteration is the next whole epoch.
     """
 
-    def __iter__(self) -> Iterator[list[Tensor]]:  # type: ignore[override]
-        for batch in super().__iter__():
+    def __init__(self, *arguments: Any, length: int | None = None, **options: Any) -> None:
+        self.position: Callable[[], tuple[int, int]] | None = None
+        self._next_epoch = 0
+        self._length = length
+        super().__init__(*arguments, **options)
+
+    def __len__(self) -> int:
+        return super().__len__() if self._length is None else self._length
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        epoch, start = (self._next_epoch, 0) if self.position is None else self.position()
+        self._next_epoch = epoch + 1
+        order = self.dataset.order if isinstance(self.dataset, _Streamed) else self.batch_sampler
+        if isinstance(order, (TrainingOrder, StreamOrder)):
+            order.epoch, order.start = epoch, start
+        # Streams go on; the others end themselves.
+        batches = islice(super().__iter__(), None if self._length is None else self._length - start)
+        for batch in batches:
             if isinstance(batch, BrokenImageError):
-                raise batch
+                raise batch  # raised in a worker it would have the worker's traceback as its message
             yield batch
 
 
-def build_loader(
-    source: ImageSource,
+def training_loader(
+    source: ImageSource | ImageStream,
     transform: Transform,
     *,
     batch_size: int,
     workers: int,
-    shuffle: bool,
     seed: int,
-    drop_last: bool,
-) -> DataLoader[Any]:
-    """Batches ``[images (B, C, H, W) float, labels (B,) int64]``.
+    share: Share = Share(),  # noqa: B008  # immutable
+    accumulate: int = 1,
+    sampling: Sampling = "shuffle",
+    repeats: int = 1,
+    epoch_pictures: int | None = None,
+) -> ImageLoader:
+    """Augmented batches in an order of their own in every epoch; see `TrainingOrder`.
 
-    The seed decides the order, and the augmentation in worker processes, each epoch's of its own.
-    With ``workers=0`` the augmentation draws from this process's generators (``random``, NumPy,
-    torch), which the caller seeds.
+    The seed decides order and augmentation, whatever the number of workers. A broken picture is
+    replaced by the next one of the source and named in the batch.
 
     Args:
         source: the pictures.
         transform: from RGB picture to tensor; see `transforms.build_transform`.
-        batch_size: pictures per batch.
+        batch_size: pictures per step of the optimiser, over all processes.
         workers: processes that read pictures; they stay between epochs. 0 reads in this process.
-        shuffle: a new order in every epoch.
         seed: see above.
-        drop_last: leave out the last batch where it is incomplete.
+        share: this process among those that train together.
+        accumulate: batches per step.
+        sampling: ``shuffle`` or ``balanced``.
+        repeats: times that an epoch shows a picture.
+        epoch_pictures: pictures that make an epoch of a stream, which may not know its length.
 
     Raises:
-        UserError: a batch size or number of workers that cannot be. Iteration raises
-            `BrokenImageError`.
+        UserError: a value that cannot be. Iteration raises `BrokenImageError` where a hundred
+            pictures in a row are broken.
     """
+    _check(batch_size, workers)
+    if isinstance(source, ImageStream):
+        order = StreamOrder(
+            source, batch_size, seed=seed, share=share, accumulate=accumulate, pictures=epoch_pictures
+        )
+        return ImageLoader(
+            _Streamed(order, transform),
+            batch_size=order.per_batch,
+            drop_last=True,
+            length=len(order),
+            **_options(workers),
+        )
+    batches = TrainingOrder(
+        source.labels,
+        batch_size,
+        seed=seed,
+        share=share,
+        accumulate=accumulate,
+        sampling=sampling,
+        repeats=repeats,
+    )
+    return ImageLoader(
+        _Transformed(source, transform, replace_broken=True), batch_sampler=batches, **_options(workers)
+    )
+
+
+def evaluation_loader(
+    source: ImageSource | ImageStream,
+    transform: Transform,
+    *,
+    batch_size: int,
+    workers: int,
+    share: Share = Share(),  # noqa: B008  # immutable
+) -> ImageLoader:
+    """Every picture once over all processes; a broken one is named, and its label is `NOT_COUNTED`.
+
+    Args:
+        source: the pictures.
+        transform: from RGB picture to tensor.
+        batch_size: pictures per batch and process.
+        workers: processes that read pictures; 0 reads in this one.
+        share: this process among those that evaluate together.
+
+    Raises:
+        UserError: a batch size or number of workers that cannot be.
+    """
+    _check(batch_size, workers)
+    if isinstance(source, ImageStream):
+        order = StreamOrder(source, batch_size, seed=None, share=share, accumulate=1, pictures=None)
+        return ImageLoader(_Streamed(order, transform), batch_size=batch_size, **_options(workers))
+    return ImageLoader(
+        _Transformed(source, transform, replace_broken=False),
+        batch_sampler=EvaluationOrder(len(source), batch_size, share=share),
+        **_options(workers),
+    )
+
+
+class _Transformed(Dataset[_Sample | BrokenImageError]):
+    """Transformed pictures by their draws."""
+
+    def __init__(self, source: ImageSource, transform: Transform, *, replace_broken: bool) -> None:
+        self.source = source
+        self.transform = transform
+        self.replace_broken = replace_broken
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, draw: Draw) -> _Sample | BrokenImageError:
+        broken: list[str] = []
+        for ahead in range(min(_MOST_REPLACED, len(self.source))):
+            index = (draw.number + ahead) % len(self.source)
+            try:
+                image, label = self.source[index]
+            except BrokenImageError as error:
+                broken.append(str(error))
+                if not self.replace_broken:
+                    return _missing(self.transform, index, broken)
+                continue
+            label = label if draw.counted else NOT_COUNTED
+            return _Sample(_transformed(self.transform, image, draw.seed), label, index, tuple(broken))
+        return BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} pictures after it")
+
+
+class _Streamed(IterableDataset[_Sample | BrokenImageError]):
+    """Transformed pictures of a stream; this worker's part of this process's share."""
+
+    def __init__(self, order: StreamOrder, transform: Transform) -> None:
+        self.order = order
+        self.transform = transform
+
+    def __iter__(self) -> Iterator[_Sample | BrokenImageError]:
+        broken: list[str] = []
+        last: StreamedImage | None = None
+        for item, seed in self.order.items():
+            if isinstance(item.image, BrokenImageError):
+                broken.append(str(item.image))
+                if not self.order.endless:
+                    yield _missing(self.transform, -1, broken)
+                    broken = []
+                    continue
+                if len(broken) == _MOST_REPLACED:
+                    yield BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} pictures after it")
+                    return
+                if last is None:
+                    continue
+                item = last  # so that as many pictures come as were read: an epoch goes on by their number
+            last = item
+            assert isinstance(item.image, Image.Image)
+            yield _Sample(_transformed(self.transform, item.image, seed), item.label, -1, tuple(broken))
+            broken = []
+
+
+def _transformed(transform: Transform, image: Image.Image, seed: int | None) -> Tensor:
+    if seed is None:
+        return transform(image)
+    with _seeded(seed):
+        return transform(image)
+
+
+def _missing(transform: Transform, index: int, broken: list[str]) -> _Sample:
+    black = transform(Image.new("RGB", (8, 8)))
+    return _Sample(torch.zeros_like(black), NOT_COUNTED, index, tuple(broken))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The generators that transforms draw from, seeded inside the block and as they were after it.
+
+    Without workers they are also those of dropout and stochastic depth.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _check(batch_size: int, workers: int) -> None:
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size}: must be 1 or more")
     if workers < 0:
         raise UserError(f"workers {workers}: must be 0 or more")
-    if drop_last and len(source) < batch_size:
-        raise UserError(
-            f"batch_size {batch_size} is more than the {len(source)} pictures; give a smaller one"
-        )
-    return _ImageLoader(
-        _Transformed(source, transform),
-        batch_size=batch_size,
-        shuffle=shuffle,
-        num_workers=workers,
-        collate_fn=_collate,
-        drop_last=drop_last,
-        pin_memory=torch.cuda.is_available(),
-        # torch seeds random, NumPy and itself in every worker from this generator.
-        generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=_ignore_interrupt,
-        persistent_workers=workers > 0,
+
+
+def _options(workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": workers,
+        "collate_fn": _collate,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _ignore_interrupt,
+        "persistent_workers": workers > 0,
+    }
+
+
+def _collate(samples: list[_Sample | BrokenImageError]) -> Batch | BrokenImageError:
+    good: list[_Sample] = []
+    for sample in samples:
+        if isinstance(sample, BrokenImageError):
+            return sample
+        good.append(sample)
+    return Batch(
+        torch.stack([sample.image for sample in good]),
+        torch.tensor([sample.label for sample in good]),
+        torch.tensor([sample.number for sample in good]),
+        [line for sample in good for line in sample.broken],
     )
 
 
-def _collate(samples: list[Sample | BrokenImageError]) -> Any:
-    broken = next((sample for sample in samples if isinstance(sample, BrokenImageError)), None)
-    return default_collate(samples) if broken is None else broken
-
-
 def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C goes to the whole process group; the main process decides when the workers end."""
+    """Ctrl-C and a scheduler's warning go to the whole process group; the main process ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -11,39 +11,81 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import nn
-from torch.utils.data import DataLoader
 
-from ..data import ImageSource, build_loader, build_transform, open_source
+from ..data import ImageSource, build_transform
+from ..data.base import some_names
+from ..data.exclude import exclude, read_exclusions
+from ..data.loader import ImageLoader, evaluation_loader, training_loader
+from ..data.order import Share, pictures_per_batch
+from ..data.sources import open_data
+from ..data.streams.base import ImageStream
 from ..errors import UserError
-from ..models import VARIANTS, ConformerConfig
+from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint
 from ..models.saved import ModelCard
 from ..parsing import nearest
 from .config import TrainConfig
+from .memory import largest_batch, training_step
 from .module import build_optimizer
 
 _CONFORMER_OPTIONS = {field.name for field in fields(ConformerConfig)}
 
 
-def open_data(config: TrainConfig) -> tuple[ImageSource, ImageSource]:
+Data = ImageSource | ImageStream
+
+
+def open_pictures(config: TrainConfig) -> tuple[Data, Data]:
     """Training and validation pictures.
 
     Raises:
-        UserError: what `open_source` refuses, or no picture to validate on.
+        UserError: what `open_data` or an exclusion list refuse, no picture to validate on, or options
+            that streams do not have.
     """
-    split = partial(open_source, config.data, val_fraction=config.val_fraction, seed=config.seed)
+    split = partial(
+        open_data,
+        config.data,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        folds=config.folds,
+        fold=config.fold,
+        data_dir=config.data_dir,
+    )
     train = split(split="train")
     val = split(split="val", classes=train.classes)
     if len(train.classes) < 2:
         raise UserError(f"{config.data} has a single class ({train.classes[0]}); training needs two or more")
+    if isinstance(train, ImageStream) or isinstance(val, ImageStream):
+        _check_stream_options(config)
+        return train, val
+    if config.epoch_pictures is not None:
+        raise UserError(f"epoch_pictures is for streams; {config.data} has {len(train)} training pictures")
+    if config.exclude is not None:
+        train, val = _without_excluded(train, val, config.exclude)
     if not len(val):
         raise UserError(f"{config.data} leaves no picture to validate on; raise val_fraction or add pictures")
-    if len(train) < config.batch_size:
-        raise UserError(
-            f"batch_size {config.batch_size} is more than the {len(train)} training pictures "
-            f"of {config.data}; give a smaller one"
-        )
     return train, val
+
+
+def _check_stream_options(config: TrainConfig) -> None:
+    for name, used in (
+        ("exclude", config.exclude is not None),
+        ("sampling balanced", config.sampling == "balanced"),
+        ("aug_repeats", config.aug_repeats > 1),
+        ("strategy fsdp", config.strategy == "fsdp"),  # its processes need equally many validation batches
+    ):
+        if used:
+            raise UserError(f"{name} cannot be used with the stream {config.data}; leave it out")
+
+
+def _without_excluded(train: ImageSource, val: ImageSource, path: str) -> tuple[ImageSource, ImageSource]:
+    names = read_exclusions(path)
+    kept_train, kept_val = exclude(train, names), exclude(val, names, every_class=False)
+    if unknown := kept_train.unmatched & kept_val.unmatched:
+        raise UserError(
+            f"{path} names pictures that the data does not have: {some_names(sorted(unknown), most=3)}; "
+            "write the list anew with conformer-vision check --fix"
+        )
+    return kept_train, kept_val
 
 
 def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
@@ -77,7 +119,23 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
         raise UserError(f"model {config.model}: {_first_line(error)}") from error
     if config.checkpoint is not None:
         load_checkpoint(model, config.checkpoint, reset_head=config.reset_head)
+    _check_options(config, model)
     return model
+
+
+def _check_options(config: TrainConfig, model: nn.Module) -> None:
+    """Options of training that not every model has."""
+    if config.freeze_blocks or config.freeze_branch:
+        name = "freeze_blocks" if config.freeze_blocks else "freeze_branch"
+        if not isinstance(model, Conformer):
+            raise UserError(f"{name} is for Conformers; model {config.model} is none")
+        if config.freeze_blocks > len(model.blocks):
+            raise UserError(f"freeze_blocks {config.freeze_blocks}: the model has {len(model.blocks)} blocks")
+    if config.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AttributeError, AssertionError) as error:
+            raise UserError(f"grad_checkpointing: model {config.model} has none; leave it out") from error
 
 
 def build_card(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) -> ModelCard:
@@ -106,26 +164,68 @@ def build_card(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) 
         crop_mode=data["crop_mode"],
     )
     _check_size(model, card)
-    if config.batch_size == 1:
+    if config.batch_size != "auto" and config.batch_size <= config.accumulate:
         _check_single(model, card)
     return card
 
 
 def build_loaders(
-    config: TrainConfig, train: ImageSource, val: ImageSource, card: ModelCard
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Batches of augmented training pictures, and of the validation pictures as evaluation sees them."""
-    loading: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "workers": config.workers,
-        "seed": config.seed,
-    }
+    config: TrainConfig, train: Data, val: Data, card: ModelCard, *, share: Share
+) -> tuple[ImageLoader, ImageLoader]:
+    """Batches of augmented training pictures, and of the validation pictures as evaluation sees them.
+
+    Args:
+        config: of the run, with a batch size.
+        train: training pictures.
+        val: validation pictures.
+        card: of the model.
+        share: this process.
+
+    Raises:
+        UserError: a batch that cannot be shared out or mixed, or is larger than the set.
+    """
+    size = config.pictures_per_step
+    each = pictures_per_batch(size, share.world_size, config.accumulate)
+    if each % 2 and (config.mixup or config.cutmix):
+        raise UserError(
+            f"batch_size {size}: mixup and cutmix need an even number of pictures per pass, not {each}"
+        )
     augmented = build_transform(**card.preprocessing, augment=config.augment.for_source(train))
     plain = build_transform(**card.preprocessing, augment=None)
     return (
-        build_loader(train, augmented, shuffle=True, drop_last=True, **loading),
-        build_loader(val, plain, shuffle=False, drop_last=False, **loading),
+        training_loader(
+            train,
+            augmented,
+            batch_size=size,
+            workers=config.workers,
+            seed=config.seed,
+            share=share,
+            accumulate=config.accumulate,
+            sampling=config.sampling,
+            repeats=config.aug_repeats,
+            epoch_pictures=config.epoch_pictures,
+        ),
+        evaluation_loader(val, plain, batch_size=each, workers=config.workers, share=share),
     )
+
+
+def find_batch_size(config: TrainConfig, model: nn.Module, card: ModelCard, *, most: int) -> int:
+    """The largest number of pictures per pass that fits into memory, a power of two.
+
+    Args:
+        config: of the run.
+        model: is left as it was.
+        card: for the input's size.
+        most: no more than this.
+
+    Raises:
+        UserError: not even two pictures fit.
+    """
+    cuda = config.device in ("auto", "cuda") and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "mps" if config.device == "mps" else "cpu")
+    probe = deepcopy(model).to(device).train()
+    step = training_step(probe, image_shape=card.input_size, precision=config.precision, device=device)
+    return largest_batch(step, device, most=most)
 
 
 def check_optimizer(config: TrainConfig, model: nn.Module) -> None:
@@ -141,7 +241,7 @@ def check_optimizer(config: TrainConfig, model: nn.Module) -> None:
         raise UserError(f"optimizer {config.optimizer!r}: {_first_line(error)}{hint}") from error
 
 
-def resolved(config: TrainConfig, source: ImageSource, card: ModelCard) -> TrainConfig:
+def resolved(config: TrainConfig, source: Data, card: ModelCard) -> TrainConfig:
     """The configuration with everything decided that was left to the model or the data.
 
     The run folder is left out: the same recipe gives another run another folder.
@@ -149,6 +249,7 @@ def resolved(config: TrainConfig, source: ImageSource, card: ModelCard) -> Train
     return replace(
         config,
         output=None,
+        auto_resume=False,
         input_size=card.input_size[1:],
         crop_pct=card.crop_pct,
         augment=config.augment.for_source(source),

@@ -1,8 +1,10 @@
-"""Ctrl-C that stops a run between two steps, where its state is whole."""
+"""Signals that stop a run between two steps, where its state is whole."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,46 +13,72 @@ from types import FrameType
 
 
 class Interrupted(Exception):  # noqa: N818  # not an error
-    """Ctrl-C came; raised between two steps, as lightning would end the process on a KeyboardInterrupt."""
+    """A signal came; raised between two steps, as lightning would end the process on a KeyboardInterrupt."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C and can be continued.
+    """Training was stopped by a signal and can be continued.
 
     Attributes:
         folder: the run folder, with ``last.ckpt`` to resume from and ``last.safetensors`` to use.
+        signal: the number of the signal: SIGINT for Ctrl-C, SIGTERM or SIGUSR1 from a scheduler.
+        auto_resume: whether the same command would continue the run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, number: int = signal.SIGINT, auto_resume: bool = False) -> None:
         super().__init__(f"training stopped; its state is in {folder}")
         self.folder = folder
+        self.signal = number
+        self.auto_resume = auto_resume
 
 
 class InterruptFlag:
-    """Set by the first Ctrl-C; a second one interrupts at once, as it does elsewhere."""
+    """Set by the first signal; a second Ctrl-C interrupts at once, as it does elsewhere."""
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.signal: int | None = None
 
-    def check(self) -> None:
-        """Raises `Interrupted` when Ctrl-C came."""
-        if self.is_set:
-            raise Interrupted
+    @property
+    def is_set(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Listens to SIGINT within the block; does nothing outside the main thread, which signals pass by."""
+        """Listens within the block to Ctrl-C, SIGTERM and, under SLURM, SIGUSR1.
+
+        Does nothing outside the main thread, which signals pass by.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.getsignal(signal.SIGINT)
 
         def handle(number: int, frame: FrameType | None) -> None:
-            self.is_set = True
+            self.signal = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        signal.signal(signal.SIGINT, handle)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if slurm_job() is not None:
+            numbers.append(signal.SIGUSR1)
+        before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def slurm_job() -> str | None:
+    """This job's number as ``scontrol`` takes it, or None outside SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else job
+
+
+def requeue(job: str) -> bool:
+    """Puts the job back into SLURM's queue; whether that succeeded."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from typing import Any
 
 import lightning
+import numpy as np
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
+from timm.utils import distribute_bn
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from ..data.loader import NOT_COUNTED, Batch
 from ..models import Conformer
+from ..models.freezing import freeze, hold_frozen
 from .config import TrainConfig
+from .guard import NotFinite
 from .losses import BranchLoss
 from .schedule import Clock, WarmupCosine
 
@@ -44,18 +54,27 @@ class ClassifierModule(lightning.LightningModule):
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.clock = clock
-        if callable(switch := getattr(model, "set_distilled_training", None)):
-            switch(True)  # training-mode forward gives the logits of every head
+        self.lr = config.lr  # where lightning's search for a learning rate puts what it found
+        if isinstance(model, Conformer):
+            model.set_distilled_training(True)  # training-mode forward gives the logits of every head
+            freeze(model, blocks=config.freeze_blocks, branch=config.freeze_branch)
+        if config.grad_checkpointing:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        if config.compile:
+            model.compile()
         self.mixup = build_mixup(config, num_classes)
         # MixUp smooths the targets that it mixes.
         smoothing = config.label_smoothing if self.mixup is None else 0.0
         self.train_loss = BranchLoss(nn.CrossEntropyLoss(label_smoothing=smoothing))
-        self.val_loss = BranchLoss(nn.CrossEntropyLoss())
+        self.val_loss = BranchLoss(nn.CrossEntropyLoss(ignore_index=NOT_COUNTED))
+        self.mean_val_loss = MeanMetric()
         heads = ("conv", "trans", "fused") if isinstance(model, Conformer) else ("fused",)
         ks = (1, 5) if num_classes >= TOP5_FROM else (1,)
         self.accuracy = nn.ModuleDict(
             {
-                f"val_top{k}_{head}": MulticlassAccuracy(num_classes, top_k=k, average="micro")
+                f"val_top{k}_{head}": MulticlassAccuracy(
+                    num_classes, top_k=k, average="micro", ignore_index=NOT_COUNTED
+                )
                 for k in ks
                 for head in heads
             }
@@ -67,16 +86,39 @@ class ClassifierModule(lightning.LightningModule):
         steps = self.config.epochs * self.steps_per_epoch
         return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, target = batch
+    def train(self, mode: bool = True) -> ClassifierModule:
+        super().train(mode)
+        if mode:
+            hold_frozen(self.model)
+        return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # A step draws from a seed of its own, so that a run that goes on draws what it would have drawn.
+        _seed_step(self.config.seed, self.global_rank, self.current_epoch, batch_idx)
+        images, target = batch.images, batch.labels
         if self.mixup is not None:
             images, target = self.mixup(images, target)
         loss: Tensor = self.train_loss(self.model(images), target)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        self._stepped_on = (images, batch.indices)
+        # A single process must not leave a step alone that the others wait in.
+        if not bool(self._everywhere(torch.isfinite(loss))):
+            raise NotFinite(images=images, pictures=batch.indices.tolist())
+        self.log("train_loss", loss, batch_size=len(images))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, target = batch
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.trainer.precision == "16-mixed":
+            return  # there the scaler leaves out steps with such gradients, and lowers its scale
+        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        norms = torch._foreach_norm(list(gradients.values()))
+        if not bool(torch.isfinite(torch.stack([norm.to(self.device) for norm in norms])).all()):
+            name = next(n for n, norm in zip(gradients, norms, strict=True) if not bool(torch.isfinite(norm)))
+            images, indices = self._stepped_on
+            raise NotFinite(images=images, pictures=indices.tolist(), parameter=name)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, target = batch.images, batch.labels
+        counted = int((target != NOT_COUNTED).sum())
         outputs: dict[str, Tensor]
         if isinstance(self.model, Conformer):
             branches = self.model.forward_branches(images)
@@ -85,14 +127,35 @@ class ClassifierModule(lightning.LightningModule):
         else:
             outputs = {"fused": self.model(images)}
             loss = self.val_loss(outputs["fused"], target)
-        self.log("val_loss", loss, batch_size=len(images))
+        if counted:
+            self.mean_val_loss.update(loss, weight=counted)
+            for name, metric in self.accuracy.items():
+                assert isinstance(metric, MulticlassAccuracy)
+                metric.update(outputs[name.rsplit("_", 1)[1]], target)
+
+    def on_validation_epoch_start(self) -> None:
+        if self.trainer.world_size > 1:  # every process has met other pictures
+            distribute_bn(self.model, self.trainer.world_size, reduce=True)
+
+    def on_validation_epoch_end(self) -> None:
+        # Computed here and not by `log`, which would do so only for processes that saw a picture.
+        self.log("val_loss", self.mean_val_loss.compute(), rank_zero_only=False)
+        self.mean_val_loss.reset()
         for name, metric in self.accuracy.items():
             assert isinstance(metric, MulticlassAccuracy)
-            metric.update(outputs[name.rsplit("_", 1)[1]], target)
-            self.log(name, metric, batch_size=len(images))
+            self.log(name, metric.compute())
+            metric.reset()
+
+    def _everywhere(self, value: Tensor) -> Tensor:
+        """Whether it is true in every process."""
+        if not torch.distributed.is_initialized():
+            return value
+        number = value.to(torch.int32)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MIN)
+        return number
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        config = self.config
+        config = replace(self.config, lr=self.lr, min_lr=min(self.config.min_lr, self.lr))
         optimizer = build_optimizer(self.model, config)
         factor = WarmupCosine(
             self.total_steps,
@@ -112,11 +175,31 @@ class ClassifierModule(lightning.LightningModule):
         self.clock.load_state_dict(checkpoint["clock"])
 
 
+class ShardedModule(ClassifierModule):
+    """The same with the weights shared out between the processes (FSDP): block by block, then the rest."""
+
+    def configure_model(self) -> None:
+        if isinstance(self.model, FSDPModule):
+            return  # lightning asks more than once
+        mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
+        for block in getattr(self.model, "blocks", []):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        if isinstance(self.model, Conformer):
+            register_fsdp_forward_method(self.model, "forward_branches")
+
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """timm's optimiser; norms, biases and what ``model.no_weight_decay()`` names do not decay."""
     optimizer: Optimizer = create_optimizer_v2(
-        model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay
+        model,
+        opt=config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
     )
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves the layer's share to its own schedules
     return optimizer
 
 
@@ -130,3 +213,11 @@ def build_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
         label_smoothing=config.label_smoothing,
         num_classes=num_classes,
     )
+
+
+def _seed_step(*numbers: int) -> None:
+    """Seeds what a training step draws from: MixUp from NumPy, stochastic depth and dropout from torch."""
+    first, second = np.random.SeedSequence(numbers).generate_state(2).tolist()
+    random.seed(first)
+    np.random.seed(first)
+    torch.manual_seed((first << 32) + second)

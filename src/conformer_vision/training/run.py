@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,24 +15,42 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from rich.console import Console
+from torch import nn
 
+from ..data.order import Share
+from ..data.streams.base import ImageStream
 from ..errors import UserError
-from ..files import atomic_path
-from .build import build_card, build_loaders, build_model, check_optimizer, open_data, resolved
+from ..files import atomic_path, remove_leftovers
+from ..models.saved import ModelCard
+from .averaging import Averaging
+from .broken import BROKEN_FILE, BrokenPictures
+from .build import (
+    Data,
+    build_card,
+    build_loaders,
+    build_model,
+    check_optimizer,
+    find_batch_size,
+    open_pictures,
+    resolved,
+)
 from .callbacks import LAST_CHECKPOINT, Limits, Recorder, RunFolder
 from .config import Progress, TrainConfig
+from .guard import REPORT_FILE, NotFinite, TrainingDivergedError, diagnose
 from .interrupt import Interrupted, InterruptFlag, TrainingInterrupted
-from .module import ClassifierModule
+from .loggers import build_loggers
+from .module import ClassifierModule, ShardedModule
+from .processes import is_first
 from .progress import EpochBar, EpochLines
 from .recipe import read_config
 from .schedule import Clock
 from .state import check_state
+from .trainer import build_trainer, count_processes
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.txt"
-_ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 
 
 def train(config: TrainConfig) -> Path:
@@ -41,18 +61,27 @@ def train(config: TrainConfig) -> Path:
 
     Returns:
         The run folder: config.yaml, classes.txt, best.safetensors, last.safetensors, last.ckpt,
-        metrics.csv and curves.png.
+        metrics.csv, curves.png and report.html.
 
     Raises:
         UserError: a value, a file or a picture that cannot be; found before the first step, but for
             pictures that turn out to be broken.
-        TrainingInterrupted: Ctrl-C; the run folder holds what `resume` needs.
+        TrainingDivergedError: the loss or a gradient is not finite; the run folder keeps the last state
+            that was, and not_finite.json says where it began.
+        TrainingInterrupted: Ctrl-C, SIGTERM or SLURM's warning; the run folder holds what `resume`
+            needs.
     """
+    if config.auto_resume and Path(str(config.output), CONFIG_FILE).is_file():
+        return _resume(Path(str(config.output)), progress=config.progress, auto_resume=True)
     return _run(config, _new_folder(config), checkpoint=None)
 
 
 def resume(folder: str | Path, *, progress: Progress | None = None) -> Path:
     """Continue an interrupted run in its folder, from its last checkpoint to the end of its configuration.
+
+    On the CPU the run ends with the weights, bit for bit, that it would have had without the
+    interruption, unless ``max_minutes`` ties its schedule to the clock. A run that ended before its
+    first checkpoint begins again.
 
     Args:
         folder: a run folder.
@@ -60,58 +89,99 @@ def resume(folder: str | Path, *, progress: Progress | None = None) -> Path:
 
     Raises:
         UserError: the folder holds no run that can be continued.
-        TrainingInterrupted: Ctrl-C.
+        TrainingInterrupted: as `train`.
     """
-    folder = Path(folder)
+    return _resume(Path(folder), progress=progress)
+
+
+def _resume(folder: Path, *, progress: Progress | None, auto_resume: bool = False) -> Path:
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} has no {CONFIG_FILE}, so it is no run to resume; give an interrupted run")
     checkpoint = folder / LAST_CHECKPOINT
-    if not checkpoint.is_file():
-        raise UserError(f"{folder} has no {LAST_CHECKPOINT} to resume from; give an interrupted run")
-    config = read_config(folder / CONFIG_FILE)
+    config = replace(read_config(folder / CONFIG_FILE), output=str(folder), auto_resume=auto_resume)
     if progress is not None:
         config = replace(config, progress=progress)
-    return _run(config, folder, checkpoint=checkpoint)
+    return _run(config, folder, checkpoint=checkpoint if checkpoint.is_file() else None)
 
 
 def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
     with _quiet_lightning():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
-        train_source, val_source = open_data(config)
+        train_source, val_source = open_pictures(config)
         # A run that goes on has its weights in the checkpoint; those it began with may be gone by now.
         model = build_model(config if checkpoint is None else _unloaded(config), len(train_source.classes))
         card = build_card(config, model, train_source.classes)
         check_optimizer(config, model)
-        train_loader, val_loader = build_loaders(config, train_source, val_source, card)
+        config = _with_batch_size(config, model, card, train_source)
 
         clock = Clock(None if config.max_minutes is None else 60 * config.max_minutes)
-        module = ClassifierModule(
+        recorder = Recorder(clock, batch_size=config.pictures_per_step)
+        interrupt = InterruptFlag()
+        averaging = None
+        if config.ema_decay is not None:
+            averaging = Averaging(config.ema_decay, warmup=config.ema_warmup)
+        shown, bar = _progress(config, recorder)
+        callbacks: list[lightning.Callback] = [
+            *([] if averaging is None else [averaging]),
+            BrokenPictures(folder, pictures=_count(train_source, val_source), most=config.max_broken),
+            recorder,
+            *_stopping(config, clock),
+            *shown,
+            RunFolder(
+                folder,
+                model=model,
+                card=card,
+                recorder=recorder,
+                interrupt=interrupt,
+                averaging=averaging,
+                every_seconds=60 * config.save_minutes,
+                top_k=config.save_top_k,
+            ),
+        ]
+        loggers = build_loggers(config.loggers, folder) if is_first() else []
+        if loggers:
+            callbacks.insert(0, LearningRateMonitor("step"))
+        trainer = build_trainer(config, folder, callbacks=callbacks, loggers=loggers)
+        loaders = build_loaders(
+            config,
+            train_source,
+            val_source,
+            card,
+            share=Share(trainer.global_rank, trainer.world_size),
+        )
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        # lightning itself puts back no loader at the end of an epoch.
+        loaders[0].position = lambda: (trainer.current_epoch, progress.ready)
+        kind = ShardedModule if config.strategy == "fsdp" else ClassifierModule
+        module = kind(
             model,
             config,
             num_classes=len(train_source.classes),
-            steps_per_epoch=len(train_loader),
+            steps_per_epoch=len(loaders[0]) // config.accumulate,
             clock=clock,
         )
         if checkpoint is not None:
             check_state(checkpoint, module)
-        recorder = Recorder(clock, batch_size=config.batch_size)
-        interrupt = InterruptFlag()
-        run_folder = RunFolder(folder, model=model, card=card, recorder=recorder, interrupt=interrupt)
-        shown, bar = _progress(config, recorder)
-        trainer = _trainer(
-            config, folder, [recorder, Limits(clock, max_steps=config.max_steps), run_folder, *shown]
-        )
 
-        _make_folder(folder)  # not before everything else is found to be right
-        _write_text(folder / CONFIG_FILE, resolved(config, train_source, card).to_yaml())
-        _write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in card.classes))
+        if is_first():
+            _make_folder(folder)  # not before everything else is found to be right
+            remove_leftovers(folder)
+            _write_text(folder / CONFIG_FILE, resolved(config, train_source, card).to_yaml())
+            _write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in card.classes))
         try:
             with interrupt.listen():
-                trainer.fit(module, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
+                trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
+        except NotFinite as failure:
+            raise _diverged(failure, module, trainer, folder, train_source) from None
         except Interrupted:
-            raise TrainingInterrupted(folder) from None
+            raise TrainingInterrupted(
+                folder, number=interrupt.signal or signal.SIGINT, auto_resume=config.auto_resume
+            ) from None
         except SystemExit:  # what lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from None
         finally:
-            _remove_if_unused(folder)
+            if is_first():
+                _remove_if_unused(folder)
             if bar is not None:
                 bar.bar.stop()
     return folder
@@ -121,43 +191,69 @@ def _unloaded(config: TrainConfig) -> TrainConfig:
     return replace(config, pretrained=False, checkpoint=None, reset_head=False)
 
 
-def _trainer(config: TrainConfig, folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
-    try:
-        return lightning.Trainer(
-            max_epochs=config.epochs,
-            accelerator=_ACCELERATORS[config.device],
-            devices=1,
-            precision=config.precision,
-            gradient_clip_val=config.clip_grad,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,  # RunFolder writes: atomically, and weights that need no pickle
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-    except (RuntimeError, ValueError, MisconfigurationException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device {config.device!r} cannot be used here ({reason}); 'cpu' always can"
-        ) from error
+def _with_batch_size(config: TrainConfig, model: nn.Module, card: ModelCard, source: Data) -> TrainConfig:
+    """The configuration with a number for ``batch_size auto``."""
+    if config.batch_size != "auto":
+        return config
+    if math.prod(count_processes(config)) > 1:
+        raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
+    most = config.epoch_pictures if isinstance(source, ImageStream) else len(source)
+    found = find_batch_size(config, model, card, most=(most or 4096) // config.accumulate)
+    print(f"batch_size: {found * config.accumulate}", flush=True)
+    return replace(config, batch_size=found * config.accumulate)
+
+
+def _count(train: Data, val: Data) -> int | None:
+    """Pictures altogether; None where a stream does not know."""
+    if isinstance(train, ImageStream) or isinstance(val, ImageStream):
+        return None
+    return len(train) + len(val)
+
+
+def _stopping(config: TrainConfig, clock: Clock) -> list[lightning.Callback]:
+    limits = Limits(clock, max_steps=config.max_steps)
+    if config.patience is None:
+        return [limits]
+    early = EarlyStopping("val_top1_fused", mode="max", patience=config.patience, check_finite=False)
+    return [early, limits]
+
+
+def _diverged(
+    failure: NotFinite, module: ClassifierModule, trainer: lightning.Trainer, folder: Path, source: Data
+) -> TrainingDivergedError:
+    names = [] if isinstance(source, ImageStream) else [source.name(i) for i in failure.pictures]
+    diagnosis = diagnose(
+        module.model,
+        failure,
+        autocast=trainer.precision_plugin.forward_context,
+        epoch=trainer.current_epoch + 1,
+        step=trainer.global_step,
+        lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
+        precision=str(trainer.precision),
+        pictures=names,
+    )
+    if is_first():
+        diagnosis.write(folder)
+    return TrainingDivergedError(f"{diagnosis} ({folder / REPORT_FILE} names the pictures)")
 
 
 def _progress(config: TrainConfig, recorder: Recorder) -> tuple[list[lightning.Callback], EpochBar | None]:
     """Callbacks that show progress; the bar among them, if any."""
+    if not is_first():
+        return [], None
     terminal = config.progress == "rich" or (config.progress == "auto" and sys.stdout.isatty())
     if not terminal:
         return [EpochLines(recorder, lambda line: print(line, flush=True))], None
     console = Console()
-    bar = EpochBar(console, batch_size=config.batch_size)
+    bar = EpochBar(console, batch_size=config.pictures_per_step // config.accumulate)
     return [bar, EpochLines(recorder, lambda line: console.print(line, highlight=False))], bar
 
 
 def _new_folder(config: TrainConfig) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(config.output) if config.output else Path("runs") / f"{config.model}-{stamp}"
-    if folder.is_dir() and any(folder.iterdir()):
+    # Of several processes the first may have made it by now.
+    if is_first() and folder.is_dir() and any(folder.iterdir()):
         raise UserError(
             f"output {folder} is not empty; give a new one, or continue it with --resume {folder}"
         )
@@ -172,9 +268,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def _remove_if_unused(folder: Path) -> None:
-    """Take back a run folder in which training never came to its first checkpoint."""
-    if not (folder / LAST_CHECKPOINT).exists():
-        for name in (CONFIG_FILE, CLASSES_FILE):
+    """Take back a run folder in which training never came to its first checkpoint, nor diverged."""
+    if not ((folder / LAST_CHECKPOINT).exists() or (folder / REPORT_FILE).exists()):
+        for name in (CONFIG_FILE, CLASSES_FILE, BROKEN_FILE):
             (folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # something else lies in it
             folder.rmdir()

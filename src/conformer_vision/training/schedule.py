@@ -23,12 +23,22 @@ class Clock:
         self._now = now
         self._began: float | None = None
         self._before = 0.0
+        self._told: float | None = None
 
     def start(self) -> None:
         self._began = self._now()
 
+    def hold(self, elapsed: float) -> None:
+        """Stand at another process's time until told the next, so that all take the same decisions."""
+        self._told = elapsed
+
     @property
     def elapsed(self) -> float:
+        return self.own if self._told is None else self._told
+
+    @property
+    def own(self) -> float:
+        """Seconds by this process."""
         return self._before + (0.0 if self._began is None else self._now() - self._began)
 
     @property

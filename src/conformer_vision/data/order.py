@@ -1,0 +1,164 @@
+"""Which pictures make which batch, decided by numbers alone.
+
+A batch depends on the seed, the epoch and its number, not on the worker that reads it nor on what was
+read before. So a run can go on in the middle of an epoch, with other workers, and draw the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from conformer_vision.errors import UserError
+
+Sampling = Literal["shuffle", "balanced"]
+
+
+class Draw(NamedTuple):
+    """One picture of a batch."""
+
+    number: int
+    """Its number in the source."""
+    seed: int | None = None
+    """Seed of its augmentation; None draws from no seed."""
+    counted: bool = True
+    """False for a picture that only fills a batch up, so that all processes have equally many."""
+
+
+class Share(NamedTuple):
+    """One of the processes that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+class TrainingOrder(Sampler[list[Draw]]):
+    """Batches of one epoch, as a batch sampler of torch's DataLoader.
+
+    A step of the optimiser takes ``batch_size`` pictures: those of all processes, in ``accumulate``
+    batches each. What is left at the end of an epoch and fills no step is left out.
+
+    Args:
+        labels: one per picture.
+        batch_size: pictures per step, over all processes.
+        seed: seed of the order and the augmentation.
+        share: this process.
+        accumulate: batches per step and process.
+        sampling: ``shuffle`` takes every picture once an epoch; ``balanced`` draws with replacement
+            so that all classes come equally often.
+        repeats: how often an epoch shows a picture, each time augmented anew, while its length stays
+            the same (repeated augmentation, Hoffer et al. 2020); 1 turns it off.
+
+    Attributes:
+        epoch: the epoch to iterate over, from 0.
+        start: number of its batch to begin at.
+
+    Raises:
+        UserError: a batch size that processes and batches cannot share, or more than the pictures.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        share: Share = Share(),  # noqa: B008  # immutable
+        accumulate: int = 1,
+        sampling: Sampling = "shuffle",
+        repeats: int = 1,
+    ) -> None:
+        if len(labels) < batch_size:
+            raise UserError(
+                f"batch_size {batch_size} is more than the {len(labels)} pictures; give a smaller one"
+            )
+        self.per_batch = pictures_per_batch(batch_size, share.world_size, accumulate)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.share = share
+        self.accumulate = accumulate
+        self.repeats = repeats
+        self.epoch = 0
+        self.start = 0
+        self._pictures = len(labels)
+        self._weights = _class_weights(labels) if sampling == "balanced" else None
+
+    def __len__(self) -> int:
+        """Batches of an epoch, from its beginning, for this process."""
+        return self._pictures // self.batch_size * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        indices, seeds = self._drawn()
+        rank, world_size = self.share
+        for number in range(self.start, len(self)):
+            step, part = divmod(number, self.accumulate)
+            # Of a step's pictures every world_size-th, so that repeated ones go to different processes.
+            mine = slice(step * self.batch_size + rank, (step + 1) * self.batch_size, world_size)
+            within = slice(part * self.per_batch, (part + 1) * self.per_batch)
+            pairs = zip(indices[mine][within].tolist(), seeds[mine][within].tolist(), strict=True)
+            yield [Draw(number, seed) for number, seed in pairs]
+
+    def _drawn(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self._weights is not None:
+            indices = rng.choice(self._pictures, size=self._pictures, p=self._weights)
+        else:
+            indices = rng.permutation(self._pictures)
+        indices = np.repeat(indices[: -(-self._pictures // self.repeats)], self.repeats)[: self._pictures]
+        return indices, rng.integers(2**63, size=self._pictures)
+
+
+class EvaluationOrder(Sampler[list[Draw]]):
+    """Every picture once over all processes, in the source's order, as a batch sampler.
+
+    All processes have equally many batches of equal sizes: one that has a picture less than another
+    gets one that does not count.
+
+    Args:
+        pictures: how many there are.
+        batch_size: pictures per batch and process.
+        share: this process.
+    """
+
+    def __init__(self, pictures: int, batch_size: int, *, share: Share = Share()) -> None:  # noqa: B008
+        self.batch_size = batch_size
+        rank, world_size = share
+        each = -(-pictures // world_size)
+        places = range(rank, each * world_size, world_size)
+        self._draws = [Draw(place % pictures, counted=place < pictures) for place in places]
+
+    def __len__(self) -> int:
+        return -(-len(self._draws) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for start in range(0, len(self._draws), self.batch_size):
+            yield self._draws[start : start + self.batch_size]
+
+
+def pictures_per_batch(batch_size: int, world_size: int, accumulate: int) -> int:
+    """Pictures of one forward pass of one process.
+
+    Raises:
+        UserError: the step's pictures cannot be shared out evenly.
+    """
+    parts = world_size * accumulate
+    if batch_size % parts:
+        shared = [f"{world_size} processes"] * (world_size > 1) + [f"accumulate {accumulate}"] * (
+            accumulate > 1
+        )
+        lower = batch_size // parts * parts or parts
+        raise UserError(
+            f"batch_size {batch_size}: cannot be shared evenly by {' and '.join(shared)}; give {lower}"
+        )
+    return batch_size // parts
+
+
+def _class_weights(labels: Sequence[int]) -> NDArray[np.float64]:
+    array = np.asarray(labels)
+    weights = 1.0 / np.bincount(array)[array]
+    normalised: NDArray[np.float64] = weights / weights.sum()
+    return normalised

@@ -1,0 +1,55 @@
+"""Parts of a Conformer that training leaves as they are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from .conformer import Conformer
+
+Branch = Literal["conv", "trans"]
+_BRANCH_PARTS = {"conv": ("bottleneck", "fusion"), "trans": ("transformer",)}
+
+
+def freeze(model: Conformer, *, blocks: int = 0, branch: Branch | None = None) -> None:
+    """Takes the gradients from the stem and the first blocks, or from a branch.
+
+    Frozen BatchNorms and stochastic depth stay as in evaluation only where `hold_frozen` follows
+    every ``model.train()``.
+
+    Args:
+        model: changed in place.
+        blocks: freeze the stem, the patch embedding, the class token and so many of the first blocks.
+        branch: freeze the stem and every bottleneck (``conv``), or the patch embedding, the class
+            token and every transformer block (``trans``). Couplings, last norm and heads learn on.
+
+    Raises:
+        ValueError: more blocks than the model has.
+    """
+    if blocks > len(model.blocks):
+        raise ValueError(f"blocks {blocks}: the model has {len(model.blocks)}")
+    for part in _parts(model, blocks, branch):
+        part.requires_grad_(False)
+    if blocks or branch == "trans":
+        model.cls_token.requires_grad_(False)
+
+
+def hold_frozen(model: nn.Module) -> None:
+    """Puts every module all of whose parameters are frozen into evaluation mode."""
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def _parts(model: Conformer, blocks: int, branch: Branch | None) -> list[nn.Module]:
+    parts: list[nn.Module] = list(model.blocks[:blocks])
+    if blocks or branch == "conv":
+        parts.append(model.stem)
+    if blocks or branch == "trans":
+        parts.append(model.patch_embed)
+    if branch is not None:
+        names = _BRANCH_PARTS[branch]
+        parts += [child for block in model.blocks for name, child in block.named_children() if name in names]
+    return parts

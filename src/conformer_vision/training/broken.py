@@ -1,0 +1,85 @@
+"""Counting the pictures that turn out to be broken while training reads them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from ..data.loader import Batch
+from ..errors import UserError
+from ..files import atomic_path
+from .processes import is_first
+
+BROKEN_FILE = "broken_pictures.txt"
+_MOST_SHOWN = 10
+_FEWEST_READ = 100
+"""Pictures of a stream before a share of them says something."""
+
+
+class BrokenPictures(Callback):
+    """Names every broken picture once, and ends training where too large a share is broken.
+
+    Args:
+        folder: where the list is written, as ``broken_pictures.txt``.
+        pictures: how many there are; None for a stream, of which those read so far count.
+        most: the largest share of them, in [0, 1].
+    """
+
+    def __init__(self, folder: Path, *, pictures: int | None, most: float) -> None:
+        self.folder = folder
+        self.pictures = pictures
+        self.most = most
+        self.lines: list[str] = []
+        self._known: set[str] = set()
+        self._read = 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._count(batch)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._count(batch)
+
+    def _count(self, batch: Batch) -> None:
+        self._read += len(batch.labels)
+        new = [line for line in batch.broken if line not in self._known]
+        if not new:
+            return
+        for line in new:
+            self._known.add(line)
+            self.lines.append(line)
+            if len(self.lines) <= _MOST_SHOWN:
+                print(f"skipped: {line}", file=sys.stderr)
+        if len(self.lines) > _MOST_SHOWN >= len(self.lines) - len(new):
+            print(f"skipped: more; all are listed in {self.folder / BROKEN_FILE}", file=sys.stderr)
+        self._write()
+        of = max(self._read, _FEWEST_READ) if self.pictures is None else self.pictures
+        if len(self.lines) > self.most * of:
+            raise UserError(
+                f"{len(self.lines)} of {of} pictures are broken, more than max_broken {self.most:g} allows; "
+                f"the first: {self.lines[0]}; find all with conformer-vision check, or raise max_broken"
+            )
+
+    def _write(self) -> None:
+        if is_first():
+            with atomic_path(self.folder / BROKEN_FILE) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lines": self.lines, "read": self._read}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.lines = [str(line) for line in state_dict["lines"]]
+        self._known = set(self.lines)
+        self._read = int(state_dict["read"])

@@ -1,0 +1,92 @@
+"""lightning's Trainer as a configuration asks for it: devices, processes, precision."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ..errors import UserError
+from .config import TrainConfig
+
+_ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
+
+
+def build_trainer(
+    config: TrainConfig, folder: Path, *, callbacks: list[lightning.Callback], loggers: list[Logger]
+) -> lightning.Trainer:
+    """A trainer for `ClassifierModule`.
+
+    Raises:
+        UserError: a device, a number of processes or a precision that this machine does not have.
+    """
+    devices, nodes = count_processes(config)
+    if config.strategy == "fsdp" and devices * nodes == 1:
+        raise UserError("strategy fsdp shares weights between processes; give devices 2 or more")
+    try:
+        trainer = lightning.Trainer(
+            max_epochs=config.epochs,
+            accelerator=_ACCELERATORS[config.device],
+            devices=devices,
+            num_nodes=nodes,
+            strategy=_strategy(config, devices * nodes),
+            sync_batchnorm=config.sync_bn,
+            precision=config.precision,
+            gradient_clip_val=config.clip_grad,
+            accumulate_grad_batches=config.accumulate,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            logger=loggers,
+            use_distributed_sampler=False,  # our own orders share the pictures out
+            enable_checkpointing=False,  # RunFolder writes: atomically, and weights that need no pickle
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device {config.device!r} with devices {devices} cannot be used here ({reason}); "
+            "'cpu' always can"
+        ) from error
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        if config.precision == "16-mixed":
+            raise UserError("precision 16-mixed needs a GPU; bf16-mixed works on the CPU too")
+        if config.sync_bn:
+            raise UserError("sync_bn needs GPUs; leave it out on the CPU")
+    return trainer
+
+
+def count_processes(config: TrainConfig) -> tuple[int, int]:
+    """Processes per machine, and machines: what the configuration says, else torchrun or SLURM, else 1.
+
+    Raises:
+        UserError: the configuration contradicts torchrun or SLURM.
+    """
+    if TorchElasticEnvironment.detect():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        started, by = (local, int(os.environ["WORLD_SIZE"]) // local), "torchrun"
+    elif SLURMEnvironment.detect():
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        started, by = (max(int(os.environ["SLURM_NTASKS"]) // nodes, 1), nodes), "SLURM"
+    else:
+        return (1 if config.devices == "auto" else config.devices), config.nodes
+    for name, given, there in zip(("devices", "nodes"), (config.devices, config.nodes), started, strict=True):
+        if given not in ("auto", 1, there):
+            raise UserError(f"{name} {given}: {by} has started {there}; leave {name} out")
+    return started
+
+
+def _strategy(config: TrainConfig, processes: int) -> Any:
+    if config.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return "ddp" if processes > 1 or config.strategy == "ddp" else "auto"

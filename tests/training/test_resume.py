@@ -1,0 +1,200 @@
+"""A run that was killed goes on as if it had not been: real processes, real signals."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformer_vision.training import TrainConfig, train
+from conformer_vision.training.run import resume
+
+Tiny = Callable[..., TrainConfig]
+Weights = Callable[..., dict[str, Tensor]]
+EVERYTHING: dict[str, Any] = {
+    "epochs": 3,
+    "max_steps": None,
+    "val_fraction": 0.25,
+    "batch_size": 8,
+    "accumulate": 2,
+    "workers": 2,
+    "lr": 3e-3,
+    "ema_decay": 0.9,
+    "mixup": 0.4,
+    "cutmix": 0.4,
+    "drop_path_rate": 0.2,
+    "sampling": "balanced",
+    "save_minutes": 1e-9,
+    "save_top_k": 2,
+    "report": False,
+}
+"""Everything that has a state of its own or draws at random; 3 epochs of 3 steps, saved after each."""
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def config(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    return tiny(**EVERYTHING, output=str(tmp_path_factory.mktemp("whole") / "run"))
+
+
+@pytest.fixture(scope="module")
+def whole(config: TrainConfig) -> Path:
+    """The run without an interruption."""
+    return train(config)
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, as SIGKILL would: nothing is written after it."""
+
+
+@pytest.mark.parametrize("batches", [3, 6, 7, 13, 18])
+def test_going_on_after_any_batch_gives_the_same_run(
+    whole: Path, tiny: Tiny, tmp_path: Path, weights: Weights, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the parts of a step, within an epoch, at its end and after it."""
+    from conformer_vision.training.module import ClassifierModule
+
+    step, seen = ClassifierModule.training_step, 0
+
+    def counted(self: ClassifierModule, batch: Any, batch_idx: int) -> Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == batches:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", counted)
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        train(tiny(**EVERYTHING | {"workers": 0}, output=str(run)))
+    monkeypatch.undo()
+    resume(run)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert same(weights(run, name), weights(whole, name))
+    assert sorted(p.name for p in (run / "top").iterdir()) == sorted(
+        p.name for p in (whole / "top").iterdir()
+    )
+    for mine, other in zip(rows(run), rows(whole), strict=True):
+        assert mine == other
+
+
+def rows(run: Path) -> list[list[str]]:
+    """The metrics without those of time and memory."""
+    lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    timed = {"seconds", "images_per_second", "waiting", "peak_memory_mb"}
+    kept = [i for i, name in enumerate(lines[0]) if name not in timed]
+    return [[line[i] for i in kept] for line in lines]
+
+
+SCRIPT = """
+import sys
+from conformer_vision.cli import main
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(arguments: list[str], tmp_path: Path) -> "subprocess.Popen[bytes]":
+    script = tmp_path / "command.py"
+    script.write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_process_killed_at_random_steps(
+    whole: Path, config: TrainConfig, tmp_path: Path, weights: Weights
+) -> None:
+    """SIGKILL to a real process, again and again until one comes to its end."""
+    run = tmp_path / "run"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config.to_yaml())
+    options = ["train", f"--recipe={recipe}", f"--output={run}", "--auto_resume=true"]
+    rng = random.Random(0)
+    kills = 0
+    while kills < 3:
+        process = start(options, tmp_path)
+        before = _step(run)
+        wanted = before + rng.randint(1, 3)
+        while process.poll() is None and _step(run) < wanted:
+            time.sleep(0.005)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "command.py"), *options],
+        capture_output=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert kills >= 2
+    assert same(weights(run), weights(whole))
+    assert not list(run.rglob(".*"))  # what a kill left half written is gone
+
+
+def _step(run: Path) -> int:
+    """Saves so far, by what the last checkpoint says of its steps."""
+    try:
+        state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError):
+        return 0
+    return int(state["global_step"])
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    whole: Path, config: TrainConfig, tmp_path: Path, weights: Weights
+) -> None:
+    """What a cluster does to a job that it takes away: a fake scontrol writes down that it was asked."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    asked = tmp_path / "asked"
+    scontrol = tools / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > "{asked}"\n')
+    scontrol.chmod(0o755)
+    run = tmp_path / "run"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config.to_yaml())
+    options = ["train", f"--recipe={recipe}", f"--output={run}", "--auto_resume=true", "--save_minutes=9"]
+    script = tmp_path / "command.py"
+    script.write_text(SCRIPT)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NAME": "interactive",  # one process, so nothing that srun would have started
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(script), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    while process.poll() is None and not (run / "metrics.csv").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate()
+    assert process.returncode == 143, error.decode()
+    assert asked.read_text().split() == ["requeue", "4711"]
+    assert b"requeued" in error
+    again = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, check=False, env=environment
+    )
+    assert again.returncode == 0, again.stderr.decode()
+    assert same(weights(run), weights(whole))
