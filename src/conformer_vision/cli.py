@@ -15,7 +15,7 @@ from typing import Protocol
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision import __version__
-from conformer_vision.commands import evaluate, models, predict, train
+from conformer_vision.commands import check, evaluate, lr_find, models, predict, report, train
 from conformer_vision.commands.output import printable
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import PROGRAM, build_parser
@@ -29,7 +29,16 @@ class _Command(Protocol):
     def run(self, options: Namespace, parser: ArgumentParser) -> int: ...
 
 
-_COMMANDS: dict[str, _Command] = {"train": train, "evaluate": evaluate, "predict": predict, "models": models}
+_COMMANDS: dict[str, _Command] = {
+    "check": check,
+    "lr-find": lr_find,
+    "train": train,
+    "report": report,
+    "evaluate": evaluate,
+    "predict": predict,
+    "models": models,
+}
+_TAKING_RECIPES = ("train", "lr-find")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     arguments = [_with_underscores(argument) for argument in arguments]
-    if arguments[:1] == ["train"]:
-        if folder := train.option_value(arguments, "--resume"):
-            return train.resume(folder, arguments)
+    if arguments[:1] == ["train"] and (folder := train.option_value(arguments, "--resume")):
+        return train.resume(folder, arguments)
+    if arguments and arguments[0] in _TAKING_RECIPES:
         arguments = train.with_recipe_path(arguments)
     parser, subparsers = build_parsers()
     try:

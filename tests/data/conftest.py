@@ -72,7 +72,11 @@ def parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteParquet:
         table = pa.table(
             {
                 columns[0]: pa.array(
-                    [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(images)], image_type
+                    [
+                        {"bytes": data, "path": None if data is None else f"{i}.png"}
+                        for i, data in enumerate(images)
+                    ],
+                    image_type,
                 ),
                 columns[1]: pa.array(labels),
             }

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from conformer_vision.data import open_image, open_source, write_examples
+from conformer_vision.data import ImageSource, Splitting, open_data, open_image, open_source, write_examples
 from conformer_vision.data.base import stratified_split
+from conformer_vision.data.sources import is_stream
 from conformer_vision.errors import UserError
 
 
@@ -130,3 +132,36 @@ def test_write_examples_of_odd_class_names_and_counts(
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot make the folder"):
         write_examples(source, tmp_path / "file" / "out", count=1)
+
+
+@pytest.mark.parametrize("spec", ["hfids/someone/set", "WDS/shards/*.tar", "litdata/set", "chunks"])
+def test_streams_are_opened_by_open_data_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    (tmp_path / "chunks").mkdir()
+    (tmp_path / "chunks" / "index.json").write_text('{"chunks": [], "config": {}}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^{re.escape(spec)} is a stream, whose pictures cannot be taken"):
+        open_source(spec, split="train")
+    calls = []
+    monkeypatch.setattr("conformer_vision.data.streams.open_stream", lambda *a, **k: calls.append((a, k)))
+    open_data(spec, split="val", val_fraction=0.3, seed=5, classes=["a", "b"], data_dir="there")
+    options = {"split": "val", "splitting": Splitting(0.3, 5), "classes": ["a", "b"], "data_dir": "there"}
+    assert calls == [((spec,), options)]
+    with pytest.raises(UserError, match="must be train, val or all"):
+        open_data(spec, split="test")  # type: ignore[arg-type]
+
+
+def test_open_data_opens_sources_too(tmp_path: Path, class_folders: Callable[..., Path]) -> None:
+    folder = class_folders(tmp_path / "hfids", ["a", "b"])
+    (folder / "index.json").write_text("{}")  # of something else
+    for spec in ("digits", folder):
+        ours = open_data(spec, split="val", folds=3, fold=1, seed=2)
+        assert isinstance(ours, ImageSource)
+        assert list(ours.labels) == list(open_source(spec, split="val", folds=3, fold=1, seed=2).labels)
+    assert not is_stream(folder)
+
+
+def test_home_of_nobody_is_a_path_like_others() -> None:
+    with pytest.raises(UserError, match="~nobody-there/set does not exist"):
+        open_source("~nobody-there/set", split="train")

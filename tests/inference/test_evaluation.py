@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
-from conformer_vision.data import open_source
+from conformer_vision.data import open_data
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Evaluation, evaluate
-from conformer_vision.models.saved import load_model, save_model
+from conformer_vision.inference.runtime import eval_transform
+from conformer_vision.models.saved import load_model, save_model, save_temperature
 
 Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
 
@@ -127,25 +128,94 @@ def test_pictures_held_out_in_training_are_the_ones_measured(
 
     def recorded(*args: object, **kwargs: object) -> object:
         asked.append(kwargs)
-        return open_source(*args, **kwargs)
+        return open_data(*args, **kwargs)
 
-    monkeypatch.setattr("conformer_vision.inference.evaluation.open_source", recorded)
+    monkeypatch.setattr("conformer_vision.inference.evaluation.open_data", recorded)
     assert evaluate(run, data, device="cpu").samples == 12
     evaluate(run / "best.safetensors", data, device="cpu")
     evaluate(run, data, device="cpu", val_fraction=0.2, seed=7)
     assert [(k["val_fraction"], k["seed"]) for k in asked] == [(0.3, 5), (0.3, 5), (0.2, 7)]
+    (run / "config.yaml").write_text("folds: 4\nfold: 2\ndata_dir: somewhere\nexclude: not-applied.txt\n")
+    assert evaluate(run, data, device="cpu").samples == 10
+    evaluate(run, data, device="cpu", folds=5, fold=1, data_dir="elsewhere")
+    assert [(k["folds"], k["fold"], k["data_dir"]) for k in asked[3:]] == [
+        (4, 2, "somewhere"),
+        (5, 1, "elsewhere"),
+    ]
+    (run / "config.yaml").write_text("seed: seven\n")
+    with pytest.raises(UserError, match=r"config\.yaml: seed 'seven' cannot be"):
+        evaluate(run, data, device="cpu")
     (run / "config.yaml").write_text("[1")
     with pytest.raises(UserError, match=r"config\.yaml"):
         evaluate(run, data, device="cpu")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_picture_is_one_line_that_names_it(resnet_run: Path, tmp_path: Path, workers: int) -> None:
-    write_pictures(tmp_path / "val", {"ant": 2, "bee": 3})
-    (tmp_path / "val" / "bee" / "1.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(UserError, match=r"bee.1\.png") as caught:
-        evaluate(resnet_run, tmp_path, device="cpu", workers=workers)
-    assert "\n" not in str(caught.value)
+def test_broken_pictures_are_named_and_left_out(resnet_run: Path, tmp_path: Path, workers: int) -> None:
+    write_pictures(tmp_path / "whole" / "val", {"ant": 2, "bee": 3})
+    write_pictures(tmp_path / "torn" / "val", {"ant": 2, "bee": 3})
+    for root in (tmp_path / "whole" / "val", tmp_path / "torn" / "val"):
+        (root / "bee" / "1.png").unlink()
+    (tmp_path / "torn" / "val" / "bee" / "1.png").write_bytes(b"\x89PNG broken")
+    result = evaluate(resnet_run, tmp_path / "torn", device="cpu", workers=workers, batch_size=2)
+    assert result.samples == 4
+    (line,) = result.broken
+    assert str(Path("bee", "1.png")) in line and "\n" not in line
+    whole = evaluate(resnet_run, tmp_path / "whole", device="cpu", batch_size=2)
+    assert whole.broken == []
+    assert (result.confusion, result.top1) == (whole.confusion, whole.top1)
+    assert (result.nll, result.ece, result.loss["fused"]) == pytest.approx(
+        (whole.nll, whole.ece, whole.loss["fused"]), rel=1e-5
+    )
+    assert json.loads(result.to_json())["broken"] == [line]
+
+
+def test_no_picture_can_be_read(resnet_run: Path, tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        (tmp_path / "val" / name / "1.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"none of the 2 pictures can be read; the first: .*ant.1\.png"):
+        evaluate(resnet_run, tmp_path, device="cpu")
+
+
+def test_excluded_pictures_are_left_out(resnet_run: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "data" / "val", {"ant": 2, "bee": 3})
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'data' / 'val' / 'bee' / '1.png'}\n")
+    result = evaluate(resnet_run, tmp_path / "data", device="cpu", exclude=tmp_path / "list.txt")
+    assert [sum(row) for row in result.confusion] == [2, 2, 0, 0]
+    with pytest.raises(UserError, match=r"gone\.txt"):
+        evaluate(resnet_run, tmp_path / "data", device="cpu", exclude=tmp_path / "gone.txt")
+
+
+def test_temperature_changes_nll_and_ece_alone(
+    conformer_run: Path, pictures: Path, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    scaled = tmp_path / "scaled.safetensors"
+    scaled.write_bytes((conformer_run / "best.safetensors").read_bytes())
+    save_temperature(scaled, 4.0)
+    result = evaluate(scaled, pictures, device="cpu", batch_size=8)
+    assert evaluation.nll == pytest.approx(evaluation.loss["fused"], rel=1e-6)
+    assert (result.top1, result.confusion) == (evaluation.top1, evaluation.confusion)
+    assert result.loss == pytest.approx(evaluation.loss)
+
+    model, card = load_model(conformer_run)
+    transform, logits, labels = eval_transform(card), [], []
+    for path in sorted((pictures / "val").rglob("*.png")):
+        with torch.inference_mode():
+            logits.append(model(transform(Image.open(path).convert("RGB"))[None])[0])
+        labels.append(card.classes.index(path.parent.name))
+    for measured, temperature in ((evaluation, 1.0), (result, 4.0)):
+        p = (torch.stack(logits) / temperature).softmax(dim=1).numpy()
+        assert measured.nll == pytest.approx(log_loss(labels, p, labels=range(len(card.classes))), rel=1e-4)
+        assert measured.ece == pytest.approx(by_hand(p, np.array(labels)), abs=1e-4)
+    assert result.ece != pytest.approx(evaluation.ece, abs=1e-3)
+
+
+def by_hand(p: np.ndarray, labels: np.ndarray) -> float:
+    """The expected calibration error over 15 bins."""
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
+    places = np.minimum((confidence * 15).astype(int), 14)
+    return sum(abs((confidence - right)[places == i].sum()) for i in range(15)) / len(labels)
 
 
 def test_bad_arguments(resnet_run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Prediction, Predictor
-from conformer_vision.models.saved import load_model, save_model
+from conformer_vision.models.saved import load_model, save_model, save_temperature
 
 Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
 
@@ -312,3 +312,20 @@ def test_pil_picture_that_breaks_while_it_is_read(fast: Predictor, colours: Imag
     answers = fast([colours, broken, colours])
     assert [a.error is None for a in answers] == [True, False, True]
     assert answers[1].error is not None and answers[1].error.startswith("picture 2: ")
+
+
+def test_temperature_scales_the_prediction_and_no_branch(
+    conformer_run: Path, predictor: Predictor, colours: Image.Image, tmp_path: Path
+) -> None:
+    scaled = tmp_path / "scaled.safetensors"
+    scaled.write_bytes((conformer_run / "best.safetensors").read_bytes())
+    save_temperature(scaled, 2.5)
+    (plain,), (answer,) = (p([colours], top_k=7) for p in (predictor, Predictor(scaled, device="cpu")))
+    assert answer.labels == plain.labels
+    powers = np.array(plain.probabilities) ** (1 / 2.5)
+    assert np.allclose(answer.probabilities, powers / powers.sum(), atol=1e-5)
+    assert answer.probabilities[0] < plain.probabilities[0]
+    for ours, theirs in ((answer.conv, plain.conv), (answer.trans, plain.trans)):
+        assert ours is not None and theirs is not None
+        assert ours.label == theirs.label
+        assert ours.probability == pytest.approx(theirs.probability, rel=1e-5)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import METADATA_KEY, ModelCard, load_model, save_model
+from conformer_vision.models.saved import METADATA_KEY, ModelCard, load_model, save_model, save_temperature
 
 CARD = ModelCard(model="test_resnet", classes=("cat", "dog", "Ünïcode 犬"), input_size=(3, 64, 48))
 
@@ -217,3 +217,46 @@ def test_save_refuses_what_could_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         save_model(make_model(), CARD, tmp_path / "no" / "folder" / "m.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_class_name_that_cannot_be_written() -> None:
+    with pytest.raises(UserError, match=r"'b\\udce9te' is not UTF-8"):
+        ModelCard("test_resnet", classes=("ok", "b\udce9te"))
+
+
+def test_card_from_before_temperatures(saved: Path) -> None:
+    old = json.loads(CARD.to_json())
+    del old["temperature"]
+    rewrite(saved, card=old)
+    assert load_model(saved)[1] == CARD
+    assert CARD.temperature == 1.0
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "2", None, True])
+def test_impossible_temperature(saved: Path, value: object) -> None:
+    rewrite(saved, card=edited(temperature=value))
+    assert "temperature must be a positive number" in message(saved)
+    save_model(make_model(), CARD, saved)
+    before = saved.read_bytes()
+    with pytest.raises(UserError, match="temperature must be"):
+        save_temperature(saved, value)  # type: ignore[arg-type]
+    assert saved.read_bytes() == before
+
+
+def test_another_temperature_and_the_same_weights(saved: Path) -> None:
+    weights = load_file(saved)
+    card = save_temperature(saved, 1.7)
+    assert load_model(saved)[1] == card
+    assert card.temperature == 1.7
+    assert json.loads(card.to_json()) == json.loads(CARD.to_json()) | {"temperature": 1.7}
+    again = load_file(saved)
+    assert list(again) == list(weights)
+    for name, tensor in weights.items():
+        assert again[name].dtype == tensor.dtype
+        assert again[name].numpy().tobytes() == tensor.numpy().tobytes()
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+    with pytest.raises(UserError, match="cannot read"):
+        save_temperature(saved.with_name("none.safetensors"), 2.0)
+    saved.write_bytes(saved.read_bytes()[:100])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        save_temperature(saved, 2.0)

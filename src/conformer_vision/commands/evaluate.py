@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.output import console
+from conformer_vision.commands.output import console, printable
 from conformer_vision.parsing import build_parser as plain_parser
 
 if TYPE_CHECKING:
@@ -24,6 +25,15 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--split", default="val", choices=["val", "train", "all"], help="Part of the data.")
     parser.add_argument("--val_fraction", type=float | None, help="Share held out; else the run's own.")
     parser.add_argument("--seed", type=int | None, help="Seed of the split; else the run's own.")
+    parser.add_argument("--folds", type=int | None, help="Folds to cut the data into; else the run's own.")
+    parser.add_argument("--fold", type=int | None, help="The fold held out, from 0; else the run's own.")
+    parser.add_argument("--data_dir", type=str | None, help="Where named sets lie; else the run's own.")
+    parser.add_argument(
+        "--exclude",
+        metavar="LIST",
+        type=str | None,
+        help="List of pictures to leave out; the run's own is not applied.",
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="Pictures per forward pass.")
     parser.add_argument("--workers", type=int, default=0, help="Processes that read pictures.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
@@ -52,15 +62,23 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         device=options.device,
         val_fraction=options.val_fraction,
         seed=options.seed,
+        folds=options.folds,
+        fold=options.fold,
+        data_dir=options.data_dir,
+        exclude=options.exclude,
         confusion_matrix=path,
     )
     if options.json:
-        print(evaluation.to_json())
+        print(printable(evaluation.to_json()))
     else:
         _print(evaluation)
         if path is not None:
             print(f"confusion matrix: {path}")
-    return 0
+    for line in evaluation.broken:
+        print(f"skipped: {printable(line)}", file=sys.stderr)
+    if evaluation.broken:
+        print(f"{len(evaluation.broken)} of the pictures could not be read", file=sys.stderr)
+    return 1 if evaluation.broken else 0
 
 
 def _print(evaluation: Evaluation) -> None:
@@ -73,3 +91,6 @@ def _print(evaluation: Evaluation) -> None:
         top5 = "" if evaluation.top5 is None else f"{evaluation.top5[head]:.2%}"
         table.add_row(head, f"{top1:.2%}", top5, f"{evaluation.loss[head]:.4f}")
     console().print(table)
+    print(f"calibration: ECE {evaluation.ece:.2%}, NLL {evaluation.nll:.4f}")
+    if evaluation.broken:
+        print(f"left out: {len(evaluation.broken):,} that could not be read")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
@@ -17,17 +18,22 @@ from conformer_vision.training.recipe import config_from, find_recipe, read_reci
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
     parser = plain_parser("Train a classifier and write its run folder.")
+    add_recipe(parser)
+    parser.add_argument(
+        "--resume", metavar="RUN", help="Continue an interrupted run; only --progress may go with it."
+    )
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def add_recipe(parser: ArgumentParser) -> None:
+    """The option ``--recipe``."""
     parser.add_argument(
         "--recipe",
         action=ActionConfigFile,
         help=f"YAML file of the options below, or one of the package's by name: {', '.join(recipes())}; "
         "options beside it win.",
     )
-    parser.add_argument(
-        "--resume", metavar="RUN", help="Continue an interrupted run; only --progress may go with it."
-    )
-    parser.add_class_arguments(TrainConfig)
-    return parser
 
 
 def option_value(arguments: list[str], name: str) -> str | None:
@@ -58,8 +64,15 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     """Train."""
     from conformer_vision.training import train
 
-    print(f"run folder: {train(config_from(options, parser))}")
+    _say_where(train(config_from(options, parser)))
     return 0
+
+
+def _say_where(folder: Path) -> None:
+    from conformer_vision.training.processes import is_first
+
+    if is_first():
+        print(f"run folder: {folder}")
 
 
 def resume(folder: str, arguments: list[str]) -> int:
@@ -77,7 +90,7 @@ def resume(folder: str, arguments: list[str]) -> int:
     options = parser.parse_args(arguments[1:])
     from conformer_vision.training import run as training_run
 
-    print(f"run folder: {training_run.resume(folder, progress=options.progress)}")
+    _say_where(training_run.resume(folder, progress=options.progress))
     return 0
 
 

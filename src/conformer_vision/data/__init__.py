@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .augment import AugmentConfig
-    from .base import ImageSource
+    from .base import ImageSource, Splitting
     from .images import IMAGE_EXTENSIONS, BrokenImageError, find_images, open_image
-    from .loader import build_loader
-    from .sources import open_source, write_examples
+    from .loader import evaluation_loader, training_loader
+    from .sources import open_data, open_source, write_examples
     from .transforms import build_transform
 
 _HOMES = {
     "AugmentConfig": "augment",
     "ImageSource": "base",
+    "Splitting": "base",
     "IMAGE_EXTENSIONS": "images",
     "BrokenImageError": "images",
     "find_images": "images",
     "open_image": "images",
-    "build_loader": "loader",
+    "evaluation_loader": "loader",
+    "training_loader": "loader",
+    "open_data": "sources",
     "open_source": "sources",
     "write_examples": "sources",
     "build_transform": "transforms",
@@ -33,11 +36,14 @@ __all__ = [
     "AugmentConfig",
     "BrokenImageError",
     "ImageSource",
-    "build_loader",
+    "Splitting",
     "build_transform",
+    "evaluation_loader",
     "find_images",
+    "open_data",
     "open_image",
     "open_source",
+    "training_loader",
     "write_examples",
 ]
 

@@ -9,6 +9,7 @@ from conformer_vision.errors import UserError
 
 if TYPE_CHECKING:
     from .base import ImageSource
+    from .streams.base import ImageStream
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class AugmentConfig:
     auto_augment: str | None = None
     """timm's policy, as ``rand-m9-mstd0.5-inc1``, ``augmix-m3-w3`` or ``original``."""
     re_prob: float = 0.0
-    """Probability of erasing a random rectangle (it gets the mean colour)."""
+    """Probability of erasing a random rectangle."""
+    re_mode: Literal["const", "rand", "pixel"] = "const"
+    """What takes its place: the mean colour, one random colour, or a random colour per pixel."""
 
     def __post_init__(self) -> None:
         for name, highest in (("scale", 1.0), ("ratio", float("inf"))):
@@ -47,6 +50,10 @@ class AugmentConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name} {value}: must be from 0 to 1")
+        if self.re_mode not in ("const", "rand", "pixel"):
+            raise UserError(f"re_mode {self.re_mode!r}: must be const, rand or pixel")
+        if self.re_mode != "const" and not self.re_prob:
+            raise UserError(f"re_mode {self.re_mode} has no effect without re_prob; give re_prob too")
         if not 0 <= self.color_jitter <= 1:
             raise UserError(f"color_jitter {self.color_jitter}: must be from 0 to 1")
         if self.pad is not None and self.pad < 1:
@@ -65,7 +72,7 @@ class AugmentConfig:
                 "auto_augment changes colours itself; set color_jitter to 0 or leave auto_augment out"
             )
 
-    def for_source(self, source: ImageSource) -> AugmentConfig:
+    def for_source(self, source: ImageSource | ImageStream) -> AugmentConfig:
         """The same with ``hflip`` decided: where not given, 0 for pictures that must not be mirrored."""
         if self.hflip is not None:
             return self

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from conformer_vision.errors import UserError
@@ -51,6 +52,104 @@ class ImageSource(ABC):
         """What a message calls the picture: its path, or its file and row (the first is 0)."""
 
 
+class SubsetSource(ImageSource):
+    """Some pictures of another source, with its classes, labels and names.
+
+    Args:
+        source: where the pictures come from.
+        rows: their numbers in it, in the order they get here.
+    """
+
+    def __init__(self, source: ImageSource, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        self._source = source
+        self._rows = tuple(map(int, rows))
+        self.mirrorable = source.mirrorable
+        super().__init__(source.classes, (source.labels[row] for row in self._rows))
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB picture."""
+        return self._source.image(self._rows[index])
+
+    def name(self, index: int) -> str:
+        """The picture's name in the source."""
+        return self._source.name(self._rows[index])
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How a set without a split of its own is cut into training and validation pictures.
+
+    Attributes:
+        val_fraction: share of every class held out; see `stratified_split`.
+        seed: seed of the draw; the same seed gives the same split everywhere.
+        folds: number of stratified folds, of which one is held out in place of a share of every
+            class; None for no folds. A set with a split of its own is cut within its training
+            part, and its validation part is left alone.
+        fold: the fold held out, from 0.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+
+    val_fraction: float = 0.1
+    seed: int = 0
+    folds: int | None = None
+    fold: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"val_fraction {self.val_fraction}: must be between 0 and 1, both excluded")
+        if self.seed < 0:
+            raise UserError(f"seed {self.seed}: must be 0 or more")
+        if self.folds is None:
+            if self.fold != 0:
+                raise UserError(f"fold {self.fold}: give the number of folds too")
+        elif self.folds < 2:
+            raise UserError(f"folds {self.folds}: must be 2 or more")
+        elif not 0 <= self.fold < self.folds:
+            raise UserError(
+                f"fold {self.fold}: must be from 0 to {self.folds - 1}, as there are {self.folds}"
+            )
+
+    def rows(
+        self,
+        labels: Sequence[int] | NDArray[np.int64],
+        split: Split,
+        *,
+        origin: str,
+        parts: Mapping[Split, NDArray[np.int64]] | None = None,
+    ) -> NDArray[np.int64]:
+        """Indices of the split's pictures among all that ``labels`` lists.
+
+        Args:
+            labels: one label per picture.
+            split: the part to take.
+            origin: what an error calls the set.
+            parts: indices of the training and validation pictures of a set with a split of its own.
+                ``train`` alone, or where there are folds, is cut as a set without one.
+
+        Raises:
+            UserError: more folds than any class has pictures, or no training pictures to take.
+        """
+        import numpy as np
+
+        parts = parts or {}
+        if "val" not in parts or (self.folds is not None and "train" in parts):
+            whole = parts.get("train", np.arange(len(labels)))
+            drawn: NDArray[np.int64] = whole[self._draw(np.asarray(labels)[whole], split, origin=origin)]
+            return drawn
+        if "train" not in parts and (split == "train" or self.folds is not None):
+            raise UserError(f"{origin} holds validation pictures but none for training; add some")
+        return np.concatenate(
+            [parts[part] for part in ("train", "val") if part in parts and split in (part, "all")]
+        )
+
+    def _draw(self, labels: NDArray[np.int64], split: Split, *, origin: str) -> NDArray[np.int64]:
+        if self.folds is None:
+            return stratified_split(labels, val_fraction=self.val_fraction, seed=self.seed)[split]
+        return stratified_fold(labels, folds=self.folds, fold=self.fold, seed=self.seed, origin=origin)[split]
+
+
 def stratified_split(
     labels: Sequence[int] | NDArray[np.int64], *, val_fraction: float, seed: int
 ) -> dict[Split, NDArray[np.int64]]:
@@ -71,6 +170,36 @@ def stratified_split(
     return {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out), "all": np.arange(len(array))}
 
 
+def stratified_fold(
+    labels: Sequence[int] | NDArray[np.int64], *, folds: int, fold: int, seed: int, origin: str
+) -> dict[Split, NDArray[np.int64]]:
+    """Indices per split, ascending, where fold number ``fold`` of ``folds`` is held out.
+
+    Every picture is held out in exactly one fold, and the counts of a class differ by at most one
+    between folds (scikit-learn's ``StratifiedKFold``). A class with fewer pictures than folds is
+    missing from some of them.
+
+    Raises:
+        UserError: more folds than the largest class has pictures; ``origin`` is what it calls the set.
+    """
+    import warnings
+
+    import numpy as np
+    from sklearn.model_selection import StratifiedKFold
+
+    array = np.asarray(labels, dtype=np.int64)
+    largest = int(np.unique(array, return_counts=True)[1].max(initial=0))
+    if largest < folds:
+        raise UserError(
+            f"folds {folds}: no class of {origin} has so many pictures, the largest has {largest}; give fewer"
+        )
+    cut = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():  # about classes with fewer pictures than folds; see above
+        warnings.simplefilter("ignore", UserWarning)
+        train, val = list(cut.split(np.zeros(len(array)), array))[fold]
+    return {"train": train, "val": val, "all": np.arange(len(array))}
+
+
 def match_classes(
     own: Sequence[str], wanted: Sequence[str] | None, *, origin: str
 ) -> tuple[tuple[str, ...], list[int]]:
@@ -86,7 +215,9 @@ def match_classes(
     """
     if wanted is None:
         if len(own) < 2:
-            raise UserError(f"{origin} has a single class ({own[0]}); a classifier needs two or more")
+            raise UserError(
+                f"{origin} has a single class ({some_names(own)}); a classifier needs two or more"
+            )
         return tuple(own), list(range(len(own)))
     unknown = [name for name in own if name not in set(wanted)]
     if unknown:
@@ -98,7 +229,13 @@ def match_classes(
 
 
 def some_names(names: Iterable[str], *, most: int = 5) -> str:
-    """The names with commas, the first few where they are many."""
+    """The names with commas, on one line, the first few where they are many."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    cut = (name if len(name) <= 100 else f"{name[:100]}…" for name in names[:most])
+    return ", ".join(map(one_line, cut)) + more
+
+
+def one_line(name: str) -> str:
+    """The name as a message shows it: quoted with escapes where it holds line breaks or the like."""
+    return name if name.isprintable() else repr(name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from .base import ImageSource, Split, match_classes, stratified_split
+from .base import ImageSource, Split, Splitting, match_classes
 
 
 class DigitsSource(ImageSource):
@@ -14,14 +14,12 @@ class DigitsSource(ImageSource):
 
     mirrorable = False  # a mirrored 2 is not a 2
 
-    def __init__(
-        self, *, split: Split, val_fraction: float, seed: int, classes: Sequence[str] | None
-    ) -> None:
+    def __init__(self, *, split: Split, splitting: Splitting, classes: Sequence[str] | None) -> None:
         import numpy as np
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        rows = stratified_split(digits.target, val_fraction=val_fraction, seed=seed)[split]
+        rows = splitting.rows(digits.target, split, origin="digits")
         names, index = match_classes([str(name) for name in digits.target_names], classes, origin="digits")
         super().__init__(names, (index[label] for label in digits.target[rows]))
         self._rows = rows

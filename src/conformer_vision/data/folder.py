@@ -2,11 +2,13 @@
 
 timm's own reader names a picture's class by the innermost folder, follows link loops and drops
 empty classes without a word; here the class is the folder below the root, whatever lies deeper.
+`archive` applies the same rules to what a zip or tar archive holds.
 """
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +17,17 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 
-from .base import ImageSource, Split, match_classes, some_names, stratified_split
+from .base import ImageSource, Split, Splitting, match_classes, one_line, some_names
 from .images import find_images, is_image_name, natural_key, open_image
 
-_VAL_NAMES = ("val", "validation", "valid", "test")  # the first that is there is taken
+VAL_NAMES = ("val", "validation", "valid", "test")
+"""Names of a folder or split of validation pictures; the first that is there is taken."""
 
 
 class FolderSource(ImageSource):
     """Picture files with the class of the folder they lie in."""
 
-    def __init__(self, classes: Sequence[str], paths: Sequence[Path], labels: Sequence[int]) -> None:
+    def __init__(self, classes: Sequence[str], paths: Sequence[str], labels: Sequence[int]) -> None:
         super().__init__(classes, labels)
         self._paths = tuple(paths)
 
@@ -34,121 +37,168 @@ class FolderSource(ImageSource):
 
     def name(self, index: int) -> str:
         """The picture's path."""
-        return str(self._paths[index])
+        return self._paths[index]
 
 
-def open_folder(
-    root: Path, *, split: Split, val_fraction: float, seed: int, classes: Sequence[str] | None
-) -> FolderSource:
-    """Reads ``root/CLASS/**/picture`` or ``root/{train,val}/CLASS/**/picture``.
+class Tree(ABC):
+    """Folders and picture files below a root, on disk or in an archive, all named by paths.
 
-    The root holds splits where both ``train`` and one of ``val``, ``validation``, ``valid``,
-    ``test`` are there, or one of them and no other folder with pictures; else it holds classes.
-    A ``train`` without the other, and a root of classes, is split by seed. Arguments and errors
-    are those of `open_source`.
+    Attributes:
+        root: path of the root.
     """
-    parts = _split_folders(root)
-    if len(parts) == 2 and classes is None:
-        _check_same_classes(root, parts)
-    by_name: list[_Labelled] = []
-    if "val" not in parts:
-        everything = _scan(parts.get("train", root))
-        by_name.append(
-            everything.select(
-                stratified_split(everything.labels, val_fraction=val_fraction, seed=seed)[split]
-            )
-        )
-    else:
-        wanted = ("train", "val") if split == "all" else (split,)
-        if split == "train" and "train" not in parts:
-            raise UserError(
-                f"{root} holds {parts['val'].name} but no train; "
-                f"put the training pictures into {root / 'train'}"
-            )
-        by_name.extend(_scan(parts[part]) for part in wanted if part in parts)
-    own = sorted({name for labelled in by_name for name in labelled.classes}, key=natural_key)
-    names, index = match_classes(own, classes, origin=str(root))
-    number = dict(zip(own, index, strict=True))
-    pairs = [
-        (path, number[part.classes[label]])
-        for part in by_name
-        for path, label in zip(part.paths, part.labels, strict=True)
-    ]
-    return FolderSource(names, [path for path, _ in pairs], [label for _, label in pairs])
+
+    root: str
+
+    @abstractmethod
+    def folders(self, folder: str) -> list[str]:
+        """Names, not paths, of the folders in a folder, in natural order; hidden ones are left out."""
+
+    @abstractmethod
+    def pictures(self, folder: str) -> list[str]:
+        """Paths of the pictures in and below a folder, in natural order; hidden ones are left out."""
+
+    @abstractmethod
+    def has_loose_pictures(self, folder: str) -> bool:
+        """Whether a folder itself, not one below it, holds a picture."""
 
 
 @dataclass(frozen=True)
-class _Labelled:
-    """Pictures of one folder of class folders."""
+class Labelled:
+    """Pictures by their paths, with labels.
 
-    classes: list[str]
-    paths: list[Path]
+    Attributes:
+        classes: class names.
+        paths: one path per picture.
+        labels: one index into ``classes`` per picture.
+    """
+
+    classes: Sequence[str]
+    paths: list[str]
     labels: list[int]
 
-    def select(self, rows: Iterable[int]) -> _Labelled:
+    def select(self, rows: Iterable[int]) -> Labelled:
+        """The pictures of these numbers."""
         pairs = [(self.paths[i], self.labels[i]) for i in rows]
-        return _Labelled(self.classes, [path for path, _ in pairs], [label for _, label in pairs])
+        return Labelled(self.classes, [path for path, _ in pairs], [label for _, label in pairs])
 
 
-def _scan(root: Path) -> _Labelled:
-    classes = _subfolders(root)
+def open_folder(
+    root: Path, *, split: Split, splitting: Splitting, classes: Sequence[str] | None
+) -> FolderSource:
+    """Reads ``root/CLASS/**/picture`` or ``root/{train,val}/CLASS/**/picture``.
+
+    The rules are those of `read_tree`; arguments and errors are those of `open_source`.
+    """
+    found = read_tree(_DiskTree(root), split=split, splitting=splitting, classes=classes)
+    return FolderSource(found.classes, found.paths, found.labels)
+
+
+def read_tree(tree: Tree, *, split: Split, splitting: Splitting, classes: Sequence[str] | None) -> Labelled:
+    """Pictures ``CLASS/**/picture`` or ``{train,val}/CLASS/**/picture`` of one split.
+
+    The root holds splits where both ``train`` and one of ``val``, ``validation``, ``valid``,
+    ``test`` are there, or one of them and no other folder with pictures; else it holds classes.
+    A ``train`` without the other, and a root of classes, is split by seed. Folds cut ``train``.
+
+    Raises:
+        UserError: as `open_source`.
+    """
+    parts = _split_folders(tree)
+    if splitting.folds is not None and "train" in parts:
+        parts.pop("val", None)
+    if len(parts) == 2 and classes is None:
+        _check_same_classes(tree, parts)
+    found: list[Labelled] = []
+    if "val" not in parts:
+        everything = _scan(tree, parts.get("train", tree.root))
+        found.append(everything.select(splitting.rows(everything.labels, split, origin=one_line(tree.root))))
+    else:
+        wanted = ("train", "val") if split == "all" else (split,)
+        if "train" not in parts and (split == "train" or splitting.folds is not None):
+            raise UserError(
+                f"{tree.root} holds {os.path.basename(parts['val'])} but no train; "
+                f"put the training pictures into {os.path.join(tree.root, 'train')}"
+            )
+        found.extend(_scan(tree, parts[part]) for part in wanted if part in parts)
+    own = sorted({name for labelled in found for name in labelled.classes}, key=natural_key)
+    names, index = match_classes(own, classes, origin=one_line(tree.root))
+    number = dict(zip(own, index, strict=True))
+    return Labelled(
+        names,
+        [path for part in found for path in part.paths],
+        [number[part.classes[label]] for part in found for label in part.labels],
+    )
+
+
+def _scan(tree: Tree, root: str) -> Labelled:
+    classes = tree.folders(root)
     if not classes:
-        found = "pictures but no class folders" if _loose_pictures(root) else "no class folders"
+        found = "pictures but no class folders" if tree.has_loose_pictures(root) else "no class folders"
         raise UserError(
-            f"{root} holds {found}; put the pictures of each class into a folder of its own, "
-            f"as {root / 'cat' / '1.jpg'}"
+            f"{one_line(root)} holds {found}; put the pictures of each class into a folder of its own, "
+            f"as {one_line(os.path.join(root, 'cat', '1.jpg'))}"
         )
-    paths: list[Path] = []
+    paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        pictures = find_images(root / name)
+        pictures = tree.pictures(os.path.join(root, name))
         if not pictures:
-            raise UserError(f"class folder {root / name} holds no pictures; add some or remove it")
+            raise UserError(
+                f"class folder {one_line(os.path.join(root, name))} holds no pictures; add some or remove it"
+            )
         paths += pictures
         labels += [label] * len(pictures)
-    return _Labelled(classes, paths, labels)
+    return Labelled(classes, paths, labels)
 
 
-def _split_folders(root: Path) -> dict[Split, Path]:
+def _split_folders(tree: Tree) -> dict[Split, str]:
     """The folders of the splits, ``train`` and ``val``, where the root holds splits; else nothing."""
-    folders = _subfolders(root)
-    parts: dict[Split, Path] = {}
+    folders = tree.folders(tree.root)
+    parts: dict[Split, str] = {}
     if "train" in folders:
-        parts["train"] = root / "train"
-    val = next((name for name in _VAL_NAMES if name in folders), None)
+        parts["train"] = os.path.join(tree.root, "train")
+    val = next((name for name in VAL_NAMES if name in folders), None)
     if val is not None:
-        parts["val"] = root / val
-    others = [name for name in folders if name != "train" and name not in _VAL_NAMES]
-    if len(parts) == 1 and any(find_images(root / name) for name in others):
+        parts["val"] = os.path.join(tree.root, val)
+    others = [name for name in folders if name != "train" and name not in VAL_NAMES]
+    if len(parts) == 1 and any(tree.pictures(os.path.join(tree.root, name)) for name in others):
         return {}
     return parts
 
 
-def _check_same_classes(root: Path, parts: dict[Split, Path]) -> None:
-    train, val = (_subfolders(parts[part]) for part in ("train", "val"))
+def _check_same_classes(tree: Tree, parts: dict[Split, str]) -> None:
+    train, val = (tree.folders(parts[part]) for part in ("train", "val"))
     differences = [
-        f"only in {folder}: {some_names(names)}"
+        f"only in {os.path.basename(folder)}: {some_names(names)}"
         for folder, names in (
-            (parts["train"].name, [name for name in train if name not in val]),
-            (parts["val"].name, [name for name in val if name not in train]),
+            (parts["train"], [name for name in train if name not in val]),
+            (parts["val"], [name for name in val if name not in train]),
         )
         if names
     ]
     if train and val and differences:
-        raise UserError(f"the classes below {root} differ; {'; '.join(differences)}")
+        raise UserError(f"the classes below {one_line(tree.root)} differ; {'; '.join(differences)}")
 
 
-def _subfolders(root: Path) -> list[str]:
-    with _listing(root) as entries:
-        return sorted((e.name for e in entries if not e.name.startswith(".") and e.is_dir()), key=natural_key)
+class _DiskTree(Tree):
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+
+    def folders(self, folder: str) -> list[str]:
+        with _listing(folder) as entries:
+            return sorted(
+                (e.name for e in entries if not e.name.startswith(".") and e.is_dir()), key=natural_key
+            )
+
+    def pictures(self, folder: str) -> list[str]:
+        return [str(path) for path in find_images(folder)]
+
+    def has_loose_pictures(self, folder: str) -> bool:
+        with _listing(folder) as entries:
+            return any(is_image_name(entry.name) for entry in entries)
 
 
-def _loose_pictures(root: Path) -> bool:
-    with _listing(root) as entries:
-        return any(is_image_name(entry.name) for entry in entries)
-
-
-def _listing(root: Path) -> os._ScandirIterator[str]:
+def _listing(root: str) -> os._ScandirIterator[str]:
     try:
         return os.scandir(root)
     except OSError as error:

@@ -20,7 +20,7 @@ from conformer_vision.errors import UserError
 from .base import ImageSource
 from .images import BrokenImageError
 from .order import Draw, EvaluationOrder, Sampling, Share, TrainingOrder
-from .streams.base import ImageStream, StreamedImage
+from .streams.base import ImageStream
 from .streams.order import StreamOrder
 from .transforms import Transform
 
@@ -208,7 +208,7 @@ class _Streamed(IterableDataset[_Sample | BrokenImageError]):
 
     def __iter__(self) -> Iterator[_Sample | BrokenImageError]:
         broken: list[str] = []
-        last: StreamedImage | None = None
+        waiting: list[int | None] = []  # the seeds of places whose pictures are broken
         for item, seed in self.order.items():
             if isinstance(item.image, BrokenImageError):
                 broken.append(str(item.image))
@@ -216,16 +216,18 @@ class _Streamed(IterableDataset[_Sample | BrokenImageError]):
                     yield _missing(self.transform, -1, broken)
                     broken = []
                     continue
-                if len(broken) == _MOST_REPLACED:
-                    yield BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} pictures after it")
-                    return
-                if last is None:
-                    continue
-                item = last  # so that as many pictures come as were read: an epoch goes on by their number
-            last = item
-            assert isinstance(item.image, Image.Image)
-            yield _Sample(_transformed(self.transform, item.image, seed), item.label, -1, tuple(broken))
-            broken = []
+                waiting.append(seed)
+                if len(waiting) == _MOST_REPLACED:
+                    error = BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} pictures after it")
+                    while True:  # until the batch is full: an incomplete one would be dropped
+                        yield error
+                continue
+            # The next good picture stands in for the broken ones before it, whatever was read earlier:
+            # so an epoch goes on by the number of its pictures alone.
+            for each in (*waiting, seed):
+                yield _Sample(_transformed(self.transform, item.image, each), item.label, -1, tuple(broken))
+                broken = []
+            waiting = []
 
 
 def _transformed(transform: Transform, image: Image.Image, seed: int | None) -> Tensor:

@@ -96,10 +96,11 @@ class TrainingOrder(Sampler[list[Draw]]):
         rank, world_size = self.share
         for number in range(self.start, len(self)):
             step, part = divmod(number, self.accumulate)
-            # Of a step's pictures every world_size-th, so that repeated ones go to different processes.
-            mine = slice(step * self.batch_size + rank, (step + 1) * self.batch_size, world_size)
-            within = slice(part * self.per_batch, (part + 1) * self.per_batch)
-            pairs = zip(indices[mine][within].tolist(), seeds[mine][within].tolist(), strict=True)
+            # Every so-manieth of a step's pictures: repeated ones go to different batches, and two processes
+            # take the batches that one process would take in two parts.
+            first = step * self.batch_size + part * world_size + rank
+            mine = slice(first, (step + 1) * self.batch_size, world_size * self.accumulate)
+            pairs = zip(indices[mine].tolist(), seeds[mine].tolist(), strict=True)
             yield [Draw(number, seed) for number, seed in pairs]
 
     def _drawn(self) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""Parquet in the Hugging Face image layout: a column of encoded pictures and a column of labels.
+"""Parquet in the Hugging Face image layout: a column of pictures or of their paths, and one of labels.
 
 The pictures stay in the memory-mapped Arrow file that ``datasets`` keeps in its cache, so a set
 larger than memory works and worker processes share it. Rows are taken from the Arrow column
@@ -8,6 +8,8 @@ itself: ``datasets``' own access to a row costs a third of decoding a small JPEG
 from __future__ import annotations
 
 import glob
+import logging
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -20,9 +22,10 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 
-from .base import ImageSource, Split, match_classes, stratified_split
+from .base import ImageSource, Split, Splitting, match_classes
 from .images import natural_key, open_image
 from .parquet_file import ParquetFile, class_names
+from .table import split_parts
 
 if TYPE_CHECKING:
     import datasets
@@ -32,6 +35,40 @@ if TYPE_CHECKING:
 
 _TRAIN_WORDS = {"train", "training"}
 _VAL_WORDS = ({"val", "valid", "validation"}, {"test"})  # the first kind that is there is taken
+
+
+class PictureColumn:
+    """A piece of a column of pictures: of files' bytes, of paths, or of a struct of both.
+
+    Args:
+        chunk: an Arrow array of binary, string, or struct with the fields ``bytes`` or ``path``.
+    """
+
+    def __init__(self, chunk: pa.Array) -> None:
+        import pyarrow as pa
+        from pyarrow import compute
+
+        self._columns = [chunk]  # what holds a row's picture, in the order of preference
+        if pa.types.is_struct(chunk.type):
+            fields = {field.name for field in chunk.type}
+            self._columns = [
+                compute.struct_field(chunk, name) for name in ("bytes", "path") if name in fields
+            ]
+
+    def picture(self, row: int) -> bytes | str:
+        """The row's bytes or path."""
+        values = (column[row].as_py() for column in self._columns)
+        stored: bytes | str = next((value for value in values if value is not None), b"")
+        return stored
+
+    def first_missing(self) -> int | None:
+        """The first row that has neither; None where every row has one."""
+        import numpy as np
+
+        if not all(column.null_count for column in self._columns):
+            return None
+        missing = np.logical_and.reduce([np.asarray(column.is_null()) for column in self._columns])
+        return int(np.argmax(missing)) if missing.any() else None
 
 
 class ParquetSource(ImageSource):
@@ -69,8 +106,11 @@ class ParquetSource(ImageSource):
         """The RGB picture."""
         row = int(self._rows[index])
         chunk = bisect_right(self._chunk_starts, row) - 1
-        encoded = self._chunks[chunk][row - self._chunk_starts[chunk]].as_py()
-        return open_image(encoded, name=self.name(index))
+        stored = self._chunks[chunk].picture(row - self._chunk_starts[chunk])
+        if isinstance(stored, bytes):
+            return open_image(stored, name=self.name(index))
+        path = os.path.join(self._paths[bisect_right(self._file_starts, row) - 1].parent, stored)
+        return open_image(path, name=f"{path} ({self.name(index)})")
 
     def name(self, index: int) -> str:
         """``path row N``, N counted in its file from 0."""
@@ -81,18 +121,17 @@ class ParquetSource(ImageSource):
         return f"{self._paths[file]} row {row - self._file_starts[file]}"
 
     def _open_chunks(self) -> None:
-        """The encoded pictures as Arrow arrays, views of the memory-mapped file, and their first rows."""
-        self._chunks = [_encoded(chunk) for chunk in self._images.data.column(0).chunks]
-        self._chunk_starts = list(accumulate((len(chunk) for chunk in self._chunks), initial=0))
+        """The pictures as Arrow arrays, views of the memory-mapped file, and their first rows."""
+        chunks = self._images.data.column(0).chunks
+        self._chunks = [PictureColumn(chunk) for chunk in chunks]
+        self._chunk_starts = list(accumulate((len(chunk) for chunk in chunks), initial=0))
 
     def _check_no_null(self) -> None:
-        import numpy as np
-
         for start, chunk in zip(self._chunk_starts, self._chunks, strict=False):
-            if chunk.null_count:
-                row = start + int(np.flatnonzero(chunk.is_null())[0])
+            row = chunk.first_missing()
+            if row is not None:
                 raise UserError(
-                    f"{self._row_name(row)} holds no picture (its bytes are null); remove the row"
+                    f"{self._row_name(start + row)} holds no picture (its bytes are null); remove the row"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,13 +149,14 @@ def is_parquet(spec: Path) -> bool:
 
 
 def open_parquet(
-    spec: Path, *, split: Split, val_fraction: float, seed: int, classes: Sequence[str] | None
+    spec: Path, *, split: Split, splitting: Splitting, classes: Sequence[str] | None
 ) -> ParquetSource:
     """Reads a parquet file, a folder of them (or with them in ``data/``), or a glob.
 
     Files are told apart by a word in their names: ``train``, and ``val``, ``valid``,
     ``validation`` or, where there is none of these, ``test``. Where both kinds are there, other
-    files are left alone; where not, all files together are split by seed. Class names are those
+    files are left alone; where not, a column ``split`` of strings parts the rows of all files as
+    `table.split_parts` says, and without it they are split by seed. Class names are those
     of the column's ``ClassLabel``, else the labels that occur, sorted. Arguments and errors are
     those of `open_source`.
     """
@@ -124,6 +164,8 @@ def open_parquet(
 
     files = [ParquetFile.read(path) for path in _files(spec)]
     parts = _parts(files)
+    if parts and splitting.folds is not None:  # the folds cut the training part
+        files, parts = parts["train"], {}
     if parts:
         files = [file for part in parts.values() for file in part]
     if not sum(file.rows for file in files):
@@ -134,12 +176,25 @@ def open_parquet(
     labels = np.concatenate([file.class_numbers(own) for file in used])
     rows = (
         np.arange(len(labels))
-        if parts or split == "all"
-        else stratified_split(labels, val_fraction=val_fraction, seed=seed)[split]
+        if parts
+        else splitting.rows(labels, split, origin=str(spec), parts=_row_parts(files))
     )
     return ParquetSource(
         used, _read_images(used), rows=rows, classes=names, labels=np.asarray(index)[labels[rows]]
     )
+
+
+def _row_parts(files: Sequence[ParquetFile]) -> dict[Split, NDArray[np.int64]]:
+    """Training and validation rows by the column ``split``; nothing where a file has none."""
+    if not all(file.has_splits for file in files):
+        return {}
+    starts = list(accumulate((file.rows for file in files), initial=0))
+
+    def where(row: int) -> str:
+        file = bisect_right(starts, row) - 1
+        return f"{files[file].path} row {row - starts[file]}"
+
+    return split_parts([word for file in files for word in file.splits], where=where)
 
 
 def _files(spec: Path) -> list[Path]:
@@ -183,7 +238,7 @@ def _read_images(files: Sequence[ParquetFile]) -> datasets.Dataset:
         raise UserError(f"the pictures lie in columns of different names: {', '.join(by_column)}")
     paths = [glob.escape(str(file.path.resolve())) for file in files]  # `datasets` takes them as patterns
     try:
-        with _quiet_datasets():
+        with quiet_datasets():
             return Dataset.from_parquet(paths, columns=list(by_column))
     except (DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
@@ -191,23 +246,21 @@ def _read_images(files: Sequence[ParquetFile]) -> datasets.Dataset:
 
 
 @contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """No progress bars and no log lines of ``datasets`` inside the block."""
+def quiet_datasets(*, bars: bool = False) -> Iterator[None]:
+    """No log lines of ``datasets`` and the hub inside the block, and no progress bars unless asked for."""
     import datasets
+    from huggingface_hub.utils import logging as hub_logging
 
-    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    level, hub_level = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
+    hidden = datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    datasets.disable_progress_bars()
+    hub_logging.set_verbosity(logging.CRITICAL)
+    if not bars:
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
         datasets.logging.set_verbosity(level)
-        if not bars:
+        hub_logging.set_verbosity(hub_level)
+        if not bars and not hidden:
             datasets.enable_progress_bars()
-
-
-def _encoded(chunk: pa.Array) -> pa.Array:
-    import pyarrow as pa
-    from pyarrow import compute
-
-    return compute.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk

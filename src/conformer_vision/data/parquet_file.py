@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,12 @@ from conformer_vision.errors import UserError
 
 from .base import some_names
 from .images import natural_key
+from .table import IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMN, missing_column
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
-
-_IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class ParquetFile:
         image: name of the column of pictures; of the layout's names the first that is there.
         label: name of the column of labels, likewise.
         class_names: names that the label column declares (``ClassLabel``), or None.
+        has_splits: whether there is a column of strings that says which split a row belongs to.
     """
 
     path: Path
@@ -37,6 +36,7 @@ class ParquetFile:
     image: str
     label: str
     class_names: tuple[str, ...] | None
+    has_splits: bool
 
     @classmethod
     def read(cls, path: Path) -> ParquetFile:
@@ -56,10 +56,17 @@ class ParquetFile:
             raise UserError(
                 f"{path} cannot be read as parquet ({reason}); give a parquet file or class folders"
             ) from error
-        image = _find_column(schema, _IMAGE_COLUMNS, path=path, holds="pictures")
-        label = _find_column(schema, _LABEL_COLUMNS, path=path, holds="labels")
+        image = _find_column(schema, IMAGE_COLUMNS, path=path, holds="pictures")
+        label = _find_column(schema, LABEL_COLUMNS, path=path, holds="labels")
         _check_types(schema, image, label, path=path)
-        return cls(path, rows, image, label, _declared_names(schema, label, path=path))
+        return cls(
+            path,
+            rows,
+            image,
+            label,
+            class_names=_declared_names(schema, label, path=path),
+            has_splits=SPLIT_COLUMN in schema.names and _is_text(schema.field(SPLIT_COLUMN).type),
+        )
 
     @cached_property
     def labels(self) -> NDArray[Any]:
@@ -68,30 +75,23 @@ class ParquetFile:
         Raises:
             UserError: a row without a label, or with a negative one.
         """
-        import numpy as np
+        return label_values(self._column(self.label), name=self.label, where=self._where)
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """The words of the column ``split``; empty ones where it is null."""
+        return [word or "" for word in self._column(SPLIT_COLUMN).to_pylist()]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            column = pq.read_table(self.path, columns=[self.label]).column(0)
+            return pq.read_table(self.path, columns=[name]).column(0)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.path} cannot be read as parquet ({' '.join(str(error).split())})"
             ) from error
-        if column.null_count:
-            row = int(np.flatnonzero(column.is_null())[0])
-            raise UserError(
-                f"{self.path} row {row} has no label (column {self.label!r} is null); remove the row"
-            )
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        values: NDArray[Any] = np.asarray(column)
-        if values.dtype == object:
-            values = values.astype(str)
-        elif values.size and values.min() < 0:
-            row = int(np.flatnonzero(values < 0)[0])
-            raise UserError(f"{self.path} row {row}: label {values[row]} is negative, so it names no class")
-        return values
 
     def class_numbers(self, classes: Sequence[str]) -> NDArray[np.int64]:
         """Every row's class as an index into the source's ``classes``.
@@ -99,29 +99,76 @@ class ParquetFile:
         Raises:
             UserError: a label that is not among them; the line names file and row.
         """
-        import numpy as np
+        return class_numbers(self.labels, classes, declared=self.class_names is not None, where=self._where)
 
-        if self.class_names is not None:
-            beyond = np.flatnonzero(self.labels >= len(classes))
-            if beyond.size:
-                row = int(beyond[0])
-                raise UserError(
-                    f"{self.path} row {row}: label {self.labels[row]} is out of range, "
-                    f"there are {len(classes)} classes (0 to {len(classes) - 1})"
-                )
-            return self.labels.astype(np.int64)
-        number = {name: index for index, name in enumerate(classes)}
-        values, inverse = np.unique(self.labels, return_inverse=True)
-        numbers = np.array([number.get(str(value), -1) for value in values], dtype=np.int64)[inverse]
-        unknown = np.flatnonzero(numbers < 0)
-        if unknown.size:
-            row = int(unknown[0])
+    def _where(self, row: int) -> str:
+        return f"{self.path} row {row}"
+
+
+def label_values(column: pa.ChunkedArray, *, name: str, where: Callable[[int], str]) -> NDArray[Any]:
+    """A column of labels as an array of integers or strings.
+
+    Args:
+        column: integers, strings, or a dictionary of strings.
+        name: the column's name.
+        where: what an error calls a row.
+
+    Raises:
+        UserError: a row without a label, or with a negative one.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null())[0])
+        raise UserError(f"{where(row)} has no label (column {name!r} is null); remove the row")
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    values: NDArray[Any] = np.asarray(column)
+    if values.dtype == object:
+        values = values.astype(str)
+    elif values.size and values.min() < 0:
+        row = int(np.flatnonzero(values < 0)[0])
+        raise UserError(f"{where(row)}: label {values[row]} is negative, so it names no class")
+    return values
+
+
+def class_numbers(
+    labels: NDArray[Any], classes: Sequence[str], *, declared: bool, where: Callable[[int], str]
+) -> NDArray[np.int64]:
+    """Every row's class as an index into ``classes``.
+
+    Args:
+        labels: one per row, as `label_values` gives them.
+        classes: the set's class names.
+        declared: whether labels are indices into them already; else they are names.
+        where: what an error calls a row.
+
+    Raises:
+        UserError: a label that is not among them.
+    """
+    import numpy as np
+
+    if declared:
+        beyond = np.flatnonzero(labels >= len(classes))
+        if beyond.size:
+            row = int(beyond[0])
             raise UserError(
-                f"{self.path} row {row}: label {str(self.labels[row])!r} does not occur "
-                "in the training part; "
-                f"its classes are {some_names(classes)}"
+                f"{where(row)}: label {labels[row]} is out of range, "
+                f"there are {len(classes)} classes (0 to {len(classes) - 1})"
             )
-        return numbers
+        return labels.astype(np.int64)
+    number = {name: index for index, name in enumerate(classes)}
+    values, inverse = np.unique(labels, return_inverse=True)
+    numbers = np.array([number.get(str(value), -1) for value in values], dtype=np.int64)[inverse]
+    unknown = np.flatnonzero(numbers < 0)
+    if unknown.size:
+        row = int(unknown[0])
+        raise UserError(
+            f"{where(row)}: label {str(labels[row])!r} does not occur in the training part; "
+            f"its classes are {some_names(classes)}"
+        )
+    return numbers
 
 
 def class_names(files: Sequence[ParquetFile], *, training: Sequence[ParquetFile]) -> list[str]:
@@ -143,31 +190,42 @@ def _find_column(schema: pa.Schema, wanted: Sequence[str], *, path: Path, holds:
     for name in wanted:
         if name in schema.names:
             return name
-    raise UserError(
-        f"{path} has no column of {holds}; it needs one named {' or '.join(wanted)}, "
-        f"it has {some_names(schema.names, most=20)}"
-    )
+    raise missing_column(wanted, schema.names, path=path, holds=holds)
 
 
 def _check_types(schema: pa.Schema, image: str, label: str, *, path: Path) -> None:
     from pyarrow import types
 
     stored = schema.field(image).type
-    encoded = stored
-    if types.is_struct(stored):
-        encoded = next(
-            (stored.field(i).type for i in range(stored.num_fields) if stored.field(i).name == "bytes"),
-            stored,
-        )
-    if not (types.is_binary(encoded) or types.is_large_binary(encoded)):
+    fields = {stored.field(i).name: stored.field(i).type for i in range(stored.num_fields)}
+    usable = (
+        _is_bytes(fields.get("bytes")) or _is_text(fields.get("path"))
+        if types.is_struct(stored)
+        else _is_bytes(stored) or _is_text(stored)
+    )
+    if not usable:
         raise UserError(
-            f"{path}: column {image!r} holds {stored}; pictures must be stored as files' bytes "
-            "(binary, or a struct with the field bytes)"
+            f"{path}: column {image!r} holds {stored}; pictures must be stored as files' bytes or paths "
+            "(binary, string, or a struct with the fields bytes and path)"
         )
     stored = schema.field(label).type
     value = stored.value_type if types.is_dictionary(stored) else stored
-    if not (types.is_integer(value) or types.is_string(value) or types.is_large_string(value)):
+    if not (types.is_integer(value) or _is_text(value)):
         raise UserError(f"{path}: column {label!r} holds {stored}; labels must be integers or strings")
+
+
+def _is_bytes(stored: pa.DataType | None) -> bool:
+    from pyarrow import types
+
+    return stored is not None and (types.is_binary(stored) or types.is_large_binary(stored))
+
+
+def _is_text(stored: pa.DataType | None) -> bool:
+    from pyarrow import types
+
+    if stored is not None and types.is_dictionary(stored):
+        stored = stored.value_type
+    return stored is not None and (types.is_string(stored) or types.is_large_string(stored))
 
 
 def _declared_names(schema: pa.Schema, label: str, *, path: Path) -> tuple[str, ...] | None:

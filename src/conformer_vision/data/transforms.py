@@ -85,6 +85,7 @@ def _training_stages(
             color_jitter=jitter,
             auto_augment=augment.auto_augment,
             re_prob=augment.re_prob,
+            re_mode=augment.re_mode,
         )
     except (AssertionError, KeyError, ValueError) as error:
         if augment.auto_augment is None:

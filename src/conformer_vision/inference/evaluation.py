@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -16,8 +16,13 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from conformer_vision.data import build_loader, open_source
+from conformer_vision.data import ImageSource, open_data
+from conformer_vision.data.exclude import exclude as without
+from conformer_vision.data.exclude import read_exclusions
+from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.errors import UserError
+from conformer_vision.inference.answers import answers
+from conformer_vision.inference.calibration import ExpectedCalibrationError
 from conformer_vision.inference.confusion import save_confusion_matrix
 from conformer_vision.inference.runtime import FUSED, TrainedModel
 
@@ -31,13 +36,17 @@ class Evaluation:
     """
 
     samples: int
-    """Number of pictures."""
+    """Number of pictures, those that could not be read left out."""
     top1: dict[str, float]
     """Share of pictures whose class has the largest logit."""
     top5: dict[str, float] | None
     """Share whose class is among the five largest; None with fewer than five classes."""
     loss: dict[str, float]
-    """Mean cross-entropy, in nats, without label smoothing."""
+    """Mean cross-entropy of the logits as they are, in nats, without label smoothing."""
+    nll: float
+    """Mean cross-entropy of the prediction at the model's temperature, in nats."""
+    ece: float
+    """Expected calibration error of the prediction at the model's temperature (15 bins), in [0, 1]."""
     per_class: dict[str, float | None]
     """Top-1 of the prediction among the pictures of each class; None for a class without pictures."""
     confusion: list[list[int]]
@@ -48,6 +57,8 @@ class Evaluation:
     """Time of the pass, reading of the pictures included, loading of the model not."""
     images_per_second: float
     """Pictures in that time."""
+    broken: list[str]
+    """One line, with the name and the reason, for each picture that could not be read."""
 
     def to_json(self) -> str:
         """One JSON object of all fields."""
@@ -64,13 +75,18 @@ def evaluate(
     device: str | torch.device = "auto",
     val_fraction: float | None = None,
     seed: int | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    data_dir: str | None = None,
+    exclude: str | Path | None = None,
     confusion_matrix: Path | None = None,
 ) -> Evaluation:
     """Measures a trained model on a part of a labelled source, without augmentation.
 
     Args:
         run: run folder or .safetensors file.
-        data: a source as `open_source` takes it; its classes are matched to the model's by name.
+        data: a source as `open_source` takes it, or a stream; its classes are matched to the model's
+            by name.
         split: the part of the source; ``all`` for a source that is a test set as a whole.
         batch_size: pictures per forward pass.
         workers: processes that read pictures; 0 reads them in this one.
@@ -78,67 +94,112 @@ def evaluate(
         val_fraction: share held out, for a source without a split of its own. Where not given, the
             run's own (config.yaml), so that pictures it was trained on stay out; else 0.1.
         seed: seed of that split; where not given, likewise the run's own, else 0.
+        folds: number of folds the source is cut into; where not given, likewise the run's own.
+        fold: the fold held out, from 0; where not given, likewise the run's own, else 0.
+        data_dir: where sets given by name lie; where not given, likewise the run's own.
+        exclude: list of pictures to leave out (`data.exclude`). The run's own list is not applied.
         confusion_matrix: PNG to write.
 
     Raises:
-        UserError: what `load_model` or `open_source` refuse, a broken picture, a model whose output
-            is not finite.
+        UserError: what `load_model` or `open_data` refuse, no picture that can be read, a model whose
+            output is not finite. Single broken pictures are left out and named in the result.
     """
     trained = TrainedModel(run, device=device)
     classes = trained.card.classes
-    if len(classes) < 2:
-        raise UserError(f"{run} has a single class ({classes[0]}); there is nothing to measure")
-    own_fraction, own_seed = _split_of_run(Path(run))
-    source = open_source(
-        data,
-        split=split,
-        val_fraction=own_fraction if val_fraction is None else val_fraction,
-        seed=own_seed if seed is None else seed,
-        classes=classes,
-    )
-    loader = build_loader(
-        source,
-        trained.transform,
-        batch_size=batch_size,
-        workers=workers,
-        shuffle=False,
-        seed=0,
-        drop_last=False,
-    )
+    check_classes(trained)
+    given = {"val_fraction": val_fraction, "seed": seed, "folds": folds, "fold": fold, "data_dir": data_dir}
+    splitting = _split_of_run(Path(run)) | {k: value for k, value in given.items() if value is not None}
+    source = open_labelled(data, split=split, classes=classes, exclude=exclude, **splitting)
+    broken: list[str] = []
     start = time.perf_counter()
-    meter = _Meter(len(classes), trained.device)
-    for pictures, labels in loader:
-        heads = trained.logits(pictures)
-        if not all(bool(logits.isfinite().all()) for logits in heads.values()):
-            raise UserError(f"the output of the model of {run} is not finite; its training diverged")
-        meter.update(heads, labels)
-    evaluation = meter.evaluation(classes, start)
+    meter = Meter(trained)
+    for part in answers(trained, source, batch_size=batch_size, workers=workers, broken=broken):
+        meter.update(part.logits, part.labels)
+    evaluation = meter.evaluation(classes, start, broken=broken)
     if confusion_matrix is not None:
         save_confusion_matrix(evaluation.confusion, classes, confusion_matrix)
     return evaluation
 
 
-def _split_of_run(run: Path) -> tuple[float, int]:
-    """``val_fraction`` and ``seed`` of the config beside the weights; training's defaults without one."""
+def check_classes(trained: TrainedModel) -> None:
+    """Refuses a model with one class.
+
+    Raises:
+        UserError: it has one.
+    """
+    if len(trained.card.classes) < 2:
+        only = trained.card.classes[0]
+        raise UserError(f"{trained.path} has a single class ({only}); there is nothing to measure")
+
+
+def open_labelled(
+    data: str | Path,
+    *,
+    split: Literal["train", "val", "all"],
+    classes: Sequence[str],
+    exclude: str | Path | None,
+    val_fraction: float,
+    seed: int,
+    folds: int | None,
+    fold: int,
+    data_dir: str | None,
+) -> ImageSource | ImageStream:
+    """`open_data` without the pictures of a list.
+
+    Raises:
+        UserError: as `open_data` and `read_exclusions`, or a list for a stream.
+    """
+    source = open_data(
+        data,
+        split=split,
+        val_fraction=val_fraction,
+        seed=seed,
+        folds=folds,
+        fold=fold,
+        classes=classes,
+        data_dir=data_dir,
+    )
+    if exclude is None:
+        return source
+    if isinstance(source, ImageStream):
+        raise UserError(f"exclude {exclude}: pictures of the stream {data} cannot be left out by name")
+    return without(source, read_exclusions(exclude), every_class=False)
+
+
+def _split_of_run(run: Path) -> dict[str, Any]:
+    """How the config beside the weights splits its data; training's defaults without one."""
+    defaults = {"val_fraction": 0.1, "seed": 0, "folds": None, "fold": 0, "data_dir": None}
+    kinds = {"val_fraction": float, "seed": int, "folds": int | None, "fold": int, "data_dir": str | None}
     config = (run if run.is_dir() else run.parent) / "config.yaml"
     try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        found = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {config}; give val_fraction and seed, or mend it") from error
-    if not isinstance(values, dict):
+    if not isinstance(found, dict):
         raise UserError(f"{config} is not a run's config; give val_fraction and seed, or mend it")
-    return float(values.get("val_fraction", 0.1)), int(values.get("seed", 0))
+    values: dict[str, Any] = {name: found.get(name, default) for name, default in defaults.items()}
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind):
+            raise UserError(f"{config}: {name} {values[name]!r} cannot be; give {name}, or mend it")
+    return values
 
 
-class _Meter:
-    """Metrics of every head, kept on the device that computes the logits."""
+class Meter:
+    """Metrics of every head, kept on the device that computes the logits.
 
-    def __init__(self, classes: int, device: torch.device) -> None:
-        self._classes = classes
-        self._device = device
+    Args:
+        trained: the model whose answers come in.
+    """
+
+    def __init__(self, trained: TrainedModel) -> None:
+        self._classes = len(trained.card.classes)
+        self._temperature = trained.card.temperature
+        self._device = trained.device
         self._heads: dict[str, MetricCollection] = {}
         self._losses: dict[str, MeanMetric] = {}
-        self._confusion = MulticlassConfusionMatrix(classes).to(device)
+        self._nll = MeanMetric().to(self._device)
+        self._ece = ExpectedCalibrationError(self._classes, temperature=self._temperature).to(self._device)
+        self._confusion = MulticlassConfusionMatrix(self._classes).to(self._device)
 
     def _new_metrics(self) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {
@@ -149,18 +210,26 @@ class _Meter:
         return MetricCollection(metrics, compute_groups=False).to(self._device)
 
     def update(self, heads: dict[str, Tensor], labels: Tensor) -> None:
-        """Takes in the logits (B, K) of every head and the true classes (B,)."""
-        labels = labels.to(self._device)
+        """Takes in the logits (B, K) of every head and the true classes (B,), on the model's device."""
         for name, logits in heads.items():
             if name not in self._heads:
                 self._heads[name] = self._new_metrics()
                 self._losses[name] = MeanMetric().to(self._device)
             self._heads[name].update(logits, labels)
             self._losses[name].update(cross_entropy(logits, labels), weight=len(labels))
-        self._confusion.update(heads[FUSED], labels)
+        fused = heads[FUSED]
+        self._nll.update(cross_entropy(fused / self._temperature, labels), weight=len(labels))
+        self._ece.update(fused, labels)
+        self._confusion.update(fused, labels)
 
-    def evaluation(self, classes: Sequence[str], start: float) -> Evaluation:
-        """The result; ``start`` is the reading of ``time.perf_counter`` before the pass."""
+    def evaluation(self, classes: Sequence[str], start: float, *, broken: Sequence[str]) -> Evaluation:
+        """The result of at least one `update`.
+
+        Args:
+            classes: names of the K classes.
+            start: reading of ``time.perf_counter`` before the pass.
+            broken: one line for each picture that could not be read.
+        """
         confusion: list[list[int]] = self._confusion.compute().tolist()
         seconds = time.perf_counter() - start
         results = {name: metrics.compute() for name, metrics in self._heads.items()}
@@ -172,6 +241,8 @@ class _Meter:
             if len(classes) >= 5
             else None,
             loss={name: float(metric.compute()) for name, metric in self._losses.items()},
+            nll=float(self._nll.compute()),
+            ece=float(self._ece.compute()),
             per_class={
                 name: row[i] / sum(row) if sum(row) else None
                 for i, (name, row) in enumerate(zip(classes, confusion, strict=True))
@@ -180,4 +251,5 @@ class _Meter:
             classes=tuple(classes),
             seconds=seconds,
             images_per_second=samples / seconds,
+            broken=list(broken),
         )

@@ -36,7 +36,7 @@ class Prediction:
     labels: tuple[str, ...]
     """The top-k classes; empty with an error."""
     probabilities: tuple[float, ...]
-    """Their probabilities among all classes."""
+    """Their probabilities among all classes, at the temperature that the model was calibrated to."""
     error: str | None = None
     """One line that says why there is no answer."""
     conv: Guess | None = None
@@ -143,7 +143,7 @@ class Predictor:
 
     def _classify(self, pictures: Tensor, top_k: int) -> Iterator[_Answer | None]:
         """One answer per picture of (B, C, H, W); None where the output is not finite."""
-        heads = {name: logits.softmax(dim=1).cpu() for name, logits in self._trained.logits(pictures).items()}
+        heads = {name: values.cpu() for name, values in self._trained.probabilities(pictures).items()}
         values, indices = heads[FUSED].topk(top_k, dim=1)
         first = {name: probabilities.max(dim=1) for name, probabilities in heads.items() if name != FUSED}
         finite = torch.stack([p.isfinite().all(dim=1) for p in heads.values()]).all(dim=0)

@@ -10,7 +10,8 @@ import difflib
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
@@ -29,6 +30,8 @@ BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
+# Keys that came after the first release: a card without them has their defaults.
+_LATER_KEYS = frozenset({"temperature"})
 # What the card says in a field of its own, and what would make timm read other files or the network.
 _RESERVED_KWARGS = frozenset(
     {"model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
@@ -53,6 +56,8 @@ class ModelCard:
         crop_pct: share of the resized picture's edge that the crop keeps, in (0, 1].
         crop_mode: ``center``, ``squash`` or ``border``, as timm has them.
         in_chans: channels of the input; 0 (the default) takes them from ``input_size``.
+        temperature: what the logits of the prediction are divided by before the softmax, so that
+            probabilities are as high as the share of right answers (Guo et al., 2017); 1 leaves them.
 
     Raises:
         UserError: a value that cannot be; the line names it.
@@ -68,6 +73,7 @@ class ModelCard:
     crop_pct: float = 0.875
     crop_mode: str = "center"
     in_chans: int = 0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("classes", "input_size", "mean", "std"):
@@ -95,6 +101,9 @@ class ModelCard:
     def _check_classes(self) -> None:
         if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
             raise UserError("model card: classes must be a list of at least one name, none of them empty")
+        for name in self.classes:
+            if not _is_unicode(name):
+                raise UserError(f"model card: the class name {name!r} is not UTF-8; rename the class")
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for i, name in enumerate(self.classes) if name in self.classes[:i])
             raise UserError(f"model card: the class name {twice!r} occurs twice; names must be distinct")
@@ -122,6 +131,8 @@ class ModelCard:
             raise UserError(
                 f"model card: unknown crop_mode {self.crop_mode!r}; one of {', '.join(CROP_MODES)}"
             )
+        if not _is_number(self.temperature) or not self.temperature > 0:
+            raise UserError(f"model card: temperature must be a positive number, not {self.temperature!r}")
 
     @property
     def num_classes(self) -> int:
@@ -162,14 +173,23 @@ class ModelCard:
                 " update conformer-vision"
             )
         names = (*cls.__dataclass_fields__, "num_classes")
-        if missing := [name for name in names if name not in values]:
+        if missing := [name for name in names if name not in values and name not in _LATER_KEYS]:
             raise UserError(f"the model card lacks {', '.join(missing)}")
-        card = cls(**{name: values[name] for name in cls.__dataclass_fields__})
+        card = cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
         if values["num_classes"] != card.num_classes:
             raise UserError(
                 f"the model card says {values['num_classes']} classes and names {card.num_classes}"
             )
         return card
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written; the name of a folder that is not UTF-8 holds lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: object) -> bool:
@@ -188,15 +208,51 @@ def save_model(model: nn.Module, card: ModelCard, path: str | Path) -> None:
     outputs = getattr(model, "num_classes", card.num_classes)
     if outputs != card.num_classes:
         raise UserError(f"the model has {outputs} outputs, but its card names {card.num_classes} classes")
+    save_weights(model.state_dict(), card, path)
+
+
+def save_weights(weights: Mapping[str, Tensor], card: ModelCard, path: str | Path) -> None:
+    """As `save_model`, from the model's state."""
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in weights.items()
     }
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={METADATA_KEY: card.to_json()})
         except SafetensorError as error:
             raise UserError(f"cannot write {path}: {error}") from error
+
+
+def save_temperature(path: str | Path, temperature: float) -> ModelCard:
+    """Writes another temperature into the card of a safetensors file; the weights stay bit for bit.
+
+    Args:
+        path: the file, replaced in one step or not at all.
+        temperature: see `ModelCard`.
+
+    Returns:
+        The new card.
+
+    Raises:
+        UserError: not a file that `load_model` reads, an impossible temperature, or no right to write.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            card = replace(_read_card(metadata, path), temperature=temperature)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata | {METADATA_KEY: card.to_json()})
+        except SafetensorError as error:
+            raise UserError(f"cannot write {path}: {error}") from error
+    return card
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
@@ -209,7 +265,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
         UserError: no such path, a folder without weights, not a whole safetensors file, no card or
             an impossible one, a model that timm does not know, or weights of another model.
     """
-    path = _weights_file(Path(path))
+    path = weights_file(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             card = _read_card(file.metadata(), path)
@@ -224,7 +280,13 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
     return model.eval(), card
 
 
-def _weights_file(path: Path) -> Path:
+def weights_file(path: str | Path) -> Path:
+    """The safetensors file that `load_model` reads for a file or a run folder.
+
+    Raises:
+        UserError: no such path, or a folder without weights.
+    """
+    path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run folder or a .safetensors file")
     if not path.is_dir():

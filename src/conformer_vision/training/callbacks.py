@@ -77,7 +77,8 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._loss += float(outputs["loss"])
+        # lightning gives the part that the batch has in the step's loss.
+        self._loss += float(outputs["loss"]) * trainer.accumulate_grad_batches
         self._batches += 1
         self._waiting_since = time.monotonic()
 

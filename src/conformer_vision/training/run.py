@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from rich.console import Console
 from torch import nn
@@ -105,7 +106,7 @@ def _resume(folder: Path, *, progress: Progress | None, auto_resume: bool = Fals
 
 
 def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
-    with _quiet_lightning():
+    with quiet_lightning():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         train_source, val_source = open_pictures(config)
         # A run that goes on has its weights in the checkpoint; those it began with may be gone by now.
@@ -171,6 +172,8 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
         try:
             with interrupt.listen():
                 trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
+            if torch.distributed.is_initialized():  # what follows, the first process does alone
+                torch.distributed.destroy_process_group()
         except NotFinite as failure:
             raise _diverged(failure, module, trainer, folder, train_source) from None
         except Interrupted:
@@ -184,7 +187,24 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
                 _remove_if_unused(folder)
             if bar is not None:
                 bar.bar.stop()
+        if config.report and is_first():
+            _report(folder, config)
     return folder
+
+
+def _report(folder: Path, config: TrainConfig) -> None:
+    """Write the report; the run is whole without it, so what keeps it from being written is only said."""
+    from ..report import write_report
+
+    try:
+        write_report(
+            folder,
+            batch_size=config.pictures_per_step,
+            workers=config.workers,
+            device="auto" if config.device == "auto" else config.device,
+        )
+    except UserError as error:
+        print(f"no report: {error}", file=sys.stderr)
 
 
 def _unloaded(config: TrainConfig) -> TrainConfig:
@@ -282,7 +302,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Keep back lightning's advice: on workers, devices and logging, which here are the user's decisions."""
     loggers: list[tuple[Any, int]] = [
         (logging.getLogger(name), logging.getLogger(name).level)

@@ -1,0 +1,36 @@
+"""The subcommand ``lr-find``: a learning rate for a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from conformer_vision.commands.train import add_recipe
+from conformer_vision.parsing import build_parser as plain_parser
+from conformer_vision.training.config import TrainConfig
+from conformer_vision.training.recipe import config_from
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the subcommand: those of train, and its own."""
+    parser = plain_parser("Suggest a learning rate: train some steps with a rising one.")
+    add_recipe(parser)
+    parser.add_argument("--steps", type=int, default=100, help="Optimiser steps of the test.")
+    parser.add_argument("--plot", metavar="PNG", help="Where to draw the loss over the learning rate.")
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def run(options: Namespace, parser: ArgumentParser) -> int:
+    """Do what was parsed; give the exit status."""
+    from conformer_vision.training.lr_find import draw_lr, find_lr
+
+    found = find_lr(config_from(options, parser), steps=options.steps)
+    print(f"suggested: --lr {found.suggestion:.2g}")
+    if found.diverges_at is not None:
+        print(f"the loss no longer falls at {found.diverges_at:.2g}")
+    if options.plot is not None:
+        draw_lr(found, Path(options.plot))
+        print(f"plot: {options.plot}")
+    return 0

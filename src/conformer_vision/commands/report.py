@@ -1,0 +1,40 @@
+"""The subcommand ``report``: the page about a run, written again."""
+
+from __future__ import annotations
+
+import sys
+
+from jsonargparse import ArgumentParser, Namespace
+
+from conformer_vision.commands.output import printable
+from conformer_vision.parsing import build_parser as plain_parser
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the subcommand."""
+    parser = plain_parser("Write a run's report.html again, and calibrate its model.")
+    parser.add_argument("run", help="Run folder.")
+    parser.add_argument("--data", type=str | None, help="The run's data, where it lies elsewhere now.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Pictures per forward pass.")
+    parser.add_argument("--workers", type=int, default=0, help="Processes that read pictures.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
+    return parser
+
+
+def run(options: Namespace, parser: ArgumentParser) -> int:
+    """Do what was parsed; give the exit status."""
+    from conformer_vision.report import examine, save_report
+
+    findings = examine(
+        options.run,
+        data=options.data,
+        device=options.device,
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
+    print(f"report: {save_report(findings)}")
+    for line in findings.broken:
+        print(f"skipped: {printable(line)}", file=sys.stderr)
+    if findings.broken:
+        print(f"{len(findings.broken)} of the pictures could not be read", file=sys.stderr)
+    return 1 if findings.broken else 0

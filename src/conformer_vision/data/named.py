@@ -1,0 +1,208 @@
+"""Sets of torchvision by the names that timm gives them: ``torch/cifar10``, ``torch/mnist``, ...
+
+timm opens them; here they become sources with class names, splits and messages like all others.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from conformer_vision.errors import UserError
+from conformer_vision.parsing import nearest
+
+from .archive import cache_folder
+from .base import ImageSource, Split, Splitting, match_classes
+from .folder import FolderSource, open_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PIXELS = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "qmnist")  # sets kept as arrays
+_FILES = ("imagenet", "inat", "inaturalist", "places365")  # sets of picture files
+_FOLDERS = ("folder", "image_folder")
+_CHARACTERS = ("kmnist", "mnist", "qmnist")  # mirrored, a character is none or another
+
+
+class PixelSource(ImageSource):
+    """Pictures kept in memory.
+
+    Args:
+        classes: as in `ImageSource`.
+        pixels: (N, H, W) of grey values or (N, H, W, 3), 8 bits.
+        names: what messages call each picture.
+        labels: as in `ImageSource`.
+        mirrorable: as in `ImageSource`.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        pixels: NDArray[np.uint8],
+        *,
+        names: Sequence[str],
+        labels: NDArray[np.int64],
+        mirrorable: bool,
+    ) -> None:
+        super().__init__(classes, labels)
+        self.mirrorable = mirrorable
+        self._pixels = pixels
+        self._names = tuple(names)
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB picture."""
+        return Image.fromarray(self._pixels[index]).convert("RGB")
+
+    def name(self, index: int) -> str:
+        """``torch/NAME SPLIT row N``, N counted in its split from 0."""
+        return self._names[index]
+
+
+def open_named(
+    name: str,
+    *,
+    split: Split,
+    splitting: Splitting,
+    classes: Sequence[str] | None,
+    data_dir: Path | None,
+) -> ImageSource:
+    """Opens a set of torchvision.
+
+    Validation pictures are the set's test or validation part. What is not in ``data_dir`` is
+    downloaded there, as far as torchvision can do so; it checks the files it unpickles by their MD5.
+
+    Args:
+        name: as timm has it, whatever its case: ``cifar10``, ``cifar100``, ``mnist``, ``fashion_mnist``,
+            ``kmnist``, ``qmnist``, ``places365``, ``inaturalist`` (2021), ``imagenet``; or
+            ``image_folder`` for the class folders in ``data_dir``.
+        split: as in `open_source`.
+        splitting: its folds cut the training part; its share is not used.
+        classes: as in `open_source`.
+        data_dir: where the set's files are; ``torch`` in this package's cache folder where None.
+
+    Raises:
+        UserError: an unknown name, a file that is not the published one, no network.
+    """
+    import numpy as np
+
+    key = name.lower()
+    known = (*_PIXELS, *_FILES, *_FOLDERS)
+    if key not in known:
+        raise UserError(
+            f"torch/{name} is not a set of torchvision that timm knows"
+            f"{nearest(key, list(known)) or '; it knows ' + ', '.join(sorted(known))}"
+        )
+    if key in _FOLDERS:
+        if data_dir is None:
+            raise UserError(f"torch/{name} needs data_dir, the folder of class folders")
+        return open_folder(data_dir, split=split, splitting=splitting, classes=classes)
+    root = data_dir or cache_folder() / "torch"
+    wanted: tuple[Split, ...] = ("train", "val") if split == "all" else (split,)
+    if splitting.folds is not None:
+        wanted = ("train",)
+    parts = {part: _load(key, root, part) for part in wanted}
+    own = next(iter(parts.values())).classes
+    labels = np.concatenate([part.labels for part in parts.values()])
+    names, index = match_classes(own, classes, origin=f"torch/{key}")
+    rows = np.arange(len(labels))
+    if splitting.folds is not None:
+        rows = splitting.rows(labels, split, origin=f"torch/{key}")
+    called = [picture for part in parts.values() for picture in part.names]
+    picked = [called[row] for row in rows]
+    numbers = np.asarray(index)[labels[rows]]
+    if key in _FILES:
+        return FolderSource(names, picked, numbers.tolist())
+    pixels = [part.pixels for part in parts.values() if part.pixels is not None]
+    return PixelSource(
+        names,
+        np.concatenate(pixels)[rows],
+        names=picked,
+        labels=numbers,
+        mirrorable=key not in _CHARACTERS,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split of a set: its pixels, or None where the names are paths of picture files."""
+
+    classes: list[str]
+    names: list[str]
+    labels: NDArray[np.int64]
+    pixels: NDArray[np.uint8] | None
+
+
+def _load(key: str, root: Path, part: Split) -> _Part:
+    import numpy as np
+
+    data = _create(key, root, part)
+    if key == "inaturalist" or key == "inat":
+        classes = [str(name) for name in data.all_categories]
+        paths = [os.path.join(data.root, data.all_categories[label], file) for label, file in data.index]
+        return _Part(classes, paths, np.array([label for label, _ in data.index], np.int64), None)
+    # A class of ImageNet has several names.
+    classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in data.classes]
+    if key in _FILES:
+        return _Part(classes, [str(path) for path, _ in data.imgs], np.asarray(data.targets, np.int64), None)
+    labels = np.asarray(data.targets, np.int64)
+    if labels.ndim == 2:  # QMNIST keeps more than the digit about each picture
+        labels = labels[:, 0]
+    pixels = np.asarray(data.data)
+    if len(pixels) != len(labels) or not len(labels) or not 0 <= labels.min() <= labels.max() < len(classes):
+        raise UserError(f"torch/{key}: its files in {root} do not belong together; delete them")
+    word = "train" if part == "train" else "test"
+    return _Part(classes, [f"torch/{key} {word} row {row}" for row in range(len(labels))], labels, pixels)
+
+
+def _create(key: str, root: Path, part: Split) -> Any:
+    """torchvision's dataset; its files are downloaded where they are missing."""
+    from timm.data import create_dataset
+
+    _check_published(key, root)
+    error: Exception | None = None
+    for download in (False, True):
+        try:
+            with redirect_stdout(sys.stderr):  # torchvision prints what it downloads
+                return create_dataset(
+                    f"torch/{key}",
+                    root=str(root),
+                    split="train" if part == "train" else "validation",
+                    download=download,
+                )
+        except (RuntimeError, OSError) as missing:  # so says torchvision of files that are not there
+            error = missing
+        except (ValueError, TypeError, KeyError, EOFError, AssertionError, pickle.UnpicklingError) as damage:
+            raise UserError(f"torch/{key}: its files in {root} are damaged; delete them") from damage
+    raise UserError(
+        f"torch/{key} can neither be read from {root} nor downloaded ({_reason(error)}); put its files "
+        "there, or give data_dir"
+    ) from error
+
+
+def _check_published(key: str, root: Path) -> None:
+    """Refuses pickles that are not those that were published, before anything opens them."""
+    if key not in ("cifar10", "cifar100"):
+        return
+    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.datasets.utils import check_integrity
+
+    kind = CIFAR10 if key == "cifar10" else CIFAR100
+    meta = kind.meta["filename"], kind.meta["md5"]
+    for name, md5 in (*kind.train_list, *kind.test_list, meta):
+        path = root / kind.base_folder / name
+        if os.path.lexists(path) and not (md5 and check_integrity(str(path), md5)):
+            raise UserError(f"{path} is not the file that was published (its MD5 differs); delete it")
+
+
+def _reason(error: BaseException | None) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."

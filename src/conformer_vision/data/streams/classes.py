@@ -1,0 +1,168 @@
+"""The names of a set's classes and the lengths of its shards, from files beside its shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conformer_vision.errors import UserError
+
+from ..base import match_classes
+from .base import Labels, one_line
+
+CLASSES_FILE = "classes.txt"
+INFO_FILE = "_info.json"
+_INFO_FILES = (INFO_FILE, "info.json", "dataset_info.json")
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """What files beside the shards say about a set.
+
+    Attributes:
+        classes: names of the classes, in the order of the labels' numbers; None where not said.
+        lengths: pictures by the path of the shard.
+        mirrorable: whether a picture mirrored left to right is still of its class.
+    """
+
+    classes: tuple[str, ...] | None = None
+    lengths: dict[str, int] = field(default_factory=dict)
+    mirrorable: bool = True
+
+
+def read_info(folders: Sequence[Path]) -> SetInfo:
+    """Reads ``classes.txt`` (a name per line) and ``_info.json`` or ``dataset_info.json``.
+
+    Args:
+        folders: where to look; what the first one says wins.
+
+    Raises:
+        UserError: a file that cannot be read, or names that cannot be.
+    """
+    classes: tuple[str, ...] | None = None
+    lengths: dict[str, int] = {}
+    mirrorable = True
+    for folder in folders:
+        if classes is None and (folder / CLASSES_FILE).is_file():
+            path = folder / CLASSES_FILE
+            classes = parse_classes(_read(path), origin=str(path))
+        for path in (folder / name for name in _INFO_FILES):
+            if not path.is_file():
+                continue
+            info = _parse_info(path)
+            if classes is None and (names := _names(info)):
+                classes = _checked(names, origin=str(path))
+            for name, length in _lengths(info).items():
+                lengths.setdefault(str(folder / name), length)
+            mirrorable = mirrorable and info.get("mirrorable") is not False
+    return SetInfo(classes, lengths, mirrorable)
+
+
+def parse_classes(text: str, *, origin: str) -> tuple[str, ...]:
+    """The names in the text of a ``classes.txt``.
+
+    Raises:
+        UserError: no name, or one that occurs twice.
+    """
+    return _checked([line.strip() for line in text.splitlines() if line.strip()], origin=origin)
+
+
+def match_labels(
+    own: Sequence[str] | None,
+    wanted: Sequence[str] | None,
+    *,
+    find: Callable[[], Sequence[str]],
+    origin: str,
+) -> tuple[tuple[str, ...], Labels]:
+    """The classes to use and how labels are told.
+
+    Args:
+        own: the set's class names, where it says them.
+        wanted: class names of a trained model, where there is one.
+        find: finds the set's class names where neither is given.
+        origin: what an error calls the set.
+
+    Raises:
+        UserError: as `match_classes`.
+    """
+    if own is None:
+        own = find() if wanted is None else wanted
+    if not own:
+        raise UserError(f"{origin} holds no pictures")
+    names, index = match_classes(own, wanted, origin=origin)
+    return names, Labels(own, index)
+
+
+def names_of(stored: set[int | str]) -> list[str]:
+    """Class names for the labels that occur: the names, sorted, or ``0`` to the largest number.
+
+    Raises:
+        ValueError: numbers and names together, or a negative number.
+    """
+    names = [label for label in stored if isinstance(label, str)]
+    numbers = [label for label in stored if not isinstance(label, str)]
+    if names and numbers:
+        raise ValueError(f"some labels are names ({min(names)!r}), others numbers ({min(numbers)})")
+    if names:
+        return sorted(names)
+    if numbers and min(numbers) < 0:
+        raise ValueError(f"label {min(numbers)} is negative, so it names no class")
+    return [str(number) for number in range(max(numbers, default=-1) + 1)]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)})") from error
+
+
+def _parse_info(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not JSON ({one_line(error)})") from error
+    return info if isinstance(info, dict) else {}
+
+
+def _names(info: dict[str, Any]) -> list[Any] | None:
+    """The class names where timm, `write_shards` and ``datasets`` put them."""
+    for key in ("classes", "class_names"):
+        if isinstance(info.get(key), list):
+            return list(info[key])
+    features = info.get("features")
+    for key in ("label", "labels", "cls", "fine_label"):
+        feature = features.get(key) if isinstance(features, dict) else None
+        if isinstance(feature, dict) and isinstance(feature.get("names"), list):
+            return list(feature["names"])
+    return None
+
+
+def _lengths(info: dict[str, Any]) -> dict[str, int]:
+    """timm's layout: ``splits`` of ``filenames`` and ``shard_lengths``."""
+    splits = info.get("splits")
+    found: dict[str, int] = {}
+    for split in splits.values() if isinstance(splits, dict) else ():
+        if not isinstance(split, dict):
+            continue
+        names, lengths = split.get("filenames"), split.get("shard_lengths")
+        if isinstance(names, list) and isinstance(lengths, list) and len(names) == len(lengths):
+            pairs = zip(names, lengths, strict=True)
+            found.update((n, c) for n, c in pairs if isinstance(n, str) and isinstance(c, int) and c >= 0)
+    return found
+
+
+def _checked(names: Sequence[Any], *, origin: str) -> tuple[str, ...]:
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{origin} holds no list of class names; give one name per line")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UserError(f"{origin} names the class {name!r} twice")
+        seen.add(name)
+    return tuple(names)

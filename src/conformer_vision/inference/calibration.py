@@ -1,0 +1,181 @@
+"""Calibration: whether a probability of 80 % means 80 % right answers, and the temperature that mends it.
+
+Temperature scaling (Guo et al., ICML 2017) divides the logits by one number T, which changes no
+answer. T is the minimum of the negative log-likelihood (NLL), which is convex in 1/T.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassCalibrationError
+
+BINS = 15
+LOWEST, HIGHEST = 0.05, 20.0
+"""Bounds of the temperature."""
+MIN_PICTURES = 50
+"""Below, a fitted temperature would say more about chance than about the model."""
+_CHUNK = 8192  # pictures at a time: of 1,000 classes 32 MB
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The pictures whose first choice has a probability between two bounds."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    """Their mean probability; 0 where there are none."""
+    accuracy: float
+    """Share of them that is right; 0 where there are none."""
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How well probabilities fit the shares of right answers."""
+
+    nll: float
+    """Mean negative log-likelihood of the true class, in nats."""
+    ece: float
+    """Expected calibration error: the mean gap of the bins, weighted by their pictures; in [0, 1]."""
+    bins: tuple[Bin, ...]
+    """`BINS` bins of equal width over [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The temperature of a model, and what it brings."""
+
+    temperature: float
+    """Fitted on all pictures; 1 where it could not be fitted."""
+    before: Reliability
+    """At temperature 1."""
+    after: Reliability | None
+    """Each half of the pictures at the temperature fitted on the other half; None without a fit."""
+    note: str | None
+    """Why the temperature stayed 1, or that it stands at a bound."""
+
+
+class ExpectedCalibrationError(MulticlassCalibrationError):
+    """Expected calibration error from logits (B, K) at a temperature, fed batch by batch.
+
+    Args:
+        num_classes: K.
+        temperature: what logits are divided by.
+    """
+
+    def __init__(self, num_classes: int, *, temperature: float = 1.0) -> None:
+        super().__init__(num_classes, n_bins=BINS, norm="l1")
+        self.temperature = temperature
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Takes in the logits (B, K) and the true classes (B,)."""
+        super().update(_below_one((preds / self.temperature).softmax(dim=1)), target)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature in [0.05, 20] with the lowest NLL.
+
+    Args:
+        logits: (N, K), finite.
+        labels: (N,), true classes.
+    """
+    found = minimize_scalar(
+        lambda scale: _nll(logits, labels, scale),
+        bounds=(1 / HIGHEST, 1 / LOWEST),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return min(max(1 / float(found.x), LOWEST), HIGHEST)
+
+
+def calibrate(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Calibration:
+    """Fits the temperature, and measures its effect on pictures that it was not fitted on.
+
+    For the measurement the pictures are cut into two halves with equal shares of right answers;
+    each is scaled by the temperature of the other (two-fold cross-fitting).
+
+    Args:
+        logits: (N, K) of the prediction, finite; N at least 1.
+        labels: (N,), true classes.
+        seed: of the halves.
+    """
+    before = reliability(logits, labels, torch.ones(len(labels)))
+    right = logits.argmax(dim=1) == labels
+    if (note := _why_not(right, labels)) is not None:
+        return Calibration(1.0, before, None, note)
+    temperatures = torch.ones(len(labels))
+    for fitted, measured in StratifiedKFold(2, shuffle=True, random_state=seed).split(labels, right):
+        temperatures[measured] = fit_temperature(logits[fitted], labels[fitted])
+    temperature = fit_temperature(logits, labels)
+    bound = next((b for b in (LOWEST, HIGHEST) if math.isclose(temperature, b, rel_tol=1e-3)), None)
+    note = None if bound is None else f"the temperature is at its bound of {bound:g}"
+    return Calibration(temperature, before, reliability(logits, labels, temperatures), note)
+
+
+def reliability(logits: Tensor, labels: Tensor, temperatures: Tensor) -> Reliability:
+    """NLL, ECE and the bins of the reliability diagram.
+
+    Args:
+        logits: (N, K).
+        labels: (N,), true classes.
+        temperatures: (N,), one per picture.
+    """
+    error = ExpectedCalibrationError(logits.shape[1])
+    nll = 0.0
+    confidences, rights = [], []
+    for rows in torch.arange(len(labels)).split(_CHUNK):
+        scaled = logits[rows] / temperatures[rows, None]
+        nll += float(cross_entropy(scaled, labels[rows], reduction="none").double().sum())
+        error.update(scaled, labels[rows])
+        best = _below_one(scaled.softmax(dim=1)).max(dim=1)
+        confidences.append(best.values)
+        rights.append(best.indices == labels[rows])
+    bins = _bins(torch.cat(confidences), torch.cat(rights))
+    return Reliability(nll / len(labels), float(error.compute()), bins)
+
+
+def _why_not(right: Tensor, labels: Tensor) -> str | None:
+    """Why no temperature is fitted, if so."""
+    pictures, wrong = len(right), int((~right).sum())
+    if pictures < MIN_PICTURES:
+        return f"{pictures} pictures are too few to fit a temperature ({MIN_PICTURES} are needed)"
+    if len(labels.unique()) == 1:
+        return "all pictures are of one class; a temperature fitted to them would not hold for others"
+    if wrong < 2 or pictures - wrong < 2:
+        return f"{wrong:,} of {pictures:,} answers are wrong; fitting needs two right and two wrong ones"
+    return None
+
+
+def _nll(logits: Tensor, labels: Tensor, scale: float) -> float:
+    total = sum(
+        float(cross_entropy(part * scale, truth, reduction="none").double().sum())
+        for part, truth in zip(logits.split(_CHUNK), labels.split(_CHUNK), strict=True)
+    )
+    return total / len(labels)
+
+
+def _below_one(probabilities: Tensor) -> Tensor:
+    """The last bin includes 1, for which torchmetrics would open one more."""
+    return probabilities.clamp(max=1 - torch.finfo(probabilities.dtype).eps)
+
+
+def _bins(confidences: Tensor, right: Tensor) -> tuple[Bin, ...]:
+    edges = torch.linspace(0, 1, BINS + 1)  # as torchmetrics cuts them
+    place = torch.bucketize(confidences, edges, right=True) - 1
+    count = torch.bincount(place, minlength=BINS)
+    filled = count.clamp(min=1)
+    confidence = torch.bincount(place, weights=confidences.double(), minlength=BINS) / filled
+    accuracy = torch.bincount(place, weights=right.double(), minlength=BINS) / filled
+    bounds = edges.tolist()
+    return tuple(
+        Bin(bounds[i], bounds[i + 1], int(count[i]), float(confidence[i]), float(accuracy[i]))
+        for i in range(BINS)
+    )

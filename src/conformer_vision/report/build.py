@@ -1,0 +1,249 @@
+"""From a run folder to its report: the pass over the validation pictures, the temperature, the page."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from conformer_vision.data import ImageSource
+from conformer_vision.errors import UserError
+from conformer_vision.files import atomic_path
+from conformer_vision.inference.answers import answers
+from conformer_vision.inference.calibration import Calibration, calibrate
+from conformer_vision.inference.evaluation import Evaluation, Meter, check_classes, open_labelled
+from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.models.saved import BEST_WEIGHTS, LAST_WEIGHTS, ModelCard, save_temperature
+from conformer_vision.report.analysis import (
+    BranchStudy,
+    Collector,
+    Outcome,
+    study_branches,
+    worst_errors,
+)
+from conformer_vision.report.pictures import Thumbnail, thumbnails
+from conformer_vision.training.config import TrainConfig
+from conformer_vision.training.recipe import read_config
+
+REPORT_FILE = "report.html"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.csv"
+WORST = 24
+"""Errors shown with their pictures."""
+EXAMPLES = 8
+"""Pictures shown for each way in which the branches are right or wrong."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a report says."""
+
+    folder: Path
+    data: str
+    """The source that was measured."""
+    config: TrainConfig
+    config_text: str
+    rows: list[dict[str, float]]
+    """Of ``metrics.csv``, one per epoch."""
+    weights: str
+    """Name of the file with the weights."""
+    card: ModelCard
+    """With the temperature that was fitted."""
+    parameters: int
+    device: str
+    evaluation: Evaluation
+    calibration: Calibration
+    outcome: Outcome
+    worst: list[int]
+    """Rows of the outcome."""
+    study: BranchStudy | None
+    pictures: dict[int, Thumbnail]
+    """Of the rows in ``worst`` and ``study``."""
+    notes: list[str]
+    """What a reader should know before the numbers."""
+
+    @property
+    def broken(self) -> list[str]:
+        """One line for each picture that could not be read."""
+        return self.evaluation.broken
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    data: str | None = None,
+    device: str | torch.device = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Path:
+    """Measures a run on its validation pictures, stores the temperature, writes ``report.html``.
+
+    Args:
+        folder: a run folder.
+        data: the run's data where it lies elsewhere now; else as its ``config.yaml`` says.
+        device: ``auto`` or a torch device.
+        batch_size: pictures per forward pass.
+        workers: processes that read pictures; 0 reads them in this one.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: no run folder, its data is not there or of other classes, no picture that can be read,
+            or a folder that cannot be written.
+    """
+    return save_report(examine(folder, data=data, device=device, batch_size=batch_size, workers=workers))
+
+
+def examine(
+    folder: str | Path,
+    *,
+    data: str | None = None,
+    device: str | torch.device = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Findings:
+    """What `write_report` finds out; nothing is written yet. Arguments and errors are the same."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a run folder; give one that 'conformer-vision train' wrote")
+    config = read_config(folder / CONFIG_FILE)
+    rows = read_metrics(folder / METRICS_FILE)
+    trained = TrainedModel(folder, device=device)
+    check_classes(trained)
+    notes, exclude = _notes(config, trained)
+    data = config.data if data is None else data
+    source = open_labelled(
+        data,
+        split="val",
+        classes=trained.card.classes,
+        exclude=exclude,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        folds=config.folds,
+        fold=config.fold,
+        data_dir=config.data_dir,
+    )
+    if isinstance(source, ImageSource) and not len(source):
+        raise UserError(f"{data} has no validation pictures to report on")
+    broken: list[str] = []
+    start = time.perf_counter()
+    meter, collector = Meter(trained), Collector()
+    for part in answers(trained, source, batch_size=batch_size, workers=workers, broken=broken):
+        meter.update(part.logits, part.labels)
+        collector.add(part)
+    evaluation = meter.evaluation(trained.card.classes, start, broken=broken)
+    outcome = collector.outcome()
+    calibration = calibrate(outcome.logits, outcome.labels, seed=config.seed)
+    worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
+    study = study_branches(outcome, most=EXAMPLES)
+    shown = dict.fromkeys(worst)
+    if study is not None:
+        shown |= dict.fromkeys(row for case in study.cases.values() for row in case.rows)
+    return Findings(
+        folder=folder,
+        data=data,
+        config=config,
+        config_text=(folder / CONFIG_FILE).read_text(encoding="utf-8"),
+        rows=rows,
+        weights=trained.path.name,
+        card=trained.card,
+        parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
+        device=_device_name(trained.device),
+        evaluation=evaluation,
+        calibration=calibration,
+        outcome=outcome,
+        worst=worst,
+        study=study,
+        pictures=thumbnails(shown, outcome, source, trained=trained, batch_size=batch_size, workers=workers),
+        notes=notes,
+    )
+
+
+def save_report(findings: Findings) -> Path:
+    """Stores the temperature with the weights and writes the page, each file in one step or not at all.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from conformer_vision.report.page import render
+
+    store_temperature(findings.folder / findings.weights, findings.calibration.temperature)
+    path = findings.folder / REPORT_FILE
+    # File names need not be UTF-8; what no encoding has is shown escaped.
+    content = render(findings).encode("utf-8", "backslashreplace")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def store_temperature(path: Path, temperature: float) -> None:
+    """Writes the temperature into a run's weights, and into its other file where that holds the same.
+
+    Raises:
+        UserError: as `save_temperature`.
+    """
+    save_temperature(path, temperature)
+    for name in (BEST_WEIGHTS, LAST_WEIGHTS):
+        other = path.with_name(name)
+        if name != path.name and other.is_file() and _same_weights(path, other):
+            save_temperature(other, temperature)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of ``metrics.csv``, empty fields as not-a-number; none where there is no such file.
+
+    Raises:
+        UserError: not a table of numbers.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [
+                {name: float(value) if value else math.nan for name, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is not a table of numbers ({error}); restore or remove it") from error
+    if rows and "epoch" not in rows[0]:
+        raise UserError(f"{path} has no column epoch; restore or remove it")
+    return rows
+
+
+def _notes(config: TrainConfig, trained: TrainedModel) -> tuple[list[str], str | None]:
+    """Notes for the top of the page, and the run's list of exclusions where it is still there."""
+    notes = []
+    if trained.path.name != BEST_WEIGHTS:
+        notes.append(f"Training ended before its first validation; measured is {trained.path.name}.")
+    if config.ema_decay is not None:
+        notes.append(
+            f"The weights are an exponential moving average over the steps (decay {config.ema_decay:g});"
+            " validation during training measured the average too."
+        )
+    exclude = config.exclude
+    if exclude is not None and not Path(exclude).is_file():
+        notes.append(f"The list {exclude} of pictures to leave out is gone: all pictures are measured.")
+        exclude = None
+    elif exclude is not None:
+        notes.append(f"Pictures listed in {exclude} are left out, as in training.")
+    return notes, exclude
+
+
+def _same_weights(first: Path, second: Path) -> bool:
+    try:
+        one, two = load_file(first), load_file(second)
+    except Exception:  # a file that is no longer whole is not this function's to report
+        return False
+    return one.keys() == two.keys() and all(
+        tensor.dtype == two[name].dtype and torch.equal(tensor, two[name]) for name, tensor in one.items()
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

@@ -1,0 +1,95 @@
+"""Small copies of pictures as data that a page holds itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection
+from dataclasses import dataclass
+from io import BytesIO
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from conformer_vision.data import BrokenImageError, ImageSource
+from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.inference.answers import batches
+from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.models.saved import ModelCard
+from conformer_vision.report.analysis import Outcome
+
+LONGEST = 96
+"""Pixels of a small copy's longer edge, at most."""
+_LOSSLESS = 48  # up to this many pixels PNG costs no more than JPEG, and every pixel counts
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture of the page."""
+
+    name: str
+    """As the source names it."""
+    data: str | None
+    """``data:image/...`` URI; None where the picture could not be read again."""
+
+
+def thumbnails(
+    rows: Collection[int],
+    outcome: Outcome,
+    source: ImageSource | ImageStream,
+    *,
+    trained: TrainedModel,
+    batch_size: int,
+    workers: int,
+) -> dict[int, Thumbnail]:
+    """Small copies of the pictures in some rows of an outcome.
+
+    A picture of a stream cannot be taken by number: the stream is read once more, and the copy is
+    of what the network sees.
+
+    Args:
+        rows: numbers from 0 to N - 1.
+        outcome: of the pass.
+        source: its pictures.
+        trained: the model of the pass.
+        batch_size: that of the pass.
+        workers: that of the pass, as it decides the order of a stream.
+    """
+    if isinstance(source, ImageSource):
+        return {row: _by_number(source, int(outcome.indices[row])) for row in rows}
+    wanted = {int(outcome.order[row]): row for row in rows}
+    found: dict[int, Thumbnail] = {}
+    seen = 0
+    for batch in batches(trained, source, batch_size=batch_size, workers=workers):
+        for place in range(len(batch.labels)):
+            if (row := wanted.get(seen + place)) is not None:
+                image = as_seen(batch.images[place], trained.card)
+                found[row] = Thumbnail(f"picture {seen + place + 1} of the stream", encoded(image))
+        seen += len(batch.labels)
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def as_seen(picture: Tensor, card: ModelCard) -> Image.Image:
+    """A network's input (C, H, W) as a picture."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (card.mean, card.std))
+    pixels = ((picture * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def encoded(image: Image.Image) -> str:
+    """A small copy as a ``data:`` URI: PNG for tiny pictures, else JPEG."""
+    image = image.copy()
+    image.thumbnail((LONGEST, LONGEST))
+    kind = "png" if max(image.size) <= _LOSSLESS else "jpeg"
+    buffer = BytesIO()
+    image.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _by_number(source: ImageSource, index: int) -> Thumbnail:
+    try:
+        return Thumbnail(source.name(index), encoded(source.image(index)))
+    except BrokenImageError:  # it was there a minute ago; the answer is known all the same
+        return Thumbnail(source.name(index), None)

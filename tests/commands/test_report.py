@@ -1,0 +1,63 @@
+"""The subcommand report: what it writes, prints and returns."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from conformer_vision.commands import report
+from conformer_vision.errors import UserError
+from conformer_vision.models.saved import ModelCard, save_model
+from conformer_vision.training import TrainConfig
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder whose data lies in ``moved``."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for split, count in (("train", 1), ("val", 3)):
+            folder = tmp_path / "moved" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = TrainConfig(data=str(tmp_path / "data"), model="test_resnet")
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=2)
+    save_model(model, ModelCard("test_resnet", {}, ("cat", "dog"), (3, 32, 32)), folder / "best.safetensors")
+    return folder
+
+
+def command(*arguments: object) -> int:
+    parser = report.build_parser()
+    return report.run(parser.parse_args([str(argument) for argument in arguments]), parser)
+
+
+def test_writes_the_page_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "report.html").write_text("old")
+    assert command(run, "--data", run.parent / "moved", "--device", "cpu", "--batch_size", 2) == 0
+    assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
+    assert "6 validation pictures" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_data_that_is_gone(run: Path) -> None:
+    with pytest.raises(UserError, match="data does not exist"):
+        command(run, "--device", "cpu")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_picture_is_exit_status_1(run: Path, capsys: pytest.CaptureFixture[str], workers: int) -> None:
+    broken = run.parent / "moved" / "val" / "dog" / "1.png"
+    broken.write_bytes(b"no picture")
+    data = run.parent / "moved"
+    assert command(run, "--data", data, "--device", "cpu", "--workers", workers) == 1
+    error = capsys.readouterr().err
+    assert f"skipped: {broken}: cannot be read" in error
+    assert "1 of the pictures could not be read" in error
+    assert str(broken) in (run / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,215 @@
+import csv
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conformer_vision.data import BrokenImageError, open_source
+from conformer_vision.data.base import ImageSource
+from conformer_vision.errors import UserError
+
+WriteImage = Callable[..., Path]
+
+
+def write_table(path: Path, rows: Sequence[Sequence[object]], **options: str) -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, **options).writerows(rows)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, write_image: WriteImage) -> list[str]:
+    """Paths, below the test's folder, of 8 pictures, each with its number as its red."""
+    for number in range(8):
+        write_image(tmp_path / "photos, all" / f"{number}.png", (number, 0, 0))
+    return [f"photos, all/{number}.png" for number in range(8)]
+
+
+def _reds(source: ImageSource) -> list[int]:
+    return [source[i][0].getpixel((0, 0))[0] for i in range(len(source))]  # type: ignore[index, misc]
+
+
+def test_rows_labels_and_names(tmp_path: Path, pictures: list[str]) -> None:
+    labels = ["dog10", "dog9", "cat", "cat", "dog9", "dog10", "cat", "dog9"]
+    rows = [("path", "label"), *zip(pictures, labels, strict=True)]
+    path = write_table(tmp_path / "set.csv", rows)
+    source = open_source(path, split="all")
+    assert source.classes == ("cat", "dog9", "dog10")
+    assert [source.classes[label] for label in source.labels] == labels
+    assert _reds(source) == list(range(8))
+    assert source.name(3) == str(tmp_path / pictures[3])
+    train, val = (open_source(path, split=split, val_fraction=0.4) for split in ("train", "val"))
+    assert sorted(_reds(train) + _reds(val)) == list(range(8))
+    assert {source.classes[label] for label in val.labels} == set(labels)
+    again = pickle.loads(pickle.dumps(val))
+    assert _reds(again) == _reds(val)
+    other = open_source(path, split="all", classes=["new", "dog10", "dog9", "cat"])
+    assert [other.classes[label] for label in other.labels] == labels
+
+
+@pytest.mark.parametrize("image", ["image", "img", "path", "file", "file_name", "FileName", " filepath "])
+@pytest.mark.parametrize("label", ["label", "labels", "Class", "fine_label"])
+def test_column_names(tmp_path: Path, pictures: list[str], image: str, label: str) -> None:
+    rows = [("id", label, image), *((i, i % 2, p) for i, p in enumerate(pictures))]
+    source = open_source(write_table(tmp_path / "set.csv", rows), split="all")
+    assert (source.classes, list(source.labels), _reds(source)) == (("0", "1"), [0, 1] * 4, list(range(8)))
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.tsv", "\t"), ("a.csv", ";"), ("a.csv", "\t")])
+def test_other_separators(tmp_path: Path, pictures: list[str], name: str, delimiter: str) -> None:
+    rows = [("path", "label"), *((p, i % 2) for i, p in enumerate(pictures))]
+    path = write_table(tmp_path / name, rows, delimiter=delimiter)
+    assert _reds(open_source(path, split="all")) == list(range(8))
+
+
+def test_absolute_paths_byte_order_mark_empty_lines(tmp_path: Path, pictures: list[str]) -> None:
+    lines = ["path,label", "", f'"{tmp_path / pictures[0]}",a', ",", f'"{pictures[1]}", b ', " , "]
+    (tmp_path / "set.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    source = open_source(tmp_path / "set.csv", split="all")
+    assert (source.classes, list(source.labels), _reds(source)) == (("a", "b"), [0, 1], [0, 1])
+
+
+@pytest.mark.parametrize("val", ["val", "validation", "Valid", "test"])
+def test_split_column(tmp_path: Path, pictures: list[str], val: str) -> None:
+    words = ["train", val, "train", "TRAIN ", val, "train", "train", val]
+    rows = [
+        ("path", "label", "split"),
+        *((p, i % 2, w) for i, (p, w) in enumerate(zip(pictures, words, strict=True))),
+    ]
+    path = write_table(tmp_path / "set.csv", rows)
+    assert _reds(open_source(path, split="train")) == [0, 2, 3, 5, 6]
+    assert _reds(open_source(path, split="val")) == [1, 4, 7]
+    assert sorted(_reds(open_source(path, split="all"))) == list(range(8))
+    held_out = [_reds(open_source(path, split="val", folds=2, fold=fold)) for fold in (0, 1)]
+    assert sorted(held_out[0] + held_out[1]) == [0, 2, 3, 5, 6]
+
+
+def test_val_comes_before_test_and_train_alone_is_split_by_seed(tmp_path: Path, pictures: list[str]) -> None:
+    words = ["train"] * 4 + ["test", "val", "test", "val"]
+    rows = [
+        ("path", "label", "split"),
+        *((p, i % 2, w) for i, (p, w) in enumerate(zip(pictures, words, strict=True))),
+    ]
+    rows[1 + 4] = (pictures[4], "only in test", "test")
+    with pytest.raises(
+        UserError, match="line 5: label '1' does not occur in the training part; its classes are 0"
+    ):
+        open_source(write_table(tmp_path / "a.csv", [rows[0], rows[1], rows[3], *rows[5:]]), split="val")
+    path = write_table(tmp_path / "set.csv", rows)
+    assert _reds(open_source(path, split="val")) == [5, 7]
+    assert open_source(path, split="train").classes == ("0", "1")
+    path = write_table(tmp_path / "set.csv", rows[:5])
+    assert len(open_source(path, split="train")) == len(open_source(path, split="val")) == 2
+
+
+def test_parquet_with_paths(tmp_path: Path, pictures: list[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    words = ["train", "validation"] * 4
+    strings = pa.array([str(tmp_path / p) if i % 3 else p for i, p in enumerate(pictures)])
+    structs = pa.array(
+        [
+            {"bytes": (tmp_path / p).read_bytes() if i % 2 else None, "path": p}
+            for i, p in enumerate(pictures)
+        ],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    for column in (strings, structs):
+        columns = {"file_name" if column is strings else "image": column, "class": [0, 0, 1, 1] * 2}
+        path = tmp_path / "set.parquet"
+        pq.write_table(pa.table(columns), path, row_group_size=3)
+        source = open_source(path, split="all")
+        assert (_reds(source), list(source.labels)) == (list(range(8)), [0, 0, 1, 1] * 2)
+        assert source.name(7) == f"{path} row 7"
+        assert _reds(pickle.loads(pickle.dumps(source))) == list(range(8))
+        pq.write_table(pa.table(columns | {"split": words}), path, row_group_size=3)
+        assert _reds(open_source(path, split="train")) == [0, 2, 4, 6]
+        assert _reds(open_source(path, split="val")) == [1, 3, 5, 7]
+        pq.write_table(pa.table(columns | {"split": [*words[:7], "none"]}), path)
+        with pytest.raises(
+            UserError, match=r"set\.parquet row 7: split 'none'; it must be one of train, val"
+        ):
+            open_source(path, split="train")
+    (tmp_path / pictures[2]).unlink()
+    with pytest.raises(BrokenImageError, match=r"/2\.png \(.*set\.parquet row 2\): .*no such file"):
+        source[2]
+
+
+def test_missing_picture_is_named_when_it_is_read(tmp_path: Path, pictures: list[str]) -> None:
+    rows = [("path", "label"), (pictures[0], "a"), ("none.png", "b"), (pictures[1], "b")]
+    source = open_source(write_table(tmp_path / "set.csv", rows), split="all")
+    source[0]
+    with pytest.raises(BrokenImageError, match=r"none\.png \(.*set\.csv line 3\): .*no such file"):
+        source[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; its first line must name the columns"),
+        (b"\n\n", "is empty"),
+        (b"path,label\n", "holds no rows"),
+        (b"photo,label\n1.png,a", r"no column of pictures; .*it has photo, label"),
+        (b"path,kind\n1.png,a", r"no column of labels; .*it has path, kind"),
+        (b"1.png,cat\n2.png,dog", r"no column of pictures; .*it has 1\.png, cat"),
+        (b"path,label,Label\n1.png,a,b", r"2 columns named label"),
+        (b"path,label\n1.png,a\n2.png,", r"line 3 has no label \(column 'label' is empty\)"),
+        (b"path,label\n1.png,a\n2.png", r"line 3 has no label"),
+        (b"path,label\n1.png,a\n,b", r"line 3 has no path of a picture"),
+        (b"path,label\n1.png,a\nx\0y.png,b", r"line 3 has no path of a picture"),
+        (b"path,label\n1.png,a\n2,5.png,b", r"line 3 has 3 cells, but the header 2"),
+        (b"path,label\n1.png,a\ncaf\xe9.png,b", r"line 3 is not UTF-8"),
+        (b'path,label\n1.png,a\n"2.png,b\n3.png,b', r"line 4 cannot be read as a table"),
+        (b"path,label\n1.png," + b"a" * 200_000, r"line 2 cannot be read as a table \(field larger"),
+        (b"path,label\n1.png,a\n2.png,a", r"single class \(a\)"),
+        (
+            b"path,label,split\n1.png,a,train\n2.png,b,dev",
+            r"line 3: split 'dev'; it must be one of train, val",
+        ),
+        (b"path,label,split\n1.png,a,val\n2.png,b,val", r"validation pictures but none for training"),
+    ],
+)
+def test_wrong_tables_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "set.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(tmp_path / "set.csv", split="train")
+    assert str(tmp_path / "set.csv") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+CELLS = st.text(st.sampled_from('ab,;"\t\r\n\0\\ é'), max_size=6)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(), st.text().map(str.encode), CELLS.map(lambda t: f"path,label\n{t}".encode())))
+def test_any_text_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "set.csv").write_bytes(content)
+    try:
+        source = open_source(tmp_path / "set.csv", split="all")
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert len(source) == len(source.labels)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip),
+            st.sampled_from(["a", "b,c", 'd"e', "ü"]),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_what_csv_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+    path = write_table(tmp_path / "set.csv", [("path", "label"), *rows])
+    source = open_source(path, split="all", classes=["a", "b,c", 'd"e', "ü"])
+    assert [source.classes[label] for label in source.labels] == [label for _, label in rows]
+    expected = [name if name.startswith("/") else f"{tmp_path}/{name}" for name, _ in rows]
+    assert [source.name(i) for i in range(len(source))] == expected

@@ -1,0 +1,345 @@
+"""The page of a run: complete in itself, right in its numbers, and whole whatever the classes are called."""
+
+import base64
+import io
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from conformer_vision.data import BrokenImageError, open_source
+from conformer_vision.data.streams.base import ImageStream, StreamedImage
+from conformer_vision.errors import UserError
+from conformer_vision.inference import Predictor, evaluate
+from conformer_vision.models.saved import load_model, save_model
+from conformer_vision.report import build, examine, write_report
+
+from .conftest import CONFORMER, MakeRun, write_pictures
+
+VOID = {"meta", "link", "img", "br", "hr", "use"}
+HOSTILE = ('<img src=x onerror="alert(1)">', "犬 $x$ & co", "<script>alert(1)</script>", "'\"}{{ 7*7 }}")
+
+
+class Page(HTMLParser):
+    """A page's elements and text; fails where a tag is not closed in its place."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self._open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs)
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] != ["style"]:
+            self.words.append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def ids(self) -> list[str | None]:
+        return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+
+
+def check_complete(page: Page) -> None:
+    """Nothing from elsewhere, no script, no id twice, every picture and chart described."""
+    assert page.source.startswith("<!DOCTYPE html>")
+    tags = Counter(tag for tag, _ in page.tags)
+    assert not tags.keys() & {"script", "iframe", "object", "embed"}
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "data", "poster"):
+            if (value := attributes.get(name)) is not None:
+                assert value.startswith(("data:", "#")), f"{tag} {name}={value}"
+        assert not any(name.startswith("on") for name in attributes)
+    assert all(target.startswith("#") for target in re.findall(r"url\((.*?)\)", page.source))
+    assert "@import" not in page.source
+    assert len(set(page.ids)) == len(page.ids)
+    links = [attributes["href"] for attributes in page.of("a") + page.of("use") if "href" in attributes]
+    links += [attributes["xlink:href"] for attributes in page.of("use") if "xlink:href" in attributes]
+    links += re.findall(r"url\((#.*?)\)", page.source)
+    assert {str(link)[1:] for link in links} <= set(page.ids)
+    assert all(attributes.get("alt") for attributes in page.of("img"))
+    assert all(attributes.get("aria-label") for attributes in page.of("svg"))
+    assert len(page.source.encode()) < 5_000_000
+    assert page.of("h1") and tags["h1"] == 1
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    counts = {"red": 25, "green": 20, "blue": 15, "grey": 1}
+    return write_pictures(tmp_path_factory.mktemp("report") / "pictures", counts)
+
+
+@pytest.fixture(scope="module")
+def run(make_run: MakeRun, pictures: Path) -> Path:
+    folder = make_run(
+        CONFORMER, ("blue", "green", "grey", "red", "never"), pictures, seed=3, ema_decay=0.99, batch_size=32
+    )
+    (folder / "last.safetensors").write_bytes((folder / "best.safetensors").read_bytes())
+    assert write_report(folder, device="cpu", batch_size=16) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return Page(run / "report.html")
+
+
+def test_page_is_complete_in_itself(page: Page, run: Path) -> None:
+    check_complete(page)
+    assert len(page.of("svg")) == 5
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert "prefers-color-scheme: dark" in page.source
+
+
+def test_numbers_are_those_of_evaluate(page: Page, run: Path, pictures: Path) -> None:
+    result = evaluate(run, pictures, device="cpu")
+    for name, head in (
+        ("Fused (the prediction)", "fused"),
+        ("Convolution branch", "conv"),
+        ("Transformer branch", "trans"),
+    ):
+        assert result.top5 is not None
+        numbers = f"{100 * result.top1[head]:.1f} % {100 * result.top5[head]:.1f} % {result.loss[head]:.4g}"
+        assert f"{name} {numbers}" in page.text
+    assert "61 validation pictures" in page.text
+    assert "never – 0 0" in page.text
+    matrix = [int(count or 0) for count in re.findall(r'<td[^>]*style="--a:[^"]*">(\d*)</td>', page.source)]
+    assert matrix == [count for row in result.confusion for count in row]
+
+
+def test_facts_of_the_run(page: Page, run: Path) -> None:
+    assert "moving average over the steps (decay 0.99)" in page.text
+    parameters = sum(p.numel() for p in load_model(run)[0].parameters())
+    for fact in (
+        f"Parameters {parameters:,}",
+        "Seed 3",
+        "3 epochs, 30 steps of 32 pictures in 0:03:03",
+        "101 pictures per second (median of the epochs, validation left out; 25.0 % of the time waiting",
+        "Peak memory 640 MB",
+        "; 20 MB for each of the 32 pictures of a pass",
+        f"torch {torch.__version__}",
+    ):
+        assert fact in page.text
+    (command,) = re.findall(r"conformer-vision train .*?(?=\n|</code>)", page.source)[:1]
+    words = shlex.split(command.replace("&#39;", "'"))
+    assert words[:2] == ["conformer-vision", "train"]
+    assert Path(words[words.index("--recipe") + 1]) == run / "config.yaml"
+    assert words[words.index("--output") + 1] != str(run)
+
+
+def test_pictures_are_those_that_the_words_say(page: Page, run: Path, pictures: Path) -> None:
+    findings = examine(run, device="cpu")
+    assert findings.study is not None
+    predictor = Predictor(run, device="cpu")
+    row = findings.worst[0]
+    shown = findings.pictures[row]
+    (answer,) = predictor([shown.name])
+    true = findings.evaluation.classes[int(findings.outcome.labels[row])]
+    assert Path(shown.name).parent.name == true != answer.labels[0]
+    assert f"{answer.labels[0]} {100 * answer.probabilities[0]:.1f} %" in page.text
+    assert shown.data is not None and shown.data in page.source
+    kind, data = shown.data.split(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (96, 72)
+        with Image.open(shown.name) as original:
+            small = original.convert("RGB").resize((96, 72))
+        difference = [abs(a - b) for a, b in zip(image.tobytes(), small.tobytes(), strict=True)]
+        assert sum(difference) / len(difference) < 8
+    for name, case in findings.study.cases.items():
+        for row in case.rows:
+            (answer,) = predictor([findings.pictures[row].name])
+            true = Path(answer.name).parent.name
+            assert answer.conv is not None and answer.trans is not None
+            right = (answer.conv.label == true, answer.trans.label == true)
+            assert (
+                right
+                == {
+                    "both": (True, True),
+                    "conv": (True, False),
+                    "trans": (False, True),
+                    "neither": (False, False),
+                }[name]
+            )
+
+
+def test_temperature_is_stored_and_the_weights_stay(make_run: MakeRun, run: Path, pictures: Path) -> None:
+    findings = examine(run, device="cpu")
+    temperature = findings.calibration.temperature
+    assert temperature != 1.0
+    for name in ("best.safetensors", "last.safetensors"):  # last holds the same weights
+        assert load_model(run / name)[1].temperature == pytest.approx(temperature)
+    fresh = make_run(CONFORMER, findings.evaluation.classes, pictures)
+    other = load_file(fresh / "best.safetensors")
+    assert other.keys() == load_file(run / "best.safetensors").keys()
+    assert all(torch.equal(t, other[n]) for n, t in load_file(run / "best.safetensors").items())
+    predictor = Predictor(run, device="cpu")
+    assert evaluate(run, pictures, device="cpu").nll < findings.evaluation.loss["fused"]
+    assert predictor.classes == findings.evaluation.classes
+
+
+def test_other_last_weights_keep_their_own_temperature(make_run: MakeRun, pictures: Path) -> None:
+    folder = make_run(CONFORMER, ("blue", "green", "grey", "red"), pictures)
+    model, card = load_model(folder)
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    save_model(model, card, folder / "last.safetensors")
+    write_report(folder, device="cpu")
+    assert load_model(folder / "best.safetensors")[1].temperature != 1.0
+    assert load_model(folder / "last.safetensors")[1].temperature == 1.0
+
+
+def test_hostile_names_and_ten_pictures(make_run: MakeRun, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "p", {HOSTILE[0]: 6, HOSTILE[1]: 4})
+    with suppress(OSError):  # not every file system takes a name that is not UTF-8
+        (pictures / "val" / HOSTILE[1] / "0.png").rename(pictures / "val" / HOSTILE[1] / "\udce9.png")
+    classes = open_source(pictures, split="val").classes
+    folder = make_run(CONFORMER, (*classes, *HOSTILE[2:]), pictures)
+    page = Page(write_report(folder, device="cpu"))
+    check_complete(page)
+    for name in HOSTILE:
+        assert name in page.text
+    assert "7*7" in page.text and " 49 " not in page.text
+    assert "10 pictures are too few to fit a temperature" in page.text
+    assert load_model(folder)[1].temperature == 1.0
+
+
+def test_one_head_and_two_classes(make_run: MakeRun, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "p", {"cat": 6, "dog": 6})
+    folder = make_run("test_resnet", ("cat", "dog"), pictures, epochs=1)
+    page = Page(write_report(folder, device="cpu"))
+    check_complete(page)
+    assert "branch" not in page.text.replace("freeze_branch", "").lower()
+    assert "branches" not in page.ids
+    assert "Top-5" not in page.text
+
+
+def test_a_thousand_classes(make_run: MakeRun, tmp_path: Path) -> None:
+    names = [f"class number {i}" for i in range(1000)]
+    pictures = write_pictures(tmp_path / "p", dict.fromkeys(names[:90], 1))
+    folder = make_run("test_resnet", names, pictures, epochs=500)
+    page = Page(write_report(folder, device="cpu"))
+    check_complete(page)
+    assert "matrix is not drawn here" in page.text
+    assert page.text.count("class number 999 – 0 0") == 1
+    assert "200 of 500 epochs" in page.text
+    assert len(page.of("img")) == build.WORST
+    assert len(page.source.encode()) < 1_000_000
+
+
+def test_broken_pictures_are_named(make_run: MakeRun, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "p", {"cat": 5, "dog": 5})
+    (pictures / "val" / "dog" / "3.png").write_bytes(b"\x89PNG broken")
+    folder = make_run(CONFORMER, ("cat", "dog"), pictures)
+    page = Page(write_report(folder, device="cpu"))
+    check_complete(page)
+    assert "1 validation picture is broken and left out" in page.text
+    assert str(pictures / "val" / "dog" / "3.png") in page.text
+    assert "9 validation pictures" in page.text
+
+
+def test_run_without_metrics_and_best_weights(make_run: MakeRun, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "p", {"cat": 5, "dog": 5})
+    folder = make_run(CONFORMER, ("cat", "dog"), tmp_path / "moved", exclude=str(tmp_path / "gone.txt"))
+    (folder / "metrics.csv").unlink()
+    (folder / "best.safetensors").rename(folder / "last.safetensors")
+    with pytest.raises(UserError, match="moved does not exist"):
+        write_report(folder, device="cpu")
+    assert not (folder / "report.html").exists()
+    page = Page(write_report(folder, data=str(pictures), device="cpu"))
+    check_complete(page)
+    assert "no metrics.csv in the run folder" in page.text
+    assert "measured is last.safetensors" in page.text
+    assert "gone.txt of pictures to leave out is gone" in page.text
+    assert f"--data {pictures}" in page.text
+
+
+def test_exclusions_of_the_run_hold(make_run: MakeRun, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "p", {"cat": 5, "dog": 5})
+    (tmp_path / "list.txt").write_text(f"{pictures / 'val' / 'cat' / '0.png'}\n")
+    folder = make_run(CONFORMER, ("cat", "dog"), pictures, exclude=str(tmp_path / "list.txt"))
+    assert examine(folder, device="cpu").evaluation.samples == 9
+
+
+def test_split_is_the_one_of_the_run(make_run: MakeRun) -> None:
+    folder = make_run("test_resnet", [str(i) for i in range(10)], "digits", folds=4, fold=1, seed=7)
+    findings = examine(folder, device="cpu")
+    val = open_source("digits", split="val", folds=4, fold=1, seed=7)
+    assert findings.outcome.labels.tolist() == list(val.labels)
+    worst = findings.worst[0]
+    assert findings.pictures[worst].name == val.name(int(findings.outcome.indices[worst]))
+
+
+class Stream(ImageStream):
+    """Coloured pictures one after the other, the fourth broken."""
+
+    classes = ("cat", "dog")
+    length = 7
+
+    def read(self, *, seed: int | None, part: int, parts: int, start: int = 0) -> Iterator[StreamedImage]:
+        for i in range(start, 7):
+            image: Image.Image | BrokenImageError = Image.new("RGB", (32, 32), (30 * i, 255 - 30 * i, 99))
+            if i == 3:
+                image = BrokenImageError("shard 0, picture 3: cannot be read")
+            yield StreamedImage(f"shard 0, picture {i}", image, i % 2)
+
+
+def test_pictures_of_a_stream(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(CONFORMER, Stream.classes, "wds/none")
+    monkeypatch.setattr(build, "open_labelled", lambda *_args, **_options: Stream())
+    findings = examine(folder, device="cpu", batch_size=2)
+    assert findings.broken == ["shard 0, picture 3: cannot be read"]
+    assert findings.outcome.labels.tolist() == [0, 1, 0, 0, 1, 0]
+    for row, shown in findings.pictures.items():
+        place = [0, 1, 2, 4, 5, 6][row]
+        assert shown.name == f"picture {place + 1} of the stream"
+        assert shown.data is not None
+        with Image.open(io.BytesIO(base64.b64decode(shown.data.split(",")[1]))) as image:
+            assert image.size == (32, 32)
+            expected = (30 * place, 255 - 30 * place, 99)
+            assert all(abs(a - b) <= 1 for a, b in zip(image.getpixel((5, 5)), expected, strict=True))
+    check_complete(Page(write_report(folder, device="cpu", batch_size=2)))
+
+
+def test_mistakes(make_run: MakeRun, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "p", {"cat": 2, "dog": 2})
+    folder = make_run("test_resnet", ("cat", "dog"), pictures)
+    cases: list[tuple[Callable[[], object], str]] = [
+        (lambda: write_report(tmp_path / "none"), "is not a run folder"),
+        (lambda: write_report(tmp_path), "cannot read the recipe"),
+        (lambda: write_report(folder, device="cpu", batch_size=0), "batch_size 0"),
+    ]
+    for act, words in cases:
+        with pytest.raises(UserError, match=words) as caught:
+            act()
+        assert "\n" not in str(caught.value)
+    (folder / "metrics.csv").write_text("epoch,lr\n1,high\n")
+    with pytest.raises(UserError, match=r"metrics\.csv is not a table of numbers"):
+        write_report(folder, device="cpu")

@@ -1,0 +1,103 @@
+"""Several processes train as one: two that talk over gloo, started as users start them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformer_vision.training import TrainConfig, train
+
+Tiny = Callable[..., TrainConfig]
+Weights = Callable[..., dict[str, Tensor]]
+PLAIN: dict[str, Any] = {
+    "epochs": 2,
+    "max_steps": None,
+    "val_fraction": 0.3,
+    "batch_size": 8,
+    "drop_path_rate": 0.0,
+    "report": False,
+    "lr": 1e-3,
+    "optimizer": "sgd",
+}
+"""Nothing drawn per process, and an optimiser that does not blow rounding up as Adam's first steps do."""
+NO_BATCHNORM: dict[str, Any] = {
+    "model": "vit_tiny_patch16_224",
+    "model_kwargs": {"depth": 2, "embed_dim": 24, "num_heads": 2},
+}
+
+
+def run_two(config: TrainConfig, folder: Path, *, launcher: str) -> Path:
+    """The run by two processes."""
+    folder.mkdir()
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(config.to_yaml())
+    run = folder / "run"
+    command = ["train", f"--recipe={recipe}", f"--output={run}"]
+    if launcher == "torchrun":
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "conformer_vision"]
+    else:
+        start = ["-m", "conformer_vision"]
+        command += ["--devices=2"]
+    process = subprocess.Popen(
+        [sys.executable, *start, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        output, error = process.communicate(timeout=100)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)  # torchrun ends those that it has started
+        raise
+    assert process.returncode == 0, error
+    assert output.count("run folder:") == 1
+    return run
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor], *, rtol: float) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    return [dict(zip(lines[0], map(float, line), strict=True)) for line in lines[1:]]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "launcher"), [("ddp", "torchrun"), ("ddp", "own"), ("fsdp", "torchrun")]
+)
+def test_two_processes_train_as_one(
+    tiny: Tiny, tmp_path: Path, weights: Weights, strategy: str, launcher: str
+) -> None:
+    """The same global batch gives the same weights and metrics, where no BatchNorm sees a part of it."""
+    config = tiny(**PLAIN | NO_BATCHNORM, output=str(tmp_path / "one"))
+    one = train(config)
+    two = run_two(tiny(**PLAIN | NO_BATCHNORM, strategy=strategy), tmp_path / "two", launcher=launcher)
+    close(weights(two), weights(one), rtol=2e-5)
+    for mine, other in zip(rows(two), rows(one), strict=True):
+        for name in ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1_fused"):
+            assert mine[name] == pytest.approx(other[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights, strategy: str) -> None:
+    """Each process's BatchNorm sees its half of the batch, as one process does that takes two passes."""
+    one = train(tiny(**PLAIN, accumulate=2, output=str(tmp_path / "one")))
+    two = run_two(tiny(**PLAIN, strategy=strategy), tmp_path / "two", launcher="torchrun")
+    mine, other = weights(two), weights(one)
+    statistics = [name for name in mine if "running_" in name or "num_batches" in name]
+    for name in statistics:  # of one process's pictures, or of all
+        del mine[name], other[name]
+    close(mine, other, rtol=1e-4)
+    assert rows(two)[-1]["train_loss"] == pytest.approx(rows(one)[-1]["train_loss"], rel=1e-3)
