@@ -10,7 +10,6 @@ from pathlib import Path
 
 from conformer_vision.errors import UserError
 
-
 _MARK = ".tmp"
 
 

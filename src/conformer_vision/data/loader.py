@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import random
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +31,9 @@ NOT_COUNTED = -100
 """Label of a picture that is to be left out: broken, or there to fill a batch up (torch's ignore_index)."""
 _MOST_REPLACED = 100
 """Broken pictures in a row after which it is not single pictures that are broken."""
+
+
+_WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 
 class Batch(NamedTuple):
@@ -76,8 +82,12 @@ class ImageLoader(DataLoader[Any]):
         # Streams go on; the others end themselves.
         batches = islice(super().__iter__(), None if self._length is None else self._length - start)
         for batch in batches:
+            _WORKERS.update(getattr(self._iterator, "_workers", ()))
             if isinstance(batch, BrokenImageError):
-                raise batch  # raised in a worker it would have the worker's traceback as its message
+                try:
+                    raise batch  # raised in a worker it would have the worker's traceback as its message
+                finally:
+                    del batch  # its traceback holds this frame: in a cycle, the workers would end late
             yield batch
 
 
@@ -295,3 +305,14 @@ def _ignore_interrupt(worker: int) -> None:
     """Ctrl-C and a scheduler's warning go to the whole process group; the main process ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """multiprocessing would end workers by SIGTERM, which they ignore, and wait for them without limit.
+
+    Registered after its own hook, so it runs before; workers only read, so nothing is lost.
+    """
+    for worker in list(_WORKERS):
+        if worker.is_alive():
+            worker.kill()

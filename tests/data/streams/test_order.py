@@ -62,6 +62,10 @@ def seen(batches: list[Batch]) -> list[list[int]]:
     return [batch.images[:, 0].flatten().int().tolist() for batch in batches]
 
 
+def flat(batches: list[Batch]) -> list[int]:
+    return [number for batch in seen(batches) for number in batch]
+
+
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
         torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) for x, y in zip(a, b, strict=True)
@@ -96,7 +100,7 @@ def test_an_epoch_has_equally_many_batches_everywhere(world_size: int, accumulat
 def test_every_epoch_has_its_own_order_and_augmentation() -> None:
     made = loader(Numbers(40))
     first, second = epoch(made), epoch(made)
-    assert sorted(sum(seen(first), [])) == sorted(sum(seen(second), [])) == list(range(40))
+    assert sorted(flat(first)) == sorted(flat(second)) == list(range(40))
     assert seen(first) != seen(second)
     assert same(first, epoch(loader(Numbers(40))))
     assert not same(first, epoch(loader(Numbers(40), seed=1)))
@@ -110,7 +114,7 @@ def test_epoch_pictures() -> None:
     assert len(loader(stream, epoch_pictures=19)) == len(epoch(loader(stream, epoch_pictures=19))) == 4
     longer = epoch(loader(stream, epoch_pictures=100))
     assert len(longer) == 25
-    counts = Counter(sum(seen(longer), []))
+    counts = Counter(flat(longer))
     assert counts.keys() == set(range(40))
     assert set(counts.values()) == {2, 3}, "it begins again when all were seen"
 
@@ -130,7 +134,7 @@ def test_unknown_length_needs_epoch_pictures() -> None:
 def test_parts_that_end_early_begin_again() -> None:
     """Shards of different lengths: a process whose part is short shows it again, in another order."""
     stream = Numbers(40, lengths=(34, 6))
-    long, short = (sum(seen(epoch(loader(stream, share=Share(rank, 2)))), []) for rank in range(2))
+    long, short = (flat(epoch(loader(stream, share=Share(rank, 2)))) for rank in range(2))
     assert len(long) == len(short) == 20
     assert len(set(long)) == 20
     assert set(short) == set(range(34, 40))
@@ -185,7 +189,7 @@ def test_going_on_with_broken_pictures(first_broken: bool) -> None:
     stream = Numbers(40, broken=broken)
     whole = epoch(loader(stream))
     assert len(whole) == 10
-    numbers = sum(seen(whole), [])
+    numbers = flat(whole)
     assert not set(numbers) & set(broken)
     wanted = [int(name.split()[1]) for name in order]
     assert all(mine == n for mine, n in zip(numbers, wanted, strict=True) if n not in broken)
@@ -231,7 +235,7 @@ def test_evaluation_has_every_picture_once(world_size: int, workers: int) -> Non
                 Numbers(23, known=False), noisy, batch_size=4, workers=workers, share=Share(rank, world_size)
             )
         )
-    assert sorted(sum(seen(batches), [])) == list(range(23))
+    assert sorted(flat(batches)) == list(range(23))
 
 
 def test_broken_picture_of_evaluation_is_not_counted() -> None:
