@@ -44,8 +44,29 @@ NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
         {"lr": 1e-4, "min_lr": 1e-3},
         {"input_size": 0},
         {"input_size": (32, -1)},
-        {"batch_size": 7, "mixup": 0.2},
-        {"batch_size": 7, "cutmix": 1.0},
+        *(
+            {name: value}
+            for name in ("patience", "accumulate", "aug_repeats", "epoch_pictures", "nodes", "devices")
+            for value in (0, -1)
+        ),
+        *({name: -1} for name in ("freeze_blocks", "save_top_k", "fold")),
+        *({"max_broken": value} for value in (-0.1, 1.1, float("nan"))),
+        *({"layer_decay": value} for value in (0.0, 1.1)),
+        *({"ema_decay": value} for value in (0.0, 1.0)),
+        {"save_minutes": 0.0},
+        {"batch_size": "all"},
+        {"devices": "all"},
+        {"folds": 1},
+        {"fold": 1},
+        {"folds": 3, "fold": 3},
+        {"freeze_branch": "fcu"},
+        {"strategy": "dp"},
+        {"sampling": "fair"},
+        {"loggers": ["tensorboard", "neptune"]},
+        {"ema_warmup": True},
+        {"auto_resume": True},
+        {"aug_repeats": 2, "sampling": "balanced"},
+        {"strategy": "fsdp", "ema_decay": 0.9},
         {"pretrained": True, "checkpoint": "weights.safetensors"},
         {"reset_head": True},
         {"in_chans": 2},
@@ -68,12 +89,22 @@ def test_edges_that_are_possible() -> None:
         data="digits", workers=0, weight_decay=0, warmup_epochs=0, min_lr=0, label_smoothing=0, seed=2**32 - 1
     )
     TrainConfig(data="digits", crop_pct=1.0, lr=1e-3, min_lr=1e-3, batch_size=1, mixup=0, epochs=1)
+    TrainConfig(
+        data="digits", batch_size="auto", devices="auto", folds=2, fold=1, max_broken=0, layer_decay=1.0
+    )
+    TrainConfig(data="digits", max_broken=1, save_top_k=0, freeze_blocks=0, freeze_branch=None, loggers=[])
 
 
 def test_size_of_a_square_is_one_number() -> None:
     assert TrainConfig(data="digits").image_size is None
     assert TrainConfig(data="digits", input_size=48).image_size == (48, 48)
     assert TrainConfig(data="digits", input_size=(48, 64)).image_size == (48, 64)
+
+
+def test_pictures_per_step() -> None:
+    assert TrainConfig(data="digits", batch_size=48).pictures_per_step == 48
+    with pytest.raises(UserError, match="batch_size auto has not been decided"):
+        _ = TrainConfig(data="digits", batch_size="auto").pictures_per_step
 
 
 FULL = TrainConfig(
@@ -87,6 +118,15 @@ FULL = TrainConfig(
     lr=3e-4,
     augment=AugmentConfig(scale=(0.3, 1.0), hflip=0.0, auto_augment="rand-m9-mstd0.5-inc1"),
     precision="bf16-mixed",
+    batch_size="auto",
+    devices=2,
+    freeze_branch="trans",
+    ema_decay=0.99,
+    ema_warmup=True,
+    folds=5,
+    fold=4,
+    loggers=["tensorboard", "mlflow"],
+    save_minutes=0.5,
 )
 
 

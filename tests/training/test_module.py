@@ -30,15 +30,15 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return values
 
 
-def batch(num_classes: int) -> tuple[Tensor, Tensor]:
+def pictures(num_classes: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(6, 3, 32, 32, generator=generator), torch.arange(6) % num_classes
 
 
 def test_training_step_of_two_heads(tiny: Tiny, logged: dict[str, Any]) -> None:
     classifier = make(tiny(label_smoothing=0.0), 3).train()
-    images, target = batch(3)
-    loss = classifier.training_step((images, target), 0)
+    images, target = pictures(3)
+    loss = classifier.training_step(batch(images, target), 0)
     classifier.model.set_distilled_training(True)
     conv, trans = classifier.model(images)  # BatchNorm uses this batch's statistics, as before
     criterion = nn.CrossEntropyLoss()
@@ -52,9 +52,9 @@ def test_training_step_of_two_heads(tiny: Tiny, logged: dict[str, Any]) -> None:
 @pytest.mark.parametrize("num_classes", [3, 6])
 def test_validation_step_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_classes: int) -> None:
     classifier = make(tiny(), num_classes).eval()
-    images, target = batch(num_classes)
+    images, target = pictures(num_classes)
     with torch.no_grad():
-        classifier.validation_step((images, target), 0)
+        classifier.validation_step(batch(images, target), 0)
         branches = classifier.model.forward_branches(images)
     outputs = branches._asdict() | {"fused": classifier.model(images)}
     wanted = {"val_loss"} | {f"val_top1_{head}" for head in outputs}
@@ -74,11 +74,11 @@ def test_validation_step_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_cl
 
 def test_network_with_one_head(tiny: Tiny, logged: dict[str, Any]) -> None:
     classifier = make(tiny(model="test_resnet", model_kwargs={}, label_smoothing=0.0), 3)
-    images, target = batch(3)
-    loss = classifier.train().training_step((images, target), 0)
+    images, target = pictures(3)
+    loss = classifier.train().training_step(batch(images, target), 0)
     torch.testing.assert_close(loss, nn.CrossEntropyLoss()(classifier.model(images), target))
     with torch.no_grad():
-        classifier.eval().validation_step((images, target), 0)
+        classifier.eval().validation_step(batch(images, target), 0)
     assert logged.keys() == {"train_loss", "val_loss", "val_top1_fused"}
 
 

@@ -1,8 +1,7 @@
-"""Every option of a training has a test here that shows its effect; the last test sees that none lacks."""
+"""Every option has a test in a file test_options*.py that shows its effect; the last test sees that none lacks."""
 
+import ast
 import dataclasses
-import re
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,51 +19,12 @@ from conformer_vision.errors import UserError
 from conformer_vision.models import variants
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training import run as run_module
-from conformer_vision.training.build import build_card, build_loaders, build_model, open_data
-from conformer_vision.training.module import ClassifierModule
+from conformer_vision.training.build import build_model, open_pictures
 from conformer_vision.training.schedule import Clock
+from option_tools import first_batch, loaders, module, rates, shows
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
-SHOWN: set[str] = set()
-
-
-def shows(*names: str) -> Callable[[Any], Any]:
-    """Marks a test as the one that shows these options' effects."""
-    SHOWN.update(names)
-    return lambda test: test
-
-
-def loaders(config: TrainConfig) -> tuple[Any, Any]:
-    sources = open_data(config)
-    card = build_card(config, build_model(config, len(sources[0].classes)), sources[0].classes)
-    return build_loaders(config, *sources, card)
-
-
-def first_batch(config: TrainConfig, part: int) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(0)
-    images, labels = next(iter(loaders(config)[part]))
-    return images, labels
-
-
-def module(config: TrainConfig, *, steps_per_epoch: int = 10) -> ClassifierModule:
-    torch.manual_seed(0)
-    model = build_model(config, 3)
-    return ClassifierModule(
-        model, config, num_classes=3, steps_per_epoch=steps_per_epoch, clock=Clock(now=lambda: 0.0)
-    )
-
-
-def rates(config: TrainConfig, *, steps_per_epoch: int = 10) -> list[float]:
-    """The learning rate of every step of a run."""
-    classifier = module(config, steps_per_epoch=steps_per_epoch)
-    parts: Any = classifier.configure_optimizers()
-    seen = []
-    for _ in range(classifier.total_steps):
-        seen.append(parts["optimizer"].param_groups[0]["lr"])
-        parts["optimizer"].step()
-        parts["lr_scheduler"]["scheduler"].step()
-    return seen
 
 
 # ---- data ------------------------------------------------------------------------------------------
@@ -72,14 +32,14 @@ def rates(config: TrainConfig, *, steps_per_epoch: int = 10) -> list[float]:
 
 @shows("data")
 def test_data(tiny: Tiny) -> None:
-    assert open_data(tiny())[0].classes == ("blue", "green", "red")
-    assert len(open_data(tiny(data="digits"))[0].classes) == 10
+    assert open_pictures(tiny())[0].classes == ("blue", "green", "red")
+    assert len(open_pictures(tiny(data="digits"))[0].classes) == 10
 
 
 @shows("val_fraction", "seed")
 def test_split(tiny: Tiny) -> None:
     def held_out(**changes: Any) -> set[str]:
-        source = open_data(tiny(**changes))[1]
+        source = open_pictures(tiny(**changes))[1]
         return {source.name(index) for index in range(len(source))}
 
     assert len(held_out(val_fraction=0.25)) == 9
@@ -94,22 +54,22 @@ def test_batches(tiny: Tiny) -> None:
     assert len(train_loader) == 18 // 4, "the incomplete batch is left out"
     assert len(val_loader) == 5, "of validation it is not"
     assert train_loader.num_workers == 0
-    images, labels = next(iter(train_loader))
-    assert images.shape == (4, 3, 32, 32)
-    assert labels.shape == (4,)
+    first = next(iter(train_loader))
+    assert first.images.shape == (4, 3, 32, 32)
+    assert first.labels.shape == (4,)
     assert loaders(tiny(workers=2))[0].num_workers == 2
 
 
 @shows("input_size")
 def test_input_size(tiny: Tiny) -> None:
-    assert first_batch(tiny(input_size=(32, 48)), 0)[0].shape[1:] == (3, 32, 48)
-    assert first_batch(tiny(input_size=(32, 48)), 1)[0].shape[1:] == (3, 32, 48)
-    assert first_batch(tiny(input_size=None), 1)[0].shape[1:] == (3, 64, 64), "the model's own"
+    assert first_batch(tiny(input_size=(32, 48)), 0).images.shape[1:] == (3, 32, 48)
+    assert first_batch(tiny(input_size=(32, 48)), 1).images.shape[1:] == (3, 32, 48)
+    assert first_batch(tiny(input_size=None), 1).images.shape[1:] == (3, 64, 64), "the model's own"
 
 
 @shows("in_chans")
 def test_in_chans(tiny: Tiny) -> None:
-    grey = first_batch(tiny(in_chans=1), 1)[0]
+    grey = first_batch(tiny(in_chans=1), 1).images
     assert grey.shape[1] == 1
     model = build_model(tiny(in_chans=1), 3)
     assert model(grey).shape[1] == 3
@@ -117,18 +77,18 @@ def test_in_chans(tiny: Tiny) -> None:
 
 @shows("crop_pct")
 def test_crop_pct(tiny: Tiny) -> None:
-    whole = first_batch(tiny(), 1)[0]
-    torch.testing.assert_close(whole, first_batch(tiny(crop_pct=1.0), 1)[0])  # a small picture's default
-    assert not torch.equal(whole, first_batch(tiny(crop_pct=0.5), 1)[0])
+    whole = first_batch(tiny(), 1).images
+    torch.testing.assert_close(whole, first_batch(tiny(crop_pct=1.0), 1).images)  # a small picture's default
+    assert not torch.equal(whole, first_batch(tiny(crop_pct=0.5), 1).images)
 
 
 @shows("augment")
 def test_augment(tiny: Tiny) -> None:
     still = AugmentConfig(crop="rrc", scale=(1, 1), ratio=(1, 1), hflip=0.0)
     mirrored = dataclasses.replace(still, hflip=1.0)
-    images = first_batch(tiny(augment=still), 0)[0]
-    torch.testing.assert_close(images.flip(-1), first_batch(tiny(augment=mirrored), 0)[0])
-    assert not torch.equal(images, first_batch(tiny(), 0)[0])
+    images = first_batch(tiny(augment=still), 0).images
+    torch.testing.assert_close(images.flip(-1), first_batch(tiny(augment=mirrored), 0).images)
+    assert not torch.equal(images, first_batch(tiny(), 0).images)
 
 
 # ---- network ---------------------------------------------------------------------------------------
@@ -342,45 +302,11 @@ def test_precision(
         assert all(tensor.dtype != torch.bfloat16 for tensor in weights(run).values())
 
 
-# ---- the run ---------------------------------------------------------------------------------------
-
-
-@shows("device")
-def test_device(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = run_module._trainer(tiny(device="cpu"), tmp_path, [])
-    assert trainer.strategy.root_device.type == "cpu"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run_module._trainer(tiny(device="auto"), tmp_path, []).strategy.root_device.type in ("cpu", "mps")
-    with pytest.raises(UserError, match="device 'cuda' cannot be used here"):
-        run_module._trainer(tiny(device="cuda"), tmp_path, [])
-
-
-@shows("output")
-def test_output(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert train(tiny(output=str(tmp_path / "a" / "b"), max_steps=1)) == tmp_path / "a" / "b"
-    monkeypatch.chdir(tmp_path)
-    folder = run_module._new_folder(tiny())
-    assert re.fullmatch(r"runs/conformer_nano_patch8_64-\d{8}-\d{6}", folder.as_posix())
-
-
-@shows("progress")
-def test_progress(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = {}
-    for progress in ("plain", "rich"):
-        train(tiny(progress=progress, max_steps=3, batch_size=8, epochs=1, output=str(tmp_path / progress)))
-        lines[progress] = capsys.readouterr().out
-    assert re.match(r"epoch 1/1  loss \d\.\d+  val loss .* top-1 .*\(conv .*, trans .*\)", lines["plain"])
-    assert lines["plain"].count("\n") == 1
-    assert "epoch 1/1  loss" in lines["rich"]
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_follows_the_terminal(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    recorder: Any = None
-    assert (run_module._progress(tiny(progress="auto"), recorder)[1] is not None) == terminal
-
-
 def test_every_option_is_shown() -> None:
-    assert {field.name for field in dataclasses.fields(TrainConfig)} == SHOWN
+    """By a mark in one of the files beside this one."""
+    shown: list[str] = []
+    for path in Path(__file__).parent.glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "shows":
+                shown += [ast.literal_eval(argument) for argument in node.args]
+    assert set(shown) == {field.name for field in dataclasses.fields(TrainConfig)}

@@ -86,14 +86,17 @@ class ArchiveSource(ImageSource):
 
     def image(self, index: int) -> Image.Image:
         """The RGB picture."""
+        return open_image(self.file(index), name=self.name(index))
+
+    def file(self, index: int) -> bytes:
+        """The picture's file, taken out of the archive."""
         member = self._members[index]
         if member.size > MAX_PICTURE_BYTES:
             raise _broken(member, f"{member.size} bytes are more than the limit of {MAX_PICTURE_BYTES}")
         try:
-            data = self._read(member)
+            return self._read(member)
         except (OSError, ValueError, RuntimeError, *_DAMAGED) as error:
             raise _broken(member, f"the archive is damaged: {_reason(error)}") from error
-        return open_image(data, name=member.path)
 
     def name(self, index: int) -> str:
         """The archive's path, then the picture's in it."""

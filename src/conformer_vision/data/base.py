@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from conformer_vision.errors import UserError
@@ -47,6 +48,14 @@ class ImageSource(ABC):
     def image(self, index: int) -> Image.Image:
         """The RGB picture."""
 
+    def file(self, index: int) -> Path | bytes | None:
+        """The picture before decoding: its path or its file's bytes; None where the source keeps pixels.
+
+        Raises:
+            BrokenImageError: the file cannot be taken out of what holds it.
+        """
+        return None
+
     @abstractmethod
     def name(self, index: int) -> str:
         """What a message calls the picture: its path, or its file and row (the first is 0)."""
@@ -69,6 +78,10 @@ class SubsetSource(ImageSource):
     def image(self, index: int) -> Image.Image:
         """The RGB picture."""
         return self._source.image(self._rows[index])
+
+    def file(self, index: int) -> Path | bytes | None:
+        """The picture's file in the source."""
+        return self._source.file(self._rows[index])
 
     def name(self, index: int) -> str:
         """The picture's name in the source."""

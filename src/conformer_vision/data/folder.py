@@ -33,7 +33,11 @@ class FolderSource(ImageSource):
 
     def image(self, index: int) -> Image.Image:
         """The RGB picture."""
-        return open_image(self._paths[index])
+        return open_image(self.file(index))
+
+    def file(self, index: int) -> Path:
+        """The picture's path."""
+        return Path(self._paths[index])
 
     def name(self, index: int) -> str:
         """The picture's path."""

@@ -55,14 +55,19 @@ class HubSource(ImageSource):
 
     def image(self, index: int) -> Image.Image:
         """The RGB picture."""
+        file, name = self.file(index), self.name(index)
+        return open_image(file, name=name if isinstance(file, bytes) else f"{file} ({name})")
+
+    def file(self, index: int) -> Path | bytes:
+        """The picture's bytes in the row, or else the path there."""
         part, row = self._place(index)
         (stored,) = self._pictures[part][row].values()
         data, path = (None, None) if stored is None else (stored.get("bytes"), stored.get("path"))
         if data is not None:
-            return open_image(data, name=self.name(index))
+            return bytes(data)
         if path is None:
             raise BrokenImageError(f"{self.name(index)}: cannot be read as a picture (the row has none)")
-        return open_image(path, name=f"{path} ({self.name(index)})")
+        return Path(path)
 
     def name(self, index: int) -> str:
         """``ORIGIN row N``, N counted in its split from 0."""

@@ -104,13 +104,17 @@ class ParquetSource(ImageSource):
 
     def image(self, index: int) -> Image.Image:
         """The RGB picture."""
+        file, name = self.file(index), self.name(index)
+        return open_image(file, name=name if isinstance(file, bytes) else f"{file} ({name})")
+
+    def file(self, index: int) -> Path | bytes:
+        """The picture's bytes in the row, or else the path there, which counts from the parquet file."""
         row = int(self._rows[index])
         chunk = bisect_right(self._chunk_starts, row) - 1
         stored = self._chunks[chunk].picture(row - self._chunk_starts[chunk])
         if isinstance(stored, bytes):
-            return open_image(stored, name=self.name(index))
-        path = os.path.join(self._paths[bisect_right(self._file_starts, row) - 1].parent, stored)
-        return open_image(path, name=f"{path} ({self.name(index)})")
+            return stored
+        return Path(os.path.join(self._paths[bisect_right(self._file_starts, row) - 1].parent, stored))
 
     def name(self, index: int) -> str:
         """``path row N``, N counted in its file from 0."""

@@ -65,6 +65,10 @@ class TableSource(ImageSource):
         path = self._paths[index]
         return open_image(path, name=f"{path} ({self._table} line {self._lines[index]})")
 
+    def file(self, index: int) -> Path:
+        """The picture's path."""
+        return Path(self._paths[index])
+
     def name(self, index: int) -> str:
         """The picture's path."""
         return self._paths[index]

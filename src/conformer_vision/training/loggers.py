@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,37 +11,42 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from ..errors import UserError
 from .config import Logger as LoggerName
 
+_PROJECT = "conformer-vision"
 
-def build_loggers(names: Sequence[LoggerName], folder: Path) -> list[Logger]:
-    """Loggers that write below the run folder, named after it.
 
-    W&B and MLflow take their servers from their own environment variables (``WANDB_MODE``,
-    ``MLFLOW_TRACKING_URI``, …).
+def start_loggers(names: Sequence[LoggerName], folder: Path) -> list[Logger]:
+    """Loggers that write into the run folder, or to the servers that their environment variables name.
+
+    These are those of their packages: ``WANDB_MODE``, ``MLFLOW_TRACKING_URI``, … Each makes its files,
+    or its connection, here.
+
+    Args:
+        names: of the loggers.
+        folder: the run folder, which names the run.
 
     Raises:
-        UserError: the package of a logger is missing.
+        UserError: a logger's package is missing, or it cannot begin: no login, no server, …
     """
     makers: dict[str, Callable[[], Logger]] = {
         "tensorboard": lambda: TensorBoardLogger(save_dir=folder, name="tensorboard", version=""),
-        "wandb": lambda: WandbLogger(name=folder.name, save_dir=folder, project="conformer-vision"),
+        "wandb": lambda: WandbLogger(name=folder.name, save_dir=folder, project=_PROJECT),
         "mlflow": lambda: MLFlowLogger(
-            experiment_name="conformer-vision",
+            experiment_name=_PROJECT,
             run_name=folder.name,
-            tracking_uri=None if _mlflow_server() else f"sqlite:///{folder.resolve() / 'mlflow.db'}",
+            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.resolve()}/mlflow.db"),
         ),
     }
-    loggers: list[Logger] = []
+    loggers = []
     for name in names:
         try:
-            loggers.append(makers[name]())
+            logger = makers[name]()
+            getattr(logger, "experiment")  # noqa: B009  # lightning's loggers begin at the first look
         except ModuleNotFoundError as error:
             raise UserError(
                 f"loggers {name}: its package is missing; pip install 'conformer-vision[{name}]'"
             ) from error
+        except Exception as error:  # whatever the logger's own package raises
+            reason = " ".join(str(error).split())
+            raise UserError(f"loggers {name}: cannot begin ({reason}); leave it out, or mend that") from error
+        loggers.append(logger)
     return loggers
-
-
-def _mlflow_server() -> bool:
-    import os
-
-    return bool(os.environ.get("MLFLOW_TRACKING_URI"))

@@ -71,7 +71,7 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
             steps_per_epoch=len(loaders[0]) // config.accumulate,
             clock=Clock(),
         )
-        trainer = build_trainer(config, Path(folder), callbacks=[], loggers=[])
+        trainer = build_trainer(config, Path(folder), callbacks=[])
         return _search(trainer, module, loaders[0], steps)
 
 

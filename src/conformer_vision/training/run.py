@@ -41,7 +41,7 @@ from .callbacks import LAST_CHECKPOINT, Limits, Recorder, RunFolder
 from .config import Progress, TrainConfig
 from .guard import REPORT_FILE, NotFinite, TrainingDivergedError, diagnose
 from .interrupt import Interrupted, InterruptFlag, TrainingInterrupted
-from .loggers import build_loggers
+from .loggers import start_loggers
 from .module import ClassifierModule, ShardedModule
 from .processes import is_first
 from .progress import EpochBar, EpochLines
@@ -139,10 +139,9 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
                 top_k=config.save_top_k,
             ),
         ]
-        loggers = build_loggers(config.loggers, folder) if is_first() else []
-        if loggers:
+        if config.loggers:
             callbacks.insert(0, LearningRateMonitor("step"))
-        trainer = build_trainer(config, folder, callbacks=callbacks, loggers=loggers)
+        trainer = build_trainer(config, folder, callbacks=callbacks)
         loaders = build_loaders(
             config,
             train_source,
@@ -169,6 +168,7 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             remove_leftovers(folder)
             _write_text(folder / CONFIG_FILE, resolved(config, train_source, card).to_yaml())
             _write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in card.classes))
+            trainer.loggers = start_loggers(config.loggers, folder)
         try:
             with interrupt.listen():
                 trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -20,7 +20,7 @@ _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 
 
 def build_trainer(
-    config: TrainConfig, folder: Path, *, callbacks: list[lightning.Callback], loggers: list[Logger]
+    config: TrainConfig, folder: Path, *, callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
     """A trainer for `ClassifierModule`.
 
@@ -43,7 +43,7 @@ def build_trainer(
             accumulate_grad_batches=config.accumulate,
             callbacks=callbacks,
             default_root_dir=folder,
-            logger=loggers,
+            logger=bool(config.loggers) and DummyLogger(),  # its place is taken when training begins
             use_distributed_sampler=False,  # our own orders share the pictures out
             enable_checkpointing=False,  # RunFolder writes: atomically, and weights that need no pickle
             enable_progress_bar=False,

@@ -1,0 +1,70 @@
+"""Which copies to leave out of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .duplicates import Copies
+from .result import Picture
+
+
+def exclusions(
+    copies: Copies, picture: Callable[[int], Picture], *, redundant: bool
+) -> Iterator[tuple[int, str]]:
+    """Number and reason of every training picture to leave out; validation pictures always stay.
+
+    These are the copies of a validation picture; all copies among training pictures of different
+    classes, as which label is right is not known; and, with ``redundant``, of pictures of a class with
+    equal pixels all but the first. Only direct copies count: not those by way of a third picture.
+
+    Args:
+        copies: what was found.
+        picture: gives the picture of a number.
+        redundant: see above.
+    """
+    near: dict[int, list[int]] = {}
+    for left, right in copies.pairs.tolist():
+        near.setdefault(left, []).append(right)
+        near.setdefault(right, []).append(left)
+    for group in copies.groups:
+        pictures = {number: picture(number) for number in group}
+        held_out: dict[int, int] = {}  # first of equal pictures -> one of them in val
+        by_label: dict[int, dict[str, int]] = {}  # likewise -> class -> one of them in train
+        for number, one in pictures.items():
+            first = int(copies.first[number])
+            if one.split == "val":
+                held_out.setdefault(first, number)
+            else:
+                by_label.setdefault(first, {}).setdefault(one.label, number)
+        for number, one in pictures.items():
+            if one.split == "val":
+                continue
+            first = int(copies.first[number])
+            reason = _reason(first, one, near.get(first, []), held_out, by_label, pictures)
+            original = by_label[first][one.label]
+            if reason is None and redundant and original != number:
+                reason = f"copy of {pictures[original].name}"
+            if reason is not None:
+                yield number, reason
+
+
+def _reason(
+    first: int,
+    one: Picture,
+    near: list[int],
+    held_out: dict[int, int],
+    by_label: dict[int, dict[str, int]],
+    pictures: dict[int, Picture],
+) -> str | None:
+    for other in (first, *near):
+        if other in held_out:
+            return f"{_verb(other, first)} {pictures[held_out[other]].name} in val"
+    for other in (first, *near):
+        for label, number in by_label.get(other, {}).items():
+            if label != one.label:
+                return f"{_verb(other, first)} {pictures[number].name}, but is {one.label} and not {label}"
+    return None
+
+
+def _verb(other: int, first: int) -> str:
+    return "copy of" if other == first else "looks like"

@@ -1,0 +1,247 @@
+"""What is wrong with one picture, and what it is compared with others by. Runs in the reading processes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import stat
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import accumulate
+from pathlib import Path
+from typing import cast
+
+from PIL import Image, ImageFile
+
+from conformer_vision.data.base import ImageSource
+from conformer_vision.data.images import BrokenImageError, open_image
+
+THUMBNAIL_EDGE = 16
+"""Pixels of each edge of the grey thumbnail by which near duplicates are verified."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_SUFFIXES = {
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
+    "MPO": {".mpo", ".jpg", ".jpeg", ".jpe", ".jfif"},  # phones write it into .jpg files
+    "PNG": {".png"},
+    "WEBP": {".webp"},
+    "BMP": {".bmp"},
+    "TIFF": {".tif", ".tiff"},
+    "GIF": {".gif"},
+}
+_KNOWN_SUFFIXES = frozenset().union(*_SUFFIXES.values())
+_MOST_ELONGATED = 8.0
+_PAGE_EDGE = 128
+"""Longest edge, in pixels, of the thumbnails on the page."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as tiny and as gigantic.
+
+    Attributes:
+        min_size: pixels of the short edge below which a picture is tiny.
+        max_pixels: pixels (height × width) above which a picture is not decoded.
+    """
+
+    min_size: int = 8
+    max_pixels: int = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found out about one picture.
+
+    Attributes:
+        problems: kind and detail of each finding.
+        digest: 16 bytes, equal for pictures whose upright RGB pixels are; None where it is not decoded.
+        perceptual_hash: 64 bits, near for pictures that look alike; None likewise.
+        thumbnail: 16 × 16 grey values, row by row; None likewise.
+    """
+
+    problems: tuple[tuple[str, str], ...] = ()
+    digest: bytes | None = None
+    perceptual_hash: int | None = None
+    thumbnail: bytes | None = None
+
+
+class PictureReader:
+    """The pictures of several sources under one number each: those of the first source, of the second, ...
+
+    Args:
+        sources: the parts of the set.
+        limits: what counts as tiny and as gigantic.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource], limits: Limits) -> None:
+        self.sources = tuple(sources)
+        self.limits = limits
+        self._starts = list(accumulate((len(source) for source in self.sources), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Number of the source, and of the picture in it."""
+        source = bisect_right(self._starts, number) - 1
+        return source, number - self._starts[source]
+
+    def name(self, number: int) -> str:
+        """What a message calls the picture."""
+        source, index = self.place(number)
+        return self.sources[source].name(index)
+
+
+@dataclass(frozen=True)
+class _Header:
+    width: int
+    height: int
+    kind: str
+    """Format by Pillow's name."""
+    animated: bool
+
+
+def inspect_picture(reader: PictureReader, number: int) -> Inspection:
+    """Reads one picture; whatever is wrong with it is a finding, not an error."""
+    part, index = reader.place(number)
+    source, limits = reader.sources[part], reader.limits
+    # Whatever a source or a decoder raises, one picture must not end the check.
+    try:
+        file = source.file(index)
+        header = None if file is None else _read_header(file)
+    except Exception as error:
+        return Inspection((("broken", _reason(error)),))
+    if header is not None and header.width * header.height > limits.max_pixels:
+        return Inspection((("gigantic", _size(header.width, header.height)),))
+    try:
+        image = _decode(source, index, file, limits.max_pixels)
+    except Exception as error:
+        kind = "truncated" if file is not None and _decodes_in_part(file, limits) else "broken"
+        return Inspection(((kind, _reason(error)),))
+    if image.width * image.height > limits.max_pixels:  # of a source that has no headers to read before
+        return Inspection((("gigantic", _size(image.width, image.height)),))
+    problems = [] if header is None else _header_problems(header, source.name(index))
+    problems += _pixel_problems(image, limits)
+    return Inspection(tuple(problems), _digest(image), *_perceptual(image))
+
+
+def page_thumbnail(reader: PictureReader, number: int) -> str | None:
+    """A small picture as a ``data:`` URI; of a truncated one what decodes; None where there is nothing."""
+    part, index = reader.place(number)
+    source = reader.sources[part]
+    try:
+        with _pillow(load_truncated=True):
+            image = _decode(source, index, source.file(index), reader.limits.max_pixels)
+        kind = "PNG" if max(image.size) <= _PAGE_EDGE // 2 else "JPEG"
+        image.thumbnail((_PAGE_EDGE, _PAGE_EDGE))
+        buffer = BytesIO()
+        image.save(buffer, kind, quality=80)
+    except Exception:
+        return None
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _decode(source: ImageSource, index: int, file: Path | bytes | None, max_pixels: int) -> Image.Image:
+    return source.image(index) if file is None else open_image(file, name="it", max_pixels=max_pixels)
+
+
+def _read_header(file: Path | bytes) -> _Header | None:
+    """Size and format; None where that cannot be said. Decodes nothing."""
+    if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
+        return None  # opening a pipe would wait for ever
+    try:
+        with (
+            _pillow(load_truncated=False),
+            Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image,
+        ):
+            kind = image.format or ""
+            animated = kind != "MPO" and bool(getattr(image, "is_animated", False))
+            return _Header(*image.size, kind, animated)
+    except Exception:  # decoding says why
+        return None
+
+
+@contextmanager
+def _pillow(*, load_truncated: bool) -> Iterator[None]:
+    """Pillow without its limit of pixels, in whose place `Limits` is; reading half pictures, or not."""
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, load_truncated
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _decodes_in_part(file: Path | bytes, limits: Limits) -> bool:
+    """Whether a picture that does not decode does so up to where its data ends or is damaged."""
+    try:
+        with _pillow(load_truncated=True):
+            open_image(file, max_pixels=limits.max_pixels)
+    except BrokenImageError:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, BrokenImageError):
+        _, found, reason = text.partition(" cannot be read as a picture (")
+        return reason.removesuffix(")") if found else text
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return text or type(error).__name__
+
+
+def _header_problems(header: _Header, name: str) -> list[tuple[str, str]]:
+    problems = []
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in _KNOWN_SUFFIXES and suffix not in _SUFFIXES.get(header.kind, {suffix}):
+        problems.append(("extension", f"named {suffix}, is {header.kind}"))
+    if header.animated:
+        problems.append(("several_frames", f"{header.kind} of several frames"))
+    return problems
+
+
+def _pixel_problems(image: Image.Image, limits: Limits) -> list[tuple[str, str]]:
+    problems = []
+    short, long = sorted(image.size)
+    if short < limits.min_size:
+        problems.append(("tiny", _size(*image.size)))
+    if long > _MOST_ELONGATED * short:
+        problems.append(("elongated", f"{_size(*image.size)}, {long / short:.0f} to 1"))
+    colours = image.getcolors(maxcolors=1)  # None where there are more
+    if colours is not None:
+        problems.append(
+            ("single_colour", "#{:02x}{:02x}{:02x}".format(*cast(tuple[int, ...], colours[0][1])))
+        )
+    return problems
+
+
+def _digest(image: Image.Image) -> bytes:
+    size = f"{image.width} {image.height} ".encode()
+    return hashlib.blake2b(size + image.tobytes(), digest_size=16).digest()
+
+
+def _perceptual(image: Image.Image) -> tuple[int, bytes]:
+    """The hash as an integer of 64 bits, and the grey thumbnail."""
+    import imagehash
+    import numpy as np
+
+    grey = image.convert("L")
+    shrink = min(grey.size) // 128
+    if shrink > 1:  # the hash uses 8 × 8 frequencies of 32 × 32 pixels
+        grey = grey.reduce(shrink)
+    bits = np.packbits(imagehash.phash(grey).hash)
+    thumbnail = grey.resize((THUMBNAIL_EDGE, THUMBNAIL_EDGE), Image.Resampling.BOX)
+    return int.from_bytes(bits.tobytes(), "big"), thumbnail.tobytes()
+
+
+def _size(width: int, height: int) -> str:
+    return f"{width:,} × {height:,} pixels"

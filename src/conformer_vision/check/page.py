@@ -1,0 +1,120 @@
+"""The result of a check as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from conformer_vision.files import atomic_path
+
+from .result import MEANINGS, CheckResult, DuplicateGroup, Finding, Kind, Picture, SplitSummary
+
+MOST_SHOWN = 24
+"""Pictures, or groups of copies, that are shown of a kind."""
+MOST_IN_GROUP = 6
+"""Pictures that are shown of a group."""
+_MOST_CLASSES = 40
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One kind of finding on the page."""
+
+    kind: Kind
+    title: str
+    meaning: str
+    count: int
+    findings: list[Finding]
+    groups: list[tuple[DuplicateGroup, list[Picture]]]
+    lines: list[str]
+
+    @property
+    def more(self) -> int:
+        return self.count - max(len(self.findings), len(self.groups), len(self.lines))
+
+
+@dataclass(frozen=True)
+class _Balance:
+    """Class counts of one part, as bars."""
+
+    split: SplitSummary
+    bars: list[tuple[str, int, float]]
+    """Class, pictures, and percent of the largest class; the largest first."""
+    left_out: int
+    """Classes of middling size that have no bar."""
+
+
+def pictures_shown(result: CheckResult) -> list[Picture]:
+    """The pictures of which the page shows a thumbnail, each once."""
+    shown: dict[Picture, None] = {}
+    for section in _sections(result):
+        if section.kind not in ("broken", "gigantic"):  # there is nothing to show of these
+            shown.update(dict.fromkeys(finding.picture for finding in section.findings))
+        for _, pictures in section.groups:
+            shown.update(dict.fromkeys(pictures))
+    return list(shown)
+
+
+def write_page(path: str | Path, result: CheckResult, thumbnails: Mapping[Picture, str]) -> None:
+    """Writes the page.
+
+    Args:
+        path: HTML file to write.
+        result: what was found.
+        thumbnails: ``data:`` URIs of the pictures that `pictures_shown` names, where there are any.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    # Class and file names come from anywhere: everything is escaped.
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    root = result.data.rstrip(os.sep) + os.sep
+    environment.filters["short"] = lambda name: name.removeprefix(root)
+    template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
+    text = environment.from_string(template).render(
+        result=result,
+        sections=_sections(result),
+        balances=[_balance(split) for split in result.splits],
+        thumbnails=thumbnails,
+    )
+    with atomic_path(path) as temporary:  # a file name need not be UTF-8
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def _sections(result: CheckResult) -> list[_Section]:
+    sections = []
+    for kind, count in result.counts.items():
+        if count:
+            title, meaning = MEANINGS[kind]
+            findings = [found for found in result.findings if found.kind == kind][:MOST_SHOWN]
+            groups = [group for group in result.duplicates if kind in group.kinds][:MOST_SHOWN]
+            lines = result.examples(kind)[:MOST_SHOWN] if kind == "missing_class" else []
+            shown = [(group, _members_shown(group)) for group in groups]
+            sections.append(_Section(kind, title, meaning, count, findings, shown, lines))
+    return sections
+
+
+def _members_shown(group: DuplicateGroup) -> list[Picture]:
+    """The first few, with one of every part and class among them as far as there is room."""
+    first: dict[tuple[str, str], Picture] = {}
+    for picture in group.pictures:
+        first.setdefault((picture.split, picture.label), picture)
+    different = list(first.values())
+    rest = [picture for picture in group.pictures if picture not in set(different)]
+    return (different + rest)[:MOST_IN_GROUP]
+
+
+def _balance(split: SplitSummary) -> _Balance:
+    largest = max(split.counts.values(), default=0)
+    ordered = sorted(split.counts.items(), key=lambda item: -item[1])
+    left_out = max(len(ordered) - _MOST_CLASSES, 0)
+    if left_out:
+        ordered = ordered[: _MOST_CLASSES // 2] + ordered[-_MOST_CLASSES // 2 :]
+    return _Balance(split, [(name, n, 100 * n / max(largest, 1)) for name, n in ordered], left_out)

@@ -1,0 +1,204 @@
+"""What a check found, and which pictures to leave out because of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Literal
+
+Kind = Literal[
+    "leak",
+    "conflict",
+    "broken",
+    "truncated",
+    "gigantic",
+    "missing_class",
+    "extension",
+    "redundant",
+    "tiny",
+    "elongated",
+    "single_colour",
+    "several_frames",
+]
+"""The kinds of finding."""
+
+MEANINGS: MappingProxyType[Kind, tuple[str, str]] = MappingProxyType(
+    {
+        "leak": (
+            "copies across train and val",
+            "the measured accuracy is too high: the model has seen these validation pictures",
+        ),
+        "conflict": ("copies with different classes", "at most one of the labels is right"),
+        "broken": ("broken", "cannot be decoded"),
+        "truncated": ("truncated", "the data ends too early or is damaged; training cannot read it"),
+        "gigantic": ("gigantic", "more pixels than the limit by the header; not decoded"),
+        "missing_class": ("class missing", "a class without pictures in one part of the set"),
+        "extension": ("wrong extension", "the name says another format than the data; read all the same"),
+        "redundant": ("copies within a class", "same class, same part of the set: they count twice"),
+        "tiny": ("tiny", "the short edge is below the limit"),
+        "elongated": ("elongated", "one edge is more than 8 times the other: a crop shows little of it"),
+        "single_colour": ("single colour", "every pixel is the same"),
+        "several_frames": ("several frames", "only the first is used"),
+    }
+)
+"""Each kind's short name and what it means, the gravest first."""
+
+MOST_IMBALANCED = 5.0
+"""Ratio of the largest to the smallest class from which on balanced sampling is proposed."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the set.
+
+    Attributes:
+        name: its path, or its file and row.
+        split: ``train`` or ``val``.
+        label: its class.
+    """
+
+    name: str
+    split: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong or unusual with one picture."""
+
+    kind: Kind
+    picture: Picture
+    detail: str
+
+
+@dataclass(frozen=True)
+class DuplicateGroup:
+    """Two or more pictures that are copies of one another.
+
+    Attributes:
+        kinds: which of ``leak`` (across train and val), ``conflict`` (across classes) and
+            ``redundant`` (neither) the group is.
+        exact: whether the pixels of all are equal; otherwise some only look alike.
+        pictures: the pictures, those of train first.
+    """
+
+    kinds: tuple[Kind, ...]
+    exact: bool
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """One part of the set.
+
+    Attributes:
+        name: ``train`` or ``val``.
+        pictures: how many there are.
+        counts: pictures per class, 0 included.
+    """
+
+    name: str
+    pictures: int
+    counts: dict[str, int]
+
+    @property
+    def ratio(self) -> float | None:
+        """Pictures of the largest class by those of the smallest that has any; None without pictures."""
+        some = [count for count in self.counts.values() if count]
+        return max(some) / min(some) if some else None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Classes without a picture."""
+        return tuple(name for name, count in self.counts.items() if not count)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        data: the set, as it was given.
+        splits: its parts.
+        findings: what is wrong with single pictures, in the order of the set.
+        duplicates: groups of copies; those across train and val first, then those across classes.
+        excluded: name and reason of every picture to leave out; what ``--fix`` writes.
+        hints: what may help in training on this set, one line each.
+        seconds: how long the check took.
+    """
+
+    data: str
+    splits: tuple[SplitSummary, ...]
+    findings: tuple[Finding, ...]
+    duplicates: tuple[DuplicateGroup, ...]
+    excluded: tuple[tuple[str, str], ...]
+    hints: tuple[str, ...]
+    seconds: float
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in all parts."""
+        return sum(split.pictures for split in self.splits)
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """How often each kind was found: pictures, groups of copies, or classes missing in a part."""
+        found: Counter[Kind] = Counter(finding.kind for finding in self.findings)
+        found.update(kind for group in self.duplicates for kind in group.kinds)
+        found["missing_class"] = sum(len(split.missing) for split in self.splits)
+        return {kind: found[kind] for kind in MEANINGS}
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was found."""
+        return not any(self.counts.values())
+
+    def examples(self, kind: Kind) -> list[str]:
+        """One line for every occurrence of a kind."""
+        if kind == "missing_class":
+            return [f"{name} in {split.name}" for split in self.splits for name in split.missing]
+        if kind in ("leak", "conflict", "redundant"):
+            return [_in_one_line(group) for group in self.duplicates if kind in group.kinds]
+        return [f"{found.picture.name}: {found.detail}" for found in self.findings if found.kind == kind]
+
+    def to_json(self) -> str:
+        """Everything as one JSON object."""
+        splits = [
+            {
+                **asdict(split),
+                "ratio": None if split.ratio is None else round(split.ratio, 3),
+                "missing": split.missing,
+            }
+            for split in self.splits
+        ]
+        content = {
+            "data": self.data,
+            "pictures": self.pictures,
+            "seconds": round(self.seconds, 1),
+            "counts": self.counts,
+            "splits": splits,
+            "findings": [asdict(finding) for finding in self.findings],
+            "duplicates": [asdict(group) for group in self.duplicates],
+            "excluded": [{"name": name, "reason": reason} for name, reason in self.excluded],
+            "hints": self.hints,
+        }
+        return json.dumps(content, ensure_ascii=False, indent=2)
+
+
+def _in_one_line(group: DuplicateGroup, *, most: int = 3) -> str:
+    names = [picture.name for picture in group.pictures]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (" = " if group.exact else " ~ ").join(names[:most]) + more
+
+
+def balance_hints(splits: Iterable[SplitSummary]) -> tuple[str, ...]:
+    """What to do about classes of very different size in the training part."""
+    return tuple(
+        f"the largest class of train has {split.ratio:.0f} times the pictures of the smallest: "
+        "train with --sampling balanced"
+        for split in splits
+        if split.name == "train" and split.ratio is not None and split.ratio > MOST_IMBALANCED
+    )

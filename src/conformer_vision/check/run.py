@@ -1,0 +1,202 @@
+"""The check of a whole set: every picture read in parallel, then copies and classes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from conformer_vision.data.base import ImageSource
+from conformer_vision.data.exclude import write_exclusions
+from conformer_vision.data.images import MAX_PIXELS
+from conformer_vision.data.sources import open_source
+from conformer_vision.errors import UserError
+
+from .duplicates import MAX_DISTANCE, Copies, find_copies
+from .exclusions import exclusions
+from .inspect import THUMBNAIL_EDGE, Inspection, Limits, PictureReader, inspect_picture, page_thumbnail
+from .page import pictures_shown, write_page
+from .result import CheckResult, DuplicateGroup, Finding, Kind, Picture, SplitSummary, balance_hints
+from .workers import Lost, WorkerPool
+
+Progress = Callable[[int, int], None]
+"""Called with the number of pictures read so far, and of all."""
+
+
+def check(
+    data: str | Path,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    workers: int | None = None,
+    min_size: int = 8,
+    max_pixels: int = 50_000_000,
+    distance: int = 4,
+    timeout: float = 60.0,
+    page: str | Path | None = None,
+    fix: str | Path | None = None,
+    fix_duplicates: bool = False,
+    progress: Progress | None = None,
+) -> CheckResult:
+    """Reads every picture of a set, and reports the ones that harm training or measuring.
+
+    The pictures are decoded in processes of their own, so one that crashes its decoder or never ends
+    is a finding. In a script, call this below ``if __name__ == "__main__":``.
+
+    Args:
+        data: as in `open_source`; both train and val are read.
+        val_fraction: share of every class held out where the set has no split of its own.
+        seed: seed of that split.
+        data_dir: where sets with a name are kept, as in `open_source`.
+        workers: processes; one per core where None.
+        min_size: pixels of the short edge below which a picture is tiny.
+        max_pixels: pixels (height × width) above which a picture is not decoded, by its header.
+        distance: bits of 64 in which the perceptual hashes of near duplicates may differ, 0 to 8.
+        timeout: seconds after which a picture is given up as broken.
+        page: HTML file to write, complete in itself.
+        fix: exclusion list to write; training leaves those pictures out.
+        fix_duplicates: exclude from train the further copies of a picture within a class, too.
+        progress: called after every picture.
+
+    Raises:
+        UserError: as `open_source`; a value that cannot be; a file that cannot be written.
+    """
+    began = time.monotonic()
+    _check_values(workers, min_size, max_pixels, distance, timeout)
+    for path in (page, fix):
+        if path is not None:
+            _check_writable(Path(path))
+    parts = {
+        name: open_source(data, split=name, val_fraction=val_fraction, seed=seed, data_dir=data_dir)
+        for name in ("train", "val")
+    }
+    reader = PictureReader(list(parts.values()), Limits(min_size=min_size, max_pixels=max_pixels))
+    with WorkerPool(reader, workers=workers or _cores(), timeout=timeout) as pool:
+        survey = _Survey(list(parts), reader)
+        for done, (number, inspection) in enumerate(pool.map(inspect_picture, range(len(reader))), start=1):
+            survey.add(number, inspection)
+            if progress is not None:
+                progress(done, len(reader))
+        copies = find_copies(survey.digests, survey.hashes, survey.thumbnails, distance=distance)
+        summaries = tuple(_summary(name, source) for name, source in parts.items())
+        result = CheckResult(
+            data=str(data),
+            splits=summaries,
+            findings=survey.findings(),
+            duplicates=survey.groups(copies),
+            excluded=survey.exclusions(copies, redundant=fix_duplicates),
+            hints=balance_hints(summaries),
+            seconds=time.monotonic() - began,
+        )
+        if page is not None:
+            numbers = [survey.numbers[picture] for picture in pictures_shown(result)]
+            images = {
+                survey.picture(number): uri
+                for number, uri in pool.map(page_thumbnail, numbers)
+                if isinstance(uri, str)
+            }
+            write_page(page, result, images)
+    if fix is not None:
+        write_exclusions(fix, result.excluded)
+    return result
+
+
+class _Survey:
+    """What is known of every picture, by its number."""
+
+    def __init__(self, splits: Sequence[str], reader: PictureReader) -> None:
+        count = len(reader)
+        self._splits = splits
+        self._reader = reader
+        self._problems: dict[int, tuple[tuple[str, str], ...]] = {}
+        self.digests: list[bytes | None] = [None] * count
+        self.hashes = np.zeros(count, np.uint64)
+        self.thumbnails = np.zeros((count, THUMBNAIL_EDGE**2), np.uint8)
+        self.numbers: dict[Picture, int] = {}
+
+    def add(self, number: int, inspection: Inspection | Lost) -> None:
+        if isinstance(inspection, Lost):
+            self._problems[number] = (("broken", inspection.reason),)
+            return
+        if inspection.problems:
+            self._problems[number] = inspection.problems
+        if inspection.digest and inspection.thumbnail and inspection.perceptual_hash is not None:
+            self.digests[number] = inspection.digest
+            self.hashes[number] = inspection.perceptual_hash
+            self.thumbnails[number] = np.frombuffer(inspection.thumbnail, np.uint8)
+
+    def picture(self, number: int) -> Picture:
+        part, index = self._reader.place(number)
+        source = self._reader.sources[part]
+        picture = Picture(source.name(index), self._splits[part], source.classes[source.labels[index]])
+        self.numbers[picture] = number
+        return picture
+
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(
+            Finding(cast(Kind, kind), self.picture(number), detail)
+            for number in sorted(self._problems)
+            for kind, detail in self._problems[number]
+        )
+
+    def groups(self, copies: Copies) -> tuple[DuplicateGroup, ...]:
+        groups = []
+        for group in copies.groups:
+            pictures = tuple(self.picture(number) for number in group)
+            kinds: list[Kind] = []
+            if len({picture.split for picture in pictures}) > 1:
+                kinds.append("leak")
+            if len({picture.label for picture in pictures}) > 1:
+                kinds.append("conflict")
+            exact = len({int(copies.first[number]) for number in group}) == 1
+            groups.append(DuplicateGroup(tuple(kinds or ["redundant"]), exact, pictures))
+        rank = {"leak": 0, "conflict": 1, "redundant": 2}
+        return tuple(sorted(groups, key=lambda group: (rank[group.kinds[0]], not group.exact)))
+
+    def exclusions(self, copies: Copies, *, redundant: bool) -> tuple[tuple[str, str], ...]:
+        reasons: dict[int, list[str]] = {}
+        for number, problems in self._problems.items():
+            for kind, detail in problems:
+                if kind in ("broken", "truncated", "gigantic"):
+                    reasons.setdefault(number, []).append(f"{kind}: {detail}")
+        for number, reason in exclusions(copies, self.picture, redundant=redundant):
+            reasons.setdefault(number, []).append(reason)
+        return tuple((self._reader.name(number), "; ".join(reasons[number])) for number in sorted(reasons))
+
+
+def _summary(name: str, source: ImageSource) -> SplitSummary:
+    counts = np.bincount(np.asarray(source.labels, dtype=np.int64), minlength=len(source.classes))
+    return SplitSummary(name, len(source), dict(zip(source.classes, counts.tolist(), strict=True)))
+
+
+def _check_values(workers: int | None, min_size: int, max_pixels: int, distance: int, timeout: float) -> None:
+    if workers is not None and workers < 1:
+        raise UserError(f"workers {workers}: must be 1 or more")
+    if min_size < 1:
+        raise UserError(f"min_size {min_size}: must be 1 or more; 1 finds nothing tiny")
+    if not 1 <= max_pixels <= MAX_PIXELS:
+        raise UserError(f"max_pixels {max_pixels}: must be from 1 to {MAX_PIXELS}, the most that is decoded")
+    if not 0 <= distance <= MAX_DISTANCE:
+        raise UserError(f"distance {distance}: must be from 0 to {MAX_DISTANCE}")
+    if not timeout > 0:
+        raise UserError(f"timeout {timeout}: must be above 0")
+
+
+def _check_writable(path: Path) -> None:
+    """Says before the long part that a file cannot be written after it."""
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}; make it")
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,175 @@
+"""The subcommand ``check``: broken, copied, leaking and unusual pictures of a set, and its class balance."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from conformer_vision.commands.output import console, printable
+from conformer_vision.errors import UserError
+from conformer_vision.parsing import build_parser as plain_parser
+
+if TYPE_CHECKING:
+    from conformer_vision.check import CheckResult
+
+_MOST_EXAMPLES = 3
+_LINE_SECONDS = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the subcommand."""
+    parser = plain_parser("Check labelled pictures before training on them.")
+    parser.add_argument("data", help="Pictures, as train takes them; train and val are both read.")
+    parser.add_argument(
+        "--val_fraction", type=float, default=0.1, help="Share held out where there is no split."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of that split.")
+    parser.add_argument("--data_dir", metavar="FOLDER", help="Where sets with a name are kept.")
+    parser.add_argument("--workers", type=int | None, help="Processes that read; one per core if not given.")
+    parser.add_argument(
+        "--min_size", type=int, default=8, help="Pixels of the short edge below which a picture is tiny."
+    )
+    parser.add_argument(
+        "--max_pixels",
+        type=int,
+        default=50_000_000,
+        help="Pixels above which a picture is refused by its header, without decoding it.",
+    )
+    parser.add_argument(
+        "--distance",
+        type=int,
+        default=4,
+        help="Bits of 64 in which the perceptual hashes of near copies may differ, 0 to 8.",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, help="Seconds after which a picture is given up as broken."
+    )
+    parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
+    parser.add_argument("--page", metavar="HTML", help="Write the result with thumbnails as one HTML file.")
+    parser.add_argument(
+        "--fix",
+        metavar="LIST",
+        help="Write the list of pictures to leave out: what cannot be decoded, training copies of "
+        "validation pictures, and training copies with different classes.",
+    )
+    parser.add_argument(
+        "--fix_duplicates",
+        type=bool,
+        default=False,
+        help="Put the further copies of a training picture within its class on the list, too.",
+    )
+    return parser
+
+
+def run(options: Namespace, parser: ArgumentParser) -> int:
+    """Check; the status is 1 where something was found."""
+    if options.fix_duplicates and options.fix is None:
+        raise UserError("--fix_duplicates needs --fix LIST, the list it adds to")
+    from conformer_vision.check import check
+
+    with _progress() as progress:
+        result = check(
+            options.data,
+            val_fraction=options.val_fraction,
+            seed=options.seed,
+            data_dir=options.data_dir,
+            workers=options.workers,
+            min_size=options.min_size,
+            max_pixels=options.max_pixels,
+            distance=options.distance,
+            timeout=options.timeout,
+            page=options.page,
+            fix=options.fix,
+            fix_duplicates=options.fix_duplicates,
+            progress=progress,
+        )
+    if options.json:
+        print(printable(result.to_json()))
+    else:
+        _print(result)
+        if options.page is not None:
+            print(f"page: {printable(options.page)}")
+        if options.fix is not None:
+            print(f"exclusion list: {printable(options.fix)} ({len(result.excluded):,} pictures)")
+    return 0 if result.clean else 1
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr where that is a terminal, else a line now and then: stdout is the result's."""
+    if not sys.stderr.isatty():
+        yield lines_of_progress(lambda line: print(line, file=sys.stderr, flush=True))
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("reading pictures"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def lines_of_progress(
+    write: Callable[[str], None], *, clock: Callable[[], float] | None = None
+) -> Callable[[int, int], None]:
+    """Writes a line when ten seconds have gone since the last one.
+
+    Args:
+        write: takes one line.
+        clock: gives seconds; the monotonic clock where None.
+    """
+    import time
+
+    now = clock or time.monotonic
+    last = now()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if now() - last >= _LINE_SECONDS:
+            last = now()
+            write(f"read {done:,} of {total:,} pictures")
+
+    return progress
+
+
+def _print(result: CheckResult) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from conformer_vision.check.result import MEANINGS
+
+    parts = ", ".join(f"{split.name} {split.pictures:,}" for split in result.splits)
+    print(f"{result.pictures:,} pictures ({parts}) read in {result.seconds:.1f} s")
+    if result.clean:
+        print("nothing found")
+    else:
+        table = Table("finding", "count", "examples")
+        table.columns[1].justify = "right"
+        for kind, count in result.counts.items():
+            if count:
+                examples = result.examples(kind)[:_MOST_EXAMPLES]
+                more = [f"and {count - len(examples):,} more"] if count > len(examples) else []
+                lines = escape(printable("\n".join([*examples, *more])))
+                table.add_row(MEANINGS[kind][0], f"{count:,}", lines)
+        console().print(table)
+    for split in result.splits:
+        if split.ratio is not None:
+            sizes = [count for count in split.counts.values() if count]
+            print(
+                f"{split.name}: {len(split.counts)} classes of {min(sizes):,} to {max(sizes):,} pictures, "
+                f"ratio {split.ratio:.1f}"
+            )
+    for hint in result.hints:
+        print(f"hint: {hint}")

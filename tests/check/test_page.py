@@ -1,0 +1,122 @@
+"""The page, read as a browser reads it."""
+
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformer_vision.check import CheckResult, DuplicateGroup, Finding, Picture, SplitSummary, check
+from conformer_vision.check.page import pictures_shown, write_page
+from conformer_vision.errors import UserError
+
+EVIL = "<script>alert('x')</script>\"'&"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
+
+
+def result_with(
+    findings: list[Finding], duplicates: list[DuplicateGroup], counts: dict[str, int] | None = None
+) -> CheckResult:
+    split = SplitSummary("train", 9, counts or {"cat": 6, EVIL: 3})
+    return CheckResult("data", (split,), tuple(findings), tuple(duplicates), (), ("a <hint>",), 1.0)
+
+
+def test_a_checked_set(bad: Any, tmp_path: Path) -> None:
+    result = check(bad.root, workers=1, page=tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert page.tags["script"] == 0
+    sources = page.values("src")
+    assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in sources)
+    pictures = [*result.findings, *(picture for group in result.duplicates for picture in group.pictures)]
+    assert page.tags["figure"] == len(pictures)
+    assert len(sources) == len(pictures) - 3, "all but the broken and the gigantic ones"
+    assert page.values("id") == [kind for kind, count in result.counts.items() if count]
+    assert sorted(page.values("href")) == sorted(f"#{kind}" for kind in page.values("id"))
+    assert "train/<script>alert(1)/conflict.png" in page.text
+    assert str(bad.root / "train") not in page.text, "names are shown below the root"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_nothing_found(clean: Path, tmp_path: Path) -> None:
+    check(clean, workers=1, page=tmp_path / "page.html")
+    assert "Nothing was found." in Page(tmp_path / "page.html").text
+
+
+def test_names_cannot_run(tmp_path: Path) -> None:
+    evil = Picture(f"data/{EVIL}", "train", EVIL)
+    result = result_with(
+        [Finding("broken", evil, EVIL)], [DuplicateGroup(("leak", "conflict"), True, (evil, evil))]
+    )
+    write_page(tmp_path / "page.html", result, {})
+    page = Page(tmp_path / "page.html")
+    assert page.tags["script"] == page.tags["hint"] == 0
+    assert page.text.count(EVIL) >= 6
+    assert {name for name, _ in page.attributes}.isdisjoint({"onerror", "onload", "onclick"})
+    assert any("default-src 'none'" in value for value in page.values("content"))
+
+
+def test_much_is_cut_short(tmp_path: Path) -> None:
+    many = [Picture(f"data/{number}.png", "train", "cat") for number in range(100)]
+    held_out = Picture("data/val.png", "val", "cat")
+    result = result_with(
+        [Finding("tiny", picture, "3 × 3 pixels") for picture in many],
+        [
+            DuplicateGroup(("leak",), True, (*many, held_out)),
+            *[DuplicateGroup(("leak",), True, (many[0], held_out))] * 40,
+        ],
+        {f"class {number}": number + 1 for number in range(1000)},
+    )
+    shown = pictures_shown(result)
+    assert held_out in shown
+    assert len(shown) == 25
+    write_page(tmp_path / "page.html", result, {})
+    page = Page(tmp_path / "page.html")
+    assert "and 76 more" in page.text
+    assert "and 17 more groups" in page.text
+    assert "and 95 more" in page.text, "of the large group"
+    assert "960 more classes" in page.text
+    assert page.values("style").count("width: 100.00%") == 1
+    assert page.tags["figure"] == 24 + 6 + 23 * 2
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    write_page(
+        tmp_path / "page.html",
+        result_with([Finding("broken", Picture("data/caf\udce9.jpg", "train", "cat"), "bad")], []),
+        {},
+    )
+    assert "caf\\udce9.jpg" in Page(tmp_path / "page.html").text
+
+
+def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        write_page(tmp_path / "no" / "page.html", result_with([], []), {})
+
+
+def test_a_missing_class_is_listed(tmp_path: Path, make_picture: Callable[..., Any]) -> None:
+    write_page(tmp_path / "page.html", result_with([], [], {"cat": 5, "dog": 0}), {})
+    page = Page(tmp_path / "page.html")
+    assert "dog in train" in page.text

@@ -1,0 +1,137 @@
+"""The subcommand: what it prints, its exit status, and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conformer_vision.commands import check as command
+from conformer_vision.errors import UserError
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of three different pictures each."""
+    rng = np.random.default_rng(0)
+    for name in ("[cat]", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(3):
+            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            image.save(tmp_path / "set" / name / f"{number}.png")
+    return tmp_path / "set"
+
+
+def run(*arguments: object) -> int:
+    parser = command.build_parser()
+    return command.run(parser.parse_args([str(argument) for argument in arguments]), parser)
+
+
+def test_nothing_found(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(pictures, "--workers=1") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("6 pictures (train 4, val 2) read in ")
+    assert "nothing found\n" in out
+    assert "train: 2 classes of 2 to 2 pictures, ratio 1.0\n" in out
+    assert err == ""
+
+
+def test_something_found(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pictures / "[cat]/9.png").write_bytes(b"")
+    page, fix = tmp_path / "page.html", tmp_path / "list.txt"
+    assert run(pictures, "--workers=1", "--page", page, "--fix", fix) == 1
+    out, _ = capsys.readouterr()
+    assert "broken" in out
+    assert "[cat]/9.png: the file is empty" in out, "the brackets are no markup"
+    assert f"page: {page}\n" in out
+    assert f"exclusion list: {fix} (1 pictures)\n" in out
+    assert page.read_text().startswith("<!doctype html>")
+    assert f"{pictures / '[cat]/9.png'}  # broken: the file is empty" in fix.read_text()
+
+
+def test_json_is_one_object(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(pictures, "--workers=1", "--json", "--min_size=33") == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["counts"]["tiny"] == 6
+    assert content["data"] == str(pictures)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing-here"], "nothing-here does not exist"),
+        (["digits", "--workers=0"], "workers 0"),
+        (["digits", "--fix_duplicates=true"], "--fix_duplicates needs --fix LIST"),
+        (["digits", "--distance=x"], "distance x: must be a whole number"),
+        (["digits", "--splt=val"], "unknown option --splt"),
+        ([], "data is missing"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(*arguments)
+
+
+def test_lines_of_progress() -> None:
+    lines: list[str] = []
+    times = iter([0.0, 3.0, 10.5, 10.5, 15.0, 30.0, 30.0])
+    progress: Callable[[int, int], None] = command.lines_of_progress(lines.append, clock=lambda: next(times))
+    for done in (1, 2000, 3000, 4000):
+        progress(done, 5000)
+    assert lines == ["read 2,000 of 5,000 pictures", "read 4,000 of 5,000 pictures"]
+
+
+SCRIPT = """
+import sys, threading
+sys.argv = ["conformer-vision"]  # so that the test does not wait for torch
+from conformer_vision.commands import check as command
+from conformer_vision.data.base import ImageSource
+import conformer_vision.check.run as run
+
+class Endless(ImageSource):
+    def __init__(self, split): super().__init__(("a", "b"), [0] * 10); self.split = split
+    def name(self, index): return str(index)
+    def image(self, index):
+        print(self.split, "picture", flush=True)
+        threading.Event().wait()
+
+if __name__ == "__main__":
+    run.open_source = lambda data, *, split, **_: Endless(split)
+    parser = command.build_parser()
+    try:
+        command.run(parser.parse_args(sys.orig_argv[2:]), parser)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs process groups")
+def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    script, page = tmp_path / "script.py", tmp_path / "page.html"
+    script.write_text(SCRIPT)
+    page.write_text("as it was")
+    process = subprocess.Popen(
+        [sys.executable, script, "x", "--workers=2", f"--page={page}", f"--fix={tmp_path / 'list'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the whole group, the readers included
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith("picture\n")
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=20)  # ends when the readers have, which share stdout
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert (process.returncode, err) == (130, ""), out
+    assert page.read_text() == "as it was"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "script.py"]
