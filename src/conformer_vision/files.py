@@ -11,6 +11,8 @@ from pathlib import Path
 from conformer_vision.errors import UserError
 
 _MARK = ".tmp"
+_UMASK = os.umask(0o022)  # it can only be read by setting it
+os.umask(_UMASK)
 
 
 def remove_leftovers(folder: str | Path) -> None:
@@ -33,6 +35,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{_MARK}{path.suffix}")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors writes files that nobody else may read
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

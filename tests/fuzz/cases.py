@@ -8,12 +8,14 @@ import random
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import good
 import mutate
 import structured
+from watch import DefectError, Harness
 
 from conformer_vision.data import BrokenImageError, open_image
 from conformer_vision.data.loader import evaluation_loader, training_loader
@@ -21,9 +23,6 @@ from conformer_vision.data.sources import open_data
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.data.transforms import build_transform
 from conformer_vision.errors import UserError
-
-if TYPE_CHECKING:
-    from run import Harness
 
 SHARES = {
     "pictures": 600,
@@ -39,163 +38,39 @@ SHARES = {
 """Kinds, and how many of 1,000 inputs are of each."""
 
 _BATCH = 300  # pictures in a folder
+# fmt: off
 _WORDS = (
-    *(
-        "",
-        " ",
-        "\t",
-        "\0",
-        '"',
-        "'",
-        ",",
-        ";",
-        "#",
-        "\\",
-        "/",
-        "..",
-        "~",
-        "-",
-        "\r",
-        "\udcff",
-        "é",
-        "犬",
-        "\u2028",
-    ),
-    *(
-        "nan",
-        "inf",
-        "-1",
-        "0",
-        "1e999",
-        "9" * 400,
-        "x" * 300,
-        "x" * 200_000,
-        "None",
-        "[1]",
-        "{}",
-        "/dev/zero",
-    ),
-    *(
-        "train",
-        "val",
-        "test",
-        "label",
-        "path",
-        "*",
-        "[",
-        "%s",
-        "${HOME}",
-        "../../../etc/passwd",
-        "/",
-        '"a',
-        'b"c',
-    ),
+    "", " ", "\t", "\0", '"', "'", ",", ";", "#", "\\", "/", "..", "~", "-", "\r", "\udcff", "é", "犬",
+    "\u2028", "nan", "inf", "-1", "0", "1e999", "9" * 400, "x" * 300, "x" * 200_000, "None", "[1]", "{}",
+    "/dev/zero", "train", "val", "test", "label", "path", "*", "[", "%s", "${HOME}", "../../../etc/passwd",
+    "/", '"a', 'b"c',
 )
+# fmt: on
+# fmt: off
 _YAML = (
-    *(
-        "null",
-        "nan",
-        ".nan",
-        ".inf",
-        "-.inf",
-        "1e400",
-        "1e15",
-        "-1",
-        "0",
-        "0.0",
-        "9" * 5000,
-        "yes",
-        "'2'",
-        "''",
-        "~",
-    ),
-    *(
-        "[1, 2]",
-        "[]",
-        "{}",
-        "{a: b}",
-        "[[[[1]]]]",
-        "[" * 3000,
-        "{a: " * 500,
-        "- 1",
-        "? x",
-        ": ",
-        "&a [*a]",
-        "*a",
-        "&a",
-    ),
-    *(
-        "!!python/object/apply:os.system [ls]",
-        "!!binary x",
-        "!!timestamp 2001-99-99",
-        "2001-12-14",
-        "!!set {a, b}",
-    ),
-    *(
-        "!x y",
-        "<<: *a",
-        "%YAML 9.9",
-        "---",
-        "...",
-        "\t",
-        "'",
-        '"',
-        "|",
-        ">",
-        "@",
-        "`",
-        "=",
-        "0x7fffffffffffffffffff",
-    ),
-    *("1_000", "0o17", "1:30", "auto", "true", "cuda", "x: y: z", "épochs: 3", "\udcff", "\0", "# comment"),
-    *("epochs: 3", "epohcs: 3", "resume: x", "recipe: x", "config: x", "model: resnet18", "model: nothing"),
-    *(
-        "model: conformer_tiny_patch16_224",
-        "optimizer: lion",
-        "optimizer: nothing",
-        "augment: 3",
-        "augment: null",
-    ),
-    *("model_kwargs: {depths: [1, 0, 1]}", "model_kwargs: {depths: x}", "model_kwargs: {embed_dim: -1}"),
-    *("model_kwargs: {num_classes: 3}", "model_kwargs: {1: 2}", "model_kwargs: {pretrained: true}"),
-    *("folds: 3", "fold: 7", "exclude: nothing.txt", "checkpoint: nothing.pth", "input_size: [32, 1]"),
-    *(
-        "input_size: 1",
-        "in_chans: 1",
-        "batch_size: auto",
-        "batch_size: 1",
-        "batch_size: 100000",
-        "accumulate: 3",
-    ),
-    *(
-        "val_fraction: 0.99",
-        "val_fraction: 1e-9",
-        "crop_pct: 1e-9",
-        "layer_decay: 1e-300",
-        "lr: 1e30",
-        "mixup: 1e9",
-    ),
-    *("drop_path_rate: 0.999", "ema_decay: 0.9", "sampling: balanced", "aug_repeats: 3", "clip_grad: 1e-30"),
-    *("augment: {auto_augment: rand-m9}", "augment: {auto_augment: nothing}", "augment: {pad: 1000}"),
-    *("augment: {scale: [1e-9, 1e-9]}", "augment: {ratio: [1e-9, 1e9]}", "augment: {color_jitter: 1}"),
-    *("freeze_blocks: 99", "freeze_branch: conv", "loggers: [nothing]", "loggers: tensorboard", "nodes: 0"),
-    *(
-        "devices: 3",
-        "strategy: fsdp",
-        "precision: bf16-mixed",
-        "precision: 16-mixed",
-        "seed: -1",
-        "seed: 1e3",
-    ),
-    *(
-        "max_minutes: 1e-9",
-        "patience: 0",
-        "save_top_k: 2",
-        "save_minutes: 1e-9",
-        "max_broken: 1",
-        "output: /dev/null/x",
-    ),
+    "null", "nan", ".nan", ".inf", "-.inf", "1e400", "1e15", "-1", "0", "0.0", "9" * 5000, "yes", "'2'",
+    "''", "~", "[1, 2]", "[]", "{}", "{a: b}", "[[[[1]]]]", "[" * 3000, "{a: " * 500, "- 1", "? x", ": ",
+    "&a [*a]", "*a", "&a", "!!python/object/apply:os.system [ls]", "!!binary x", "!!timestamp 2001-99-99",
+    "2001-12-14", "!!set {a, b}", "!x y", "<<: *a", "%YAML 9.9", "---", "...", "\t", "'", '"', "|", ">",
+    "@", "`", "=", "0x7fffffffffffffffffff", "1_000", "0o17", "1:30", "auto", "true", "cuda", "x: y: z",
+    "épochs: 3", "\udcff", "\0", "# comment", "epochs: 3", "epohcs: 3", "resume: x", "recipe: x",
+    "config: x", "model: resnet18", "model: nothing", "model: conformer_tiny_patch16_224",
+    "optimizer: lion", "optimizer: nothing", "augment: 3", "augment: null",
+    "model_kwargs: {depths: [1, 0, 1]}", "model_kwargs: {depths: x}", "model_kwargs: {embed_dim: -1}",
+    "model_kwargs: {num_classes: 3}", "model_kwargs: {1: 2}", "model_kwargs: {pretrained: true}",
+    "folds: 3", "fold: 7", "exclude: nothing.txt", "checkpoint: nothing.pth", "input_size: [32, 1]",
+    "input_size: 1", "in_chans: 1", "batch_size: auto", "batch_size: 1", "batch_size: 100000",
+    "accumulate: 3", "val_fraction: 0.99", "val_fraction: 1e-9", "crop_pct: 1e-9", "layer_decay: 1e-300",
+    "lr: 1e30", "mixup: 1e9", "drop_path_rate: 0.999", "ema_decay: 0.9", "sampling: balanced",
+    "aug_repeats: 3", "clip_grad: 1e-30", "augment: {auto_augment: rand-m9}",
+    "augment: {auto_augment: nothing}", "augment: {pad: 1000}", "augment: {scale: [1e-9, 1e-9]}",
+    "augment: {ratio: [1e-9, 1e9]}", "augment: {color_jitter: 1}", "freeze_blocks: 99",
+    "freeze_branch: conv", "loggers: [nothing]", "loggers: tensorboard", "nodes: 0", "devices: 3",
+    "strategy: fsdp", "precision: bf16-mixed", "precision: 16-mixed", "seed: -1", "seed: 1e3",
+    "max_minutes: 1e-9", "patience: 0", "save_top_k: 2", "save_minutes: 1e-9", "max_broken: 1",
+    "output: /dev/null/x",
 )
+# fmt: on
 
 
 def shares(count: int, kinds: Sequence[str] | None) -> dict[str, int]:
@@ -390,9 +265,7 @@ class Fuzz:
         path = folder / "recipe.yaml"
         data = mutate.damage_text(rng, good.recipe(self.photos), _YAML)
         if rng.random() < 0.03:
-            levels = "\n".join(
-                f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi")
-            )
+            levels = "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefghi"))
             data = f"a: &a [x, x]\n{levels}\nmodel_kwargs: {{x: *i}}\n".encode()
         path.write_bytes(data)
         trains = rng.random() < 0.12
@@ -433,7 +306,7 @@ class Fuzz:
             for name in kept:
                 now = (run / name).read_bytes() if (run / name).exists() else None
                 if name != but and name in before and now != before[name]:
-                    raise _defect(f"resume was refused, but {name} {'changed' if now else 'is gone'}")
+                    raise DefectError(f"resume was refused, but {name} {'changed' if now else 'is gone'}")
         return status
 
     def _resume(self, rng: random.Random, folder: Path) -> Callable[[], bool]:
@@ -453,12 +326,12 @@ class Fuzz:
             (folder / "safe").rename(folder / "photos")
             listed.write_bytes(good_list)
             if status == 2 and self.harness.command("train", "--resume", run) != 0:
-                raise _defect("with the data mended the run cannot be resumed")
+                raise DefectError("with the data mended the run cannot be resumed")
             if (
                 not (run / "last.ckpt").is_file()
                 or self.harness.command("evaluate", run, "--data", self.photos) == 2
             ):
-                raise _defect("the run is lost")
+                raise DefectError("the run is lost")
             return status == 2
 
         return call
@@ -500,7 +373,7 @@ def _open(path: Path) -> bool:
         _one_line(error)
         return True
     if image.mode != "RGB":
-        raise _defect(f"mode {image.mode}")
+        raise DefectError(f"mode {image.mode}")
     return False
 
 
@@ -513,7 +386,7 @@ def _predict(run: Path, folder: Path) -> int:
 
 def _same(wanted: int, found: int) -> bool:
     if wanted != found:
-        raise _defect(f"{found} broken pictures, but {wanted} alone")
+        raise DefectError(f"{found} broken pictures, but {wanted} alone")
     return False
 
 
@@ -528,13 +401,7 @@ def _refused(call: Callable[[], bool]) -> bool:
 def _one_line(error: UserError) -> None:
     text = str(error)
     if not text.strip() or len(text.splitlines()) != 1:
-        raise _defect(f"not one line: {text!r}")
-
-
-def _defect(text: str) -> Exception:
-    from run import Defect
-
-    return Defect(text)
+        raise DefectError(f"not one line: {text!r}")
 
 
 def _interrupt(folder: Path, data: Path, **changes: Any) -> None:
@@ -561,4 +428,4 @@ def _interrupt(folder: Path, data: Path, **changes: Any) -> None:
         return
     finally:
         ClassifierModule.training_step = step  # type: ignore[method-assign]
-    raise _defect("training was not interrupted")
+    raise DefectError("training was not interrupted")

@@ -111,7 +111,7 @@ def exclusions(folder: Path) -> str:
 
 
 def archive(kind: str) -> bytes:
-    """Class folders as a ``zip``, or as a tar of ``tarfile``'s mode ``w``, ``w:gz``, ``w:bz2`` or ``w:xz``."""
+    """Class folders as a ``zip``, or as a tar of ``tarfile``'s mode: ``w``, ``w:gz``, ``w:bz2``, ``w:xz``."""
     buffer = io.BytesIO()
     members = [
         (f"set/{name}/{n}.png", plain_picture(3 * n + i)) for i, name in enumerate(CLASSES) for n in range(3)

@@ -17,43 +17,28 @@ from typing import Any
 import good
 import mutate
 
+# fmt: off
 LABELS = (
-    *(
-        b"",
-        b"-1",
-        b"3",
-        b"9" * 30,
-        b"nan",
-        b"1.0",
-        b"\xff\xfe",
-        b"ant",
-        b"[1]",
-        b"true",
-        b"null",
-        b"{}",
-        b"\0",
-    ),
-    *(b'{"label": {"a": 1}}', b'{"label": 1e999}', b'{"label": "bee"}', b"[" * 100_000, b'{"a":' * 5000),
-    *(b"x" * (1 << 21), b'{"label": 1', b"2\n", b" 2 ", b"NaN", b'{"label": NaN}', b'{"label": true}'),
-    *(b'{"label": ' + b"9" * 5000 + b"}", b"9" * 5000, b'{"label": -0.0}', b'"ant"', b"\xe7\x8a\xac"),
+    b"", b"-1", b"3", b"9" * 30, b"nan", b"1.0", b"\xff\xfe", b"ant", b"[1]", b"true", b"null", b"{}",
+    b"\0", b'{"label": {"a": 1}}', b'{"label": 1e999}', b'{"label": "bee"}', b"[" * 100_000,
+    b'{"a":' * 5000, b"x" * (1 << 21), b'{"label": 1', b"2\n", b" 2 ", b"NaN", b'{"label": NaN}',
+    b'{"label": true}', b'{"label": ' + b"9" * 5000 + b"}", b"9" * 5000, b'{"label": -0.0}', b'"ant"',
+    b"\xe7\x8a\xac",
 )
+# fmt: on
+# fmt: off
 NAMES = (
-    *(
-        "../../x.png",
-        "/etc/x.png",
-        "x" * 300 + ".png",
-        "\udcff.png",
-        "a\nb.png",
-        ".hidden.png",
-        "__MACOSX/x.png",
-    ),
-    *("d/" * 900 + "x.png", "d/" * 3000 + "x.png", "a/b/../c.png", "a//b.png", "./a/./b.png", "C:\\x.png"),
-    *("train/ant/0.png", "val/ant/0.png", "set/ant/0.png", "set", "set/ant", "set/ant/0.png/1.png", ".png"),
-    *("a.png/", "a\\b.png"),
+    "../../x.png", "/etc/x.png", "x" * 300 + ".png", "\udcff.png", "a\nb.png", ".hidden.png",
+    "__MACOSX/x.png", "d/" * 900 + "x.png", "d/" * 3000 + "x.png", "a/b/../c.png", "a//b.png",
+    "./a/./b.png", "C:\\x.png", "train/ant/0.png", "val/ant/0.png", "set/ant/0.png", "set", "set/ant",
+    "set/ant/0.png/1.png", ".png", "a.png/", "a\\b.png",
 )
+# fmt: on
+# fmt: off
 VALUES: tuple[Any, ...] = (
-    *(None, True, -1, 0, 1 << 70, 1e999, float("nan"), "", "x", [], {}, [[]], {"a": 1}, "犬", "ant", 10**9),
+    None, True, -1, 0, 1 << 70, 1e999, float("nan"), "", "x", [], {}, [[]], {"a": 1}, "犬", "ant", 10**9,
 )
+# fmt: on
 
 
 def archive(rng: random.Random, kind: str) -> bytes:

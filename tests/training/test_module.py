@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conformer_vision.data.loader import NOT_COUNTED
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.build import build_model
+from conformer_vision.training.guard import NotFinite
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.schedule import Clock
+from option_tools import batch
 
 Tiny = Callable[..., TrainConfig]
 
@@ -50,11 +53,16 @@ def test_training_step_of_two_heads(tiny: Tiny, logged: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [3, 6])
-def test_validation_step_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_classes: int) -> None:
+def test_validation_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_classes: int) -> None:
+    """Over an epoch of batches of different sizes, some of whose pictures do not count."""
     classifier = make(tiny(), num_classes).eval()
     images, target = pictures(num_classes)
+    target[4] = NOT_COUNTED
+    counted = target != NOT_COUNTED
     with torch.no_grad():
-        classifier.validation_step(batch(images, target), 0)
+        for part in (slice(0, 4), slice(4, 5), slice(5, 6)):
+            classifier.validation_step(batch(images[part], target[part]), 0)
+        classifier.on_validation_epoch_end()
         branches = classifier.model.forward_branches(images)
     outputs = branches._asdict() | {"fused": classifier.model(images)}
     wanted = {"val_loss"} | {f"val_top1_{head}" for head in outputs}
@@ -62,14 +70,26 @@ def test_validation_step_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_cl
         wanted |= {f"val_top5_{head}" for head in outputs}
     assert logged.keys() == wanted
     for head, logits in outputs.items():
-        right = (logits.argmax(1) == target).float().mean()
-        torch.testing.assert_close(logged[f"val_top1_{head}"].compute(), right)
+        right = (logits.argmax(1) == target)[counted].float().mean()
+        torch.testing.assert_close(logged[f"val_top1_{head}"], right)
         if num_classes == 6:
-            among = (logits.topk(5, dim=1).indices == target[:, None]).any(1).float().mean()
-            torch.testing.assert_close(logged[f"val_top5_{head}"].compute(), among)
+            among = (logits.topk(5, dim=1).indices == target[:, None]).any(1)[counted].float().mean()
+            torch.testing.assert_close(logged[f"val_top5_{head}"], among)
     criterion = nn.CrossEntropyLoss()  # never smoothed
-    mean = (criterion(branches.conv, target) + criterion(branches.trans, target)) / 2
-    torch.testing.assert_close(logged["val_loss"], mean)
+    losses = [criterion(logits[counted], target[counted]) for logits in branches]
+    torch.testing.assert_close(logged["val_loss"], (losses[0] + losses[1]) / 2)
+
+
+def test_every_validation_begins_anew(tiny: Tiny, logged: dict[str, Any]) -> None:
+    classifier = make(tiny(), 3).eval()
+    images, target = pictures(3)
+    seen = []
+    with torch.no_grad():
+        for part in (slice(0, 2), slice(2, 6), slice(0, 2)):
+            classifier.validation_step(batch(images[part], target[part]), 0)
+            classifier.on_validation_epoch_end()
+            seen.append(dict(logged))
+    assert seen[0] == seen[2] != seen[1]
 
 
 def test_network_with_one_head(tiny: Tiny, logged: dict[str, Any]) -> None:
@@ -79,6 +99,7 @@ def test_network_with_one_head(tiny: Tiny, logged: dict[str, Any]) -> None:
     torch.testing.assert_close(loss, nn.CrossEntropyLoss()(classifier.model(images), target))
     with torch.no_grad():
         classifier.eval().validation_step(batch(images, target), 0)
+        classifier.on_validation_epoch_end()
     assert logged.keys() == {"train_loss", "val_loss", "val_top1_fused"}
 
 
@@ -88,3 +109,29 @@ def test_schedule_goes_through_a_checkpoint_as_plain_numbers(tiny: Tiny) -> None
     state = parts["lr_scheduler"]["scheduler"].state_dict()
     assert state.pop("lr_lambdas") == [None, None]
     assert all(isinstance(value, int | float | bool | list | str) for value in state.values())
+
+
+def test_a_step_draws_from_a_seed_of_its_own(tiny: Tiny, logged: dict[str, Any]) -> None:
+    """MixUp and stochastic depth are those of the epoch and the batch, whatever was drawn before."""
+    classifier = make(tiny(mixup=0.5, cutmix=0.5, drop_path_rate=0.5), 3).train()
+    images, target = pictures(3)
+
+    def loss(number: int) -> float:
+        return float(classifier.training_step(batch(images.clone(), target), number))
+
+    first = [loss(number) for number in range(4)]
+    assert len(set(first)) == 4
+    torch.manual_seed(99)
+    assert [loss(number) for number in (3, 1, 0, 2)] == [first[number] for number in (3, 1, 0, 2)]
+
+
+def test_loss_that_is_not_finite_is_raised_with_its_pictures(tiny: Tiny, logged: dict[str, Any]) -> None:
+    classifier = make(tiny(), 3).train()
+    images, target = pictures(3)
+    images[0, 0, 0, 0] = torch.nan
+    with pytest.raises(NotFinite) as caught:
+        classifier.training_step(batch(images, target), 0)
+    assert caught.value.pictures == list(range(6))
+    assert caught.value.parameter is None
+    assert not caught.value.images.isfinite().all()
+    assert logged == {}

@@ -1,4 +1,4 @@
-"""Every option has a test in a file test_options*.py that shows its effect; the last test sees that none lacks."""
+"""Every option has a test here or beside that shows its effect; the last test sees that none lacks."""
 
 import ast
 import dataclasses
@@ -267,12 +267,12 @@ def test_max_minutes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     seconds = iter(range(10**6))
     monkeypatch.setattr(run_module, "Clock", partial(Clock, now=lambda: float(next(seconds))))
     config = tiny(
-        max_minutes=1.0, max_steps=None, epochs=10**6, warmup_epochs=0, output=str(tmp_path / "run")
+        max_minutes=0.5, max_steps=None, epochs=10**6, warmup_epochs=0, output=str(tmp_path / "run")
     )
     rows = (train(config) / "metrics.csv").read_text().splitlines()
     names = rows[0].split(",")
     lrs = [float(row.split(",")[names.index("lr")]) for row in rows[1:]]
-    assert 1 < len(lrs) < 30
+    assert 1 < len(lrs) < 15
     assert lrs == sorted(lrs, reverse=True)
     assert lrs[-1] < config.lr / 20
 

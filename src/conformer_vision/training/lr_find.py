@@ -57,6 +57,8 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
         raise UserError(f"steps {steps}: must be 20 or more, or the curve says nothing")
     if math.prod(count_processes(config)) > 1:
         raise UserError("lr-find is for one process; start it without torchrun and devices")
+    if config.batch_size == "auto":
+        raise UserError("batch_size auto: lr-find needs the number; train prints the one it finds")
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         train, val = open_pictures(config)

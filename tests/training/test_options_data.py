@@ -1,0 +1,162 @@
+"""Options of the pictures: which ones, in which parts, how often."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from conformer_vision.data.augment import AugmentConfig
+from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.errors import UserError
+from conformer_vision.training import TrainConfig
+from conformer_vision.training.build import open_pictures
+from option_tools import loaders, shows
+
+Tiny = Callable[..., TrainConfig]
+
+
+def names(config: TrainConfig) -> tuple[set[str], set[str]]:
+    train, val = open_pictures(config)
+    return ({train.name(i) for i in range(len(train))}, {val.name(i) for i in range(len(val))})
+
+
+def labels(loader: Any) -> list[int]:
+    return torch.cat([batch.labels for batch in loader]).tolist()
+
+
+@shows("folds", "fold")
+def test_folds(tiny: Tiny) -> None:
+    """Every picture is validated on once; of each class equally many."""
+    held_out: list[str] = []
+    for fold in range(4):
+        train, val = names(tiny(folds=4, fold=fold))
+        assert len(train) == 27
+        assert len(val) == 9
+        assert not train & val
+        assert set(Counter(Path(name).parent.name for name in val).values()) == {3}
+        held_out += val
+    assert len(set(held_out)) == 36
+    assert names(tiny(folds=4, fold=0, val_fraction=0.5)) == names(tiny(folds=4, fold=0))
+    assert names(tiny(folds=4, fold=0, seed=1)) != names(tiny(folds=4, fold=0))
+
+
+@shows("data_dir")
+def test_data_dir(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a stream of shards with a relative path lies."""
+    monkeypatch.chdir(tmp_path)
+    shards(tmp_path / "sets" / "photos")
+    with pytest.raises(UserError, match="photos"):
+        open_pictures(tiny(data="wds/photos"))
+    train, val = open_pictures(tiny(data="wds/photos", data_dir=str(tmp_path / "sets")))
+    assert train.classes == val.classes == ("a", "b")
+
+
+@shows("exclude")
+def test_exclude(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "exclude.txt"
+    train, val = names(tiny())
+    out = {sorted(train)[0], sorted(train)[7], sorted(val)[0]}
+    listed.write_text("".join(f"{name}\n" for name in sorted(out)))
+    kept_train, kept_val = names(tiny(exclude=str(listed)))
+    assert kept_train == train - out
+    assert kept_val == val - out
+    listed.write_text("nowhere/0.png\n")
+    with pytest.raises(UserError, match=r"exclude\.txt names pictures that the data does not have"):
+        open_pictures(tiny(exclude=str(listed)))
+
+
+@shows("sampling")
+def test_sampling(tiny: Tiny, tmp_path: Path) -> None:
+    for name, count in (("many", 90), ("few", 10)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+
+    def share_of_few(sampling: str) -> float:
+        loader = loaders(tiny(data=str(tmp_path), sampling=sampling))[0]
+        drawn = labels(loader) + labels(loader)
+        return drawn.count(0) / len(drawn)
+
+    assert share_of_few("shuffle") == pytest.approx(0.1, abs=0.02)
+    assert share_of_few("balanced") == pytest.approx(0.5, abs=0.15)
+
+
+@shows("aug_repeats")
+def test_aug_repeats(tiny: Tiny) -> None:
+    augment = AugmentConfig(crop="rrc", scale=(0.3, 0.6))
+    seen: dict[int, list[Tensor]] = {}
+    loader = loaders(tiny(aug_repeats=4, augment=augment))[0]
+    assert len(loader) == len(loaders(tiny())[0]) == 4
+    for batch in loader:
+        for number, image in zip(batch.indices.tolist(), batch.images, strict=True):
+            seen.setdefault(number, []).append(image)
+    assert [len(images) for images in seen.values()] == [4] * 8
+    assert all(not torch.equal(images[0], images[1]) for images in seen.values())
+
+
+def shards(root: Path, *, broken: bool = False) -> str:
+    """24 pictures of two classes in two tar files; the stream does not know how many."""
+    import io
+    import tarfile
+
+    root.mkdir(parents=True)
+    for shard in range(2):
+        with tarfile.open(root / f"shard-{shard}.tar", "w") as tar:
+            for number in range(12):
+                file = io.BytesIO()
+                Image.new("RGB", (8, 8), (10 * number, shard, 0)).save(file, "PNG")
+                data = b"broken" if broken and number == 0 else file.getvalue()
+                for suffix, content in (("cls", str(number % 2).encode()), ("png", data)):
+                    member = tarfile.TarInfo(f"{shard}-{number:03d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    (root / "classes.txt").write_text("a\nb\n")
+    return f"wds/{root}"
+
+
+@shows("epoch_pictures")
+def test_epoch_pictures(tiny: Tiny, tmp_path: Path) -> None:
+    data = shards(tmp_path / "shards")
+    train, val = open_pictures(tiny(data=data, val_fraction=0.5))
+    assert isinstance(train, ImageStream)
+    assert isinstance(val, ImageStream)
+    for pictures, batches in ((16, 2), (40, 5)):
+        loader, val_loader = loaders(tiny(data=data, val_fraction=0.5, epoch_pictures=pictures))
+        assert len(loader) == len(list(loader)) == batches
+        assert len(labels(val_loader)) == 12
+    with pytest.raises(UserError, match="epoch_pictures is for streams; .* has 33 training pictures"):
+        open_pictures(tiny(epoch_pictures=16))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("exclude", {"exclude": "list.txt"}),
+        ("sampling balanced", {"sampling": "balanced"}),
+        ("aug_repeats", {"aug_repeats": 2}),
+        ("strategy fsdp", {"strategy": "fsdp"}),
+    ],
+)
+def test_what_streams_do_not_have(tiny: Tiny, tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+    data = shards(tmp_path / "shards")
+    with pytest.raises(UserError, match=f"{name} cannot be used with the stream .*; leave it out"):
+        open_pictures(tiny(data=data, **changes))
+
+
+def test_stream_cannot_be_cut_into_folds(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a stream, which cannot be cut into folds"):
+        open_pictures(tiny(data=shards(tmp_path / "shards"), folds=3))
+
+
+def test_odd_batches_cannot_be_mixed(tiny: Tiny) -> None:
+    for changes in ({"batch_size": 7}, {"batch_size": 6, "accumulate": 2}):
+        for mix in ("mixup", "cutmix"):
+            with pytest.raises(UserError, match="need an even number of pictures per pass, not [37]"):
+                loaders(tiny(**changes, **{mix: 0.5}))
+    assert loaders(tiny(batch_size=7))[0]
+    assert loaders(tiny(batch_size=12, accumulate=2, mixup=0.5))[0]
