@@ -72,14 +72,14 @@ def pictures() -> list[tuple[str, bytes]]:
         (".tiff", rgb, {"compression": name})
         for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "tiff_lzw")
     ]
-    return [(suffix, _encoded(image, suffix, options)) for suffix, image, options in made]
+    return [(suffix, encoded(image, suffix, options)) for suffix, image, options in made]
 
 
 def plain_picture(number: int) -> bytes:
     """A small PNG; every number gives another, of the colour of its class."""
     colours = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
     noise = np.random.default_rng(number).integers(-40, 41, (36, 40, 3))
-    return _encoded(Image.fromarray((np.array(colours[number % 3]) + noise).astype(np.uint8)), ".png", {})
+    return encoded(Image.fromarray((np.array(colours[number % 3]) + noise).astype(np.uint8)), ".png", {})
 
 
 def class_folders(root: Path, count: int = 12) -> Path:
@@ -199,7 +199,8 @@ augment:
 """
 
 
-def _encoded(image: Image.Image, suffix: str, options: dict[str, Any]) -> bytes:
+def encoded(image: Image.Image, suffix: str, options: dict[str, Any]) -> bytes:
+    """The bytes of a picture file; ``options`` are those of Pillow's ``save``."""
     kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
     buffer = io.BytesIO()
     image.save(buffer, kinds.get(suffix, suffix[1:].upper()), **options)

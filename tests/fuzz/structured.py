@@ -16,6 +16,7 @@ from typing import Any
 
 import good
 import mutate
+from PIL import Image
 
 # fmt: off
 LABELS = (
@@ -39,6 +40,16 @@ VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1 << 70, 1e999, float("nan"), "", "x", [], {}, [[]], {"a": 1}, "犬", "ant", 10**9,
 )
 # fmt: on
+
+
+def picture(rng: random.Random) -> tuple[str, bytes]:
+    """File suffix and bytes of a whole picture that is very long, or large though its file is small."""
+    sizes = [(65_000, 1), (1, 65_000), (3, 20_000), (4000, 4000), (4000, 4000), (13_000, 13_000)]
+    mode, suffix = rng.choice(
+        [("RGB", ".png"), ("1", ".png"), ("P", ".gif"), ("RGBA", ".png"), ("F", ".tif")]
+    )
+    options = {"compression": "tiff_adobe_deflate"} if mode == "F" else {}
+    return suffix, good.encoded(Image.new(mode, rng.choice(sizes)), suffix, options)
 
 
 def archive(rng: random.Random, kind: str) -> bytes:

@@ -180,19 +180,25 @@ class _ArchiveTree(Tree):
         return bool(self._pictures.get(folder))
 
     def _add_folder(self, folder: str) -> None:
-        while folder not in self._folders:
-            self._folders[folder] = set()
-            self._pictures[folder] = []
-            if folder == self.root:
+        """The folder and those it lies in; no recursion, as a path may have thousands of them."""
+        inner = ""
+        while folder not in self._folders or inner:
+            new = folder not in self._folders
+            if new:
+                self._folders[folder] = set()
+                self._pictures[folder] = []
+            if inner:
+                self._folders[folder].add(inner)
+            if folder == self.root or not new:
                 return
-            parent, name = os.path.split(folder)
-            self._add_folder(parent)
-            self._folders[parent].add(name)
+            folder, inner = os.path.split(folder)
 
     def _below(self, folder: str) -> Iterator[str]:
-        yield from self._pictures.get(folder, ())
-        for name in self._folders.get(folder, ()):
-            yield from self._below(f"{folder}/{name}")
+        waiting = [folder]
+        while waiting:
+            inner = waiting.pop()
+            yield from self._pictures.get(inner, ())
+            waiting.extend(f"{inner}/{name}" for name in self._folders.get(inner, ()))
 
     def _look_through(self) -> None:
         names = self.folders(self.root)

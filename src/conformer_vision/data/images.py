@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -26,6 +28,7 @@ MAX_PIXELS = 178_956_970
 """Largest picture that is decoded: where Pillow itself refuses (2 × 1 GiB / 4 / 3 pixels)."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # MPO opens through JPEG
+_BAND_PIXELS = 1 << 22
 _ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,6 +39,10 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+# Pillow logs some damage before it raises; without a handler of its own that would go to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class BrokenImageError(UserError):
@@ -96,6 +103,7 @@ def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int) 
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
+    del image  # of a large picture it takes as much as a turned copy will
     rgb.info.clear()  # what describes the stored picture, as "transparency", does not describe this one
     return rgb if upright is None else rgb.transpose(upright)
 
@@ -111,35 +119,66 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
+    convert = _converter(image)
+    bands = _bands(image)
+    if len(bands) == 1:
+        return convert(image)
+    rgb = Image.new("RGB", image.size)
+    for box in bands:
+        rgb.paste(convert(image.crop(box)), box)
+    return rgb
+
+
+def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
+    """Boxes of whole rows, together the picture: copies of all of a large one would take gigabytes."""
+    rows = max(_BAND_PIXELS // image.width, 1)
+    return [
+        (0, top, image.width, min(top + rows, image.height)) for top in range(0, max(image.height, 1), rows)
+    ]
+
+
+def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What turns any rows of the picture to RGB."""
     if image.mode == "F" or image.mode.startswith("I"):  # I, I;16, I;16B, ...
-        return _deep_grey_to_8_bits(image).convert("RGB")
+        return _deep_grey_converter(image)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image.convert("RGB")
+        return _on_white
+    return lambda band: band.convert("RGB")
 
 
-def _deep_grey_to_8_bits(image: Image.Image) -> Image.Image:
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _deep_grey_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     import numpy as np
 
-    values = np.asarray(image)
-    if values.dtype.itemsize == 2:
-        return Image.fromarray(_divided_by_257(values))
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
+    if np.asarray(image.crop((0, 0, 1, 1))).dtype.itemsize == 2:
+        return lambda band: Image.fromarray(_divided_by_257(np.asarray(band))).convert("RGB")
+    low, high = np.inf, -np.inf
+    for box in _bands(image):
+        values = np.asarray(image.crop(box)).astype(np.float64)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
         raise _RefusedError("it holds no finite number")
-    low, high = float(finite.min()), float(finite.max())
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    if image.mode != "F" and low >= 0 and high <= 65535:
-        return Image.fromarray(_divided_by_257(values))
-    if low >= 0 and high <= 1:
-        values = values * 255
-    elif low < 0 or high > 255:
-        values = (values - low) * (255 / max(high - low, 1e-30))
-    return Image.fromarray(np.rint(values).astype(np.uint8))
+
+    def convert(band: Image.Image) -> Image.Image:
+        values = np.asarray(band).astype(np.float64)
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+        if image.mode != "F" and low >= 0 and high <= 65535:
+            return Image.fromarray(_divided_by_257(values)).convert("RGB")
+        if low >= 0 and high <= 1:
+            values = values * 255
+        elif low < 0 or high > 255:
+            values = (values - low) * (255 / max(high - low, 1e-30))
+        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+
+    return convert
 
 
 def _divided_by_257(values: NDArray[Any]) -> NDArray[Any]:

@@ -20,6 +20,9 @@ from .augment import AugmentConfig
 
 Transform = Callable[[Image.Image], Tensor]
 
+_MOST_ELONGATED = 64
+"""Largest ratio of a picture's edges that is resized as a whole."""
+
 
 def build_transform(
     *,
@@ -66,7 +69,9 @@ def build_transform(
         before, after = [*primary, *secondary], final[2:]
     grey = [transforms.Grayscale()] if channels == 1 else []
     # timm's last two stages, ToTensor and Normalize, take longer than all others on a small picture.
-    composed: Transform = transforms.Compose([*grey, *before, _ToNormalizedTensor(mean, std), *after])
+    composed: Transform = transforms.Compose(
+        [_Shortened(height, width), *grey, *before, _ToNormalizedTensor(mean, std), *after]
+    )
     return composed
 
 
@@ -112,6 +117,29 @@ def _operations(stages: list[Any]) -> Iterator[AugmentOp]:
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     """timm's, which asks for 0 bits at the end of its scale; Pillow gave black until version 13 refused."""
     return posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
+
+
+class _Shortened:
+    """Keeps the middle of a picture that is extremely long or high, and all of any other.
+
+    Resized by its short edge, a line of 65,000 pixels would take 12 GB; crops never see its ends.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        """Takes the size of the network's input."""
+        long, short = max(height, width), min(height, width)
+        self._most = max(min(_MOST_ELONGATED, short), -(-long // short))
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        most = self._most * min(image.size)
+        if max(image.size) <= most:
+            return image
+        width, height = (min(edge, most) for edge in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+    def __repr__(self) -> str:
+        return f"Shortened(most={self._most})"
 
 
 class _ToNormalizedTensor:

@@ -173,7 +173,7 @@ def _split_of_run(run: Path) -> dict[str, Any]:
     config = (run if run.is_dir() else run.parent) / "config.yaml"
     try:
         found = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {config}; give val_fraction and seed, or mend it") from error
     if not isinstance(found, dict):
         raise UserError(f"{config} is not a run's config; give val_fraction and seed, or mend it")

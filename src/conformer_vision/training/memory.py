@@ -43,7 +43,7 @@ def largest_batch(step: Callable[[int], None], device: torch.device, *, most: in
     Raises:
         UserError: not even two pictures fit.
     """
-    size, fits = min(_FIRST, most), 0
+    size, fits = max(min(_FIRST, most), 1), 0
     needs: list[tuple[int, int]] = []
     while size <= most:
         if len(needs) >= 2 and _expected(needs, size) > _available(device, needs[-1][1]):

@@ -86,6 +86,9 @@ class ClassifierModule(lightning.LightningModule):
         steps = self.config.epochs * self.steps_per_epoch
         return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
+    def on_fit_start(self) -> None:
+        self.train()  # lightning keeps the modes of modules as they are
+
     def train(self, mode: bool = True) -> ClassifierModule:
         super().train(mode)
         if mode:

@@ -55,7 +55,7 @@ class EpochBar(Callback):
         )
         self._task: TaskID | None = None
 
-    def _begin(self, text: str, total: float) -> None:
+    def _begin(self, text: str, total: float | None) -> None:
         if self._task is not None:
             self.bar.remove_task(self._task)
         self._task = self.bar.add_task(text, total=total, speed="")
@@ -80,7 +80,8 @@ class EpochBar(Callback):
         self._advance(self.batch_size)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin("validation", sum(float(n) for n in trainer.num_val_batches))
+        batches = sum(float(count) for count in trainer.num_val_batches)
+        self._begin("validation", batches if math.isfinite(batches) else None)
 
     def on_validation_batch_end(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import fields
 from importlib import resources
@@ -18,6 +17,7 @@ from ..parsing import build_parser, nearest
 from .config import TrainConfig
 
 _KEYS = [item.name for item in fields(TrainConfig)]
+_MOST_VALUES = 10_000
 _AUGMENT_KEYS = [item.name for item in fields(AugmentConfig)]
 
 
@@ -50,7 +50,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        json.dumps(values, default=str)  # refuses what contains itself
+        _check_size(values)
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -64,6 +64,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
             raise UserError(f"the recipe {path}: {name} has to be keys with values, as '{example}'")
     _check_keys(values.get("augment", {}), _AUGMENT_KEYS, path)
     return values
+
+
+def _check_size(values: object) -> None:
+    """Refuses what contains itself, or by its references grows beyond any recipe."""
+    waiting, count = [values], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (dict, list, tuple, set)):
+            count += 1 + len(value)
+            if count > _MOST_VALUES:
+                raise ValueError(f"it holds more than {_MOST_VALUES} values")
+            waiting.extend([*value, *value.values()] if isinstance(value, dict) else value)
 
 
 def read_config(path: Path) -> TrainConfig:

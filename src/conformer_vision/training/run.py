@@ -47,7 +47,7 @@ from .processes import is_first
 from .progress import EpochBar, EpochLines
 from .recipe import read_config
 from .schedule import Clock
-from .state import check_state
+from .state import Restored, check_state, damaged
 from .trainer import build_trainer, count_processes
 
 CONFIG_FILE = "config.yaml"
@@ -121,12 +121,14 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
         averaging = None
         if config.ema_decay is not None:
             averaging = Averaging(config.ema_decay, warmup=config.ema_warmup)
+        restored = Restored()
         shown, bar = _progress(config, recorder)
         callbacks: list[lightning.Callback] = [
             *([] if averaging is None else [averaging]),
             BrokenPictures(folder, pictures=_count(train_source, val_source), most=config.max_broken),
             recorder,
             *_stopping(config, clock),
+            restored,
             *shown,
             RunFolder(
                 folder,
@@ -175,13 +177,17 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             if torch.distributed.is_initialized():  # what follows, the first process does alone
                 torch.distributed.destroy_process_group()
         except NotFinite as failure:
-            raise _diverged(failure, module, trainer, folder, train_source) from None
+            raise _diverged(config, failure, module, trainer, folder, train_source) from None
         except Interrupted:
             raise TrainingInterrupted(
                 folder, number=interrupt.signal or signal.SIGINT, auto_resume=config.auto_resume
             ) from None
         except SystemExit:  # what lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from None
+        except Exception as error:  # of what a damaged state holds, lightning raises anything
+            if checkpoint is None or restored.done or isinstance(error, UserError):
+                raise
+            raise damaged(checkpoint) from error
         finally:
             if is_first():
                 _remove_if_unused(folder)
@@ -218,7 +224,7 @@ def _with_batch_size(config: TrainConfig, model: nn.Module, card: ModelCard, sou
     if math.prod(count_processes(config)) > 1:
         raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
     most = config.epoch_pictures if isinstance(source, ImageStream) else len(source)
-    found = find_batch_size(config, model, card, most=(most or 4096) // config.accumulate)
+    found = find_batch_size(config, model, card, most=max((most or 4096) // config.accumulate, 1))
     print(f"batch_size: {found * config.accumulate}", flush=True)
     return replace(config, batch_size=found * config.accumulate)
 
@@ -239,7 +245,12 @@ def _stopping(config: TrainConfig, clock: Clock) -> list[lightning.Callback]:
 
 
 def _diverged(
-    failure: NotFinite, module: ClassifierModule, trainer: lightning.Trainer, folder: Path, source: Data
+    config: TrainConfig,
+    failure: NotFinite,
+    module: ClassifierModule,
+    trainer: lightning.Trainer,
+    folder: Path,
+    source: Data,
 ) -> TrainingDivergedError:
     names = [] if isinstance(source, ImageStream) else [source.name(i) for i in failure.pictures]
     diagnosis = diagnose(
@@ -249,7 +260,7 @@ def _diverged(
         epoch=trainer.current_epoch + 1,
         step=trainer.global_step,
         lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
-        precision=str(trainer.precision),
+        precision=config.precision,
         pictures=names,
     )
     if is_first():

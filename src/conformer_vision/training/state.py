@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
+from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from ..errors import UserError
@@ -22,12 +22,30 @@ def check_state(path: Path, module: nn.Module) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = {name: tuple(tensor.shape) for name, tensor in state["state_dict"].items()}
         whole = {"clock", "callbacks", "loops", "optimizer_states"} <= state.keys()
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, AttributeError):
+    except Exception:  # a damaged pickle raises anything
         whole = False
     if not whole:
-        raise UserError(
-            f"{path} is not a whole checkpoint of a run; "
-            f"its weights may be: train --checkpoint {path.with_name(LAST_WEIGHTS)}"
-        ) from None
+        raise damaged(path) from None
     if found != {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}:
         raise UserError(f"{path} holds another model than the config.yaml beside it describes; restore that")
+
+
+class Restored(Callback):
+    """Sees that a state has been put back as a whole.
+
+    Attributes:
+        done: whether training has begun since.
+    """
+
+    done = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.done = True
+
+
+def damaged(path: Path) -> UserError:
+    """The error for a checkpoint that cannot be put back."""
+    return UserError(
+        f"{path} is not a whole checkpoint of a run; "
+        f"its weights may be: train --checkpoint {path.with_name(LAST_WEIGHTS)}"
+    )

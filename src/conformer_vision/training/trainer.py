@@ -78,8 +78,9 @@ def count_processes(config: TrainConfig) -> tuple[int, int]:
         started, by = (max(int(os.environ["SLURM_NTASKS"]) // nodes, 1), nodes), "SLURM"
     else:
         return (1 if config.devices == "auto" else config.devices), config.nodes
-    for name, given, there in zip(("devices", "nodes"), (config.devices, config.nodes), started, strict=True):
-        if given not in ("auto", 1, there):
+    named = (("devices", config.devices, "auto"), ("nodes", config.nodes, 1))
+    for (name, given, default), there in zip(named, started, strict=True):
+        if given not in (default, there):
             raise UserError(f"{name} {given}: {by} has started {there}; leave {name} out")
     return started
 
