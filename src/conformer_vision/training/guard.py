@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import UserError
 from ..files import atomic_path
+from .seeding import seed_step
 
 REPORT_FILE = "not_finite.json"
 _BRANCHES = (  # part of a module's name -> what it belongs to, the more special first
@@ -23,6 +24,7 @@ _BRANCHES = (  # part of a module's name -> what it belongs to, the more special
     ("patch_embed", "transformer branch"),
     ("norm", "transformer branch"),
     ("trans_head", "transformer branch"),
+    ("cls_token", "transformer branch"),
     ("bottleneck", "convolution branch"),
     ("fusion", "convolution branch"),
     ("conv_head", "convolution branch"),
@@ -41,12 +43,21 @@ class NotFinite(Exception):  # noqa: N818  # raised to leave the step
         parameter: the first parameter with such a gradient; None where the loss is it.
         images: the step's input (B, C, H, W), after MixUp.
         pictures: numbers of its pictures in the source.
+        draw: what `seed_step` took before the step, so that it can be computed again.
     """
 
-    def __init__(self, *, images: Tensor, pictures: Sequence[int], parameter: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        images: Tensor,
+        pictures: Sequence[int],
+        draw: tuple[int, int, int, int],
+        parameter: str | None = None,
+    ) -> None:
         super().__init__("not finite")
         self.images = images
         self.pictures = list(pictures)
+        self.draw = draw
         self.parameter = parameter
 
 
@@ -121,6 +132,7 @@ def _find(model: nn.Module, failure: NotFinite, autocast: Callable[[], Any]) -> 
             return "weights", name
     if failure.parameter is not None:
         return "gradient", failure.parameter
+    seed_step(*failure.draw)  # stochastic depth has to leave out what it left out
     first = _first_module(model, failure.images, autocast)
     return ("loss", "loss") if first is None else ("output", first)
 

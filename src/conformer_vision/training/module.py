@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.data import Mixup
@@ -27,6 +25,7 @@ from .config import TrainConfig
 from .guard import NotFinite
 from .losses import BranchLoss
 from .schedule import Clock, WarmupCosine
+from .seeding import seed_step
 
 TOP5_FROM = 6
 """Number of classes from which top-5 says something."""
@@ -97,15 +96,16 @@ class ClassifierModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # A step draws from a seed of its own, so that a run that goes on draws what it would have drawn.
-        _seed_step(self.config.seed, self.global_rank, self.current_epoch, batch_idx)
+        draw = (self.config.seed, self.global_rank, self.current_epoch, batch_idx)
+        seed_step(*draw)
         images, target = batch.images, batch.labels
         if self.mixup is not None:
             images, target = self.mixup(images, target)
         loss: Tensor = self.train_loss(self.model(images), target)
-        self._stepped_on = (images, batch.indices)
+        self._stepped_on = (images, batch.indices, draw)
         # A single process must not leave a step alone that the others wait in.
         if not bool(self._everywhere(torch.isfinite(loss))):
-            raise NotFinite(images=images, pictures=batch.indices.tolist())
+            raise NotFinite(images=images, pictures=batch.indices.tolist(), draw=draw)
         self.log("train_loss", loss, batch_size=len(images))
         return loss
 
@@ -116,8 +116,8 @@ class ClassifierModule(lightning.LightningModule):
         norms = torch._foreach_norm(list(gradients.values()))
         if not bool(torch.isfinite(torch.stack([norm.to(self.device) for norm in norms])).all()):
             name = next(n for n, norm in zip(gradients, norms, strict=True) if not bool(torch.isfinite(norm)))
-            images, indices = self._stepped_on
-            raise NotFinite(images=images, pictures=indices.tolist(), parameter=name)
+            images, indices, draw = self._stepped_on
+            raise NotFinite(images=images, pictures=indices.tolist(), draw=draw, parameter=name)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, target = batch.images, batch.labels
@@ -216,11 +216,3 @@ def build_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
         label_smoothing=config.label_smoothing,
         num_classes=num_classes,
     )
-
-
-def _seed_step(*numbers: int) -> None:
-    """Seeds what a training step draws from: MixUp from NumPy, stochastic depth and dropout from torch."""
-    first, second = np.random.SeedSequence(numbers).generate_state(2).tolist()
-    random.seed(first)
-    np.random.seed(first)
-    torch.manual_seed((first << 32) + second)

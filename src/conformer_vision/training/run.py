@@ -151,6 +151,7 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             card,
             share=Share(trainer.global_rank, trainer.world_size),
         )
+        trainer.log_every_n_steps = min(50, len(loaders[0]))  # at least once an epoch
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         # lightning itself puts back no loader at the end of an epoch.
         loaders[0].position = lambda: (trainer.current_epoch, progress.ready)
@@ -170,8 +171,9 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             remove_leftovers(folder)
             _write_text(folder / CONFIG_FILE, resolved(config, train_source, card).to_yaml())
             _write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in card.classes))
-            trainer.loggers = start_loggers(config.loggers, folder)
         try:
+            if config.loggers and is_first():
+                trainer.loggers = start_loggers(config.loggers, folder)
             with interrupt.listen():
                 trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
             if torch.distributed.is_initialized():  # what follows, the first process does alone
