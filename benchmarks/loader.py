@@ -1,18 +1,20 @@
 """Time reading and augmenting pictures, beside torchvision's ImageFolder with torch's DataLoader.
 
-Both read the same JPEG files with the same number of workers and equivalent transforms, a random resized crop
-of 224 pixels for photos or a padded crop of 32 for small pictures, mirroring and normalisation. They take turns,
-so that whatever else slows the machine slows both. Reported are medians of pictures per second, the ratio to
-torchvision (above 1: ours is faster), and the share of a short training that waits for pictures.
+Both read the same JPEG files with the same number of workers and equivalent transforms, a random resized
+crop of 224 pixels for photos or a padded crop of 32 for small pictures, mirroring and normalisation. They
+take turns, so that whatever else slows the machine slows both. Reported are medians of pictures per second,
+the ratio to torchvision (above 1: ours is faster), and the share of a short training that waits for pictures.
 
-    python benchmarks/loader.py                            # two photos of scikit-learn's, cut up: needs no data
+    python benchmarks/loader.py                     # two photos of scikit-learn's, cut up: needs no data
     python benchmarks/loader.py --data test.parquet --repeats 9 --json loader.json
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import io
 import json
 import os
 import platform
@@ -65,7 +67,7 @@ class Task:
 
 
 TASKS = (
-    Task("photos", 224, 32, 224, 320, "conformer_nano_patch16_224", 8),
+    Task("photos", 224, 32, 128, 320, "conformer_nano_patch16_224", 4),
     Task("small", 32, 64, 2048, 32, "conformer_nano_patch8_64", 64),
 )
 STEPS = 20
@@ -186,7 +188,9 @@ def waiting(task: Task, root: Path, folder: Path, workers: int) -> dict[str, Any
         progress="plain",
         report=False,
     )
-    with open(train(config) / "metrics.csv", newline="", encoding="utf-8") as file:
+    with contextlib.redirect_stdout(io.StringIO()):  # its lines of progress
+        run = train(config)
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         row = list(csv.DictReader(file))[-1]
     return {
         "task": task.name,

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from conformer_vision.models import variants
 
 MODEL = ["--model=conformer_nano_patch8_64", "--input_size=32", "--model_kwargs.depths=[2,1,2]"]
 TINY = [*MODEL, "--batch_size=8", "--max_steps=2", "--workers=0", "--device=cpu", "--progress=plain"]
+TINY.append("--report=false")  # takes longer than two steps
 
 
 class Done(NamedTuple):
@@ -110,7 +110,8 @@ def test_help_and_mistyped_options_do_not_wait_for_torch(arguments: list[str]) -
 def test_without_arguments_prints_the_help() -> None:
     done = run()
     assert done.status == 0
-    assert all(name in done.out for name in ("train", "evaluate", "predict", "models"))
+    for name in ("check", "lr-find", "train", "report", "evaluate", "predict", "models"):
+        assert name in done.out
 
 
 def test_train_help_describes_every_option() -> None:
@@ -154,7 +155,10 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "empty folder": (on(), "does not exist"),
     "empty class": (on(a=9, b=0), "class folder"),
     "single class": (on(a=20), "single class"),
-    "batch larger than the data": (on(a=4, b=4), "batch_size 8 is more than the 6 training pictures"),
+    "batch larger than the data": (
+        on(a=4, b=4),
+        "batch_size 8 is more than the 6 pictures; give a smaller one",
+    ),
     "pictures without class folders": (
         lambda folder: ["train", f"--data={class_folders(folder / 'data', a=3) / 'a'}", *TINY],
         "no class folders",
@@ -169,7 +173,36 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "endless number": (training(f"--epochs=1{'0' * 400}"), "epochs"),
     "no learning rate": (training("--lr=0"), "lr 0.0: must be a number above 0"),
     "negative learning rate": (training("--lr=-1"), "lr -1.0: must be a number above 0"),
-    "odd batch with mixup": (training("--mixup=0.2", "--batch_size=7"), "batch_size 7: must be even"),
+    "odd batch with mixup": (
+        training("--mixup=0.2", "--batch_size=7"),
+        "batch_size 7: mixup and cutmix need an even number of pictures per pass, not 7",
+    ),
+    "batch that cannot be shared": (
+        training("--accumulate=3"),
+        "batch_size 8: cannot be shared evenly by accumulate 3; give 6",
+    ),
+    "batch size in words": (training("--batch_size=all"), "batch_size all: must be a whole number or"),
+    "average without a decay": (training("--ema_warmup=true"), "ema_warmup has no effect without ema_decay"),
+    "going on without a place": (training("--auto_resume=true"), "auto_resume has no effect without output"),
+    "fold without folds": (training("--fold=1"), "fold 1: must be below folds"),
+    "fold beyond the folds": (training("--folds=3", "--fold=3"), "fold 3: must be below folds, 3"),
+    "more folds than pictures": (training("--folds=999"), "folds 999: no class of digits has so many"),
+    "unknown branch": (training("--freeze_branch=fcu"), "freeze_branch fcu: must be one of 'conv', 'trans'"),
+    "more frozen blocks than there are": (training("--freeze_blocks=9"), "freeze_blocks 9: the model has 5"),
+    "frozen branch of a ResNet": (
+        ["train", "--data=digits", "--model=resnet18", "--freeze_branch=conv", "--batch_size=8"],
+        "freeze_branch is for Conformers; model resnet18 is none",
+    ),
+    "shared weights of one process": (training("--strategy=fsdp"), "strategy fsdp shares weights between"),
+    "float16 without a GPU": (training("--precision=16-mixed"), "precision 16-mixed needs a GPU"),
+    "BatchNorm of one CPU": (training("--sync_bn=true"), "sync_bn needs GPUs"),
+    "unknown logger": (training("--loggers=[neptune]"), "neptune"),
+    "missing list of exclusions": (training("--exclude=nothing.txt"), "nothing.txt"),
+    "epoch of a set with a length": (training("--epoch_pictures=9"), "epoch_pictures is for streams"),
+    "two ways to draw": (
+        training("--aug_repeats=2", "--sampling=balanced"),
+        "aug_repeats and sampling balanced both choose the pictures; keep one of them",
+    ),
     "unknown device": (training("--device=foo"), "device foo: must be one of 'auto', 'cpu'"),
     "unknown optimiser": (training("--optimizer=adamm"), "did you mean adam"),
     "unknown policy": (training("--augment.auto_augment=foo"), "timm has no such policy"),
@@ -226,7 +259,10 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     ),
     "impossible value in a recipe": (recipe("lr: -1.0"), "lr -1.0: must be a number above 0"),
     # resume
-    "resume nothing": (["train", "--resume=nothing"], "nothing has no last.ckpt"),
+    "resume nothing": (
+        ["train", "--resume=nothing"],
+        "nothing has no config.yaml, so it is no run to resume",
+    ),
     "resume without a name": (["train", "--resume"], "--resume needs a value"),
     "resume otherwise": (["train", "--resume=x", "--epochs=3"], "--epochs cannot be given with --resume"),
     "resume two": (["train", "--resume", "x", "y"], "unexpected argument 'y'"),
@@ -455,10 +491,65 @@ def test_train_evaluate_predict_in_processes(trained: Path, pictures: Path, tmp_
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("name", "job", "auto_resume", "asked", "status", "line"),
+    [
+        ("SIGINT", None, False, False, 130, "stopped; continue with: conformer-vision train --resume {run}"),
+        ("SIGTERM", None, True, False, 143, "stopped; continue with: conformer-vision train --resume {run}"),
+        ("SIGTERM", "7", False, False, 143, "stopped; continue with: conformer-vision train --resume {run}"),
+        ("SIGINT", "7", True, False, 130, "stopped; continue with: conformer-vision train --resume {run}"),
+        ("SIGTERM", "7", True, True, 143, "stopped; requeued job 7"),
+    ],
+)
+def test_stopped_by_a_signal(
+    name: str,
+    job: str | None,
+    auto_resume: bool,
+    asked: bool,
+    status: int,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job goes back into the queue where the same command would continue it; not after Ctrl-C."""
+    from conformer_vision.training import interrupt
+    from conformer_vision.training import run as training_run
+
+    def stop(config: object) -> Path:
+        raise interrupt.TrainingInterrupted(tmp_path, number=signal.Signals[name], auto_resume=auto_resume)
+
+    jobs: list[str] = []
+    monkeypatch.setattr(training_run, "train", stop)
+    monkeypatch.setattr(interrupt, "requeue", lambda job: (jobs.append(job), True)[1])
+    for variable in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    done = run("train", "--data=digits")
+    assert (done.status, done.out, done.err) == (status, "", line.format(run=tmp_path) + "\n")
+    assert jobs == ([job] if asked else [])
+
+
+def test_a_job_that_cannot_be_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conformer_vision.training import interrupt
+    from conformer_vision.training import run as training_run
+
+    def stop(config: object) -> Path:
+        raise interrupt.TrainingInterrupted(tmp_path, number=signal.SIGTERM, auto_resume=True)
+
+    monkeypatch.setattr(training_run, "train", stop)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = run("train", "--data=digits")
+    assert (done.status, done.err) == (143, "stopped; job 7 cannot be requeued\n")
+
+
 def test_interrupt_and_resume(tmp_path: Path) -> None:
     data = class_folders(tmp_path / "data", a=20, b=20)
     folder = tmp_path / "run"
     options = ["--batch_size=8", "--epochs=400", "--workers=1", "--device=cpu", f"--output={folder}"]
+    options.append("--report=false")
     process = subprocess.Popen(
         [*COMMAND, "train", f"--data={data}", *MODEL, *options],
         stdout=subprocess.PIPE,
@@ -470,7 +561,6 @@ def test_interrupt_and_resume(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("epoch 1/400")
-        time.sleep(0.3)  # into another epoch
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:

@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from conformer_vision.errors import UserError
 from conformer_vision.models.saved import load_model
 from conformer_vision.training import TrainConfig, TrainingInterrupted, train
-from conformer_vision.training.interrupt import Interrupted, InterruptFlag
+from conformer_vision.training.interrupt import InterruptFlag, requeue, slurm_job
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.run import resume
 
@@ -23,18 +24,60 @@ pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 
 
-def test_flag_is_set_by_the_first_and_interrupts_at_the_second() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_flag_is_set_by_the_first_and_interrupts_at_the_second(name: str) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    number = signal.Signals[name]
     flag = InterruptFlag()
     with flag.listen():
-        flag.check()
-        os.kill(os.getpid(), signal.SIGINT)
+        assert not flag.is_set
+        os.kill(os.getpid(), number)
         assert flag.is_set
-        with pytest.raises(Interrupted):
-            flag.check()
+        assert flag.signal == number
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+        os.kill(os.getpid(), signal.SIGTERM)  # a scheduler's reminder ends nothing
+        assert flag.is_set
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
+def test_warning_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGUSR1 is listened to in a job alone: elsewhere it may be somebody else's."""
+    before = signal.getsignal(signal.SIGUSR1)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with InterruptFlag().listen():
+        assert signal.getsignal(signal.SIGUSR1) is before
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    flag = InterruptFlag()
+    with flag.listen():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert flag.signal == signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_number_of_a_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert slurm_job() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "4712")
+    assert slurm_job() == "4712"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert slurm_job() == "4711_3", "of an array, its task"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SLURM has no Windows")
+def test_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a scontrol that writes down what it was asked."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not requeue("4711_3"), "there is no scontrol"
+    scontrol = tmp_path / "scontrol"
+    for status in (0, 1):
+        scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked-{status}\nexit {status}\n')
+        scontrol.chmod(0o755)
+        assert requeue("4711_3") == (status == 0)
+        assert (tmp_path / f"asked-{status}").read_text() == "requeue 4711_3\n"
 
 
 def test_flag_listens_to_nothing_outside_the_main_thread() -> None:
@@ -194,6 +237,16 @@ def test_broken_state_is_one_line(interrupted: Callable[..., Path], tmp_path: Pa
     (run / "config.yaml").write_text("epochs: [")
     assert "config.yaml is not YAML" in refused()
     (run / "config.yaml").unlink()
-    assert "cannot read" in refused()
+    assert "no config.yaml, so it is no run to resume" in refused()
+
+
+def test_a_run_without_a_checkpoint_begins_again(
+    interrupted: Callable[..., Path], tiny: Tiny, tmp_path: Path, weights: Callable[..., dict[str, Tensor]]
+) -> None:
+    run = interrupted(2)
     (run / "last.ckpt").unlink()
-    assert "no last.ckpt to resume from" in refused()
+    resume(run)
+    whole = train(tiny(epochs=3, max_steps=None, val_fraction=0.25, output=str(tmp_path / "whole")))
+    assert [row["epoch"] for row in rows_of(run)] == [1, 2, 3]
+    mine, other = weights(run), weights(whole)
+    assert all(torch.equal(mine[name], other[name]) for name in other)

@@ -129,7 +129,7 @@ def test_epoch_pictures(tiny: Tiny, tmp_path: Path) -> None:
         loader, val_loader = loaders(tiny(data=data, val_fraction=0.5, epoch_pictures=pictures))
         assert len(loader) == len(list(loader)) == batches
         assert len(labels(val_loader)) == 12
-    with pytest.raises(UserError, match="epoch_pictures is for streams; .* has 33 training pictures"):
+    with pytest.raises(UserError, match=r"epoch_pictures is for streams; .* has 33 training pictures"):
         open_pictures(tiny(epoch_pictures=16))
 
 
@@ -156,7 +156,7 @@ def test_stream_cannot_be_cut_into_folds(tiny: Tiny, tmp_path: Path) -> None:
 def test_odd_batches_cannot_be_mixed(tiny: Tiny) -> None:
     for changes in ({"batch_size": 7}, {"batch_size": 6, "accumulate": 2}):
         for mix in ("mixup", "cutmix"):
-            with pytest.raises(UserError, match="need an even number of pictures per pass, not [37]"):
+            with pytest.raises(UserError, match=r"need an even number of pictures per pass, not [37]"):
                 loaders(tiny(**changes, **{mix: 0.5}))
     assert loaders(tiny(batch_size=7))[0]
     assert loaders(tiny(batch_size=12, accumulate=2, mixup=0.5))[0]

@@ -151,7 +151,8 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             card,
             share=Share(trainer.global_rank, trainer.world_size),
         )
-        trainer.log_every_n_steps = min(50, len(loaders[0]))  # at least once an epoch
+        # At least once an epoch; lightning has the attribute without declaring it.
+        trainer.log_every_n_steps = min(50, len(loaders[0]))  # type: ignore[attr-defined]
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         # lightning itself puts back no loader at the end of an epoch.
         loaders[0].position = lambda: (trainer.current_epoch, progress.ready)
