@@ -68,7 +68,7 @@ class Task:
 
 TASKS = (
     Task("photos", 224, 32, 128, 320, "conformer_nano_patch16_224", 4),
-    Task("small", 32, 64, 2048, 32, "conformer_nano_patch8_64", 64),
+    Task("small", 32, 64, 1024, 32, "conformer_nano_patch8_64", 32),
 )
 STEPS = 20
 
@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Reading pictures here and with torchvision")
     parser.add_argument("--data", type=Path, help="parquet file or other set to take pictures from")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that read")
-    parser.add_argument("--repeats", type=int, default=5, help="timed epochs of each loader")
+    parser.add_argument("--repeats", type=int, default=3, help="timed epochs of each loader")
     parser.add_argument("--no-training", action="store_true", help="leave out the share of waiting")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()

@@ -18,7 +18,9 @@ Tiny = Callable[..., TrainConfig]
 def valley(bottom: float) -> tuple[list[float], list[float]]:
     """A loss that falls to its lowest at a learning rate and then rises steeply."""
     lrs = [10 ** (-6 + 0.06 * i) for i in range(101)]
-    losses = [2.3 - math.exp(-((math.log10(lr / bottom)) ** 2)) + max(0, math.log10(lr / bottom)) for lr in lrs]
+    losses = [
+        2.3 - math.exp(-((math.log10(lr / bottom)) ** 2)) + max(0, math.log10(lr / bottom)) for lr in lrs
+    ]
     return lrs, losses
 
 

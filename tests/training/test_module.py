@@ -117,7 +117,7 @@ def test_a_step_draws_from_a_seed_of_its_own(tiny: Tiny, logged: dict[str, Any])
     images, target = pictures(3)
 
     def loss(number: int) -> float:
-        return float(classifier.training_step(batch(images.clone(), target), number))
+        return float(classifier.training_step(batch(images.clone(), target), number).detach())
 
     first = [loss(number) for number in range(4)]
     assert len(set(first)) == 4

@@ -41,7 +41,14 @@ def run_two(config: TrainConfig, folder: Path, *, launcher: str) -> Path:
     run = folder / "run"
     command = ["train", f"--recipe={recipe}", f"--output={run}"]
     if launcher == "torchrun":
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "conformer_vision"]
+        start = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            "-m",
+            "conformer_vision",
+        ]
     else:
         start = ["-m", "conformer_vision"]
         command += ["--devices=2"]

@@ -1,0 +1,126 @@
+"""What the fuzz run found, each as a test of its own."""
+
+import io
+import logging
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conformer_vision.data import build_transform, images, open_image, open_source
+from conformer_vision.data.augment import AugmentConfig
+from conformer_vision.errors import UserError
+from conformer_vision.training import TrainConfig, train
+from conformer_vision.training.recipe import read_recipe
+from conformer_vision.training.run import resume
+
+CARD: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic", "crop_pct": 0.875}
+
+
+@pytest.fixture
+def good(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    import good
+
+    yield good
+    del sys.modules["good"]
+
+
+@pytest.mark.parametrize("size", [(65_000, 1), (1, 65_000)])
+@pytest.mark.parametrize(
+    ("mode", "augment"),
+    [("center", None), ("border", None), ("squash", None), ("center", AugmentConfig(crop="pad"))],
+)
+def test_a_line_of_pixels_is_not_resized_to_gigabytes(
+    size: tuple[int, int], mode: str, augment: AugmentConfig | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize, largest = Image.Image.resize, 0
+
+    def watched(self: Image.Image, size: tuple[int, int], *arguments: Any, **options: Any) -> Image.Image:
+        nonlocal largest
+        largest = max(largest, size[0] * size[1])
+        return resize(self, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    for edge in (32, 224):
+        transform = build_transform(input_size=(3, edge, edge), crop_mode=mode, augment=augment, **CARD)
+        assert transform(Image.new("RGB", size)).shape == (3, edge, edge)
+    assert 0 < largest <= 64 * 256 * 256
+
+
+@pytest.mark.parametrize("size", [(40, 30), (640, 10), (7, 440)])
+def test_other_pictures_are_transformed_as_before(size: tuple[int, int]) -> None:
+    from torchvision import transforms
+
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    transform = build_transform(input_size=(3, 224, 224), crop_mode="center", augment=None, **CARD)
+    plain = transforms.Compose(
+        [
+            transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(CARD["mean"], CARD["std"]),
+        ]
+    )
+    torch.testing.assert_close(transform(image), plain(image), rtol=0, atol=1e-5)
+
+
+def test_rows_read_apart_are_the_same_pictures(good: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large pictures are turned to RGB a few rows at a time, so as not to take several times their size."""
+    files = [data for _, data in good.pictures()]
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(50, 30)).astype(np.float32)
+    real[3, 4], real[40, 5] = np.nan, np.inf
+    for array in (real, rng.integers(-(10**6), 10**6, (50, 30), dtype=np.int32)):
+        files.append(good.encoded(Image.fromarray(array), ".tif", {}))
+    whole = [np.asarray(open_image(data)) for data in files]
+    monkeypatch.setattr(images, "_BAND_PIXELS", 100)
+    for data, wanted in zip(files, whole, strict=True):
+        np.testing.assert_array_equal(np.asarray(open_image(data)), wanted)
+
+
+def test_pillow_does_not_log_to_stderr() -> None:
+    kinds = [type(handler) for handler in logging.getLogger("PIL").handlers]
+    assert logging.NullHandler in kinds
+
+
+def test_a_recipe_that_grows_by_references_is_refused(tmp_path: Path) -> None:
+    lines = ["a: &a [x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    path = tmp_path / "recipe.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match="more than 10000 values"):
+        read_recipe(path)
+
+
+def test_an_archive_of_thousands_of_nested_folders_is_read(good: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in good.CLASSES:
+            archive.writestr(f"{name}/{'d/' * 3000}x.png", good.plain_picture(0))
+            archive.writestr(f"{name}/0.png", good.plain_picture(1))
+    source = open_source(path, split="all")
+    assert source.classes == good.CLASSES
+    assert len(source) == 6
+    assert source[0][0].size == (40, 36)
+
+
+@pytest.mark.parametrize(("key", "value"), [("clock", {"reserve": {}}), ("loops", {"fit_loop": "x"})])
+def test_a_state_of_odd_values_is_refused(good: ModuleType, tmp_path: Path, key: str, value: object) -> None:
+    data = good.class_folders(tmp_path / "photos", count=4)
+    run = train(TrainConfig(data=str(data), output=str(tmp_path / "run"), max_steps=1, **good.TINY))
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    buffer = io.BytesIO()
+    torch.save(state | {key: value}, buffer)
+    (run / "last.ckpt").write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        resume(run)
+    assert (run / "last.ckpt").read_bytes() == buffer.getvalue()

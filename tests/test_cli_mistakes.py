@@ -1,0 +1,263 @@
+"""Mistakes on the command line: one line that names them, exit status 2, and nothing left behind."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from command_line import TINY, class_folders, one_line, run
+from conformer_vision.data import open_source
+from conformer_vision.data.sources import write_examples
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of two steps on the digits."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = run("train", "--data", "digits", *TINY, "--output", folder)
+    assert (done.status, done.err) == (0, "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three digits, one of them broken."""
+    folder = tmp_path_factory.mktemp("pictures")
+    first, *_ = write_examples(open_source("digits", split="all"), folder, count=3)
+    first.write_bytes(b"no picture")
+    return folder
+
+
+def recipe(text: str | bytes) -> Callable[[Path], list[str]]:
+    """Arguments that train by a recipe of this text."""
+
+    def arguments(folder: Path) -> list[str]:
+        path = folder / "recipe.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return ["train", "--data=digits", *TINY, f"--recipe={path}"]
+
+    return arguments
+
+
+def training(*arguments: str) -> list[str]:
+    return ["train", "--data=digits", *TINY, *arguments]
+
+
+def on(**counts: int) -> Callable[[Path], list[str]]:
+    """Arguments that train on class folders with so many pictures."""
+    return lambda folder: ["train", f"--data={class_folders(folder / 'data', **counts)}", *TINY]
+
+
+Arguments = list[str] | Callable[[Path], list[str]]
+MISTAKES: dict[str, tuple[Arguments, str]] = {
+    # data
+    "no data": (["train", *TINY], "data is missing"),
+    "missing path": (["train", "--data=nothing", *TINY], "nothing does not exist"),
+    "empty folder": (on(), "does not exist"),
+    "empty class": (on(a=9, b=0), "class folder"),
+    "single class": (on(a=20), "single class"),
+    "batch larger than the data": (
+        on(a=4, b=4),
+        "batch_size 8 is more than the 6 pictures; give a smaller one",
+    ),
+    "pictures without class folders": (
+        lambda folder: ["train", f"--data={class_folders(folder / 'data', a=3) / 'a'}", *TINY],
+        "no class folders",
+    ),
+    # options
+    "unknown subcommand": (["tarin"], "tarin"),
+    "unknown option": (training("--epoch=3"), "unknown option --epoch; did you mean --epochs?"),
+    "unknown augmentation": (training("--augment.hflp=0"), "did you mean --augment.hflip?"),
+    "unexpected argument": (training("extra"), "unexpected argument 'extra'"),
+    "no number": (training("--epochs=ten"), "epochs ten: must be a whole number"),
+    "half an epoch": (training("--epochs=1.5"), "epochs 1.5: must be a whole number"),
+    "endless number": (training(f"--epochs=1{'0' * 400}"), "epochs"),
+    "no learning rate": (training("--lr=0"), "lr 0.0: must be a number above 0"),
+    "negative learning rate": (training("--lr=-1"), "lr -1.0: must be a number above 0"),
+    "odd batch with mixup": (
+        training("--mixup=0.2", "--batch_size=7"),
+        "batch_size 7: mixup and cutmix need an even number of pictures per pass, not 7",
+    ),
+    "batch that cannot be shared": (
+        training("--accumulate=3"),
+        "batch_size 8: cannot be shared evenly by accumulate 3; give 6",
+    ),
+    "batch size in words": (training("--batch_size=all"), "batch_size all: must be a whole number or"),
+    "average without a decay": (training("--ema_warmup=true"), "ema_warmup has no effect without ema_decay"),
+    "going on without a place": (training("--auto_resume=true"), "auto_resume has no effect without output"),
+    "fold without folds": (training("--fold=1"), "fold 1: must be below folds"),
+    "fold beyond the folds": (training("--folds=3", "--fold=3"), "fold 3: must be below folds, 3"),
+    "more folds than pictures": (training("--folds=999"), "folds 999: no class of digits has so many"),
+    "unknown branch": (training("--freeze_branch=fcu"), "freeze_branch fcu: must be one of 'conv', 'trans'"),
+    "more frozen blocks than there are": (training("--freeze_blocks=9"), "freeze_blocks 9: the model has 5"),
+    "frozen branch of a ResNet": (
+        ["train", "--data=digits", "--model=resnet18", "--freeze_branch=conv", "--batch_size=8"],
+        "freeze_branch is for Conformers; model resnet18 is none",
+    ),
+    "shared weights of one process": (training("--strategy=fsdp"), "strategy fsdp shares weights between"),
+    "float16 without a GPU": (training("--precision=16-mixed"), "precision 16-mixed needs a GPU"),
+    "BatchNorm of one CPU": (training("--sync_bn=true"), "sync_bn needs GPUs"),
+    "unknown logger": (training("--loggers=[neptune]"), "neptune"),
+    "missing list of exclusions": (training("--exclude=nothing.txt"), "nothing.txt"),
+    "epoch of a set with a length": (training("--epoch_pictures=9"), "epoch_pictures is for streams"),
+    "two ways to draw": (
+        training("--aug_repeats=2", "--sampling=balanced"),
+        "aug_repeats and sampling balanced both choose the pictures; keep one of them",
+    ),
+    "unknown device": (training("--device=foo"), "device foo: must be one of 'auto', 'cpu'"),
+    "unknown optimiser": (training("--optimizer=adamm"), "did you mean adam"),
+    "unknown policy": (training("--augment.auto_augment=foo"), "timm has no such policy"),
+    "two channels": (training("--in_chans=2"), "in_chans 2: must be one of 1, 3"),
+    "three sizes": (
+        training("--input_size=[32,32,32]"),
+        "must be a whole number or two whole numbers or null",
+    ),
+    # model
+    "unknown model": (training("--model=conformer_nan_patch8_64"), "did you mean conformer_nano_patch8_64?"),
+    "unknown model option": (
+        training("--model_kwargs.upsampel=x"),
+        "takes no upsampel; did you mean upsample?",
+    ),
+    "impossible depths": (training("--model_kwargs.depths=[1,1]"), "depths=[1, 1] is not possible"),
+    "depths of letters": (training("--model_kwargs.depths=abc"), "model conformer_nano_patch8_64"),
+    "size that the model cannot take": (
+        [
+            "train",
+            "--data=digits",
+            "--model=convnext_atto",
+            "--input_size=16",
+            "--batch_size=8",
+            "--workers=0",
+        ],
+        "input_size 16x16: convnext_atto cannot take it",
+    ),
+    "size below one patch": (
+        ["train", "--data=digits", "--model=vit_tiny_patch16_224", "--input_size=8", "--batch_size=8"],
+        "input_size 8x8: vit_tiny_patch16_224 cannot take it",
+    ),
+    "single pictures for BatchNorm": (
+        ["train", "--data=digits", "--model=conformer_nano_patch16_224", "--input_size=32", "--batch_size=1"],
+        "batch_size 1",
+    ),
+    "missing checkpoint": (training("--checkpoint=nothing.safetensors"), "nothing.safetensors"),
+    "two sources of weights": (training("--checkpoint=x.safetensors", "--pretrained=true"), "keep one"),
+    # recipes
+    "unknown recipe": (training("--recipe=quik"), "recipe 'quik' is unknown; did you mean quick?"),
+    "missing recipe": (
+        training("--recipe=nothing.yaml"),
+        "recipe 'nothing.yaml' is unknown; give a YAML file",
+    ),
+    "recipe without a name": (["train", "--data=digits", "--recipe"], "--recipe needs a value"),
+    "unknown recipe key": (recipe("epoch: 3"), "unknown key 'epoch'; did you mean epochs?"),
+    "broken recipe": (recipe("epochs: [3"), "is not YAML"),
+    "recipe that is a list": (recipe("- epochs"), "has to be keys with values"),
+    "binary recipe": (recipe(bytes(range(256))), "is not YAML"),
+    "Latin-1 recipe": (recipe("data: Café".encode("latin-1")), "is not YAML"),
+    "text for a number in a recipe": (recipe("epochs: ten"), "epochs ten: must be a whole number"),
+    "text for a part in a recipe": (
+        recipe("augment: {hflip: x}"),
+        "augment.hflip x: must be a number or null",
+    ),
+    "impossible value in a recipe": (recipe("lr: -1.0"), "lr -1.0: must be a number above 0"),
+    # resume
+    "resume nothing": (
+        ["train", "--resume=nothing"],
+        "nothing has no config.yaml, so it is no run to resume",
+    ),
+    "resume without a name": (["train", "--resume"], "--resume needs a value"),
+    "resume otherwise": (["train", "--resume=x", "--epochs=3"], "--epochs cannot be given with --resume"),
+    "resume two": (["train", "--resume", "x", "y"], "unexpected argument 'y'"),
+    "resume loudly": (["train", "--resume=x", "--progress=loud"], "progress loud: must be one of"),
+    # use
+    "evaluate nothing": (["evaluate", "nothing", "--data=digits"], "nothing does not exist"),
+    "evaluate without data": (["evaluate", "nothing"], "data is missing"),
+    "evaluate an unknown split": (["evaluate", "x", "--data=digits", "--split=foo"], "foo"),
+    "predict with nothing": (["predict"], "is missing"),
+    "predict nothing": (["predict", "nothing"], "inputs is missing"),
+    "predict by nothing": (["predict", "nothing", "x.png"], "nothing does not exist"),
+    "two formats": (["predict", "x", "y.png", "--json", "--csv"], "give one of them"),
+    "unknown option of predict": (["predict", "x", "y.png", "--topk=3"], "did you mean --top_k?"),
+    "abbreviated option": (
+        ["predict", "x", "y.png", "--top=3"],
+        "unknown option --top; did you mean --top_k?",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, wanted = MISTAKES[name]
+    arguments = arguments if isinstance(arguments, list) else arguments(tmp_path)
+    assert wanted in one_line(run(*arguments))
+    assert not (tmp_path / "runs").exists(), "a failed start leaves no run folder"
+
+
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    file = tmp_path / "file"
+    file.touch()
+    assert "is not empty" in one_line(run(*training(f"--output={tmp_path / 'full'}")))
+    assert "cannot make the run folder" in one_line(run(*training(f"--output={file / 'below'}")))
+    assert "cannot make the run folder" in one_line(run(*training(f"--output={file}")))
+
+
+def test_checkpoint_of_another_model(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = trained / "last.safetensors"
+    line = one_line(
+        run("train", "--data=digits", "--model=resnet18", "--batch_size=8", f"--checkpoint={weights}")
+    )
+    assert str(weights) in line
+    assert "ResNet" in line
+    data = class_folders(tmp_path / "data", a=9, b=9)
+    line = one_line(run("train", f"--data={data}", *TINY, f"--checkpoint={weights}"))
+    assert "reset_head" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_label_out_of_range(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parquet: a number that the file's own list of names does not have; in folders: an unknown class."""
+    datasets = pytest.importorskip("datasets")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    table = pa.table(
+        {"image": [{"bytes": buffer.getvalue(), "path": None}] * 20, "label": [0, 1] * 9 + [0, 2]}
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "data.parquet")
+    assert "2" in one_line(run("train", "--data=data.parquet", *TINY))
+    assert not (tmp_path / "runs").exists()
+    line = one_line(run("evaluate", trained, "--data", class_folders(tmp_path / "data", cat=3, dog=3)))
+    assert "does not know the class cat, dog" in line
+
+
+def test_mistakes_with_a_run(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    assert "top_k 0" in one_line(run("predict", trained, pictures, "--top_k=0"))
+    assert "device 'foo'" in one_line(run("predict", trained, pictures, "--device=foo"))
+    assert "batch_size 0" in one_line(run("predict", trained, pictures, "--batch_size=0"))
+    assert "holds no pictures" in one_line(run("predict", trained, tmp_path))
+    assert "does not exist" in one_line(run("evaluate", trained, "--data=nothing"))
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes((trained / "last.safetensors").read_bytes()[:9999])
+    assert "not a whole safetensors file" in one_line(run("predict", truncated, pictures))
+
+
+def test_mistakes_in_going_on(trained: Path, tmp_path: Path) -> None:
+    for name in ("config.yaml", "classes.txt", "last.ckpt", "last.safetensors"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    (tmp_path / "last.ckpt").write_bytes((trained / "last.ckpt").read_bytes()[:-1000])
+    assert "last.ckpt is not a whole checkpoint" in one_line(run("train", "--resume", tmp_path))
+    (tmp_path / "config.yaml").write_bytes(b"\x80garbage: [")
+    assert "config.yaml is not YAML" in one_line(run("train", "--resume", tmp_path))
+    (tmp_path / "config.yaml").write_text("epochs: 3\nmodell: x")
+    assert "did you mean model?" in one_line(run("train", "--resume", tmp_path))

@@ -1,0 +1,257 @@
+"""Options of the weights and their gradients: frozen, averaged, accumulated, recomputed, compiled."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conformer_vision import evaluate
+from conformer_vision.errors import UserError
+from conformer_vision.training import TrainConfig, train
+from conformer_vision.training.build import build_model
+from conformer_vision.training.module import ClassifierModule
+from option_tools import batch, group_rates, module, rates, shows
+
+pytestmark = pytest.mark.usefixtures("without_curves")
+Tiny = Callable[..., TrainConfig]
+Weights = Callable[..., dict[str, Tensor]]
+VIT: dict[str, Any] = {"model": "vit_tiny_patch16_224", "model_kwargs": {"depth": 1, "embed_dim": 48}}
+"""A network without BatchNorm."""
+
+
+def initial(config: TrainConfig) -> dict[str, Tensor]:
+    """The weights that a run begins with."""
+    lightning.seed_everything(config.seed, verbose=False)
+    return {name: tensor.clone() for name, tensor in build_model(config, 3).state_dict().items()}
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+# ---- freezing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "frozen"),
+    [
+        ({"freeze_blocks": 2}, r"stem\.|patch_embed\.|cls_token|blocks\.[01]\."),
+        ({"freeze_branch": "conv"}, r"stem\.|blocks\.\d+\.(bottleneck|fusion)\."),
+        ({"freeze_branch": "trans"}, r"patch_embed\.|cls_token|blocks\.\d+\.transformer\."),
+    ],
+    ids=str,
+)
+@shows("freeze_blocks", "freeze_branch")
+def test_frozen_weights_stay(
+    tiny: Tiny, tmp_path: Path, weights: Weights, changes: dict[str, Any], frozen: str
+) -> None:
+    """Bit for bit, BatchNorm's statistics too, over steps with weight decay and a validation between."""
+    config = tiny(**changes, lr=0.01, weight_decay=0.5, max_steps=5, output=str(tmp_path / "run"))
+    before, after = initial(config), weights(train(config))
+    assert before.keys() == after.keys()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if re.match(frozen, name)}
+
+
+def test_freezing_that_cannot_be(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="freeze_blocks is for Conformers; model resnet18 is none"):
+        build_model(tiny(model="resnet18", model_kwargs={}, freeze_blocks=1), 3)
+    with pytest.raises(UserError, match="freeze_branch is for Conformers; model resnet18 is none"):
+        build_model(tiny(model="resnet18", model_kwargs={}, freeze_branch="conv"), 3)
+    with pytest.raises(UserError, match="freeze_blocks 6: the model has 5 blocks"):
+        build_model(tiny(freeze_blocks=6), 3)
+
+
+# ---- learning rates --------------------------------------------------------------------------------
+
+
+@shows("layer_decay")
+def test_layer_decay(tiny: Tiny) -> None:
+    """From each block to the one before it the rate falls by the factor, at every step of the schedule."""
+    config = tiny(layer_decay=0.5, lr=0.1, min_lr=0.01, epochs=3, max_steps=None)
+    classifier = module(config)
+    parts: Any = classifier.configure_optimizers()
+    names = {id(parameter): name for name, parameter in classifier.model.named_parameters()}
+    groups = parts["optimizer"].param_groups
+    layers = [{names[id(parameter)].rsplit(".", 1)[0] for parameter in group["params"]} for group in groups]
+
+    def rates_of(pattern: str, seen: list[float]) -> float:
+        """The one learning rate of the layers whose names begin so."""
+        found = {
+            rate
+            for rate, inside in zip(seen, layers, strict=True)
+            if any(re.match(pattern, name) for name in inside)
+        }
+        assert len(found) == 1, (pattern, found)
+        return found.pop()
+
+    every = group_rates(config)
+    plain = rates(tiny(lr=0.1, min_lr=0.01, epochs=3, max_steps=None))
+    for seen, whole in zip(every, plain, strict=True):
+        blocks = [rates_of(rf"blocks\.{number}\.", seen) for number in range(5)]
+        assert [b / a for a, b in pairwise(blocks)] == pytest.approx([2.0] * 4)
+        assert rates_of("stem", seen) == pytest.approx(blocks[0] / 2)
+        assert rates_of("conv_head|trans_head", seen) == pytest.approx(whole)
+        assert max(seen) == pytest.approx(whole)
+    assert len(set(group_rates(tiny(layer_decay=1.0))[0])) == 1
+
+
+# ---- averaging -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@shows("ema_decay", "ema_warmup")
+def test_average_of_the_weights(
+    tiny: Tiny,
+    pictures: Path,
+    tmp_path: Path,
+    weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    warmup: bool,
+) -> None:
+    """What is kept and evaluated is the average of the weights after each step, by its definition."""
+    steps: list[dict[str, Tensor]] = []
+
+    def noting(self: ClassifierModule, *_: Any) -> None:
+        steps.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+
+    monkeypatch.setattr(ClassifierModule, "on_train_batch_end", noting)
+    config = tiny(
+        ema_decay=0.4,
+        ema_warmup=warmup,
+        lr=0.01,
+        max_steps=4,
+        output=str(tmp_path / "run"),
+        val_fraction=0.25,
+    )
+    run = train(config)
+    assert len(steps) == 4
+    average = {name: tensor.double() for name, tensor in steps[0].items()}
+    for count, current in enumerate(steps[1:], start=1):
+        decay = min(0.4, (1 + count) / (10 + count)) if warmup else 0.4
+        for name in average:
+            average[name] = decay * average[name] + (1 - decay) * current[name].double()
+    kept = weights(run)
+    for name, tensor in kept.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor.double(), average[name], rtol=1e-5, atol=1e-7)
+        else:
+            assert torch.equal(tensor, steps[-1][name])
+    assert not torch.equal(kept["cls_token"], steps[-1]["cls_token"])
+    evaluation = evaluate(run / "last.safetensors", pictures, val_fraction=0.25, seed=0, device="cpu")
+    row = rows_of(run)[-1]
+    assert row["val_loss"] == pytest.approx(
+        (evaluation.loss["conv"] + evaluation.loss["trans"]) / 2, rel=1e-4
+    )
+
+
+# ---- accumulation ----------------------------------------------------------------------------------
+
+
+@shows("accumulate")
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    tiny: Tiny, tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    step = ClassifierModule.training_step
+
+    def noting(self: ClassifierModule, pictures: Any, number: int) -> Tensor:
+        sizes.append(len(pictures.labels))
+        return step(self, pictures, number)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", noting)
+    runs = {}
+    for accumulate in (1, 4):
+        config = tiny(
+            **VIT, accumulate=accumulate, optimizer="sgd", lr=0.5, warmup_epochs=0, clip_grad=0.5,
+            max_steps=3, output=str(tmp_path / str(accumulate)),
+        )  # fmt: skip
+        runs[accumulate] = train(config)
+    assert sizes == [8] * 3 + [2] * 12
+    begun = initial(config)
+    whole, parts = weights(runs[1]), weights(runs[4])
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=2e-6)
+    assert max(float((whole[name] - begun[name]).abs().max()) for name in begun) > 1e-2
+    one, four = rows_of(runs[1])[-1], rows_of(runs[4])[-1]
+    for name in ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1_fused"):
+        assert four[name] == pytest.approx(one[name], rel=1e-3), name
+
+
+# ---- memory and speed ------------------------------------------------------------------------------
+
+
+@shows("grad_checkpointing")
+def test_recomputed_gradients_are_the_same(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stochastic depth and BatchNorm's statistics included; every block is computed twice."""
+    monkeypatch.setattr(ClassifierModule, "log", lambda *_, **__: None)
+    pictures = batch(
+        torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3
+    )
+    seen: list[tuple[dict[str, Tensor], dict[str, Tensor], Counter[str]]] = []
+    for recompute in (False, True):
+        classifier = module(tiny(grad_checkpointing=recompute, drop_path_rate=0.5)).train()
+        count: Counter[str] = Counter()
+        for number, block in enumerate(classifier.model.blocks):
+            block.transformer.register_forward_hook(
+                lambda *_, number=number, count=count: count.update([str(number)])
+            )
+        classifier.training_step(pictures, 0).backward()
+        gradients = {name: p.grad for name, p in classifier.model.named_parameters() if p.grad is not None}
+        seen.append((gradients, dict(classifier.model.named_buffers()), count))
+    (plain, statistics, once), (recomputed, statistics_too, twice) = seen
+    assert plain.keys() == recomputed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-7)
+    assert all(torch.equal(statistics[name], statistics_too[name]) for name in statistics)
+    assert set(once.values()) == {1}
+    assert set(twice.values()) == {2}
+
+
+def test_a_model_without_recomputation(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match=r"grad_checkpointing: model .* has none; leave it out"):
+        build_model(tiny(model="inception_v4", model_kwargs={}, grad_checkpointing=True, input_size=96), 3)
+
+
+@shows("compile")
+def test_compiled_training_is_the_same(
+    tiny: Tiny, tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the compiler's front end alone: its back end takes minutes and another's compiler."""
+    traced: list[Any] = []
+    compiling = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: (traced.append(args), compiling(*args))[1])
+    runs = [
+        train(tiny(**VIT, compile=compiled, max_steps=1, output=str(tmp_path / str(compiled))))
+        for compiled in (False, True)
+    ]
+    assert len(traced) == 1
+    plain, compiled = (weights(run) for run in runs)
+    assert plain.keys() == compiled.keys(), "names are the same under every option"
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_conformer_keeps_names_and_loss(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClassifierModule, "log", lambda *_, **__: None)
+    compiling = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiling(function))
+    pictures = batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    losses, names = [], []
+    for compiled in (False, True):
+        classifier = module(tiny(compile=compiled, model_kwargs={"depths": [2, 1, 2]})).train()
+        losses.append(classifier.training_step(pictures, 0).detach())
+        names.append(list(classifier.model.state_dict()))
+        assert isinstance(classifier.model, nn.Module)
+    torch.testing.assert_close(losses[0], losses[1])
+    assert names[0] == names[1]
