@@ -44,9 +44,10 @@ format: $(STAMP) ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## parameters, multiply-adds and speed beside the plain formulation
+bench: $(STAMP) ## parameters, multiply-adds and speed beside the plain formulation; speed of reading
 	$(BIN)/python benchmarks/macs.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/loader.py
 
 figures: $(STAMP) ## draw the figures of docs/ again
 	$(BIN)/python docs/figures/architecture.py

@@ -221,9 +221,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="parquet file or other set to take pictures from")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that read")
     parser.add_argument("--repeats", type=int, default=3, help="timed epochs of each loader")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--no-training", action="store_true", help="leave out the share of waiting")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
 
     setting = {
         "torch": torch.__version__,
@@ -255,7 +257,7 @@ def main() -> None:
             for task in TASKS:
                 for workers in arguments.workers:
                     trainings.append(waiting(task, files[task]["folder"], Path(name), workers))
-            print(f"{'training':28} {'batch':>6} {'workers':>7} {'waiting':>8} {'per second':>10}")
+            print(f"\n{'training':28} {'batch':>6} {'workers':>7} {'waiting':>8} {'per second':>10}")
             line = "{model:28} {batch:6} {workers:7} {waiting:8.1%} {images_per_second:10.0f}"
             for row in trainings:
                 print(line.format(**row))

@@ -169,11 +169,11 @@ def test_pictures_that_kill_or_stop_their_reader(monkeypatch: pytest.MonkeyPatch
         return deadly.DeadlySource(range(0, 250, 10) if split == "train" else [251, 253], split=split)
 
     monkeypatch.setattr("conformer_vision.check.run.open_source", source)
-    result = check("deadly", workers=2, timeout=1)
+    result = check("deadly", workers=2, timeout=5)
     broken = {found.picture.name: found.detail for found in result.findings if found.kind == "broken"}
     assert broken == {
         "deadly train row 3": "it ends the reading process (SIGKILL)",
-        "deadly train row 5": "reading it takes longer than 1 seconds",
+        "deadly train row 5": "reading it takes longer than 5 seconds",
     }
     assert result.counts["single_colour"] == 25, "all the others are read"
 

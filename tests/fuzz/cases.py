@@ -154,7 +154,7 @@ class Fuzz:
         if numbers.start == 0 and len(numbers) >= 100:  # its processes take seconds to start
             calls["  check"] = lambda: self.harness.command("check", folder, "--workers=1") == 2
         for kind, call in calls.items():
-            self.harness.attempt(kind, name, call, inputs=folder)
+            self.harness.attempt(kind, name, call, inputs=folder, times=5)
         shutil.rmtree(folder)
 
     def _broken(self, data: object) -> int:

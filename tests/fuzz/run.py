@@ -5,10 +5,10 @@
 
 Every input is made from a good one by a generator of its own, seeded by ``--seed``, its kind and its number.
 A defect is: an exception other than `UserError` from the Python interface; from the command line a status
-other than 0, 1 and 2, a traceback, or more than one line of error (lines ``skipped:`` aside); more than
-``--seconds`` for one call; more than 2 GB for one call; a run that cannot be resumed any more. Inputs with
-defects are copied to ``--keep``. The exit status is 1 where there were any. Needs no network; memory is
-watched on Linux only.
+other than 0, 1 and 2, a traceback, or more than one line of error (lines ``skipped:`` aside); a call that
+takes more than ``--seconds`` (five times that for a folder of 300 pictures) or more than 2 GB; a run that
+cannot be resumed any more. Inputs with defects are copied to ``--keep``. The exit status is 1 where there
+were any. Needs no network; memory is watched on Linux only.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ harness = Harness(Path(sys.argv[1]), seconds=1)
 harness.attempt("hang", "1", hang, inputs=None)
 harness.attempt("bug", "1", lambda: {}["missing"], inputs=None)
 harness.attempt("lost", "1", lost, inputs=None)
-harness.attempt("greedy", "1", greedy, inputs=None)
+harness.attempt("greedy", "1", greedy, inputs=None, times=60)
 for name, main in {"noisy": lambda a: noisy(), "status": lambda a: 3, "quiet error": lambda a: 2}.items():
     conformer_vision.cli.main = main
     harness.attempt(name, "1", lambda: harness.command("x") == 2, inputs=None)

@@ -71,7 +71,9 @@ class Harness:
         row.refused += refused
         row.answered += not refused
 
-    def attempt(self, kind: str, name: str, call: Callable[[], bool], *, inputs: Path | None) -> bool | None:
+    def attempt(
+        self, kind: str, name: str, call: Callable[[], bool], *, inputs: Path | None, times: int = 1
+    ) -> bool | None:
         """Call something; what it gives, or None where there was a defect.
 
         Args:
@@ -79,6 +81,7 @@ class Harness:
             name: of the input or inputs.
             call: gives whether the input was refused; raises anything where there is a defect.
             inputs: file or folder to keep in that case.
+            times: how often the time of a call it may take, as one of many inputs.
         """
         row = self.rows.setdefault(kind, Row())
         row.calls += 1
@@ -87,10 +90,10 @@ class Harness:
         problem = None
         refused: bool | None = None
         try:
-            with self._watched(name):
+            with self._watched(times * self.seconds):
                 refused = call()
         except Hang:
-            problem = f"takes longer than {self.seconds:g} s"
+            problem = f"takes longer than {times * self.seconds:g} s"
         except DefectError as defect:
             problem = str(defect)
         except (Exception, SystemExit, KeyboardInterrupt):
@@ -129,7 +132,7 @@ class Harness:
         return _judge(status, said)
 
     @contextlib.contextmanager
-    def _watched(self, name: str) -> Iterator[None]:
+    def _watched(self, seconds: float) -> Iterator[None]:
         """Stdout and stderr captured, C libraries' too; time and address space limited."""
         sys.stdout.flush()
         sys.stderr.flush()
@@ -139,8 +142,8 @@ class Harness:
         os.close(nowhere)
         os.dup2(self._captured.fileno(), 2)
         # Where no Python code runs that could see the alarm, the process ends with a traceback.
-        faulthandler.dump_traceback_later(2 * self.seconds, exit=True, file=self._log)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        faulthandler.dump_traceback_later(2 * seconds, exit=True, file=self._log)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             with _limited_address_space():
                 yield

@@ -126,7 +126,7 @@ def test_a_process_killed_at_random_steps(
     options = ["train", f"--recipe={recipe}", f"--output={run}", "--auto_resume=true"]
     rng = random.Random(0)
     kills = 0
-    while kills < 3:
+    while kills < 2:
         process = start(options, tmp_path)
         before = _step(run)
         wanted = before + rng.randint(1, 3)
