@@ -25,7 +25,7 @@ data: digits
 model: conformer_nano_patch8_64
 model_kwargs: {depths: [2, 1, 2]}
 input_size: 32
-epochs: 12
+epochs: 5
 batch_size: 64
 accumulate: 2
 workers: 1

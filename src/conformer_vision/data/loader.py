@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from conformer_vision.errors import UserError
 
@@ -194,6 +194,14 @@ class _Transformed(Dataset[_Sample | BrokenImageError]):
         return len(self.source)
 
     def __getitem__(self, draw: Draw) -> _Sample | BrokenImageError:
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: list[Draw]) -> list[_Sample | BrokenImageError]:
+        """What torch's DataLoader asks for a batch."""
+        with _generators_kept():
+            return [self._read(draw) for draw in draws]
+
+    def _read(self, draw: Draw) -> _Sample | BrokenImageError:
         broken: list[str] = []
         for ahead in range(min(_MOST_REPLACED, len(self.source))):
             index = (draw.number + ahead) % len(self.source)
@@ -235,16 +243,19 @@ class _Streamed(IterableDataset[_Sample | BrokenImageError]):
             # The next good picture stands in for the broken ones before it, whatever was read earlier:
             # so an epoch goes on by the number of its pictures alone.
             for each in (*waiting, seed):
-                yield _Sample(_transformed(self.transform, item.image, each), item.label, -1, tuple(broken))
+                with _generators_kept():
+                    tensor = _transformed(self.transform, item.image, each)
+                yield _Sample(tensor, item.label, -1, tuple(broken))
                 broken = []
             waiting = []
 
 
 def _transformed(transform: Transform, image: Image.Image, seed: int | None) -> Tensor:
-    if seed is None:
-        return transform(image)
-    with _seeded(seed):
-        return transform(image)
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+    return transform(image)
 
 
 def _missing(transform: Transform, index: int, broken: list[str]) -> _Sample:
@@ -253,15 +264,15 @@ def _missing(transform: Transform, index: int, broken: list[str]) -> _Sample:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The generators that transforms draw from, seeded inside the block and as they were after it.
+def _generators_kept() -> Iterator[None]:
+    """After the block, the generators that transforms draw from are as they were before it.
 
-    Without workers they are also those of dropout and stochastic depth.
+    Without workers they are also those of dropout and stochastic depth; workers need not pay for this.
     """
+    if get_worker_info() is not None:
+        yield
+        return
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

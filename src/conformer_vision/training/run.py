@@ -188,7 +188,8 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
         except SystemExit:  # what lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from None
         except Exception as error:  # of what a damaged state holds, lightning raises anything
-            if checkpoint is None or restored.done or isinstance(error, UserError):
+            named = isinstance(error, (UserError, OSError, torch.OutOfMemoryError))
+            if checkpoint is None or restored.done or named:
                 raise
             raise damaged(checkpoint) from error
         finally:
