@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.output import console, printable
+from conformer_vision.commands.output import console, name_broken, printable
 from conformer_vision.parsing import build_parser as plain_parser
 
 if TYPE_CHECKING:
@@ -74,11 +73,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         _print(evaluation)
         if path is not None:
             print(f"confusion matrix: {path}")
-    for line in evaluation.broken:
-        print(f"skipped: {printable(line)}", file=sys.stderr)
-    if evaluation.broken:
-        print(f"{len(evaluation.broken)} of the pictures could not be read", file=sys.stderr)
-    return 1 if evaluation.broken else 0
+    return name_broken(evaluation.broken)
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -18,3 +19,12 @@ def printable(text: str) -> str:
     """The text with what no terminal can show escaped: file names need not be UTF-8."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def name_broken(lines: Sequence[str]) -> int:
+    """Names on stderr the pictures that could not be read; gives the exit status."""
+    for line in lines:
+        print(f"skipped: {printable(line)}", file=sys.stderr)
+    if lines:
+        print(f"{len(lines)} of the pictures could not be read", file=sys.stderr)
+    return 1 if lines else 0

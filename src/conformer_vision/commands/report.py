@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.output import printable
+from conformer_vision.commands.output import name_broken
 from conformer_vision.parsing import build_parser as plain_parser
 
 
@@ -33,8 +31,4 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         workers=options.workers,
     )
     print(f"report: {save_report(findings)}")
-    for line in findings.broken:
-        print(f"skipped: {printable(line)}", file=sys.stderr)
-    if findings.broken:
-        print(f"{len(findings.broken)} of the pictures could not be read", file=sys.stderr)
-    return 1 if findings.broken else 0
+    return name_broken(findings.broken)

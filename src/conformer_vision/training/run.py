@@ -211,7 +211,7 @@ def _report(folder: Path, config: TrainConfig) -> None:
             folder,
             batch_size=config.pictures_per_step,
             workers=config.workers,
-            device="auto" if config.device == "auto" else config.device,
+            device=config.device,
         )
     except UserError as error:
         print(f"no report: {error}", file=sys.stderr)

@@ -34,10 +34,7 @@ _SERIALIZERS = frozenset(
 
 
 class _Stored:
-    """A serializer of litdata's that leaves a picture's bytes as they are stored."""
-
-    def serialize(self, data: Any) -> tuple[bytes, str | None]:
-        raise NotImplementedError("for reading only")
+    """For reading, in place of a serializer of litdata's: leaves a picture's bytes as they are stored."""
 
     def deserialize(self, data: Any) -> bytes:
         return bytes(data)
