@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from command_line import TINY, run
+from conformer_vision.data import open_source
+from conformer_vision.data.sources import write_examples
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -13,3 +17,21 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the folder ../shared (goldens and real pictures), which is not here")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of two steps on the digits."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = run("train", "--data", "digits", *TINY, "--output", folder)
+    assert (done.status, done.err) == (0, "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three digits, one of them broken."""
+    folder = tmp_path_factory.mktemp("pictures")
+    first, *_ = write_examples(open_source("digits", split="all"), folder, count=3)
+    first.write_bytes(b"no picture")
+    return folder

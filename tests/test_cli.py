@@ -16,28 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from command_line import COMMAND, ENVIRONMENT, MODEL, TINY, class_folders, run, spawn
-from conformer_vision.data import open_source
-from conformer_vision.data.sources import write_examples
 from conformer_vision.models import variants
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of two steps on the digits."""
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    done = run("train", "--data", "digits", *TINY, "--output", folder)
-    assert (done.status, done.err) == (0, "")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three digits, one of them broken."""
-    folder = tmp_path_factory.mktemp("pictures")
-    first, *_ = write_examples(open_source("digits", split="all"), folder, count=3)
-    first.write_bytes(b"no picture")
-    return folder
-
 
 # ---- without torch ---------------------------------------------------------------------------------
 
