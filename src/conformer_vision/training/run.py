@@ -116,34 +116,8 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
         config = _with_batch_size(config, model, card, train_source)
 
         clock = Clock(None if config.max_minutes is None else 60 * config.max_minutes)
-        recorder = Recorder(clock, batch_size=config.pictures_per_step)
-        interrupt = InterruptFlag()
-        averaging = None
-        if config.ema_decay is not None:
-            averaging = Averaging(config.ema_decay, warmup=config.ema_warmup)
-        restored = Restored()
-        shown, bar = _progress(config, recorder)
-        callbacks: list[lightning.Callback] = [
-            *([] if averaging is None else [averaging]),
-            BrokenPictures(folder, pictures=_count(train_source, val_source), most=config.max_broken),
-            recorder,
-            *_stopping(config, clock),
-            restored,
-            *shown,
-            RunFolder(
-                folder,
-                model=model,
-                card=card,
-                recorder=recorder,
-                interrupt=interrupt,
-                averaging=averaging,
-                every_seconds=60 * config.save_minutes,
-                top_k=config.save_top_k,
-            ),
-        ]
-        if config.loggers:
-            callbacks.insert(0, LearningRateMonitor("step"))
-        trainer = build_trainer(config, folder, callbacks=callbacks)
+        parts = _Callbacks(config, folder, clock, model, card, _count(train_source, val_source))
+        trainer = build_trainer(config, folder, callbacks=parts.in_order)
         loaders = build_loaders(
             config,
             train_source,
@@ -175,7 +149,7 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
         try:
             if config.loggers and is_first():
                 trainer.loggers = start_loggers(config.loggers, folder)
-            with interrupt.listen():
+            with parts.interrupt.listen():
                 trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
             if torch.distributed.is_initialized():  # what follows, the first process does alone
                 torch.distributed.destroy_process_group()
@@ -183,20 +157,20 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             raise _diverged(config, failure, module, trainer, folder, train_source) from None
         except Interrupted:
             raise TrainingInterrupted(
-                folder, number=interrupt.signal or signal.SIGINT, auto_resume=config.auto_resume
+                folder, number=parts.interrupt.signal or signal.SIGINT, auto_resume=config.auto_resume
             ) from None
         except SystemExit:  # what lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from None
         except Exception as error:  # of what a damaged state holds, lightning raises anything
             named = isinstance(error, (UserError, OSError, torch.OutOfMemoryError))
-            if checkpoint is None or restored.done or named:
+            if checkpoint is None or parts.restored.done or named:
                 raise
             raise damaged(checkpoint) from error
         finally:
             if is_first():
                 _remove_if_unused(folder)
-            if bar is not None:
-                bar.bar.stop()
+            if parts.bar is not None:
+                parts.bar.bar.stop()
         if config.report and is_first():
             _report(folder, config)
     return folder
@@ -207,12 +181,7 @@ def _report(folder: Path, config: TrainConfig) -> None:
     from ..report import write_report
 
     try:
-        write_report(
-            folder,
-            batch_size=config.pictures_per_step,
-            workers=config.workers,
-            device=config.device,
-        )
+        write_report(folder, workers=config.workers, device=config.device)
     except UserError as error:
         print(f"no report: {error}", file=sys.stderr)
 
@@ -240,12 +209,46 @@ def _count(train: Data, val: Data) -> int | None:
     return len(train) + len(val)
 
 
-def _stopping(config: TrainConfig, clock: Clock) -> list[lightning.Callback]:
-    limits = Limits(clock, max_steps=config.max_steps)
-    if config.patience is None:
-        return [limits]
-    early = EarlyStopping("val_top1_fused", mode="max", patience=config.patience, check_finite=False)
-    return [early, limits]
+class _Callbacks:
+    """What accompanies the training loop, in the order in which lightning has to call it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        clock: Clock,
+        model: nn.Module,
+        card: ModelCard,
+        pictures: int | None,
+    ) -> None:
+        self.interrupt = InterruptFlag()
+        self.restored = Restored()
+        recorder = Recorder(clock, batch_size=config.pictures_per_step)
+        shown, self.bar = _progress(config, recorder)
+        averaging = None
+        if config.ema_decay is not None:
+            averaging = Averaging(config.ema_decay, warmup=config.ema_warmup)
+        run_folder = RunFolder(
+            folder,
+            model=model,
+            card=card,
+            recorder=recorder,
+            interrupt=self.interrupt,
+            averaging=averaging,
+            every_seconds=60 * config.save_minutes,
+            top_k=config.save_top_k,
+        )
+        self.in_order: list[lightning.Callback] = []
+        if config.loggers:
+            self.in_order.append(LearningRateMonitor("step"))
+        if averaging is not None:
+            self.in_order.append(averaging)
+        self.in_order += [BrokenPictures(folder, pictures=pictures, most=config.max_broken), recorder]
+        if config.patience is not None:
+            self.in_order.append(
+                EarlyStopping("val_top1_fused", mode="max", patience=config.patience, check_finite=False)
+            )
+        self.in_order += [Limits(clock, max_steps=config.max_steps), self.restored, *shown, run_folder]
 
 
 def _diverged(
