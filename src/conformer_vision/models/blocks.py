@@ -13,8 +13,18 @@ from timm.models.vision_transformer import Block as TransformerBlock
 from torch import Tensor, nn
 
 from conformer_vision.models.config import ConformerConfig
+from conformer_vision.models.fused import FusedCoupledBlock, FusedUncoupledBlock, fold_conv
 
-__all__ = ["Bottleneck", "CoupledBlock", "FCUDown", "FCUUp", "UncoupledBlock", "build_block", "build_stem"]
+__all__ = [
+    "Bottleneck",
+    "CoupledBlock",
+    "FCUDown",
+    "FCUUp",
+    "Stem",
+    "UncoupledBlock",
+    "build_block",
+    "build_stem",
+]
 
 
 def add_upsampled(x: Tensor, small: Tensor, ratio: int, mode: str) -> Tensor:
@@ -140,6 +150,10 @@ class UncoupledBlock(nn.Module):
         x, _ = self.bottleneck(x)
         return x, tokens
 
+    def fuse(self) -> FusedUncoupledBlock:
+        """The block for inference, from eval mode; see `Conformer.fuse`."""
+        return FusedUncoupledBlock(self)
+
 
 class CoupledBlock(nn.Module):
     """Blocks 2 to 12 (figure 2c): bottleneck, FCUDown, transformer block, FCUUp, fusion bottleneck."""
@@ -168,6 +182,10 @@ class CoupledBlock(nn.Module):
         tokens = self.transformer(tokens + torch.cat([tokens[:, :1], patches], dim=1))
         x, _ = self.fusion(x, self.fcu_up(tokens, height, width))
         return x, tokens
+
+    def fuse(self) -> FusedCoupledBlock:
+        """The block for inference, from eval mode; see `Conformer.fuse`."""
+        return FusedCoupledBlock(self)
 
 
 def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.Module:
@@ -212,11 +230,22 @@ def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.M
     )
 
 
-def build_stem(config: ConformerConfig, in_chans: int, dd: dict[str, Any]) -> tuple[nn.Sequential, nn.Module]:
-    """Build the stem: convolution, BatchNorm (eps 1e-5) and ReLU, and the max pool behind it, if any."""
+class Stem(nn.Sequential):
+    """Convolution, BatchNorm (eps 1e-5) and ReLU (table 1, c1); without BatchNorm once it is folded."""
+
+    def fuse(self) -> nn.Sequential:
+        """The stem for inference, from eval mode; see `Conformer.fuse`."""
+        fused = Stem()
+        fused.add_module("conv", fold_conv(self.conv, self.bn))
+        fused.add_module("act", nn.ReLU(inplace=True))
+        return fused
+
+
+def build_stem(config: ConformerConfig, in_chans: int, dd: dict[str, Any]) -> tuple[Stem, nn.Module]:
+    """Build the stem, and the max pool behind it, if any."""
     large = config.stem_stride == 4
     kernel, stride = (7, 2) if large else (3, config.stem_stride)
-    stem = nn.Sequential()
+    stem = Stem()
     stem.add_module(
         "conv", nn.Conv2d(in_chans, config.stem_width, kernel, stride, kernel // 2, bias=False, **dd)
     )

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
+from conformer_vision.models.conformer import Conformer
+from conformer_vision.models.variants import VARIANTS
 
 FORMAT = 1
 METADATA_KEY = "conformer_vision"
@@ -31,7 +33,7 @@ LAST_WEIGHTS = "last.safetensors"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 # Keys that came after the first release: a card without them has their defaults.
-_LATER_KEYS = frozenset({"temperature"})
+_LATER_KEYS = frozenset({"temperature", "fused"})
 # What the card says in a field of its own, and what would make timm read other files or the network.
 _RESERVED_KWARGS = frozenset(
     {"model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
@@ -58,6 +60,7 @@ class ModelCard:
         in_chans: channels of the input; 0 (the default) takes them from ``input_size``.
         temperature: what the logits of the prediction are divided by before the softmax, so that
             probabilities are as high as the share of right answers (Guo et al., 2017); 1 leaves them.
+        fused: whether the weights are those of `Conformer.fuse`.
 
     Raises:
         UserError: a value that cannot be; the line names it.
@@ -74,6 +77,7 @@ class ModelCard:
     crop_mode: str = "center"
     in_chans: int = 0
     temperature: float = 1.0
+    fused: bool = False
 
     def __post_init__(self) -> None:
         for name in ("classes", "input_size", "mean", "std"):
@@ -133,6 +137,8 @@ class ModelCard:
             )
         if not _is_number(self.temperature) or not self.temperature > 0:
             raise UserError(f"model card: temperature must be a positive number, not {self.temperature!r}")
+        if not isinstance(self.fused, bool):
+            raise UserError(f"model card: fused must be true or false, not {self.fused!r}")
 
     @property
     def num_classes(self) -> int:
@@ -199,8 +205,8 @@ def _is_number(value: object) -> bool:
 def save_model(model: nn.Module, card: ModelCard, path: str | Path) -> None:
     """Writes parameters and buffers with the card to a safetensors file, in one step or not at all.
 
-    Tensors that share memory are written once under each of their names, and any memory layout
-    (channels-last, transposed views) is written contiguous.
+    The card gets to say whether the model is fused. Tensors that share memory are written once under
+    each of their names, and any memory layout (channels-last, transposed views) is written contiguous.
 
     Raises:
         UserError: the file cannot be written, or the card has another number of classes than the model.
@@ -208,7 +214,8 @@ def save_model(model: nn.Module, card: ModelCard, path: str | Path) -> None:
     outputs = getattr(model, "num_classes", card.num_classes)
     if outputs != card.num_classes:
         raise UserError(f"the model has {outputs} outputs, but its card names {card.num_classes} classes")
-    save_weights(model.state_dict(), card, path)
+    fused = isinstance(model, Conformer) and model.fused
+    save_weights(model.state_dict(), replace(card, fused=fused), path)
 
 
 def save_weights(weights: Mapping[str, Tensor], card: ModelCard, path: str | Path) -> None:
@@ -272,7 +279,10 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             model = _build(card, path)
             _check_shapes(model, shapes, card, path)
-            model.load_state_dict({name: file.get_tensor(name) for name in shapes})
+            wanted = model.state_dict()
+            # Copies: in the file's memory they are not aligned, and libraries round otherwise there.
+            weights = {name: file.get_tensor(name).to(wanted[name].dtype, copy=True) for name in shapes}
+            model.load_state_dict(weights, assign=card.model in VARIANTS)
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
     except OSError as error:
@@ -316,18 +326,27 @@ def _build(card: ModelCard, path: Path) -> nn.Module:
         near = difflib.get_close_matches(card.model, timm.list_models(), n=1)
         hint = f"; the nearest known is {near[0]!r}" if near else ""
         raise UserError(f"{path}: timm knows no model {card.model!r}{hint}")
+    # Drawing initial weights takes longer than reading those of the file. Other models may have buffers that
+    # the file does not hold.
+    device = torch.device("meta" if card.model in VARIANTS else "cpu")
     try:
-        model: nn.Module = timm.create_model(
-            card.model,
-            pretrained=False,
-            num_classes=card.num_classes,
-            in_chans=card.in_chans,
-            **card.model_kwargs,
-        )
+        with device:
+            model: nn.Module = timm.create_model(
+                card.model,
+                pretrained=False,
+                num_classes=card.num_classes,
+                in_chans=card.in_chans,
+                **card.model_kwargs,
+            )
     except Exception as error:  # any timm model's own complaint about an argument
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot build {card.model!r} with {card.model_kwargs}: {reason}") from error
-    return model
+    if not card.fused:
+        return model
+    if not isinstance(model, Conformer):
+        raise UserError(f"{path}: the card says fused, but {card.model!r} is no Conformer")
+    with device:
+        return model.fuse()
 
 
 def _check_shapes(model: nn.Module, shapes: dict[str, tuple[int, ...]], card: ModelCard, path: Path) -> None:

@@ -1,0 +1,193 @@
+"""The fused network against the plain formulation, `benchmarks/reference.py`, and against the trained one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
+
+from conformer_vision import VARIANTS, Conformer
+from conformer_vision.errors import UserError
+from conformer_vision.models.saved import ModelCard, load_model, save_model
+from pairs import build_pair
+
+NANO = [name for name in VARIANTS if "nano" in name]
+CLASSES = ("a", "b", "c", "d", "e")
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_agrees_with_the_plain_formulation(name: str, layout: torch.memory_format) -> None:
+    model, reference = build_pair(name, seed=1, num_classes=5)
+    fused = model.eval().fuse().to(memory_format=layout)  # type: ignore[call-overload]
+    images = torch.randn(2, 3, 65, 50, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = reference.double().eval()(images.double())
+        actual = fused.forward_branches(images.contiguous(memory_format=layout))
+    assert relative(actual.conv, expected.conv) < 1e-5
+    assert relative(actual.trans, expected.trans) < 1e-5
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    name=st.sampled_from(NANO),
+    height=st.integers(32, 75),
+    width=st.integers(32, 75),
+    batch=st.integers(1, 3),
+    upsample=st.sampled_from(["nearest", "bilinear"]),
+    head_fusion=st.sampled_from(["mean", "sum"]),
+    in_chans=st.sampled_from([1, 3, 4]),
+)
+def test_any_size_and_option(
+    name: str, height: int, width: int, batch: int, upsample: str, head_fusion: str, in_chans: int
+) -> None:
+    options = {"upsample": upsample, "head_fusion": head_fusion, "in_chans": in_chans}
+    model = trained(name, num_classes=3, **options).double()
+    images = torch.randn(batch, in_chans, height, width, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative(model.fuse()(images), model(images)) < 1e-12
+
+
+def trained(name: str, **options: object) -> Conformer:
+    """A model whose BatchNorms have statistics and scales as after training."""
+    torch.manual_seed(0)
+    model: Conformer = timm.create_model(name, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    return model
+
+
+def test_leaves_the_model_and_its_input_as_they_were() -> None:
+    model = trained("conformer_nano_patch8_64", num_classes=5).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fused = model.fuse()
+    assert model.training and not model.fused and fused.fused and not fused.training
+    images = torch.randn(2, 3, 64, 64)
+    given = images.clone()
+    with torch.no_grad():
+        first, second = fused(images), fused(images)
+    assert torch.equal(first, second)
+    assert torch.equal(images, given)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    with pytest.raises(ValueError, match="fused already"):
+        fused.fuse()
+
+
+def test_every_part_of_the_last_block_is_needed() -> None:
+    """No token of the last block can be left out, nor any position of its map, without another answer."""
+    model = trained("conformer_nano_patch8_64", num_classes=5).double()
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, Tensor]) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+            seen[name].retain_grad()
+
+        return hook
+
+    last = model.blocks[-1]
+    last.transformer.register_forward_hook(keep("tokens"))
+    last.transformer.norm1.register_forward_hook(keep("keys and queries"))
+    last.bottleneck.register_forward_hook(keep("map"))
+    branches = model.forward_branches(torch.randn(1, 3, 64, 64, dtype=torch.float64))
+    for head, logits in branches._asdict().items():
+        model.zero_grad()
+        for tensor in seen.values():
+            tensor.grad = None
+        logits[0, 0].backward(retain_graph=True)
+        tokens = seen["tokens"].grad
+        assert tokens is not None
+        used = tokens.abs().sum(2)[0] > 0
+        # The transformer head reads the class token, FCUUp all the others.
+        assert used.tolist() == [head == "trans"] + [head == "conv"] * (len(used) - 1)
+        keys = seen["keys and queries"].grad
+        assert keys is not None and bool((keys.abs().sum(2) > 0).all())
+        if head == "conv":
+            positions = seen["map"].grad
+            assert positions is not None and bool((positions.abs().sum(1) > 0).all())
+
+
+def test_gradients_flow_through_it() -> None:
+    model = trained("conformer_nano_patch8_64", num_classes=5).double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for network in (model, model.fuse()):
+        network.set_grad_checkpointing(network.fused)  # recomputes from inputs that must not be overwritten
+        (gradient,) = torch.autograd.grad(network(images).sum(), images)
+        gradients.append(gradient)
+    assert relative(gradients[1], gradients[0]) < 1e-10
+
+
+def test_feature_maps() -> None:
+    model = trained("conformer_nano_patch8_64", num_classes=5)
+    images = torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        plain = model.forward_intermediates(images, intermediates_only=True, return_tokens=True)
+        fused = model.fuse().forward_intermediates(images, intermediates_only=True, return_tokens=True)
+    for expected, actual in zip(plain, fused, strict=True):
+        assert relative(actual.map, expected.map) < 1e-5
+        if expected.tokens is not None:
+            assert relative(actual.tokens, expected.tokens) < 1e-5
+
+
+def test_timm_fuses_it_too() -> None:
+    model = trained("conformer_nano_patch8_64", num_classes=5)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(reparameterize_model(model)(images), model.fuse()(images))
+        features = timm.create_model("conformer_nano_patch8_64", features_only=True).eval()
+        for actual, expected in zip(reparameterize_model(features)(images), features(images), strict=True):
+            assert relative(actual, expected) < 1e-5
+
+
+def test_scripted() -> None:
+    fused = trained("conformer_nano_patch8_64", num_classes=5).fuse()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert relative(torch.jit.script(fused)(images), fused(images)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["conformer_nano_patch8_64", "conformer_tiny_patch16_224"])
+def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    model = trained(name, num_classes=5)
+    card = ModelCard(name, classes=CLASSES, temperature=1.5)
+    path = tmp_path / "fused.safetensors"
+    save_model(model.fuse(), card, path)
+    loaded, found = load_model(path)
+    assert isinstance(loaded, Conformer) and loaded.fused
+    assert found == replace(card, fused=True)
+    assert found.temperature == 1.5
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model.fuse()(images))
+    save_model(model, found, path)  # the card follows the model
+    assert not load_model(path)[1].fused
+
+
+def test_a_card_that_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    other = timm.create_model("test_resnet", num_classes=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("conformer_vision.models.saved.replace", lambda card, **_: card)
+        save_model(other, ModelCard("test_resnet", classes=CLASSES, fused=True), path)
+    with pytest.raises(UserError, match="is no Conformer"):
+        load_model(path)
+    with pytest.raises(UserError, match="fused must be true or false"):
+        ModelCard("test_resnet", classes=CLASSES, fused="yes")  # type: ignore[arg-type]
