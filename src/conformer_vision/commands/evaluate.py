@@ -19,7 +19,7 @@ CONFUSION_FILE = "confusion_matrix.png"
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
     parser = plain_parser("Measure a trained model on labelled pictures.")
-    parser.add_argument("run", help="Run folder or .safetensors file.")
+    parser.add_argument("run", help="Run folder, .safetensors file or exported file.")
     parser.add_argument("--data", required=True, help="Pictures, as train takes them.")
     parser.add_argument("--split", default="val", choices=["val", "train", "all"], help="Part of the data.")
     parser.add_argument("--val_fraction", type=float | None, help="Share held out; else the run's own.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
     parser = plain_parser("Classify pictures with a trained model.")
-    parser.add_argument("run", help="Run folder or .safetensors file.")
+    parser.add_argument("run", help="Run folder, .safetensors file or exported file.")
     parser.add_argument("inputs", nargs="+", metavar="PICTURE_OR_FOLDER", help="Pictures or folders of them.")
     parser.add_argument("--top_k", type=int, default=3, help="Classes per picture.")
     parser.add_argument("--batch_size", type=int, default=32, help="Pictures per forward pass.")

@@ -24,7 +24,8 @@ from conformer_vision.errors import UserError
 from conformer_vision.inference.answers import answers
 from conformer_vision.inference.calibration import ExpectedCalibrationError
 from conformer_vision.inference.confusion import save_confusion_matrix
-from conformer_vision.inference.runtime import FUSED, TrainedModel
+from conformer_vision.inference.networks import FUSED
+from conformer_vision.inference.runtime import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def evaluate(
     classes = trained.card.classes
     check_classes(trained)
     given = {"val_fraction": val_fraction, "seed": seed, "folds": folds, "fold": fold, "data_dir": data_dir}
-    splitting = _split_of_run(Path(run)) | {k: value for k, value in given.items() if value is not None}
-    source = open_labelled(data, split=split, classes=classes, exclude=exclude, **splitting)
+    settings = data_of_run(Path(run)) | {k: value for k, value in given.items() if value is not None}
+    source = open_labelled(**(settings | {"data": data}), split=split, classes=classes, exclude=exclude)
     broken: list[str] = []
     start = time.perf_counter()
     meter = Meter(trained)
@@ -166,10 +167,20 @@ def open_labelled(
     return without(source, read_exclusions(exclude), every_class=False)
 
 
-def _split_of_run(run: Path) -> dict[str, Any]:
-    """How the config beside the weights splits its data; training's defaults without one."""
-    defaults = {"val_fraction": 0.1, "seed": 0, "folds": None, "fold": 0, "data_dir": None}
-    kinds = {"val_fraction": float, "seed": int, "folds": int | None, "fold": int, "data_dir": str | None}
+def data_of_run(run: Path) -> dict[str, Any]:
+    """What data the config beside the weights names, None without one, and how it splits it.
+
+    The keys are the arguments of `open_labelled`; without a config the split is training's default.
+
+    Args:
+        run: run folder, or a file in it.
+
+    Raises:
+        UserError: a config that cannot be read.
+    """
+    defaults = {"data": None, "val_fraction": 0.1, "seed": 0, "folds": None, "fold": 0, "data_dir": None}
+    kinds = {"data": str | None, "val_fraction": float, "seed": int, "folds": int | None, "fold": int}
+    kinds["data_dir"] = str | None
     config = (run if run.is_dir() else run.parent) / "config.yaml"
     try:
         found = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}

@@ -17,7 +17,8 @@ from torch import Tensor
 from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError
 from conformer_vision.inference.inputs import NamedPicture, Picture, named_pictures
-from conformer_vision.inference.runtime import FUSED, TrainedModel
+from conformer_vision.inference.networks import FUSED
+from conformer_vision.inference.runtime import TrainedModel
 
 
 class Guess(NamedTuple):

@@ -54,7 +54,7 @@ class Findings:
     """Name of the file with the weights."""
     card: ModelCard
     """With the temperature that was fitted."""
-    parameters: int
+    parameters: int | None
     device: str
     evaluation: Evaluation
     calibration: Calibration
@@ -153,7 +153,7 @@ def examine(
         rows=rows,
         weights=trained.path.name,
         card=trained.card,
-        parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
+        parameters=trained.network.parameters,
         device=_device_name(trained.device),
         evaluation=evaluation,
         calibration=calibration,
