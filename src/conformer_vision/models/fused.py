@@ -96,7 +96,8 @@ class FusedFCUUp(nn.Module):
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """Take tokens (B, 1 + h * w, D), give a map (B, out_chs, h, w)."""
-        x = F.relu(self.proj(tokens[:, 1:]), inplace=True)
+        batch = tokens.shape[0]
+        x = F.relu(self.proj(tokens[:, 1:].flatten(0, 1)), inplace=True).unflatten(0, (batch, -1))
         small: Tensor = x.transpose(1, 2).unflatten(2, (height, width))
         return small
 
@@ -122,11 +123,15 @@ class FusedTransformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Take tokens (B, 1 + N, D), which may be overwritten, and give such."""
-        qkv = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        batch = tokens.shape[0]
+        # One matrix of all tokens: exported, such a layer is one operator with its bias.
+        qkv = self.qkv(self.norm1(tokens).flatten(0, 1)).unflatten(0, (batch, -1))
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        tokens = _add(tokens, self.proj(attended.transpose(1, 2).flatten(2)))
-        return _add(tokens, self.fc2(F.gelu(self.fc1(self.norm2(tokens)))))
+        update = self.proj(attended.transpose(1, 2).flatten(2).flatten(0, 1))
+        tokens = _add(tokens, update.unflatten(0, (batch, -1)))
+        update = self.fc2(F.gelu(self.fc1(self.norm2(tokens).flatten(0, 1))))
+        return _add(tokens, update.unflatten(0, (batch, -1)))
 
 
 def _add(tokens: Tensor, update: Tensor) -> Tensor:

@@ -1,0 +1,73 @@
+"""Whether a written file gives the answers of the model that it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conformer_vision.errors import UserError
+from conformer_vision.inference.networks import FUSED, heads, open_network
+
+from .formats import Precision
+from .graph import has_fixed_size
+
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": 5e-1}
+"""Largest difference of a picture's logits, relative to their norm; beyond it the file is wrong."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the answers of a file lie from its model's."""
+
+    relative: float
+    """Largest over pictures and heads: norm of the logits' difference over the norm of the logits."""
+    probability: float
+    """Largest difference of a probability of the prediction, at temperature 1."""
+    agreement: float
+    """Share of the pictures with the same first class."""
+    pictures: int
+    """Number of pictures, in batches of several sizes."""
+
+
+def compare(path: Path, model: nn.Module, pictures: Tensor, *, precision: Precision) -> Difference:
+    """Measures a file against its model: all pictures at once, one alone, and pictures of another size.
+
+    Args:
+        path: of the file.
+        model: in eval mode, float32, on the CPU.
+        pictures: (B, C, H, W), real ones as the model takes them.
+        precision: of the file.
+
+    Raises:
+        UserError: the answers differ by more than the precision explains, or the file cannot be run.
+    """
+    network = open_network(path, device="cpu")
+    batches = [pictures, pictures[:1]]
+    if not has_fixed_size(network.card):
+        height, width = pictures.shape[2:]
+        batches.append(F.interpolate(pictures[:2], size=(height + 17, width + 32), mode="bilinear"))
+    relative, probability, same = 0.0, 0.0, []
+    for batch in batches:
+        with torch.inference_mode():
+            expected = heads(model, batch)
+        actual = network(batch)
+        if actual.keys() != expected.keys():
+            raise UserError(f"{path} has the heads {', '.join(actual)}, not {', '.join(expected)}")
+        for head, logits in expected.items():
+            error = (actual[head] - logits).norm(dim=1) / logits.norm(dim=1)
+            relative = max(relative, float(error.nan_to_num(torch.inf, torch.inf).max()))
+        first, second = actual[FUSED], expected[FUSED]
+        probability = max(probability, float((first.softmax(1) - second.softmax(1)).abs().max()))
+        same.append(first.argmax(1) == second.argmax(1))
+    agreement = torch.cat(same).float()
+    difference = Difference(relative, probability, float(agreement.mean()), len(agreement))
+    if not relative <= TOLERANCES[precision]:
+        raise UserError(
+            f"the {precision} file's logits differ from the model's by {relative:.2g} of their norm, more"
+            f" than {TOLERANCES[precision]:.0e}; it is not kept. Please report this with the model's name"
+        )
+    return difference

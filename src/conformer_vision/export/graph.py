@@ -1,0 +1,96 @@
+"""A model as a graph of operators, for any number of pictures and, where the model allows it, of any size."""
+
+from __future__ import annotations
+
+import warnings
+from copy import deepcopy
+
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+from conformer_vision.errors import UserError
+from conformer_vision.inference.networks import INPUT
+from conformer_vision.models import Conformer
+from conformer_vision.models.saved import ModelCard
+
+from .formats import Precision
+
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+
+
+class OneHead(nn.Module):
+    """A classifier whose input and output are float32, whatever it computes in."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Logits (B, K)."""
+        return (self.model(images.to(self.dtype)).float(),)
+
+
+class ThreeHeads(nn.Module):
+    """A Conformer whose input and outputs are float32, whatever it computes in."""
+
+    def __init__(self, model: Conformer, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, K) of the prediction, the convolution head and the transformer head."""
+        branches = self.model.forward_branches(images.to(self.dtype))
+        return self.model.fuse_logits(branches).float(), branches.conv.float(), branches.trans.float()
+
+
+def inference_form(model: nn.Module, precision: Precision) -> nn.Module:
+    """A copy of the model that is fused, where it is a Conformer, converted, and gives all its heads.
+
+    Args:
+        model: is left as it was.
+        precision: int8 gives a float32 model, to be quantised.
+    """
+    if isinstance(model, Conformer):
+        model = deepcopy(model).eval() if model.fused else model.fuse()
+        model.set_distilled_training(False)
+    else:
+        model = deepcopy(model).eval()
+    model = model.cpu().requires_grad_(False).to(_TYPES[precision]).to(memory_format=torch.contiguous_format)
+    dtype = _TYPES[precision]
+    return ThreeHeads(model, dtype) if isinstance(model, Conformer) else OneHead(model, dtype)
+
+
+def has_fixed_size(card: ModelCard) -> bool:
+    """Whether the model takes pictures of one size alone, as those with position embeddings do."""
+    cfg = get_pretrained_cfg(card.model, allow_unregistered=True)
+    return cfg is not None and bool(cfg.fixed_input_size)
+
+
+def example(card: ModelCard) -> Tensor:
+    """Two pictures (2, C, H, W) that no size is a coincidence of: H and W differ where they may."""
+    channels, height, width = card.input_size
+    return torch.zeros(2, channels, height if has_fixed_size(card) else height + 32, width)
+
+
+def build_program(model: nn.Module, card: ModelCard, precision: Precision) -> ExportedProgram:
+    """The graph of `inference_form`.
+
+    Raises:
+        UserError: the model cannot be exported.
+    """
+    form = inference_form(model, precision)
+    size = {} if has_fixed_size(card) else {2: Dim.AUTO, 3: Dim.AUTO}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = export(form, (example(card),), dynamic_shapes={INPUT: {0: Dim.AUTO, **size}})
+    except Exception as error:  # of another model's code, torch.export raises anything
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"model {card.model} cannot be exported ({reason[0]})") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names folders of this machine
+    return program

@@ -1,0 +1,137 @@
+"""ONNX files."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conformer_vision.errors import UserError
+from conformer_vision.inference.networks import INPUT, OUTPUTS, PRECISION_KEY
+from conformer_vision.models import Conformer
+from conformer_vision.models.saved import METADATA_KEY, ModelCard
+
+from .formats import Precision
+from .graph import build_program
+
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_AXES = ("batch", "channels", "height", "width")
+
+
+def write_onnx(
+    model: nn.Module, card: ModelCard, path: Path, *, precision: Precision, calibration: Sequence[Tensor] = ()
+) -> tuple[str, ...]:
+    """One file with the weights, the model card and the precision in its metadata.
+
+    Args:
+        model: any of timm's registry.
+        card: goes into the file.
+        path: of the file.
+        precision: fp32, fp16 or int8.
+        calibration: for int8: prepared pictures (B, C, H, W).
+
+    Returns:
+        The parts that int8 leaves in float.
+
+    Raises:
+        UserError: a model that cannot be exported, int8 without pictures, or a file larger than the 2 GB that
+            the format has.
+    """
+    import onnx
+
+    proto, kept = build_onnx(model, card, precision=precision, calibration=calibration)
+    try:
+        onnx.save(proto, path)
+    except ValueError as error:  # protobuf's limit
+        raise UserError(f"{card.model} is too large for one ONNX file ({error})") from error
+    return kept
+
+
+def build_onnx(
+    model: nn.Module, card: ModelCard, *, precision: Precision, calibration: Sequence[Tensor] = ()
+) -> tuple[Any, tuple[str, ...]]:
+    """The ``onnx.ModelProto`` of `write_onnx`, and the parts that int8 leaves in float."""
+    import onnx
+
+    program = build_program(model, card, precision)
+    names = list(OUTPUTS.values())[: 3 if isinstance(model, Conformer) else 1]
+    with torch.no_grad(), _quiet():
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=names,
+            external_data=False,
+            verbose=False,
+        )
+    if exported is None:
+        raise UserError(f"model {card.model} cannot be exported to ONNX")
+    proto = exported.model_proto
+    _name_nodes(proto)
+    _strip(proto)
+    for axis, dim in zip(_AXES, proto.graph.input[0].type.tensor_type.shape.dim, strict=True):
+        if dim.dim_param:
+            _rename(proto, dim.dim_param, axis)
+    kept: tuple[str, ...] = ()
+    if precision == "int8":
+        from .quantize import quantize
+
+        proto, kept = quantize(proto, calibration)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json(), PRECISION_KEY: precision})
+    return proto, kept
+
+
+def _name_nodes(proto: Any) -> None:
+    """Name every node after the part of the network it comes from: ``blocks.3.fcu_down/Conv_17``."""
+    part = "stem"
+    for number, node in enumerate(proto.graph.node):
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(_SCOPES_KEY, "[]")
+        names = [scope for scope in ast.literal_eval(scopes) if scope.startswith("model.")]
+        if names:  # constants and shapes have none: they belong to what comes before them
+            inner = names[-1].split(".")[1:]
+            part = ".".join(inner[:3] if inner[0] == "blocks" else inner[:1])
+        node.name = f"{part}/{node.op_type}_{number}"
+
+
+def _strip(proto: Any) -> None:
+    """Take away the exporter's notes: they name folders of this machine and outweigh a small model."""
+    proto.doc_string = ""
+    for function in proto.functions:
+        del function.metadata_props[:]
+    graph = proto.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def _rename(proto: Any, symbol: str, axis: str) -> None:
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == symbol:
+                dim.dim_param = axis
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back the exporter's progress and advice."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

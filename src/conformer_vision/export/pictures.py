@@ -1,0 +1,46 @@
+"""Real pictures to check and calibrate with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from conformer_vision.data import ImageSource
+from conformer_vision.data.loader import evaluation_loader
+from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.inference.runtime import eval_transform
+from conformer_vision.models.saved import ModelCard
+
+_BATCH = 8
+
+
+def sample_photos(card: ModelCard) -> Tensor:
+    """Eight prepared crops (8, C, H, W) of the two photos that scikit-learn ships."""
+    from sklearn.datasets import load_sample_images
+
+    transform = eval_transform(card)
+    crops = []
+    for photo in load_sample_images().images:
+        image = Image.fromarray(photo)
+        width, height = image.size
+        for left, top in ((0, 0), (width // 3, 0), (0, height // 3), (width // 3, height // 3)):
+            crops.append(transform(image.crop((left, top, left + width * 2 // 3, top + height * 2 // 3))))
+    return torch.stack(crops)
+
+
+def prepared(source: ImageSource | ImageStream, card: ModelCard, *, count: int) -> Iterator[Tensor]:
+    """Batches (B, C, H, W) of up to ``count`` pictures that can be read, evenly drawn from a source."""
+    if not isinstance(source, ImageStream):
+        from conformer_vision.data.base import SubsetSource
+
+        step = max(len(source) // count, 1)
+        source = SubsetSource(source, range(0, len(source), step)[:count])
+    loader = evaluation_loader(source, eval_transform(card), batch_size=_BATCH, workers=0)
+    for batch in islice(loader, -(-count // _BATCH)):
+        readable = batch.images[batch.labels >= 0]
+        if len(readable):
+            yield readable

@@ -1,0 +1,167 @@
+"""int8 by onnxruntime's static quantisation: QDQ pairs, weights per channel, ranges from real pictures.
+
+Where the answers change too much, the parts of the network that change them most are kept in float; which
+those are is measured, one part at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from conformer_vision.errors import UserError
+from conformer_vision.inference.networks import INPUT
+
+LARGEST_ERROR = 0.1
+"""Error that the answers may have before parts are kept in float: of the logits, relative to their norm."""
+MOST_PARTS = 0.3
+"""Share of the parts that may be kept in float."""
+_MEASURED = 8
+"""Pictures that parts are measured with."""
+_OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "AveragePool", "MaxPool", "Relu", "Resize"]
+_OPTIONS = {"ActivationSymmetric": False, "WeightSymmetric": True}
+
+
+def quantize(proto: Any, calibration: Sequence[Tensor]) -> tuple[Any, tuple[str, ...]]:
+    """The quantised model, and the parts that were kept in float.
+
+    Args:
+        proto: ``onnx.ModelProto`` in float32, whose nodes are named ``PART/OPERATOR``.
+        calibration: prepared pictures, each (B, C, H, W).
+
+    Raises:
+        UserError: no pictures.
+    """
+    if not calibration:
+        raise UserError("precision int8 needs pictures to calibrate with: give labelled ones with --data")
+    with tempfile.TemporaryDirectory(prefix="conformer-vision-") as folder, _quiet():
+        quantizer = _Quantizer(proto, calibration, Path(folder))
+        parts = quantizer.parts()
+        kept: list[str] = []
+        quantized = quantizer.quantized(kept)
+        if quantizer.error(quantized) > LARGEST_ERROR:
+            alone = {
+                part: quantizer.error(quantizer.quantized([other for other in parts if other != part]))
+                for part in parts
+            }
+            for part in sorted(parts, key=alone.__getitem__, reverse=True)[: int(MOST_PARTS * len(parts))]:
+                kept.append(part)
+                quantized = quantizer.quantized(kept)
+                if quantizer.error(quantized) <= LARGEST_ERROR:
+                    break
+    return quantized, tuple(kept)
+
+
+class _Quantizer:
+    """Quantises one model again and again, with ranges that are measured once."""
+
+    def __init__(self, proto: Any, calibration: Sequence[Tensor], folder: Path) -> None:
+        import onnx
+        from onnxruntime.quantization import create_calibrator, quant_pre_process
+
+        source, prepared = folder / "float.onnx", folder / "prepared.onnx"
+        onnx.save(proto, source)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        self._model = onnx.load(prepared)
+        calibrator = create_calibrator(
+            prepared, _OPERATORS, augmented_model_path=str(folder / "augmented.onnx")
+        )
+        calibrator.collect_data(_Reader(calibration))
+        self._ranges = calibrator.compute_data()
+        self._pictures = np.concatenate([batch.numpy() for batch in calibration])[:_MEASURED]
+        self._expected = self._logits(self._model)
+
+    def parts(self) -> list[str]:
+        """Parts of the network with something to quantise, in their order."""
+        return list(self._nodes())
+
+    def quantized(self, kept: Sequence[str]) -> Any:
+        """The model with all parts in int8 but ``kept``."""
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        nodes = self._nodes()
+        quantizer = QDQQuantizer(
+            copy.deepcopy(self._model),
+            True,  # per channel
+            False,  # the full range of 8 bits
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            self._ranges,
+            [],
+            [name for part in kept for name in nodes[part]] + self._attention(),
+            _OPERATORS,
+            dict(_OPTIONS),
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()  # as the ONNX standard asks for
+        return quantizer.model.model
+
+    def error(self, quantized: Any) -> float:
+        """Largest relative difference of a picture's logits from those of the float model."""
+        difference = np.linalg.norm(self._logits(quantized) - self._expected, axis=1)
+        return float((difference / np.linalg.norm(self._expected, axis=1)).max())
+
+    def _attention(self) -> list[str]:
+        """Products of two activations: queries by keys, attention by values. They stay float."""
+        constants = {tensor.name for tensor in self._model.graph.initializer}
+        return [
+            node.name
+            for node in self._model.graph.node
+            if node.op_type == "MatMul" and node.input[1] not in constants
+        ]
+
+    def _nodes(self) -> dict[str, list[str]]:
+        attention = set(self._attention())
+        parts: dict[str, list[str]] = defaultdict(list)
+        for node in self._model.graph.node:
+            if node.op_type in _OPERATORS and node.name not in attention:
+                parts[node.name.rpartition("/")[0]].append(node.name)
+        return parts
+
+    def _logits(self, model: Any) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return session.run(None, {INPUT: self._pictures})[0]
+
+
+class _Reader:
+    """Pictures as onnxruntime's calibrators ask for them."""
+
+    def __init__(self, calibration: Sequence[Tensor]) -> None:
+        self._batches = iter(calibration)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next input, or None."""
+        batch = next(self._batches, None)
+        return None if batch is None else {INPUT: batch.numpy()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while (batch := self.get_next()) is not None:
+            yield batch
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back onnxruntime's advice, which goes to the root logger."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,38 @@
+"""One small trained run, and each format of it once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from command_line import TINY, run
+
+FILES = {
+    "fused": "model-fused.safetensors",
+    "onnx": "model.onnx",
+    "openvino": "model.xml",
+    "torch-export": "model.pt2",
+    "torchscript": "model.torchscript",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep these tests in one process of pytest-xdist: making the files takes longer than looking at them."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("export"))
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of two steps on the digits, with every format in float32 beside the weights."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    done = run("train", "--data", "digits", *TINY, "--output", folder)
+    assert (done.status, done.err) == (0, "")
+    for name, file in FILES.items():
+        done = run("export", folder, "--format", name)
+        assert done.status == 0, done.err
+        assert f"{folder / file}: {name}, fp32" in done.out
+        assert "worst difference from the model on 19 pictures" in done.out
+    return folder

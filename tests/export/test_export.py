@@ -1,0 +1,247 @@
+"""Every format against the weights it comes from, in this process and in one without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+
+from command_line import one_line, run
+from conformer_vision import Predictor, evaluate
+from conformer_vision.errors import UserError
+from conformer_vision.export import Exported, export, write_network
+from conformer_vision.export import run as export_run
+from conformer_vision.inference.networks import open_network
+from conformer_vision.models.saved import ModelCard, load_model
+
+from .conftest import FILES
+
+PLAIN = [name for name in FILES if name != "fused"]
+
+
+@pytest.mark.parametrize("size", [(1, 32, 32), (3, 47, 61), (2, 33, 130)], ids=str)
+@pytest.mark.parametrize("name", FILES)
+def test_any_number_and_size_of_pictures(name: str, size: tuple[int, int, int], small_run: Path) -> None:
+    model, card = load_model(small_run)
+    batch, height, width = size
+    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
+    with torch.inference_mode():
+        expected = model.forward_branches(images)  # type: ignore[operator]
+    network = open_network(small_run / FILES[name], device="cpu")
+    actual = network(images)
+    assert list(actual) == ["conv", "trans", "fused"]
+    for head, logits in (*expected._asdict().items(), ("fused", model.fuse_logits(expected))):  # type: ignore[operator]
+        assert actual[head].dtype == torch.float32
+        torch.testing.assert_close(actual[head], logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+    assert replace(network.card, fused=card.fused) == card
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_evaluated_and_used_like_a_run(name: str, small_run: Path, pictures: Path) -> None:
+    file = small_run / FILES[name]
+    expected, actual = (evaluate(what, "digits", batch_size=50) for what in (small_run, file))
+    assert actual.confusion == expected.confusion
+    assert actual.top1 == pytest.approx(expected.top1)
+    assert actual.ece == pytest.approx(expected.ece, abs=1e-4)
+    ours, theirs = (Predictor(what)([pictures]) for what in (small_run, file))
+    assert [answer.labels for answer in theirs] == [answer.labels for answer in ours]
+    assert [answer.error is None for answer in theirs] == [False, True, True]
+    done = run("predict", file, pictures, "--json")
+    assert done.status == 1, "one of the pictures is broken"
+    assert json.loads(done.out)[1]["labels"] == list(ours[1].labels[:3])
+
+
+WITHOUT_TORCH = """
+import json, sys
+import numpy as np
+path, images, output = sys.argv[1:]
+images = np.load(images)
+if path.endswith(".onnx"):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    card = json.loads(session.get_modelmeta().custom_metadata_map["conformer_vision"])
+    logits = session.run(["logits"], {"images": images})[0]
+else:
+    import openvino
+    core = openvino.Core()
+    model = core.read_model(path)
+    card = json.loads(model.get_rt_info(["conformer_vision", "card"]).value)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    logits = compiled({"images": images})["logits"]
+assert "torch" not in sys.modules and "conformer_vision" not in sys.modules
+np.save(output, logits)
+keys = ("classes", "mean", "input_size", "crop_pct", "interpolation")
+print(json.dumps([card[key] for key in keys]))
+"""
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_in_a_process_without_torch(name: str, small_run: Path, tmp_path: Path) -> None:
+    model, card = load_model(small_run)
+    images = torch.randn(2, 3, 40, 64)
+    np.save(tmp_path / "images.npy", images.numpy())
+    arguments = [small_run / FILES[name], tmp_path / "images.npy", tmp_path / "logits.npy"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = [list(card.classes), list(card.mean), list(card.input_size), card.crop_pct, card.interpolation]
+    assert json.loads(done.stdout) == expected
+    with torch.inference_mode():
+        logits = model(images)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_file_is_whole_and_names_no_place(name: str, small_run: Path, tmp_path: Path) -> None:
+    """It works after it is moved alone, and says nothing of the machine that wrote it."""
+    file = small_run / FILES[name]
+    moved = tmp_path / file.name
+    moved.write_bytes(file.read_bytes())
+    content = file.read_bytes()
+    if name == "openvino":
+        moved.with_suffix(".bin").write_bytes(file.with_suffix(".bin").read_bytes())
+    elif name != "onnx":
+        with zipfile.ZipFile(file) as archive:
+            content = b"".join(archive.read(entry) for entry in archive.namelist())
+    open_network(moved, device="cpu")(torch.zeros(1, 3, 32, 32))
+    for place in (str(Path(__file__).parents[2]), sysconfig.get_paths()["purelib"], str(small_run.parent)):
+        assert place.encode() not in content
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tolerance"),
+    [
+        ("fused", "fp16", 5e-3),
+        ("onnx", "fp16", 2e-2),
+        ("openvino", "fp16", 5e-3),
+        ("torch-export", "bf16", 0.1),
+    ],
+)
+def test_lower_precision(
+    name: str, precision: str, tolerance: float, small_run: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / f"low{Path(FILES[name]).suffix}"
+    exported = export(small_run, format=name, precision=precision, output=target)  # type: ignore[arg-type]
+    assert exported.path == target
+    assert 1e-6 < exported.difference.relative < tolerance
+    if name in ("fused", "openvino"):
+        weights = target.with_suffix(".bin") if name == "openvino" else target
+        assert weights.stat().st_size < 0.6 * (small_run / FILES["fused"]).stat().st_size
+
+
+@pytest.fixture(scope="module")
+def int8(small_run: Path) -> Exported:
+    with pytest.MonkeyPatch.context() as patch:  # test_quantize.py has the search for what stays in float
+        patch.setattr("conformer_vision.export.quantize.LARGEST_ERROR", 1.0)
+        return export(small_run, format="onnx", precision="int8", calibration_pictures=16)
+
+
+def test_int8(int8: Exported, small_run: Path) -> None:
+    assert int8.path == small_run / "model-int8.onnx"
+    proto = onnx.load(int8.path)
+    operators = [node.op_type for node in proto.graph.node]
+    assert operators.count("QuantizeLinear") > 20
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    scales = [
+        weights[node.input[1]]
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    ]
+    assert any(len(scale.dims) == 1 and scale.dims[0] > 1 for scale in scales), "weights per channel"
+    assert int8.accuracy is not None
+    before, after = int8.accuracy
+    assert before.samples == after.samples == 179
+    assert before.confusion == evaluate(small_run, "digits").confusion
+    assert after.confusion == evaluate(int8.path, "digits").confusion
+    assert int8.path.stat().st_size < (small_run / "model.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "formats"),
+    [("test_resnet", 64, ["onnx", "torch-export"]), ("test_vit", 160, ["openvino", "torchscript"])],
+)
+def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path: Path) -> None:
+    model = timm.create_model(name, num_classes=3).eval()
+    card = ModelCard(name, classes=("a", "b", "c"), input_size=(3, size, size))
+    images = torch.randn(3, 3, size, size)
+    with torch.inference_mode():
+        expected = model(images)
+    for format in formats:  # noqa: A001
+        path = tmp_path / FILES[format]
+        write_network(model, card, path, format=format)  # type: ignore[arg-type]
+        heads = open_network(path, device="cpu")(images)
+        assert list(heads) == ["fused"]
+        torch.testing.assert_close(heads["fused"], expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="format fused is for Conformers"):
+        write_network(model, card, tmp_path / "m.safetensors", format="fused")
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------
+
+
+def test_a_file_with_other_answers_is_not_kept(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model.onnx"
+    target.write_bytes(b"what was there")
+
+    def wrong(model: torch.nn.Module, *arguments: object, **options: object) -> tuple[str, ...]:
+        with torch.no_grad():
+            model.conv_head.bias += 0.01  # type: ignore[operator,union-attr]
+        kept = write_network(model, *arguments, **options)  # type: ignore[arg-type]
+        with torch.no_grad():
+            model.conv_head.bias -= 0.01  # type: ignore[operator,union-attr]
+        return kept
+
+    monkeypatch.setattr(export_run, "write_network", wrong)
+    done = run("export", small_run, "--format", "onnx", "--output", target)
+    assert done.status == 2
+    assert done.err.splitlines()[-1].startswith("error: the fp32 file's logits differ from the model's by")
+    assert target.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_mistakes_are_one_line(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(*arguments: object) -> str:
+        return one_line(run("export", *arguments))
+
+    assert "onnx" in error(small_run, "--format", "tensorrt")
+    assert "bf16 is in fused, openvino" in error(small_run, "--format", "onnx", "--precision", "bf16")
+    assert "does not exist" in error(tmp_path / "none", "--format", "onnx")
+    output = ["--output", tmp_path / "no" / "m.onnx"]
+    assert f"the folder {tmp_path / 'no'} does not exist" in error(small_run, "--format", "onnx", *output)
+    assert "end in .onnx" in error(small_run, "--format", "onnx", "--output", tmp_path / "m.pb")
+    itself = ["--output", small_run / "best.safetensors"]
+    assert "is the model itself" in error(small_run, "--format", "fused", *itself)
+    assert "must be 1 or more" in error(small_run, "--format", "onnx", "--calibration_pictures", 0)
+
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((small_run / "best.safetensors").read_bytes())
+    int8 = ["--format", "onnx", "--precision", "int8"]
+    assert "give them with --data" in error(alone, *int8)
+    assert "does not exist" in error(alone, *int8, "--data", tmp_path / "nowhere")
+    assert sorted(tmp_path.iterdir()) == [alone]
+
+    monkeypatch.setattr("conformer_vision.export.formats.find_spec", lambda name: None)
+    assert "pip install 'conformer-vision[export]'" in error(small_run, "--format", "onnx")
+
+
+def test_a_folder_without_the_right_to_write(small_run: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+        line = one_line(run("export", small_run, "--format", "onnx", "--output", tmp_path / "m.onnx"))
+    assert "cannot be written; give another place with --output" in line
