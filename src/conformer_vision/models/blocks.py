@@ -3,17 +3,19 @@
 Shapes: B pictures, C channels of a map, H x W its size, N patch tokens, D embedding width.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
-from timm.models.vision_transformer import Block as TransformerBlock
+from timm.layers import DropPath, Mlp
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from conformer_vision.models.config import ConformerConfig
 from conformer_vision.models.fused import FusedCoupledBlock, FusedUncoupledBlock, fold_conv
+from conformer_vision.models.lean import again_norm_relu, may_rebuild, rebuilding
 
 __all__ = [
     "Bottleneck",
@@ -86,12 +88,87 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, coupled: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Take a map (B, in_chs, H, W) and, in the fusion bottleneck, FCUUp's to add before the 3x3."""
-        inner = self.act1(self.bn1(self.conv1(x)))
+        if not torch.jit.is_scripting() and may_rebuild(x):
+            out, inner = self._convolve_lean(x, coupled)
+        else:
+            inner = self.act1(self.bn1(self.conv1(x)))
+            if coupled is not None:
+                inner = add_upsampled(inner, coupled, self.ratio, self.mode)
+            inner = self.act2(self.bn2(self.conv2(inner)))
+            out = self.conv3(inner)
+        out = self.drop_path(self.bn3(out))
+        return self.act3(out + self.shortcut_bn(self.shortcut_conv(x))), inner
+
+    @torch.jit.unused
+    def _convolve_lean(self, x: Tensor, coupled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The three convolutions, keeping only what each gives."""
+        first = self.conv1(x)
+        again = again_norm_relu(self.bn1, first)
+        inner = self.bn1(first)
+        with rebuilding(inner, again):
+            inner = self.act1(inner)
+            if coupled is None:
+                second = self.conv2(inner)
         if coupled is not None:
             inner = add_upsampled(inner, coupled, self.ratio, self.mode)
-        inner = self.act2(self.bn2(self.conv2(inner)))
-        out = self.drop_path(self.bn3(self.conv3(inner)))
-        return self.act3(out + self.shortcut_bn(self.shortcut_conv(x))), inner
+            again_added = None
+            if again is not None:
+                again_added = partial(self._added, again, coupled)
+            with rebuilding(inner, again_added):
+                second = self.conv2(inner)
+        inner = self.bn2(second)
+        with rebuilding(inner, again_norm_relu(self.bn2, second)):
+            inner = self.act2(inner)
+            return self.conv3(inner), inner
+
+    @torch.jit.unused
+    def _added(self, again: Callable[[], Tensor], coupled: Tensor) -> Tensor:
+        return add_upsampled(again(), coupled, self.ratio, self.mode)
+
+
+class TransformerMlp(Mlp):
+    """timm's MLP, which keeps less for its backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and give tokens (B, N, D)."""
+        hidden = self.fc1(x)
+        if not torch.jit.is_scripting() and may_rebuild(x):
+            return self._contract_lean(hidden)
+        return self._contract(self.act(hidden))
+
+    @torch.jit.unused
+    def _contract_lean(self, hidden: Tensor) -> Tensor:
+        active = self.act(hidden)
+        with rebuilding(active, partial(self.act.forward, hidden)):
+            return self._contract(active)
+
+    def _contract(self, active: Tensor) -> Tensor:
+        out: Tensor = self.drop2(self.fc2(self.drop1(active)))
+        return out
+
+
+class TransformerBlock(Block):
+    """timm's pre-norm transformer block, which keeps less for its backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Take and give tokens (B, N, D)."""
+        if not torch.jit.is_scripting() and may_rebuild(x):
+            return self._forward_lean(x)
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return x
+
+    @torch.jit.unused
+    def _forward_lean(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        with rebuilding(normed, partial(self.norm1.forward, x)):
+            attended = self.attn(normed)
+        x = x + self.drop_path1(self.ls1(attended))
+        normed = self.norm2(x)
+        with rebuilding(normed, partial(self.norm2.forward, x)):
+            update = self.mlp(normed)
+        x = x + self.drop_path2(self.ls2(update))
+        return x
 
 
 class FCUDown(nn.Module):
@@ -114,7 +191,17 @@ class FCUDown(nn.Module):
         """Take a map (B, in_chs, H, W), give tokens (B, N, D) and the grid h, w with N = h * w."""
         x = self.pool(x)
         height, width = x.shape[2], x.shape[3]
-        return self.act(self.norm(self.proj(x.flatten(2).transpose(1, 2)))), height, width
+        tokens = self.proj(x.flatten(2).transpose(1, 2))
+        if not torch.jit.is_scripting() and may_rebuild(x):
+            return self._activate_lean(tokens), height, width
+        return self.act(self.norm(tokens)), height, width
+
+    @torch.jit.unused
+    def _activate_lean(self, tokens: Tensor) -> Tensor:
+        normed = self.norm(tokens)
+        with rebuilding(normed, partial(self.norm.forward, tokens)):
+            active: Tensor = self.act(normed)
+        return active
 
 
 class FCUUp(nn.Module):
@@ -208,6 +295,7 @@ def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.M
         attn_drop=config.attn_drop_rate,
         drop_path=config.drop_path_rate * depth_share,
         norm_layer=cast(type[nn.Module], partial(nn.LayerNorm, eps=1e-6)),
+        mlp_layer=TransformerMlp,
         **dd,
     )
     if first:

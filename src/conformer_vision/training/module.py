@@ -194,12 +194,16 @@ class ShardedModule(ClassifierModule):
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """timm's optimiser; norms, biases and what ``model.no_weight_decay()`` names do not decay."""
+    # One pass over all parameters: a third of the time on a CPU. In float16 it does not go with clipping.
+    fused = config.optimizer in ("adam", "adamw") and config.precision != "16-mixed"
+    options: dict[str, Any] = {"fused": True} if fused else {}
     optimizer: Optimizer = create_optimizer_v2(
         model,
         opt=config.optimizer,
         lr=config.lr,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
+        **options,
     )
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves the layer's share to its own schedules
