@@ -30,7 +30,7 @@ demo: $(STAMP) ## train on handwritten digits, evaluate, predict on pictures: un
 	@echo "The pictures are in $(DEMO)/pictures, named after what they show; the confusion matrix is $(DEMO)/confusion_matrix.png."
 
 test: $(STAMP) ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 timm-suite: $(STAMP) ## timm's own model tests over every Conformer (fetches timm's source distribution)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite/run.py -n $(JOBS)

@@ -43,7 +43,7 @@ def test_help_and_mistyped_options_do_not_wait_for_torch(arguments: list[str]) -
 def test_without_arguments_prints_the_help() -> None:
     done = run()
     assert done.status == 0
-    for name in ("check", "lr-find", "train", "report", "evaluate", "predict", "models"):
+    for name in ("check", "lr-find", "train", "report", "evaluate", "predict", "export", "models"):
         assert name in done.out
 
 

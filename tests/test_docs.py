@@ -53,7 +53,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 FLAG = re.compile(r"--[a-z][\w.]*")
-SUBCOMMANDS = ("check", "lr-find", "train", "report", "evaluate", "predict", "models")
+SUBCOMMANDS = ("check", "lr-find", "train", "report", "evaluate", "predict", "export", "benchmark", "models")
 
 
 @cache

@@ -15,7 +15,17 @@ from typing import Protocol
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision import __version__
-from conformer_vision.commands import check, evaluate, lr_find, models, predict, report, train
+from conformer_vision.commands import (
+    benchmark,
+    check,
+    evaluate,
+    export,
+    lr_find,
+    models,
+    predict,
+    report,
+    train,
+)
 from conformer_vision.commands.output import printable
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import PROGRAM, build_parser
@@ -36,6 +46,8 @@ _COMMANDS: dict[str, _Command] = {
     "report": report,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
+    "benchmark": benchmark,
     "models": models,
 }
 _TAKING_RECIPES = ("train", "lr-find")

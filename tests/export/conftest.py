@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from command_line import TINY, run
+from conformer_vision.inference.networks import Network, open_network
 
 FILES = {
     "fused": "model-fused.safetensors",
@@ -36,3 +39,9 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert f"{folder / file}: {name}, fp32" in done.out
         assert "worst difference from the model on 19 pictures" in done.out
     return folder
+
+
+@pytest.fixture(scope="session")
+def opened(small_run: Path) -> Callable[[str], Network]:
+    """The network of each format, opened once."""
+    return cache(lambda name: open_network(small_run / FILES[name], device="cpu"))

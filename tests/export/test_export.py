@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from conformer_vision import Predictor, evaluate
 from conformer_vision.errors import UserError
 from conformer_vision.export import Exported, export, write_network
 from conformer_vision.export import run as export_run
-from conformer_vision.inference.networks import open_network
+from conformer_vision.inference.networks import Network, open_network
 from conformer_vision.models.saved import ModelCard, load_model
 
 from .conftest import FILES
@@ -31,13 +32,15 @@ PLAIN = [name for name in FILES if name != "fused"]
 
 @pytest.mark.parametrize("size", [(1, 32, 32), (3, 47, 61), (2, 33, 130)], ids=str)
 @pytest.mark.parametrize("name", FILES)
-def test_any_number_and_size_of_pictures(name: str, size: tuple[int, int, int], small_run: Path) -> None:
+def test_any_number_and_size_of_pictures(
+    name: str, size: tuple[int, int, int], small_run: Path, opened: Callable[[str], Network]
+) -> None:
     model, card = load_model(small_run)
     batch, height, width = size
     images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
         expected = model.forward_branches(images)  # type: ignore[operator]
-    network = open_network(small_run / FILES[name], device="cpu")
+    network = opened(name)
     actual = network(images)
     assert list(actual) == ["conv", "trans", "fused"]
     for head, logits in (*expected._asdict().items(), ("fused", model.fuse_logits(expected))):  # type: ignore[operator]
@@ -132,8 +135,16 @@ def test_a_file_is_whole_and_names_no_place(name: str, small_run: Path, tmp_path
     ],
 )
 def test_lower_precision(
-    name: str, precision: str, tolerance: float, small_run: Path, tmp_path: Path
+    name: str,
+    precision: str,
+    tolerance: float,
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if name == "openvino":  # begins with the same ONNX graph as in float32
+        graph = onnx.load(small_run / FILES["onnx"])
+        monkeypatch.setattr("conformer_vision.export.openvino_file.build_onnx", lambda *_, **__: (graph, ()))
     target = tmp_path / f"low{Path(FILES[name]).suffix}"
     exported = export(small_run, format=name, precision=precision, output=target)  # type: ignore[arg-type]
     assert exported.path == target
@@ -172,7 +183,7 @@ def test_int8(int8: Exported, small_run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "formats"),
-    [("test_resnet", 64, ["onnx", "torch-export"]), ("test_vit", 160, ["openvino", "torchscript"])],
+    [("test_resnet", 32, ["onnx", "torch-export"]), ("test_vit", 160, ["openvino", "torchscript"])],
 )
 def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path: Path) -> None:
     model = timm.create_model(name, num_classes=3).eval()

@@ -47,19 +47,26 @@ def compare(path: Path, model: nn.Module, pictures: Tensor, *, precision: Precis
     """
     network = open_network(path, device="cpu")
     batches = [pictures, pictures[:1]]
-    if not has_fixed_size(network.card):
+    if not has_fixed_size(model, network.card):
         height, width = pictures.shape[2:]
         batches.append(F.interpolate(pictures[:2], size=(height + 17, width + 32), mode="bilinear"))
     relative, probability, same = 0.0, 0.0, []
     for batch in batches:
         with torch.inference_mode():
             expected = heads(model, batch)
-        actual = network(batch)
+        try:
+            actual = network(batch)
+        except Exception as error:  # every runtime has its own
+            shape = "x".join(map(str, batch.shape))
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{network.card.model} exported cannot take {shape} pictures ({reason})"
+            ) from error
         if actual.keys() != expected.keys():
             raise UserError(f"{path} has the heads {', '.join(actual)}, not {', '.join(expected)}")
         for head, logits in expected.items():
-            error = (actual[head] - logits).norm(dim=1) / logits.norm(dim=1)
-            relative = max(relative, float(error.nan_to_num(torch.inf, torch.inf).max()))
+            distance = (actual[head] - logits).norm(dim=1) / logits.norm(dim=1)
+            relative = max(relative, float(distance.nan_to_num(torch.inf, torch.inf).max()))
         first, second = actual[FUSED], expected[FUSED]
         probability = max(probability, float((first.softmax(1) - second.softmax(1)).abs().max()))
         same.append(first.argmax(1) == second.argmax(1))

@@ -6,7 +6,6 @@ import warnings
 from copy import deepcopy
 
 import torch
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
@@ -64,16 +63,21 @@ def inference_form(model: nn.Module, precision: Precision) -> nn.Module:
     return ThreeHeads(model, dtype) if isinstance(model, Conformer) else OneHead(model, dtype)
 
 
-def has_fixed_size(card: ModelCard) -> bool:
-    """Whether the model takes pictures of one size alone, as those with position embeddings do."""
-    cfg = get_pretrained_cfg(card.model, allow_unregistered=True)
-    return cfg is not None and bool(cfg.fixed_input_size)
+def has_fixed_size(model: nn.Module, card: ModelCard) -> bool:
+    """Whether the exported model takes pictures of the card's size alone.
+
+    torch.export makes a constant of a size of 1, so that a Conformer whose last map has a single cell at the
+    card's size gets that size alone; so does every other model, which may have more such conditions.
+    """
+    if not isinstance(model, Conformer):
+        return True
+    return min(card.input_size[1:]) <= int(model.feature_info[-1]["reduction"])
 
 
-def example(card: ModelCard) -> Tensor:
+def example(model: nn.Module, card: ModelCard) -> Tensor:
     """Two pictures (2, C, H, W) that no size is a coincidence of: H and W differ where they may."""
     channels, height, width = card.input_size
-    return torch.zeros(2, channels, height if has_fixed_size(card) else height + 32, width)
+    return torch.zeros(2, channels, height if has_fixed_size(model, card) else height + 32, width)
 
 
 def build_program(model: nn.Module, card: ModelCard, precision: Precision) -> ExportedProgram:
@@ -83,11 +87,11 @@ def build_program(model: nn.Module, card: ModelCard, precision: Precision) -> Ex
         UserError: the model cannot be exported.
     """
     form = inference_form(model, precision)
-    size = {} if has_fixed_size(card) else {2: Dim.AUTO, 3: Dim.AUTO}
+    size = {} if has_fixed_size(model, card) else {2: Dim.AUTO, 3: Dim.AUTO}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = export(form, (example(card),), dynamic_shapes={INPUT: {0: Dim.AUTO, **size}})
+            program = export(form, (example(model, card),), dynamic_shapes={INPUT: {0: Dim.AUTO, **size}})
     except Exception as error:  # of another model's code, torch.export raises anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"model {card.model} cannot be exported ({reason[0]})") from error

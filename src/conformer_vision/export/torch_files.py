@@ -42,7 +42,7 @@ def write_torchscript(model: nn.Module, card: ModelCard, path: Path, *, precisio
         try:
             script = torch.jit.script(form)
         except (RuntimeError, TypeError, ValueError, OSError, NotImplementedError, AttributeError):
-            script = torch.jit.trace(form, example(card), check_trace=False)
+            script = torch.jit.trace(form, example(model, card), check_trace=False)
         whole = io.BytesIO()
         torch.jit.save(script, whole, _extra_files={METADATA_KEY: card.to_json()})
     with zipfile.ZipFile(whole) as before, zipfile.ZipFile(path, "w") as after:

@@ -130,6 +130,7 @@ class OnnxNetwork:
         except Exception as error:  # onnxruntime has a dozen kinds of its own
             raise UserError(f"{path}: onnxruntime cannot run it ({_first_line(error)})") from error
         self.card = _card(metadata.get(METADATA_KEY), path)
+        self.precision = metadata.get(PRECISION_KEY)
         names = [output.name for output in self._session.get_outputs()]
         self._heads = _heads(names, path)
         if [put.name for put in self._session.get_inputs()] != [INPUT]:
@@ -175,6 +176,7 @@ class OpenVinoNetwork:
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot run it ({_first_line(error)})") from error
         self.card = _card(info.get("card"), path)
+        self.precision = info.get(PRECISION_KEY)
         self._heads = _heads([name for put in self._compiled.outputs for name in put.names], path)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,140 @@
+"""Speed over multiply-adds, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from conformer_vision.files import atomic_path
+
+from .result import BenchmarkResult, Row
+
+_MARKERS = {
+    "reference": "X",
+    "eager": "o",
+    "compiled": "s",
+    "fused": "D",
+    "fused-compiled": "P",
+    "onnx": "^",
+    "openvino": "v",
+    "torch-export": "<",
+    "torchscript": ">",
+}
+_COLOURS = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green", "int8": "tab:red", None: "black"}
+_PEER = "tab:gray"
+_MARGIN = 1.5
+"""Factor between the outermost points and the edges."""
+
+
+def draw_plot(result: BenchmarkResult, path: Path) -> None:
+    """Draws pictures per second over multiply-adds per picture to a PNG file, one panel per size of batch.
+
+    Both axes are logarithmic, so that the machine's matrix products, and every share of them, are straight
+    lines.
+
+    Args:
+        result: with at least one row whose multiply-adds are known; others are not drawn.
+        path: file to write, in one step or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    rows = [row for row in result.rows if row.macs]
+    sizes = sorted({row.batch for row in rows}) or [0]
+    figure = Figure(figsize=(5.2 * len(sizes) + 2.2, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display, and leaves pyplot's state alone
+    panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+    for axes, size in zip(panels, sizes, strict=True):
+        _draw_panel(axes, [row for row in rows if row.batch == size], result)
+        axes.set_title(f"batch {size}")
+    panels[0].set_ylabel("pictures per second")
+    figure.legend(handles=_keys(rows), loc="outside right upper", frameon=False, fontsize=8)
+    height, width = result.shape[1:]
+    figure.suptitle(
+        f"{result.machine.gpu or result.machine.processor}, {result.machine.threads} threads, "
+        f"{height}×{width} pixels",
+        fontsize=10,
+    )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def _draw_panel(axes: Axes, rows: list[Row], result: BenchmarkResult) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for row in rows:
+        axes.plot(
+            [(row.macs or 0) / 1e9],
+            [row.images_per_second],
+            marker=_MARKERS.get(_kind(row), "."),
+            color=_colour(row),
+            markersize=6,
+            linestyle="none",
+            alpha=0.85,
+        )
+    _name_models(axes, rows)
+    if rows:
+        costs = [(row.macs or 0) / 1e9 for row in rows]
+        speeds = [row.images_per_second for row in rows]
+        low, high, top = min(costs) / _MARGIN, max(costs) * _MARGIN, max(speeds)
+        for precision, ceiling in result.ceilings.items():
+            ends = [ceiling / 1e9 / low, ceiling / 1e9 / high]
+            axes.plot([low, high], ends, linestyle="--", linewidth=1, color=_COLOURS.get(precision, "black"))
+            top = max(top, ceiling / 1e9 / (low * high) ** 0.5)
+        axes.set_xlim(low, high)
+        axes.set_ylim(min(speeds) / _MARGIN, top * _MARGIN)
+    axes.set_xlabel("multiply-adds per picture in 1e9")
+    axes.grid(which="both", alpha=0.2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _name_models(axes: Axes, rows: list[Row]) -> None:
+    """Each model's name above its fastest point."""
+    fastest: dict[str, Row] = {}
+    for row in rows:
+        if row.model not in fastest or row.images_per_second > fastest[row.model].images_per_second:
+            fastest[row.model] = row
+    for row in fastest.values():
+        axes.annotate(
+            Path(row.model).name,
+            ((row.macs or 0) / 1e9, row.images_per_second),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=6,
+            color=_PEER if row.peer else "black",
+        )
+
+
+def _keys(rows: Iterable[Row]) -> list[Line2D]:
+    rows = list(rows)
+    kinds = [kind for kind in _MARKERS if any(_kind(row) == kind for row in rows)]
+    precisions = [name for name in _COLOURS if any(row.precision == name and not row.peer for row in rows)]
+    keys = [
+        Line2D([], [], marker=_MARKERS[kind], color="black", linestyle="none", label=kind) for kind in kinds
+    ]
+    keys += [
+        Line2D([], [], color=_COLOURS[name], linewidth=3, label=name or "unknown precision")
+        for name in precisions
+    ]
+    if any(row.peer for row in rows):
+        keys.append(Line2D([], [], color=_PEER, linewidth=3, label="timm's models"))
+    keys.append(Line2D([], [], color="black", linestyle="--", linewidth=1, label="matrix products"))
+    return keys
+
+
+def _kind(row: Row) -> str:
+    return row.runtime.removesuffix(f"-{row.precision}")
+
+
+def _colour(row: Row) -> str:
+    return _PEER if row.peer else _COLOURS.get(row.precision, "black")

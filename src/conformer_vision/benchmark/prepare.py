@@ -1,0 +1,174 @@
+"""From models to subjects: the file of every form, and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from conformer_vision.errors import UserError
+from conformer_vision.export import write_network
+from conformer_vision.export.formats import Format, check_supported, suffix
+from conformer_vision.export.pictures import sample_photos
+from conformer_vision.models import Conformer
+from conformer_vision.models.saved import ModelCard, save_model
+
+from .config import TORCH_KINDS, BenchmarkConfig, Runtime
+from .sources import Source, check_names, first_card, open_source
+from .subjects import Subject, save_reference
+
+_AT_ONCE = 8
+"""Pictures of one batch of the calibration."""
+
+
+@dataclass
+class Prepared:
+    """Everything that `benchmark` measures."""
+
+    shape: tuple[int, int, int]
+    """(C, H, W) of every picture."""
+    pictures: Tensor
+    """Some prepared photos (N, C, H, W)."""
+    subjects: list[Subject] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    random_weights: bool = False
+
+    def leave_out(self, line: str, *, strict: bool) -> None:
+        """Notes what cannot be measured.
+
+        Raises:
+            UserError: it was asked for by name.
+        """
+        if strict:
+            raise UserError(line)
+        self.left_out.append(line)
+
+    def batch(self, size: int) -> Tensor:
+        """So many pictures; they repeat."""
+        return self.pictures[torch.arange(size) % len(self.pictures)]
+
+
+def prepare(
+    config: BenchmarkConfig, folder: Path, *, device: torch.device, say: Callable[[str], None]
+) -> Prepared:
+    """Builds all models and writes each in every form that is wanted.
+
+    Args:
+        config: what is wanted.
+        folder: takes the files.
+        device: of the subjects.
+        say: is told every step in one line.
+
+    Raises:
+        UserError: no such model, one that does not take the pictures, or a form that was asked for by name
+            and cannot be had.
+    """
+    check_names(config)
+    card = first_card(config)
+    prepared = Prepared(card.input_size, _pictures(card))
+    own = _supported(config.own_runtimes, prepared, strict=config.is_strict(peer=False))
+    of_peers = _supported(config.runtimes_of_peers, prepared, strict=True)
+    names = [(name, False) for name in config.models] + [(name, True) for name in config.own_peers]
+    for number, (name, peer) in enumerate(names):
+        say(f"preparing {name}")
+        try:
+            source = open_source(name, card)
+        except UserError as error:
+            prepared.leave_out(str(error), strict=not peer or config.is_strict(peer=True))
+            continue
+        prepared.random_weights |= source.random
+        place = folder / str(number)
+        place.mkdir()
+        files: dict[str, Path] = {}
+        for runtime in _runtimes(source, of_peers if peer else own, reference=config.reference):
+            try:
+                path = _write(source, runtime, place, files, prepared.pictures)
+            except UserError as error:
+                line = f"{source.label} {runtime.name}: {error}"
+                prepared.leave_out(line, strict=config.is_strict(peer=peer))
+                continue
+            prepared.subjects.append(
+                Subject(
+                    model=name,
+                    runtime=runtime,
+                    path=str(path),
+                    device=str(device),
+                    peer=peer,
+                    parameters=source.parameters,
+                    macs=source.macs(runtime),
+                    same_weights=source.file is None,
+                    known_precision=runtime.kind in TORCH_KINDS
+                    or source.file is None
+                    or source.file_precision is not None,
+                )
+            )
+    return prepared
+
+
+def _supported(runtimes: list[Runtime], prepared: Prepared, *, strict: bool) -> list[Runtime]:
+    """Those whose libraries are installed."""
+    found = []
+    for runtime in runtimes:
+        try:
+            if runtime.kind not in TORCH_KINDS:
+                check_supported(cast(Format, runtime.kind), runtime.precision)
+        except UserError as error:
+            prepared.leave_out(str(error), strict=strict)
+            continue
+        found.append(runtime)
+    return found
+
+
+def _runtimes(source: Source, wanted: list[Runtime], *, reference: bool) -> list[Runtime]:
+    """What can run a source: the plain formulation is of Conformers alone."""
+    if source.file is not None:
+        wanted = [Runtime("reference"), source.file_runtime] if reference else [source.file_runtime]
+    return [runtime for runtime in wanted if runtime != Runtime("reference") or source.reference is not None]
+
+
+def _write(source: Source, runtime: Runtime, folder: Path, files: dict[str, Path], pictures: Tensor) -> Path:
+    """The file of a runtime; those of PyTorch's own kinds serve every precision.
+
+    Raises:
+        UserError: the model cannot be had in this form.
+    """
+    if source.file is not None and runtime.kind != "reference":
+        return source.file
+    in_torch = runtime.kind in TORCH_KINDS
+    form = {"compiled": "eager", "fused-compiled": "fused"}.get(runtime.kind, runtime.kind)
+    key = form if in_torch else runtime.name
+    if key in files:
+        return files[key]
+    path = folder / f"{key}{suffix('fused') if in_torch else suffix(cast(Format, form))}"
+    model = source.model
+    if form == "reference":
+        if source.reference is None:
+            raise UserError("there is no plain formulation of this model")
+        save_reference(source.reference, path, head_fusion=getattr(model, "head_fusion", "mean"))
+    elif form == "fused":
+        if not isinstance(model, Conformer):
+            raise UserError("only Conformers are fused")
+        save_model(model.fuse(), source.card, path)
+    elif form == "eager":
+        save_model(model, source.card, path)
+    else:
+        write_network(
+            model,
+            source.card,
+            path,
+            format=cast(Format, form),
+            precision=runtime.precision,
+            calibration=pictures.split(_AT_ONCE) if runtime.precision == "int8" else (),
+        )
+    files[key] = path
+    return path
+
+
+def _pictures(card: ModelCard) -> Tensor:
+    """Prepared crops (N, C, H, W) of photos that an installed package ships, and their mirror images."""
+    photos = sample_photos(card)
+    return torch.cat([photos, photos.flip(3)])

@@ -1,0 +1,230 @@
+"""The models to measure, by name with random weights or from files, with what they cost."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast, get_args
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from conformer_vision.errors import UserError
+from conformer_vision.export.formats import Format, Precision, suffix
+from conformer_vision.inference.networks import open_network
+from conformer_vision.models import Conformer
+from conformer_vision.models.saved import ModelCard, load_model, weights_file
+
+from .config import BenchmarkConfig, Runtime
+from .pairs import build_pair, plain_config, plain_copy
+from .probe import first_line
+from .reference import ReferenceConformer, randomize_
+
+CLASSES = tuple(f"class {number}" for number in range(1000))
+"""Of models with random weights."""
+_FORMATS: dict[str, Format] = {suffix(name): name for name in get_args(Format)}
+_IMPOSSIBLE = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError, TypeError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was asked for, before it is written in its forms.
+
+    Args:
+        label: name or path, as it was given.
+        card: of the model, with the size that is measured.
+        model: in eval mode; of an exported file on the meta device, without weights.
+        reference: the plain formulation where there is one: with the same weights, or with random ones
+            beside an exported file.
+        file: an exported file.
+        file_precision: that the file computes in; None where it does not say.
+        random: whether the weights are.
+    """
+
+    label: str
+    card: ModelCard
+    model: nn.Module
+    reference: ReferenceConformer | None = None
+    file: Path | None = None
+    file_precision: Precision | None = None
+    random: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """As trained."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def file_runtime(self) -> Runtime:
+        """Of an exported file."""
+        kind = _FORMATS[cast(Path, self.file).suffix.lower()]
+        return Runtime(kind, self.file_precision or "fp32")
+
+    def macs(self, runtime: Runtime) -> int:
+        """Multiply-adds of one picture; of the plain formulation its own, which are more.
+
+        Raises:
+            UserError: the model does not take pictures of this size.
+        """
+        plain = runtime.kind == "reference" and self.reference is not None
+        network: nn.Module = cast(nn.Module, self.reference) if plain else self.model
+        try:
+            return count_macs(network, self.card.input_size)
+        except _IMPOSSIBLE as error:
+            size = "x".join(map(str, self.card.input_size[1:]))
+            raise UserError(
+                f"size {size}: {self.label} cannot take it ({first_line(error)}); give another one"
+            ) from error
+
+
+def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of one picture: convolutions, linear layers and both products of attention.
+
+    Args:
+        model: left as it was.
+        shape: (C, H, W) of the picture.
+    """
+    model = deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *shape, device="meta"))
+    return int(counter.get_total_flops()) // 2  # torch counts a multiplication and an addition
+
+
+def check_names(config: BenchmarkConfig) -> None:
+    """Looks for every model before the first is built: there may be minutes between them.
+
+    Raises:
+        UserError: there is no such model or file, or options have no effect on what is there.
+    """
+    for name in config.models:
+        if not timm.is_model(name) and not Path(name).exists():
+            raise UserError(
+                f"models {name}: neither a model of timm nor a file or run folder{_nearest(name)}"
+            )
+    for name in config.peers or ():
+        if not timm.is_model(name):
+            raise UserError(f"peers {name}: timm knows no such model{_nearest(name)}")
+    if config.runtimes is not None and all(is_exported(name) for name in config.models):
+        raise UserError("runtimes has no effect on an exported file, which has one; leave it out")
+
+
+def is_exported(name: str) -> bool:
+    """Whether a model is an exported file by its suffix, `fused` weights apart."""
+    return not timm.is_model(name) and _FORMATS.get(Path(name).suffix.lower(), "fused") != "fused"
+
+
+def first_card(config: BenchmarkConfig) -> ModelCard:
+    """The card of the first model, with the size that everything is measured with.
+
+    Raises:
+        UserError: its file cannot be read.
+    """
+    name = config.models[0]
+    if timm.is_model(name):
+        cfg = get_pretrained_cfg(name)
+        card = ModelCard(name, {}, CLASSES, (3, 224, 224) if cfg is None else cfg.input_size)
+    elif is_exported(name):
+        card = open_network(name, device="cpu").card
+    else:
+        card = load_model(name)[1]
+    if config.size is None:
+        return card
+    return replace(card, input_size=(card.input_size[0], config.size, config.size))
+
+
+def open_source(name: str, card: ModelCard) -> Source:
+    """A model by its name in timm's registry or by its path.
+
+    Args:
+        name: as `check_names` found it possible.
+        card: of the first model.
+
+    Raises:
+        UserError: it cannot be read or built, or takes other pictures.
+    """
+    source = _by_name(name, card) if timm.is_model(name) else _by_path(name, card)
+    source.macs(Runtime("eager"))  # whether it takes the size
+    return source
+
+
+def _by_name(name: str, card: ModelCard) -> Source:
+    """A model with random weights; statistics of BatchNorms are random too, so that folding is work."""
+    channels, height, width = card.input_size
+    own = ModelCard(name, {}, CLASSES, card.input_size, mean=card.mean, std=card.std)
+    if isinstance(_untrained(own), Conformer):
+        model, reference = build_pair(name, num_classes=len(CLASSES), in_chans=channels)
+        return Source(name, own, model.eval(), reference.eval(), random=True)
+    cfg = get_pretrained_cfg(name)
+    if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size[1:]) != (height, width):
+        own = replace(own, model_kwargs={"img_size": [height, width]})
+    torch.manual_seed(0)
+    other = _built(
+        lambda: timm.create_model(name, num_classes=1000, in_chans=channels, **own.model_kwargs), own
+    )
+    _randomize_statistics(other)
+    return Source(name, own, other, random=True)
+
+
+def _by_path(name: str, card: ModelCard) -> Source:
+    """A trained model, or an exported file, for whose time alone a reference with other weights stands."""
+    file = weights_file(name)
+    precision: Precision | None = "fp32"
+    if is_exported(str(file)):
+        network = open_network(file, device="cpu")
+        own, precision = network.card, getattr(network, "precision", None)
+    else:
+        model, own = load_model(file)
+    if own.input_size[0] != card.input_size[0]:
+        raise UserError(
+            f"{name} takes pictures of {own.input_size[0]} channels, the first model of"
+            f" {card.input_size[0]}; measure them apart"
+        )
+    own = replace(own, input_size=card.input_size)
+    if not is_exported(str(file)) and not own.fused:
+        plain = isinstance(model, Conformer) and model.config.upsample == "nearest"
+        return Source(name, own, model, plain_copy(cast(Conformer, model)) if plain else None)
+    like = _untrained(own)
+    reference = None
+    if isinstance(like, Conformer) and like.config.upsample == "nearest":
+        with torch.device("meta"):
+            reference = ReferenceConformer(plain_config(like))
+        randomize_(reference.to_empty(device="cpu"), 0)
+    return Source(name, own, like, reference, file=file, file_precision=precision)
+
+
+def _untrained(card: ModelCard) -> nn.Module:
+    """The network of a card, without weights."""
+    with torch.device("meta"):
+        return _built(
+            lambda: timm.create_model(
+                card.model, num_classes=card.num_classes, in_chans=card.in_chans, **card.model_kwargs
+            ),
+            card,
+        )
+
+
+def _built(build: Callable[[], nn.Module], card: ModelCard) -> nn.Module:
+    try:
+        return build().eval()
+    except _IMPOSSIBLE as error:
+        size = "x".join(map(str, card.input_size[1:]))
+        raise UserError(f"{card.model} cannot be built for size {size} ({first_line(error)})") from error
+
+
+def _randomize_statistics(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            cast(Tensor, module.running_var).uniform_(0.5, 1.5, generator=generator)
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, timm.list_models(), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,176 @@
+"""One network in one form, opened from its file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from conformer_vision.inference.networks import FUSED, open_network
+from conformer_vision.models.saved import load_model
+
+from .config import TORCH_KINDS, Runtime
+from .reference import ReferenceConfig, ReferenceConformer
+
+_REFERENCE_KEY = "plain_formulation"
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_MOST_GRAPHS = 1024
+"""Graphs that torch.compile may keep of one function: all Conformers share their code."""
+
+Call = Callable[[Tensor], Tensor]
+"""Pictures (B, C, H, W), float32, to logits (B, K), float32; when it returns the work is done."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What takes turns with the others.
+
+    Args:
+        model: name or path, as it was given.
+        runtime: what runs it.
+        path: file that it is opened from.
+        device: torch's name of the device.
+        peer: measured beside the models that were asked for.
+        parameters: as trained; None where that is not known.
+        macs: multiply-adds per picture; None where that is not known.
+        same_weights: as the others of its model; else its answers are not compared with theirs.
+        known_precision: False for an exported file that does not say in what it computes.
+    """
+
+    model: str
+    runtime: Runtime
+    path: str
+    device: str = "cpu"
+    peer: bool = False
+    parameters: int | None = None
+    macs: int | None = None
+    same_weights: bool = True
+    known_precision: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of model and runtime."""
+        return f"{self.model} {self.runtime.name}"
+
+    def to_json(self) -> str:
+        """For `from_json` in another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Subject:
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        return cls(**values | {"runtime": Runtime(**values["runtime"])})
+
+
+class _Mean(nn.Module):
+    """The plain formulation with its heads joined as in the model whose weights it has."""
+
+    def __init__(self, reference: ReferenceConformer, factor: float) -> None:
+        super().__init__()
+        self.reference = reference
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K)."""
+        branches = self.reference(images)
+        logits: Tensor = (branches.conv + branches.trans) * self.factor
+        return logits
+
+
+def save_reference(reference: ReferenceConformer, path: Path, *, head_fusion: str = "mean") -> None:
+    """Writes the plain formulation for `open_subject`."""
+    note = {"config": asdict(reference.config), "factor": 0.5 if head_fusion == "mean" else 1.0}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in reference.state_dict().items()}
+    save_file(tensors, path, metadata={_REFERENCE_KEY: json.dumps(note)})
+
+
+def _load_reference(path: str) -> nn.Module:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        note = json.loads(file.metadata()[_REFERENCE_KEY])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    config: dict[str, Any] = note["config"] | {"depths": tuple(note["config"]["depths"])}
+    with torch.device("meta"):
+        reference = ReferenceConformer(ReferenceConfig(**config))
+    reference.load_state_dict(weights, assign=True)
+    return _Mean(reference, note["factor"])
+
+
+def open_subject(subject: Subject) -> Call:
+    """The network of a subject's file, ready to be called.
+
+    Raises:
+        UserError: as `load_model` and `open_network`.
+    """
+    device = torch.device(subject.device)
+    call = _open_torch(subject, device) if subject.runtime.kind in TORCH_KINDS else _open_export(subject)
+    if device.type != "cuda":
+        return call
+
+    def finished(images: Tensor) -> Tensor:
+        logits = call(images)
+        torch.cuda.synchronize(device)
+        return logits
+
+    return finished
+
+
+def _open_torch(subject: Subject, device: torch.device) -> Call:
+    kind, dtype = subject.runtime.kind, _TYPES[subject.runtime.precision]
+    model = _load_reference(subject.path) if kind == "reference" else load_model(subject.path)[0]
+    model = model.eval().requires_grad_(False).to(device, dtype)
+    if kind.startswith("fused") and device.type == "cpu":  # the layout in which `open_network` has it
+        model = model.to(memory_format=torch.channels_last)
+    network: Callable[[Tensor], Tensor] = model
+    if kind in ("compiled", "fused-compiled"):
+        # One graph per size of the batch: a graph for all of them would be slower.
+        network = torch.compile(model, dynamic=False)
+
+    @torch.inference_mode()
+    def call(images: Tensor) -> Tensor:
+        return network(images.to(device, dtype)).float()
+
+    return call
+
+
+def _open_export(subject: Subject) -> Call:
+    network = open_network(subject.path, device=subject.device)
+    return lambda images: network(images)[FUSED]
+
+
+@contextmanager
+def measuring(threads: int) -> Iterator[None]:
+    """Settings of PyTorch under which subjects are opened and called; restored afterwards.
+
+    float32 is exact on a GPU too (without TF32), and torch.compile may keep a graph for every subject.
+
+    Args:
+        threads: on the CPU.
+    """
+    import torch._dynamo
+
+    before = torch.get_num_threads()
+    # It warns where there is nvcc but no GPU, which is nothing to a benchmark on the CPU.
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    torch.set_num_threads(threads)
+    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+    # The names of both limits in torch 2.6, which later ones keep as aliases.
+    limits = ("cache_size_limit", "accumulated_cache_size_limit")
+    graphs = torch._dynamo.config.patch(dict.fromkeys(limits, _MOST_GRAPHS))
+    try:
+        with cudnn, graphs:
+            yield
+    finally:
+        torch.set_num_threads(before)
+        logger.setLevel(level)

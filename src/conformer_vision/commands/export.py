@@ -1,0 +1,79 @@
+"""The subcommand ``export``: a trained model as a file that other programs run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from jsonargparse import ArgumentParser, Namespace
+
+from conformer_vision.commands.output import console, printable
+from conformer_vision.export.formats import Format, Precision
+from conformer_vision.parsing import build_parser as plain_parser
+
+if TYPE_CHECKING:
+    from conformer_vision.export import Exported
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the subcommand."""
+    parser = plain_parser("Write a trained model in another format and check the file against the model.")
+    parser.add_argument("run", help="Run folder or .safetensors file.")
+    parser.add_argument("--format", required=True, choices=get_args(Format), help="Of the file.")
+    parser.add_argument("--precision", default="fp32", choices=get_args(Precision), help="Of its arithmetic.")
+    parser.add_argument(
+        "--output", metavar="FILE", type=str | None, help="The file; in the run folder where not given."
+    )
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        help="Pictures to check with, and for int8 to calibrate and measure with; else the run's own.",
+    )
+    parser.add_argument(
+        "--calibration_pictures", type=int, default=128, help="Training pictures that int8 is calibrated on."
+    )
+    return parser
+
+
+def run(options: Namespace, parser: ArgumentParser) -> int:
+    """Do what was parsed; give the exit status."""
+    from conformer_vision.export import export
+
+    exported = export(
+        options.run,
+        format=options.format,
+        precision=options.precision,
+        output=options.output,
+        data=options.data,
+        calibration_pictures=options.calibration_pictures,
+        say=lambda line: print(printable(line), file=sys.stderr, flush=True),
+    )
+    _print(exported)
+    return 0
+
+
+def _print(exported: Exported) -> None:
+    difference = exported.difference
+    size = sum(path.stat().st_size for path in _files(exported.path)) / 1e6
+    print(printable(f"{exported.path}: {exported.format}, {exported.precision}, {size:.1f} MB"))
+    print(
+        f"worst difference from the model on {difference.pictures} pictures: "
+        f"{difference.relative:.1e} of the logits, {difference.probability:.1e} in probability; "
+        f"the same first class for {difference.agreement:.1%}"
+    )
+    if exported.kept_float:
+        print(f"kept in float: {', '.join(exported.kept_float)}")
+    if exported.accuracy is None:
+        return
+    from rich.table import Table
+
+    before, after = exported.accuracy
+    table = Table("head", "top-1 of the model", f"top-1 in {exported.precision}")
+    for head, top1 in before.top1.items():
+        table.add_row(head, f"{top1:.2%}", f"{after.top1[head]:.2%}")
+    console().print(table)
+
+
+def _files(path: Path) -> list[Path]:
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
