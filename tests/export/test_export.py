@@ -59,9 +59,10 @@ def test_evaluated_and_used_like_a_run(name: str, small_run: Path, pictures: Pat
     ours, theirs = (Predictor(what)([pictures]) for what in (small_run, file))
     assert [answer.labels for answer in theirs] == [answer.labels for answer in ours]
     assert [answer.error is None for answer in theirs] == [False, True, True]
-    done = run("predict", file, pictures, "--json")
-    assert done.status == 1, "one of the pictures is broken"
-    assert json.loads(done.out)[1]["labels"] == list(ours[1].labels[:3])
+    if name == "onnx":
+        done = run("predict", file, pictures, "--json")
+        assert done.status == 1, "one of the pictures is broken"
+        assert json.loads(done.out)[1]["labels"] == list(ours[1].labels[:3])
 
 
 WITHOUT_TORCH = """
@@ -207,7 +208,7 @@ def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path
 def test_a_file_with_other_answers_is_not_kept(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "model.onnx"
+    target = tmp_path / "model.torchscript"
     target.write_bytes(b"what was there")
 
     def wrong(model: torch.nn.Module, *arguments: object, **options: object) -> tuple[str, ...]:
@@ -219,7 +220,7 @@ def test_a_file_with_other_answers_is_not_kept(
         return kept
 
     monkeypatch.setattr(export_run, "write_network", wrong)
-    done = run("export", small_run, "--format", "onnx", "--output", target)
+    done = run("export", small_run, "--format", "torchscript", "--output", target)
     assert done.status == 2
     assert done.err.splitlines()[-1].startswith("error: the fp32 file's logits differ from the model's by")
     assert target.read_bytes() == b"what was there"
