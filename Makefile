@@ -44,9 +44,10 @@ format: $(STAMP) ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## parameters, multiply-adds and speed beside the plain formulation; speed of reading
+bench: $(STAMP) ## parameters, multiply-adds, speed and memory beside the plain formulation and timm; speed of reading
 	$(BIN)/python benchmarks/macs.py
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/conformer-vision benchmark --batch 1 8
+	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/loader.py
 
 figures: $(STAMP) ## draw the figures of docs/ again

@@ -15,18 +15,10 @@ import argparse
 import timm
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from pairs import plain_config
+from conformer_vision.benchmark.pairs import plain_config
+from conformer_vision.benchmark.sources import count_macs
 from reference import ReferenceConformer
-
-
-def count_macs(model: nn.Module, in_chans: int, height: int, width: int) -> int:
-    """MACs of one picture through `model`, which has to lie on the meta device, in evaluation mode."""
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, in_chans, height, width, device="meta"))
-    return counter.get_total_flops() // 2  # torch counts a multiplication and an addition
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -45,8 +37,8 @@ def main() -> None:
             model = timm.create_model(name)
             reference = ReferenceConformer(plain_config(model))
         size = arguments.size or model.pretrained_cfg["input_size"][-1]
-        plain = count_macs(reference, model.in_chans, size, size)
-        ours = count_macs(model, model.in_chans, size, size)
+        plain = count_macs(reference, (model.in_chans, size, size))
+        ours = count_macs(model, (model.in_chans, size, size))
         print(
             f"{name:32} {size:5} {count_parameters(model):11,} {plain / 1e9:12.3f} {ours / 1e9:11.3f}"
             f" {ours / plain:6.3f}"

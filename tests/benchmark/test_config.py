@@ -21,6 +21,7 @@ from conformer_vision.errors import UserError
         ("onnx", Runtime("onnx", "fp32")),
         ("onnx-int8", Runtime("onnx", "int8")),
         ("fused-compiled-bf16", Runtime("fused-compiled", "bf16")),
+        ("fused-max-autotune", Runtime("fused-max-autotune")),
         ("torch-export-fp16", Runtime("torch-export", "fp16")),
     ],
 )

@@ -14,9 +14,9 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from conformer_vision import VARIANTS, Conformer
+from conformer_vision.benchmark.pairs import build_pair
 from conformer_vision.errors import UserError
 from conformer_vision.models.saved import ModelCard, load_model, save_model
-from pairs import build_pair
 
 NANO = [name for name in VARIANTS if "nano" in name]
 CLASSES = ("a", "b", "c", "d", "e")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from conformer_vision import Conformer
+from conformer_vision.benchmark.pairs import build_pair
 from conformer_vision.models.blocks import Bottleneck
 from conformer_vision.models.lean import keeping_everything, may_rebuild, rebuilding
-from pairs import build_pair
 
 SHALLOW = {"depths": (2, 1, 2)}
 

@@ -13,7 +13,14 @@ from typing import get_args
 from conformer_vision.errors import UserError
 from conformer_vision.export.formats import Format, Precision
 
-TORCH_KINDS = ("reference", "eager", "compiled", "fused", "fused-compiled")
+COMPILE_MODES = {
+    "compiled": "default",
+    "fused-compiled": "default",
+    "fused-reduce-overhead": "reduce-overhead",
+    "fused-max-autotune": "max-autotune",
+}
+"""Kinds that ``torch.compile`` makes faster, with its mode; the last two record CUDA graphs on a GPU."""
+TORCH_KINDS = ("reference", "eager", "fused", *COMPILE_MODES)
 """What PyTorch runs in its own process, from weights; the reference is the plain formulation."""
 KINDS = (*TORCH_KINDS, *(name for name in get_args(Format) if name not in TORCH_KINDS))
 DEFAULT_RUNTIMES = ("eager", "compiled", "fused", "onnx", "openvino", "torch-export", "torchscript")
@@ -28,7 +35,7 @@ DEFAULT_PEERS = (
 )
 """Models of timm between 79 and 84 % top-1 on ImageNet at 224 pixels."""
 _EXACT: Precision = "fp32"
-_CONFORMERS_ALONE = ("reference", "fused", "fused-compiled")
+_CONFORMERS_ALONE = tuple(kind for kind in TORCH_KINDS if kind not in ("eager", "compiled"))
 
 
 @dataclass(frozen=True)

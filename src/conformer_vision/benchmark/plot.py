@@ -21,6 +21,8 @@ _MARKERS = {
     "compiled": "s",
     "fused": "D",
     "fused-compiled": "P",
+    "fused-reduce-overhead": "*",
+    "fused-max-autotune": "h",
     "onnx": "^",
     "openvino": "v",
     "torch-export": "<",

@@ -17,7 +17,7 @@ from conformer_vision.export.pictures import sample_photos
 from conformer_vision.models import Conformer
 from conformer_vision.models.saved import ModelCard, save_model
 
-from .config import TORCH_KINDS, BenchmarkConfig, Runtime
+from .config import COMPILE_MODES, TORCH_KINDS, BenchmarkConfig, Runtime
 from .sources import Source, check_names, first_card, open_source
 from .subjects import Subject, save_reference
 
@@ -139,7 +139,9 @@ def _write(source: Source, runtime: Runtime, folder: Path, files: dict[str, Path
     if source.file is not None and runtime.kind != "reference":
         return source.file
     in_torch = runtime.kind in TORCH_KINDS
-    form = {"compiled": "eager", "fused-compiled": "fused"}.get(runtime.kind, runtime.kind)
+    form = runtime.kind
+    if form in COMPILE_MODES:
+        form = "fused" if form.startswith("fused") else "eager"
     key = form if in_torch else runtime.name
     if key in files:
         return files[key]

@@ -17,13 +17,13 @@ import torch
 
 from conformer_vision.errors import UserError
 
+from .config import COMPILE_MODES
 from .subjects import Subject, measuring, open_subject
 
 _LIBRARIES = {
     "onnx": ("onnxruntime",),
     "openvino": ("openvino",),
-    "compiled": ("torch._dynamo", "torch._inductor.compile_fx"),
-    "fused-compiled": ("torch._dynamo", "torch._inductor.compile_fx"),
+    **dict.fromkeys(COMPILE_MODES, ("torch._dynamo", "torch._inductor.compile_fx")),
 }
 _CODE = "from conformer_vision.benchmark.probe import main; main()"
 
@@ -108,11 +108,7 @@ def probe_here(subject: Subject, *, shape: Sequence[int], batches: Sequence[int]
     device = torch.device(subject.device)
     images = {batch: torch.rand(batch, *shape) for batch in batches}
     with measuring(threads):
-        before = (
-            torch.cuda.memory_allocated(device)
-            if device.type == "cuda"
-            else psutil.Process().memory_info().rss
-        )
+        before = held_memory_mb(device)
         start = time.perf_counter()
         call = open_subject(subject)
         loaded = time.perf_counter()
@@ -121,10 +117,10 @@ def probe_here(subject: Subject, *, shape: Sequence[int], batches: Sequence[int]
         peaks = {}
         for batch in batches:
             call(images[batch].to(device))
-            peaks[batch] = _peak_mb(device)
+            peaks[batch] = peak_memory_mb(device)
     if device.type == "cuda" and subject.runtime.kind == "onnx":
         peaks = {}
-    return Probe(loaded - start, answered - loaded, before / 1e6, peaks)
+    return Probe(loaded - start, answered - loaded, before, peaks)
 
 
 def first_line(error: Exception) -> str:
@@ -133,7 +129,14 @@ def first_line(error: Exception) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
-def _peak_mb(device: torch.device) -> float:
+def held_memory_mb(device: torch.device) -> float:
+    """What is in use now, in MB of 1e6 bytes: of this process on the CPU, of PyTorch's tensors on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 1e6
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def peak_memory_mb(device: torch.device) -> float:
     """The most memory in use so far, in MB of 1e6 bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6

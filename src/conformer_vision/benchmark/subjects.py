@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from conformer_vision.inference.networks import FUSED, open_network
 from conformer_vision.models.saved import load_model
 
-from .config import TORCH_KINDS, Runtime
+from .config import COMPILE_MODES, TORCH_KINDS, Runtime
 from .reference import ReferenceConfig, ReferenceConformer
 
 _REFERENCE_KEY = "plain_formulation"
@@ -128,12 +128,13 @@ def _open_torch(subject: Subject, device: torch.device) -> Call:
     kind, dtype = subject.runtime.kind, _TYPES[subject.runtime.precision]
     model = _load_reference(subject.path) if kind == "reference" else load_model(subject.path)[0]
     model = model.eval().requires_grad_(False).to(device, dtype)
-    if kind.startswith("fused") and device.type == "cpu":  # the layout in which `open_network` has it
+    # On the CPU the layout in which `open_network` has it; on a GPU the one that its tensor cores read.
+    if kind.startswith("fused") and (device.type == "cpu" or dtype != torch.float32):
         model = model.to(memory_format=torch.channels_last)
     network: Callable[[Tensor], Tensor] = model
-    if kind in ("compiled", "fused-compiled"):
+    if kind in COMPILE_MODES:
         # One graph per size of the batch: a graph for all of them would be slower.
-        network = torch.compile(model, dynamic=False)
+        network = torch.compile(model, dynamic=False, mode=COMPILE_MODES[kind])
 
     @torch.inference_mode()
     def call(images: Tensor) -> Tensor:

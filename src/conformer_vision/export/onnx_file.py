@@ -57,9 +57,17 @@ def write_onnx(
 
 
 def build_onnx(
-    model: nn.Module, card: ModelCard, *, precision: Precision, calibration: Sequence[Tensor] = ()
+    model: nn.Module,
+    card: ModelCard,
+    *,
+    precision: Precision,
+    calibration: Sequence[Tensor] = (),
+    signed: bool = False,
 ) -> tuple[Any, tuple[str, ...]]:
-    """The ``onnx.ModelProto`` of `write_onnx`, and the parts that int8 leaves in float."""
+    """The ``onnx.ModelProto`` of `write_onnx`, and the parts that int8 leaves in float.
+
+    ``signed`` is that of `quantize`.
+    """
     import onnx
 
     program = build_program(model, card, precision)
@@ -86,7 +94,7 @@ def build_onnx(
     if precision == "int8":
         from .quantize import quantize
 
-        proto, kept = quantize(proto, calibration)
+        proto, kept = quantize(proto, calibration, signed=signed)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json(), PRECISION_KEY: precision})
     return proto, kept
 

@@ -39,7 +39,11 @@ def write_openvino(
 
     # fp16 and bf16 begin with float32 weights: OpenVINO converts them.
     source, kept = build_onnx(
-        model, card, precision="int8" if precision == "int8" else "fp32", calibration=calibration
+        model,
+        card,
+        precision="int8" if precision == "int8" else "fp32",
+        calibration=calibration,
+        signed=True,
     )
     try:
         graph = openvino.Core().read_model(source.SerializeToString())

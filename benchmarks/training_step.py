@@ -1,0 +1,204 @@
+"""Time and memory of a training step, beside the plain formulation with the same weights.
+
+A step is forward, backward and AdamW: the mean of both heads' cross-entropies, as in training. Ours takes the
+optimiser of ``conformer-vision train``, the plain formulation ``torch.optim.AdamW`` with its own settings, as
+the authors' code did. Both run in one process and take turns, so that whatever else slows the machine slows
+both. Reported are medians, their ratio (above 1: ours is faster), how far the gradients of the first step lie
+apart, and the most memory of each in a process of its own: weights, gradients, the optimiser's state and what
+is kept for the backward pass, without what Python and the libraries take.
+
+    python benchmarks/training_step.py --models conformer_tiny_patch16_224 --batch 8 --repeats 10
+    python benchmarks/training_step.py --device cuda --dtype bfloat16 --channels-last --json step.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conformer_vision.benchmark.ceiling import measure_ceilings
+from conformer_vision.benchmark.measure import ratio, take_turns
+from conformer_vision.benchmark.pairs import build_pair
+from conformer_vision.benchmark.probe import held_memory_mb, peak_memory_mb
+from conformer_vision.benchmark.reference import ReferenceConformer
+from conformer_vision.benchmark.result import Machine, versions
+from conformer_vision.benchmark.sources import count_macs
+from conformer_vision.benchmark.subjects import measuring
+from conformer_vision.models.checkpoints import to_official
+from conformer_vision.training import TrainConfig
+from conformer_vision.training.module import build_optimizer
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def build_step(name: str, which: str, arguments: argparse.Namespace) -> tuple[nn.Module, Callable[[], None]]:
+    """A model in training mode and its step, on pictures that stay the same.
+
+    Args:
+        name: in timm's registry.
+        which: ``ours`` or ``plain``.
+        arguments: of the command line.
+    """
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
+    ours, plain = build_pair(name)
+    model = (ours if which == "ours" else plain).to(device, memory_format=layout).train()
+    branches: Callable[[Tensor], tuple[Tensor, Tensor]] = ours.forward_branches if which == "ours" else plain
+    config = TrainConfig(data="none", lr=1e-6, weight_decay=0.05)
+    optimizer = (
+        build_optimizer(model, config)
+        if which == "ours"
+        else torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, generator=generator)
+    images = images.to(device, memory_format=layout)
+    target = torch.arange(arguments.batch, device=device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            conv, trans = branches(images)
+            loss = (F.cross_entropy(conv, target) + F.cross_entropy(trans, target)) / 2
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return model, step
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Of the last step, by the authors' names."""
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return found if isinstance(model, ReferenceConformer) else to_official(found)
+
+
+def distance(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> float:
+    """Norm of the difference of all gradients over their norm."""
+    pairs = [(ours[name].double(), value.double()) for name, value in plain.items()]
+    difference = sum(float((a - b).square().sum()) for a, b in pairs)
+    return float(np.sqrt(difference / sum(float(b.square().sum()) for _, b in pairs)))
+
+
+def peak_memory(name: str, which: str, arguments: argparse.Namespace) -> float:
+    """The most memory of three steps in MB, without what was there before the model."""
+    device = torch.device(arguments.device)
+    with measuring(arguments.threads):
+        before = held_memory_mb(device)
+        _, step = build_step(name, which, arguments)
+        for _ in range(3):
+            step()
+        return peak_memory_mb(device) - before
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything of one model."""
+    memory = {}
+    for which in ("ours", "plain"):
+        options = [
+            "--models",
+            name,
+            "--batch",
+            arguments.batch,
+            "--size",
+            arguments.size,
+            "--memory-of",
+            which,
+        ]
+        options += ["--device", arguments.device, "--dtype", arguments.dtype, "--threads", arguments.threads]
+        options += ["--channels-last"] * arguments.channels_last
+        command = [sys.executable, __file__, *map(str, options)]
+        memory[which] = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    (model, ours), (reference, plain) = (build_step(name, which, arguments) for which in ("ours", "plain"))
+    ours()
+    plain()
+    apart = distance(gradients(model), gradients(reference))
+    times = take_turns([ours, plain], rounds=arguments.repeats, seconds=arguments.seconds)
+    here, there = (float(np.median(values)) for values in times)
+    faster = ratio(times[0], times[1])
+    macs = 3 * count_macs(reference, (3, arguments.size, arguments.size))
+    return {
+        "model": name,
+        "ours_ms": here,
+        "plain_ms": there,
+        "ratio": faster.median,
+        "ratio_quartiles": (faster.low, faster.high),
+        "images_per_second": 1e3 * arguments.batch / here,
+        "gmacs": macs / 1e9,
+        "ours_mb": memory["ours"],
+        "plain_mb": memory["plain"],
+        "memory": memory["ours"] / memory["plain"],
+        "gradients_apart": apart,
+        "times_ms": times,
+    }
+
+
+def main() -> None:
+    """Print one line per model."""
+    parser = argparse.ArgumentParser(description="A training step here and in the plain formulation")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["conformer_tiny_patch16_224", "conformer_small_patch16_224"],
+        help="names in timm's registry",
+    )
+    parser.add_argument("--batch", type=int, default=8, help="pictures at once")
+    parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
+    parser.add_argument("--repeats", type=int, default=10, help="timed rounds")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no further round begins after them")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=list(PRECISIONS), help="of autocast")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--channels-last", action="store_true", help="channels-last memory for both")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument(
+        "--memory-of", choices=["ours", "plain"], help="print the peak memory of the first model alone, in MB"
+    )
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print(peak_memory(arguments.models[0], arguments.memory_of, arguments))
+        return
+
+    device = torch.device(arguments.device)
+    precision = PRECISIONS[arguments.dtype]
+    with measuring(arguments.threads):
+        machine = Machine.here(device)
+        ceiling = measure_ceilings([precision], device)[precision]
+        print(
+            f"{machine.gpu or machine.processor}, {machine.threads} threads, torch {torch.__version__},"
+            f" {arguments.dtype}, batch {arguments.batch}, {arguments.size} pixels"
+        )
+        print(f"matrix products: {ceiling / 1e9:,.0f}e9 multiply-adds per second")
+        print(
+            f"{'model':28} {'ours ms':>9} {'plain ms':>9} {'ratio':>6} {'of ceiling':>10}"
+            f" {'ours MB':>8} {'plain MB':>9} {'share':>6} {'gradients':>9}"
+        )
+        rows = []
+        for name in arguments.models:
+            row = measure(name, arguments)
+            row["share_of_ceiling"] = row["gmacs"] * 1e9 * row["images_per_second"] / ceiling
+            rows.append(row)
+            line = "{model:28} {ours_ms:9.1f} {plain_ms:9.1f} {ratio:6.2f} {share_of_ceiling:10.0%}"
+            line += " {ours_mb:8.0f} {plain_mb:9.0f} {memory:6.0%} {gradients_apart:9.0e}"
+            print(line.format(**row), flush=True)
+    print("of ceiling: of the plain formulation's multiply-adds, three times those of a prediction.")
+    if arguments.json:
+        options = {key: str(value) for key, value in vars(arguments).items()}
+        content = {"machine": asdict(machine), "versions": versions(), "options": options, "rows": rows}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
