@@ -55,7 +55,7 @@ def build_step(name: str, which: str, arguments: argparse.Namespace) -> tuple[nn
     ours, plain = build_pair(name)
     model = (ours if which == "ours" else plain).to(device, memory_format=layout).train()
     branches: Callable[[Tensor], tuple[Tensor, Tensor]] = ours.forward_branches if which == "ours" else plain
-    config = TrainConfig(data="none", lr=1e-6, weight_decay=0.05)
+    config = TrainConfig(data="none", lr=1e-6, min_lr=0.0, weight_decay=0.05)
     optimizer = (
         build_optimizer(model, config)
         if which == "ours"

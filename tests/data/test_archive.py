@@ -92,8 +92,7 @@ def _read_all(source: ImageSource) -> list[int]:
     return [source[i][0].getpixel((0, 0))[0] for i in range(len(source))]  # type: ignore[index, misc]
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(("method", "kind"), [("fork", "zip"), ("fork", "tar"), ("spawn", "tar")])
 def test_processes_read_at_once(tmp_path: Path, class_folders: Folders, kind: str, method: str) -> None:
     path = pack(tmp_path / f"set.{kind}", class_folders(tmp_path / "set", ["a", "b"], count=60))
     source = open_source(path, split="all")

@@ -27,6 +27,9 @@ from conformer_vision.models.saved import ModelCard, load_model
 
 from .conftest import FILES
 
+# In one process of pytest-xdist: making the files takes longer than looking at them.
+pytestmark = pytest.mark.xdist_group("export")
+
 PLAIN = [name for name in FILES if name != "fused"]
 
 

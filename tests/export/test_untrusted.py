@@ -20,6 +20,9 @@ from conformer_vision.inference.networks import open_network
 
 from .conftest import FILES
 
+# In one process of pytest-xdist: making the files takes longer than looking at them.
+pytestmark = pytest.mark.xdist_group("export")
+
 
 class Harmful:
     """Makes a file when it is unpickled."""

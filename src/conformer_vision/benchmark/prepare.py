@@ -36,6 +36,8 @@ class Prepared:
     subjects: list[Subject] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     random_weights: bool = False
+    kept_float: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Model and runtime -> parts that int8 leaves in float."""
 
     def leave_out(self, line: str, *, strict: bool) -> None:
         """Notes what cannot be measured.
@@ -86,11 +88,13 @@ def prepare(
         files: dict[str, Path] = {}
         for runtime in _runtimes(source, of_peers if peer else own, reference=config.reference):
             try:
-                path = _write(source, runtime, place, files, prepared.pictures)
+                path, kept = _write(source, runtime, place, files, prepared.pictures)
             except UserError as error:
                 line = f"{source.label} {runtime.name}: {error}"
                 prepared.leave_out(line, strict=config.is_strict(peer=peer))
                 continue
+            if kept:
+                prepared.kept_float[f"{source.label} {runtime.name}"] = kept
             prepared.subjects.append(
                 Subject(
                     model=name,
@@ -130,23 +134,26 @@ def _runtimes(source: Source, wanted: list[Runtime], *, reference: bool) -> list
     return [runtime for runtime in wanted if runtime != Runtime("reference") or source.reference is not None]
 
 
-def _write(source: Source, runtime: Runtime, folder: Path, files: dict[str, Path], pictures: Tensor) -> Path:
-    """The file of a runtime; those of PyTorch's own kinds serve every precision.
+def _write(
+    source: Source, runtime: Runtime, folder: Path, files: dict[str, Path], pictures: Tensor
+) -> tuple[Path, tuple[str, ...]]:
+    """The file of a runtime, and what int8 leaves in float in it; PyTorch's own kinds share theirs.
 
     Raises:
         UserError: the model cannot be had in this form.
     """
     if source.file is not None and runtime.kind != "reference":
-        return source.file
+        return source.file, ()
     in_torch = runtime.kind in TORCH_KINDS
     form = runtime.kind
     if form in COMPILE_MODES:
         form = "fused" if form.startswith("fused") else "eager"
     key = form if in_torch else runtime.name
     if key in files:
-        return files[key]
+        return files[key], ()
     path = folder / f"{key}{suffix('fused') if in_torch else suffix(cast(Format, form))}"
     model = source.model
+    kept: tuple[str, ...] = ()
     if form == "reference":
         if source.reference is None:
             raise UserError("there is no plain formulation of this model")
@@ -158,7 +165,7 @@ def _write(source: Source, runtime: Runtime, folder: Path, files: dict[str, Path
     elif form == "eager":
         save_model(model, source.card, path)
     else:
-        write_network(
+        kept = write_network(
             model,
             source.card,
             path,
@@ -167,7 +174,7 @@ def _write(source: Source, runtime: Runtime, folder: Path, files: dict[str, Path
             calibration=pictures.split(_AT_ONCE) if runtime.precision == "int8" else (),
         )
     files[key] = path
-    return path
+    return path, kept
 
 
 def _pictures(card: ModelCard) -> Tensor:

@@ -190,6 +190,8 @@ def _notes(
             f"int8 is calibrated on {len(prepared.pictures)} crops of two photos; what it costs in accuracy"
             " shows on a trained model ('conformer-vision export' measures it)."
         )
+        for name, parts in prepared.kept_float.items():
+            notes.append(f"{name} leaves in float what changes its answers most: {', '.join(parts)}.")
         if "int8" not in ceilings:
             notes.append("PyTorch has no int8 matrix product here that is faster than its float32: no share.")
     if any(not subject.same_weights for subject in probes):
