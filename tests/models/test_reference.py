@@ -150,7 +150,7 @@ def test_training_steps_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = tmp_path / "step.json"
-    command = "training_step.py --models conformer_nano_patch16_224 --size 32 --batch 2 --repeats 1"
+    command = "training_step.py --models conformer_nano_patch16_224 --size 96 --batch 4 --repeats 1"
     threads = torch.get_num_threads()
     monkeypatch.setattr("sys.argv", [*command.split(), "--json", str(figures)])
     training_step.main()
