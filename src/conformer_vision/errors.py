@@ -7,3 +7,9 @@ class UserError(ValueError):
     The message is one line that names the file or value and the remedy. The command line
     prints it without a traceback and exits with status 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """Of another library's error, for a message of ours: its first line, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

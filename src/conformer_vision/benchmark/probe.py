@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, first_line
 
 from .config import COMPILE_MODES
 from .subjects import Subject, measuring, open_subject
@@ -121,12 +121,6 @@ def probe_here(subject: Subject, *, shape: Sequence[int], batches: Sequence[int]
     if device.type == "cuda" and subject.runtime.kind == "onnx":
         peaks = {}
     return Probe(loaded - start, answered - loaded, before, peaks)
-
-
-def first_line(error: Exception) -> str:
-    """Of an error's text, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def held_memory_mb(device: torch.device) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, first_line
 from conformer_vision.export.formats import Precision
 from conformer_vision.inference.networks import resolve_device
 
@@ -26,7 +26,7 @@ from .ceiling import measure_ceilings
 from .config import BenchmarkConfig, Runtime
 from .measure import percentiles, ratio, share_of_ceiling, take_turns
 from .prepare import Prepared, prepare
-from .probe import Probe, first_line, probe
+from .probe import Probe, probe
 from .result import TOLERANCE, BenchmarkResult, Machine, Row, versions
 from .subjects import Subject, measuring, open_subject
 

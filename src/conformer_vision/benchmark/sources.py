@@ -15,7 +15,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, first_line
 from conformer_vision.export.formats import Format, Precision, suffix
 from conformer_vision.inference.networks import open_network
 from conformer_vision.models import Conformer
@@ -23,7 +23,6 @@ from conformer_vision.models.saved import ModelCard, load_model, weights_file
 
 from .config import BenchmarkConfig, Runtime
 from .pairs import build_pair, plain_config, plain_copy
-from .probe import first_line
 from .reference import ReferenceConformer, randomize_
 
 CLASSES = tuple(f"class {number}" for number in range(1000))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.networks import FUSED, heads, open_network
 
 from .formats import Precision
@@ -58,9 +58,8 @@ def compare(path: Path, model: nn.Module, pictures: Tensor, *, precision: Precis
             actual = network(batch)
         except Exception as error:  # every runtime has its own
             shape = "x".join(map(str, batch.shape))
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"{network.card.model} exported cannot take {shape} pictures ({reason})"
+                f"{network.card.model} exported cannot take {shape} pictures ({first_line(error)})"
             ) from error
         if actual.keys() != expected.keys():
             raise UserError(f"{path} has the heads {', '.join(actual)}, not {', '.join(expected)}")

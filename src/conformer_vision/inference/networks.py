@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.untrusted import check_export_archive, check_torchscript
 from conformer_vision.models import Conformer
 from conformer_vision.models.saved import METADATA_KEY, ModelCard, load_model, weights_file
@@ -68,7 +68,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=(resolved := torch.device(device)))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"device {str(device)!r} cannot be used here ({_first_line(error)}); 'cpu' always can"
+            f"device {str(device)!r} cannot be used here ({first_line(error)}); 'cpu' always can"
         ) from error
     if resolved.type == "meta":
         raise UserError("device 'meta' computes nothing; use 'auto', 'cpu' or 'cuda'")
@@ -128,7 +128,7 @@ class OnnxNetwork:
         except UserError:
             raise
         except Exception as error:  # onnxruntime has a dozen kinds of its own
-            raise UserError(f"{path}: onnxruntime cannot run it ({_first_line(error)})") from error
+            raise UserError(f"{path}: onnxruntime cannot run it ({first_line(error)})") from error
         self.card = _card(metadata.get(METADATA_KEY), path)
         self.precision = metadata.get(PRECISION_KEY)
         names = [output.name for output in self._session.get_outputs()]
@@ -174,7 +174,7 @@ class OpenVinoNetwork:
                 },
             )
         except RuntimeError as error:
-            raise UserError(f"{path}: OpenVINO cannot run it ({_first_line(error)})") from error
+            raise UserError(f"{path}: OpenVINO cannot run it ({first_line(error)})") from error
         self.card = _card(info.get("card"), path)
         self.precision = info.get(PRECISION_KEY)
         self._heads = _heads([name for put in self._compiled.outputs for name in put.names], path)
@@ -198,7 +198,7 @@ class TorchExportNetwork:
             program = torch.export.load(path, extra_files=extra)
             self._module = program.module().to(self.device)
         except Exception as error:  # torch raises whatever the first damaged part leads to
-            raise UserError(f"{path}: torch.export cannot load it ({_first_line(error)})") from error
+            raise UserError(f"{path}: torch.export cannot load it ({first_line(error)})") from error
         self.card = _card(extra[METADATA_KEY], path)
 
     @torch.inference_mode()
@@ -221,7 +221,7 @@ class TorchScriptNetwork:
                 warnings.simplefilter("ignore")  # that TorchScript is deprecated
                 self._module = torch.jit.load(path, map_location=self.device, _extra_files=extra).eval()
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{path}: torch.jit cannot load it ({_first_line(error)})") from error
+            raise UserError(f"{path}: torch.jit cannot load it ({first_line(error)})") from error
         self.card = _card(_text(extra[METADATA_KEY]), path)
 
     @torch.inference_mode()
@@ -248,7 +248,7 @@ def require(library: str, purpose: object) -> Any:
         return import_module(library)
     except ImportError as error:
         raise UserError(
-            f"{purpose} needs {library}: pip install 'conformer-vision[export]' ({_first_line(error)})"
+            f"{purpose} needs {library}: pip install 'conformer-vision[export]' ({first_line(error)})"
         ) from error
 
 
@@ -284,8 +284,3 @@ def _readable(path: Path) -> str:
 
 def _text(value: str | bytes) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

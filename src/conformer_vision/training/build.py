@@ -19,7 +19,7 @@ from ..data.loader import ImageLoader, evaluation_loader, training_loader
 from ..data.order import Share, pictures_per_batch
 from ..data.sources import open_data
 from ..data.streams.base import ImageStream
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint
 from ..models.saved import ModelCard
@@ -116,7 +116,7 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
         if isinstance(error, TypeError) and unknown is not None:
             known = sorted(_CONFORMER_OPTIONS) if config.model in VARIANTS else []
             raise UserError(f"model {config.model} takes no {unknown}{nearest(unknown, known)}") from error
-        raise UserError(f"model {config.model}: {_first_line(error)}") from error
+        raise UserError(f"model {config.model}: {first_line(error)}") from error
     if config.checkpoint is not None:
         load_checkpoint(model, config.checkpoint, reset_head=config.reset_head)
     _check_options(config, model)
@@ -238,7 +238,7 @@ def check_optimizer(config: TrainConfig, model: nn.Module) -> None:
         build_optimizer(model, config)
     except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
         hint = nearest(config.optimizer, [str(name) for name in timm.optim.list_optimizers()])
-        raise UserError(f"optimizer {config.optimizer!r}: {_first_line(error)}{hint}") from error
+        raise UserError(f"optimizer {config.optimizer!r}: {first_line(error)}{hint}") from error
 
 
 def resolved(config: TrainConfig, source: Data, card: ModelCard) -> TrainConfig:
@@ -274,7 +274,7 @@ def _check_size(model: nn.Module, card: ModelCard) -> None:
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         own = resolve_model_data_config(model)["input_size"][1:]
         raise UserError(
-            f"input_size {height}x{width}: {card.model} cannot take it ({_first_line(error)}); "
+            f"input_size {height}x{width}: {card.model} cannot take it ({first_line(error)}); "
             f"its own size is {own[0]}x{own[1]}"
         ) from error
     finally:
@@ -290,7 +290,3 @@ def _check_single(model: nn.Module, card: ModelCard) -> None:
         raise UserError(
             f"batch_size 1: {card.model} cannot be trained on single pictures of this size; give 2 or more"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
