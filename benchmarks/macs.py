@@ -34,7 +34,7 @@ def main() -> None:
     print(f"{'model':32} {'size':>5} {'parameters':>11} {'plain GMACs':>12} {'GMACs here':>11} {'ratio':>6}")
     for name in timm.list_models("conformer_*"):
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = timm.create_model(name, num_classes=1000)
             reference = ReferenceConformer(plain_config(model))
         size = arguments.size or model.pretrained_cfg["input_size"][-1]
         plain = count_macs(reference, (model.in_chans, size, size))

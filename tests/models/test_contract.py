@@ -160,6 +160,27 @@ def test_head_fusion_sum_is_twice_the_mean() -> None:
         torch.testing.assert_close(small(head_fusion="sum")(x), 2 * small()(x))
 
 
+def test_class_token_enters_doubled_or_as_it_is() -> None:
+    """What each transformer block is given, against what the block before it gave."""
+    x = pictures(2, 3, 64, 64)
+    for doubled in (True, False):
+        model = small(double_class_token=doubled)
+        inputs, outputs = [], []
+        for block in model.blocks:
+            block.transformer.register_forward_hook(
+                lambda _, args, out, inputs=inputs, outputs=outputs: (
+                    inputs.append(args[0]),
+                    outputs.append(out),
+                )
+            )
+        with torch.no_grad():
+            model(x)
+        assert len(inputs) == 12
+        for given, before in zip(inputs[1:], outputs, strict=False):
+            torch.testing.assert_close(given[:, 0], before[:, 0] * (2 if doubled else 1))
+            assert not torch.allclose(given[:, 1:], before[:, 1:])
+
+
 RATES = ["drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "conv_drop_path_rate"]
 
 
@@ -301,9 +322,8 @@ def test_parameter_names_are_frozen() -> None:
 
 
 def test_options_leave_names_alone() -> None:
-    options = {"upsample": "bilinear", "head_fusion": "sum", "zero_init_last": True} | dict.fromkeys(
-        RATES, 0.1
-    )
+    options = {"upsample": "bilinear", "head_fusion": "sum", "zero_init_last": True}
+    options |= {"double_class_token": False} | dict.fromkeys(RATES, 0.1)
     assert list(small(**options).state_dict()) == list(small().state_dict())
 
 

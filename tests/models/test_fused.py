@@ -48,11 +48,20 @@ def test_agrees_with_the_plain_formulation(name: str, layout: torch.memory_forma
     upsample=st.sampled_from(["nearest", "bilinear"]),
     head_fusion=st.sampled_from(["mean", "sum"]),
     in_chans=st.sampled_from([1, 3, 4]),
+    doubled=st.booleans(),
 )
 def test_any_size_and_option(
-    name: str, height: int, width: int, batch: int, upsample: str, head_fusion: str, in_chans: int
+    name: str,
+    height: int,
+    width: int,
+    batch: int,
+    upsample: str,
+    head_fusion: str,
+    in_chans: int,
+    doubled: bool,
 ) -> None:
     options = {"upsample": upsample, "head_fusion": head_fusion, "in_chans": in_chans}
+    options["double_class_token"] = doubled
     model = trained(name, num_classes=3, **options).double()
     images = torch.randn(batch, in_chans, height, width, dtype=torch.float64)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from conformer_vision.benchmark.pairs import build_pair, plain_config
 from conformer_vision.benchmark.sources import count_macs
 from conformer_vision.models.checkpoints import to_official
 from macs import count_parameters
-from reference import PUBLISHED, ReferenceConformer, build_reference
+from reference import PUBLISHED, ReferenceConformer, build_reference, randomize_
 
 NANO = [name for name in VARIANTS if "nano" in name]
 # Not square, and padded both ways; the published stem with a second size, where that is cheap.
@@ -139,6 +139,17 @@ def test_published_parameters_and_macs(variant: str, parameters: int, gmacs: flo
         tokens = (224 // config.patch_size) ** 2
         saved += tokens * (ratio**2 - 1) * (config.width(block) // 4) * config.embed_dim
     assert count_macs(model, (3, 224, 224)) == plain - saved
+
+
+@pytest.mark.parametrize("doubled", [True, False])
+def test_the_class_token_doubled_or_not(doubled: bool) -> None:
+    with torch.device("meta"):
+        model = timm.create_model("conformer_nano_patch8_64", num_classes=5, double_class_token=doubled)
+        reference = ReferenceConformer(plain_config(model))
+    randomize_(reference.to_empty(device="cpu"), 0)
+    load_checkpoint(model.to_empty(device="cpu"), reference.state_dict())
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert_same_logits(model.double(), reference.double(), images)
 
 
 def test_no_plain_formulation_of_another_network() -> None:

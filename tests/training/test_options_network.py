@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from conformer_vision import evaluate
 from conformer_vision.errors import UserError
+from conformer_vision.models import Conformer
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.build import build_model
 from conformer_vision.training.module import ClassifierModule
@@ -221,6 +222,52 @@ def test_recomputed_gradients_are_the_same(tiny: Tiny, monkeypatch: pytest.Monke
 def test_a_model_without_recomputation(tiny: Tiny) -> None:
     with pytest.raises(UserError, match=r"grad_checkpointing: model .* has none; leave it out"):
         build_model(tiny(model="inception_v4", model_kwargs={}, grad_checkpointing=True, input_size=96), 3)
+
+
+# ---- loss and input --------------------------------------------------------------------------------
+
+
+@shows("conv_loss_share", "mutual_distillation")
+def test_losses_of_the_heads(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClassifierModule, "log", lambda *_, **__: None)
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+
+    def loss(**changes: Any) -> tuple[float, Any]:
+        classifier = module(tiny(label_smoothing=0.0, **changes)).train()
+        return float(classifier.training_step(batch(images, labels), 0).detach()), classifier.model
+
+    whole, model = loss()
+    model.set_distilled_training(True)
+    with torch.no_grad():
+        conv, trans = model(images)
+    alone = [float(nn.functional.cross_entropy(head, labels)) for head in (conv, trans)]
+    assert whole == pytest.approx(sum(alone) / 2)
+    assert loss(conv_loss_share=0.25)[0] == pytest.approx(0.25 * alone[0] + 0.75 * alone[1])
+    assert loss(mutual_distillation=1.0)[0] > whole
+    for name, value in (("conv_loss_share", 0.4), ("mutual_distillation", 0.5)):
+        with pytest.raises(UserError, match=f"{name} is for the two heads of a Conformer; model resnet18"):
+            build_model(tiny(model="resnet18", model_kwargs={}, **{name: value}), 3)
+
+
+@shows("progressive_from")
+def test_the_input_grows(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+    step = Conformer.forward_features
+
+    def noting(model: Conformer, x: Tensor) -> Tensor:
+        if model.training:
+            sizes.append(tuple(x.shape[2:]))
+        return step(model, x)
+
+    monkeypatch.setattr(Conformer, "forward_features", noting)
+    train(tiny(progressive_from=32, input_size=48, max_steps=4, output=str(tmp_path / "run")))
+    assert sizes == [(32, 32), (40, 40), (40, 40), (48, 48)]
+    with pytest.raises(UserError, match="progressive_from 48: must be below input_size, 48x48"):
+        train(tiny(progressive_from=48, input_size=48, output=str(tmp_path / "no")))
+    vit = {"model": "vit_tiny_patch16_224", "model_kwargs": {"depth": 1, "embed_dim": 48}}
+    with pytest.raises(UserError, match=r"progressive_from 32x32: vit_tiny_patch16_224 cannot take it"):
+        train(tiny(**vit, progressive_from=32, input_size=48, output=str(tmp_path / "no")))
+    assert not (tmp_path / "no").exists()
 
 
 @shows("compile")

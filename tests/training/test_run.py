@@ -151,6 +151,7 @@ def test_shipped_recipes_train(name: str, pictures: Path, tmp_path: Path) -> Non
         {"in_chans": 1},
         {"mixup": 0.2, "cutmix": 1.0},
         {"precision": "bf16-mixed"},
+        {"precision": "bf16-mixed", "clip_grad": 1.0, "channels_last": True},
         {"workers": 1},
         {"input_size": (32, 48), "batch_size": 4},
     ],

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conformer_vision.training.schedule import Clock, WarmupCosine
+from conformer_vision.training.schedule import Clock, WarmupCosine, progressive_size
 
 
 class Hand:
@@ -115,3 +115,11 @@ def test_clock_goes_on_from_its_state() -> None:
     later.start()
     second.now += 20
     assert (later.elapsed, later.left) == (50, 40)
+
+
+def test_the_input_grows_in_four_parts() -> None:
+    shares = (0.0, 0.24, 0.25, 0.49, 0.5, 0.74, 0.75, 1.0)
+    seen = [progressive_size(128, (224, 224), gone) for gone in shares]
+    assert seen == [(side, side) for side in (128, 128, 160, 160, 192, 192, 224, 224)]
+    assert progressive_size(32, (64, 96), 0.0) == (32, 48)
+    assert progressive_size(33, (35, 70), 0.99) == (35, 70)

@@ -33,6 +33,7 @@ def plain_config(model: Conformer) -> ReferenceConfig:
         stem_width=config.stem_width,
         in_chans=model.in_chans,
         num_classes=model.num_classes,
+        double_class_token=config.double_class_token,
     )
 
 

@@ -32,6 +32,7 @@ class ReferenceConfig:
     stem_width: int = 64
     in_chans: int = 3
     num_classes: int = 1000
+    double_class_token: bool = True
 
     @property
     def token_stride(self) -> int:
@@ -143,16 +144,18 @@ class TransformerBlock(nn.Module):
 class FCUDown(nn.Module):
     """Map to tokens: 1x1 convolution on the full map, average pooling, LayerNorm, GELU (section 3.2)."""
 
-    def __init__(self, width: int, dim: int, ratio: int) -> None:
+    def __init__(self, width: int, dim: int, ratio: int, *, double_class_token: bool = True) -> None:
         super().__init__()
         self.ratio = ratio
+        self.double_class_token = double_class_token
         self.conv_project = nn.Conv2d(width, dim, 1)
         self.ln = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """(B, C, H, W) and the incoming tokens -> (B, 1 + N, D), the incoming class token in front."""
         x = F.avg_pool2d(self.conv_project(x), self.ratio).flatten(2).transpose(1, 2)
-        return torch.cat([tokens[:, :1], F.gelu(self.ln(x))], dim=1)
+        counterpart = tokens[:, :1] * float(self.double_class_token)
+        return torch.cat([counterpart, F.gelu(self.ln(x))], dim=1)
 
 
 class FCUUp(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
     parser = plain_parser("Classify pictures with a trained model.")
-    parser.add_argument("run", help="Run folder, .safetensors file or exported file.")
-    parser.add_argument("inputs", nargs="+", metavar="PICTURE_OR_FOLDER", help="Pictures or folders of them.")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="[MODEL] PICTURE_OR_FOLDER",
+        help="A run folder, .safetensors file, exported file or name of published weights, then pictures or "
+        "folders of them; pictures alone are classified with the weights that come with the package.",
+    )
     parser.add_argument("--top_k", type=int, default=3, help="Classes per picture.")
     parser.add_argument("--batch_size", type=int, default=32, help="Pictures per forward pass.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
@@ -38,13 +44,34 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         raise UserError("--json and --csv are two formats of one output; give one of them")
     from conformer_vision.inference import Predictor
 
-    predictor = Predictor(options.run, device=options.device, batch_size=options.batch_size)
-    answers = predictor.predict(options.inputs, top_k=options.top_k)
+    model, pictures = _take_model(options.inputs)
+    predictor = Predictor(model, device=options.device, batch_size=options.batch_size)
+    if model is None:
+        print(f"with the weights that come with the package, {predictor.model}", file=sys.stderr)
+    answers = predictor.predict(pictures, top_k=options.top_k)
     write = _write_json if options.json else _write_csv if options.csv else _write_table
     broken = write(answers)
     if broken:
         print(f"{broken} of the pictures could not be read", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _take_model(inputs: list[str]) -> tuple[str | None, list[str]]:
+    """The model that comes first, None where all are pictures, and the pictures.
+
+    Raises:
+        UserError: a model alone.
+    """
+    from conformer_vision.inference.networks import is_model
+
+    first, rest = inputs[0], inputs[1:]
+    # Of several, only a picture that is there is taken for one: a mistyped run must not pass for a picture.
+    model = is_model(first) or (bool(rest) and (not os.path.exists(first) or os.path.isdir(first)))
+    if not model:
+        return None, inputs
+    if not rest:
+        raise UserError(f"{first} is a model; give pictures or folders of pictures behind it")
+    return first, rest
 
 
 def _failed(prediction: Prediction) -> bool:

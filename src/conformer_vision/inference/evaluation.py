@@ -85,7 +85,8 @@ def evaluate(
     """Measures a trained model on a part of a labelled source, without augmentation.
 
     Args:
-        run: run folder or .safetensors file.
+        run: run folder, .safetensors file, exported file, or the name of a model of timm with published
+            weights.
         data: a source as `open_source` takes it, or a stream; its classes are matched to the model's
             by name.
         split: the part of the source; ``all`` for a source that is a test set as a whole.
@@ -109,7 +110,7 @@ def evaluate(
     classes = trained.card.classes
     check_classes(trained)
     given = {"val_fraction": val_fraction, "seed": seed, "folds": folds, "fold": fold, "data_dir": data_dir}
-    settings = data_of_run(Path(run)) | {k: value for k, value in given.items() if value is not None}
+    settings = data_of_run(trained.path) | {k: value for k, value in given.items() if value is not None}
     source = open_labelled(**(settings | {"data": data}), split=split, classes=classes, exclude=exclude)
     broken: list[str] = []
     start = time.perf_counter()
@@ -183,7 +184,9 @@ def data_of_run(run: Path) -> dict[str, Any]:
     kinds["data_dir"] = str | None
     config = (run if run.is_dir() else run.parent) / "config.yaml"
     try:
-        found = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        found = (
+            yaml.safe_load(config.read_text(encoding="utf-8")) if run.exists() and config.is_file() else {}
+        )
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {config}; give val_fraction and seed, or mend it") from error
     if not isinstance(found, dict):

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.untrusted import check_export_archive, check_torchscript
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import METADATA_KEY, ModelCard, load_model, weights_file
+from conformer_vision.models.published import is_published, load_published
+from conformer_vision.models.saved import (
+    BEST_WEIGHTS,
+    LAST_WEIGHTS,
+    METADATA_KEY,
+    ModelCard,
+    load_model,
+    weights_file,
+)
 
 FUSED = "fused"
 INPUT = "images"
@@ -45,15 +53,27 @@ def open_network(path: str | Path, *, device: str | torch.device = "auto") -> Ne
     """The network of a run folder, a .safetensors file or an exported file, told by its suffix.
 
     Args:
-        path: as ``conformer-vision train`` or ``export`` wrote it.
+        path: as ``conformer-vision train`` or ``export`` wrote it, or the name of a model of timm, whose
+            published weights are taken (`load_published`).
         device: ``auto`` (CUDA where there is one and the file can use it), or a torch device.
 
     Raises:
         UserError: no such file, not what its suffix says, no model card in it, no library to run it with
             (the line names the pip command), or a device that cannot be used.
     """
+    if is_published(path):
+        return WeightsNetwork(*load_published(str(path)), device)
     path = weights_file(path)
-    return _OPENERS.get(path.suffix.lower(), WeightsNetwork)(path, device)
+    opener = _OPENERS.get(path.suffix.lower())
+    return WeightsNetwork(*load_model(path), device) if opener is None else opener(path, device)
+
+
+def is_model(name: str | Path) -> bool:
+    """Whether a name is one of a model: published weights, a run folder or a file, by its suffix."""
+    path = Path(name)
+    if path.is_dir():
+        return any((path / file).is_file() for file in (BEST_WEIGHTS, LAST_WEIGHTS))
+    return path.suffix.lower() in (".safetensors", *_OPENERS) or is_published(name)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -76,11 +96,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 class WeightsNetwork:
-    """A model of timm's registry with the weights of a safetensors file; a Conformer is fused."""
+    """A trained model of timm's registry; a Conformer is fused."""
 
-    def __init__(self, path: Path, device: str | torch.device) -> None:
+    def __init__(self, model: nn.Module, card: ModelCard, device: str | torch.device) -> None:
         self.device = resolve_device(device)
-        model, self.card = load_model(path)
+        self.card = card
         self.parameters: int | None = sum(parameter.numel() for parameter in model.parameters())
         if isinstance(model, Conformer) and not model.fused:
             model = model.fuse()

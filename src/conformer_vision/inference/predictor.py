@@ -19,6 +19,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.inference.inputs import NamedPicture, Picture, named_pictures
 from conformer_vision.inference.networks import FUSED
 from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.models.variants import SHIPPED
 
 
 class Guess(NamedTuple):
@@ -50,7 +51,8 @@ class Predictor:
     """Classifies pictures with a trained model.
 
     Args:
-        run: run folder or .safetensors file.
+        run: run folder, .safetensors file, exported file, or the name of a model of timm with published
+            weights; where not given, the weights that come with the package (docs/weights.md).
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, or another of torch's.
         batch_size: pictures per forward pass.
 
@@ -58,17 +60,24 @@ class Predictor:
         UserError: what `load_model` refuses, or no such device.
     """
 
-    def __init__(self, run: str | Path, *, device: str | torch.device = "auto", batch_size: int = 32) -> None:
+    def __init__(
+        self, run: str | Path | None = None, *, device: str | torch.device = "auto", batch_size: int = 32
+    ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
-        self._trained = TrainedModel(run, device=device)
+        self._trained = TrainedModel(SHIPPED if run is None else run, device=device)
         self._batch_size = batch_size
         self._readers = min(4, os.cpu_count() or 1)
 
     @property
+    def model(self) -> str:
+        """The file that the model comes from, or the name of published weights."""
+        return str(self._trained.path)
+
+    @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the model's outputs."""
-        return self._trained.card.classes
+        """What the classes are called, in the order of the model's outputs."""
+        return self._trained.card.labels
 
     def __call__(self, inputs: Picture | Iterable[Picture], *, top_k: int = 5) -> list[Prediction]:
         """`predict`, all answers at once."""

@@ -11,16 +11,18 @@ from torch import Tensor
 
 from conformer_vision.data import build_transform
 from conformer_vision.inference.networks import FUSED, open_network
+from conformer_vision.models.published import is_published
 from conformer_vision.models.saved import ModelCard, weights_file
 
 
 class TrainedModel:
     """A trained or exported model, ready for pictures: network, card, device and evaluation transform.
 
-    ``path`` is the file that it comes from.
+    ``path`` is the file that it comes from, or the name of published weights.
 
     Args:
-        run: run folder, .safetensors file or exported file.
+        run: run folder, .safetensors file, exported file, or the name of a model of timm with published
+            weights.
         device: ``auto`` or a torch device.
 
     Raises:
@@ -28,7 +30,7 @@ class TrainedModel:
     """
 
     def __init__(self, run: str | Path, *, device: str | torch.device = "auto") -> None:
-        self.path = weights_file(run)
+        self.path = Path(run) if is_published(run) else weights_file(run)
         self.network = open_network(self.path, device=device)
         self.card = self.network.card
         self.device = self.network.device

@@ -253,8 +253,10 @@ class CoupledBlock(nn.Module):
         fcu_down: FCUDown,
         fcu_up: FCUUp,
         fusion: Bottleneck,
+        double_class_token: bool = True,
     ) -> None:
         super().__init__()
+        self.double_class_token = double_class_token
         self.bottleneck = bottleneck
         self.fcu_down = fcu_down
         self.transformer = transformer
@@ -265,8 +267,9 @@ class CoupledBlock(nn.Module):
         """Take and give a map (B, C, H, W) and tokens (B, 1 + N, D)."""
         x, inner = self.bottleneck(x)
         patches, height, width = self.fcu_down(inner)
-        # The class token has no counterpart on the map: it stands in for its own, so it enters doubled.
-        tokens = self.transformer(tokens + torch.cat([tokens[:, :1], patches], dim=1))
+        # The class token has no counterpart on the map. As published it stands in for its own, so it doubles.
+        counterpart = tokens[:, :1] if self.double_class_token else torch.zeros_like(tokens[:, :1])
+        tokens = self.transformer(tokens + torch.cat([counterpart, patches], dim=1))
         x, _ = self.fusion(x, self.fcu_up(tokens, height, width))
         return x, tokens
 
@@ -315,6 +318,7 @@ def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.M
             mode=config.upsample,
             **dd,
         ),
+        double_class_token=config.double_class_token,
     )
 
 

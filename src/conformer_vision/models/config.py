@@ -20,6 +20,8 @@ class ConformerConfig:
         mlp_ratio: hidden width of a transformer block's MLP over embed_dim.
         depths: blocks of the three stages; the first of all is not coupled, the last reduces its map again.
         upsample: how FCUUp enlarges a map: "nearest" (as published) or "bilinear".
+        double_class_token: let the class token enter each coupled block doubled, as published: it has no
+            counterpart on the map and stands in for its own. Without it the class token is added nothing.
         head_fusion: how the two logits become one: "mean", or "sum" as the official evaluation does.
         drop_rate: dropout before both heads.
         proj_drop_rate: dropout after attention projection and MLP layers (`drop_rate` in the official code).
@@ -38,6 +40,7 @@ class ConformerConfig:
     mlp_ratio: float = 4.0
     depths: tuple[int, int, int] = (4, 4, 4)
     upsample: str = "nearest"
+    double_class_token: bool = True
     head_fusion: str = "mean"
     drop_rate: float = 0.0
     proj_drop_rate: float = 0.0

@@ -158,6 +158,7 @@ class FusedCoupledBlock(nn.Module):
 
     def __init__(self, trained: CoupledBlock) -> None:
         super().__init__()
+        self.double_class_token = trained.double_class_token
         self.bottleneck = FusedBottleneck(trained.bottleneck)
         self.fcu_down = deepcopy(trained.fcu_down)
         self.transformer = FusedTransformer(trained.transformer)
@@ -170,9 +171,11 @@ class FusedCoupledBlock(nn.Module):
         patches, height, width = self.fcu_down(inner)
         if _may_overwrite():
             tokens[:, 1:].add_(patches)
-            tokens[:, :1].mul_(2)
+            if self.double_class_token:
+                tokens[:, :1].mul_(2)
         else:
-            tokens = tokens + torch.cat([tokens[:, :1], patches], dim=1)
+            counterpart = tokens[:, :1] if self.double_class_token else torch.zeros_like(tokens[:, :1])
+            tokens = tokens + torch.cat([counterpart, patches], dim=1)
         tokens = self.transformer(tokens)
         x, _ = self.fusion(x, self.fcu_up(tokens, height, width))
         return x, tokens

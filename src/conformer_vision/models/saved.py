@@ -33,7 +33,7 @@ LAST_WEIGHTS = "last.safetensors"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 # Keys that came after the first release: a card without them has their defaults.
-_LATER_KEYS = frozenset({"temperature", "fused"})
+_LATER_KEYS = frozenset({"temperature", "fused", "descriptions"})
 # What the card says in a field of its own, and what would make timm read other files or the network.
 _RESERVED_KWARGS = frozenset(
     {"model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
@@ -61,6 +61,7 @@ class ModelCard:
         temperature: what the logits of the prediction are divided by before the softmax, so that
             probabilities are as high as the share of right answers (Guo et al., 2017); 1 leaves them.
         fused: whether the weights are those of `Conformer.fuse`.
+        descriptions: what people call the classes, in their order, where the names are codes; or nothing.
 
     Raises:
         UserError: a value that cannot be; the line names it.
@@ -78,9 +79,10 @@ class ModelCard:
     in_chans: int = 0
     temperature: float = 1.0
     fused: bool = False
+    descriptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("classes", "input_size", "mean", "std"):
+        for name in ("classes", "input_size", "mean", "std", "descriptions"):
             value = getattr(self, name)
             if not isinstance(value, (tuple, list)):
                 raise UserError(f"model card: {name} must be a list, not {value!r}")
@@ -111,6 +113,9 @@ class ModelCard:
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for i, name in enumerate(self.classes) if name in self.classes[:i])
             raise UserError(f"model card: the class name {twice!r} occurs twice; names must be distinct")
+        texts = self.descriptions
+        if texts and (len(texts) != len(self.classes) or not all(isinstance(t, str) and t for t in texts)):
+            raise UserError("model card: descriptions must be one text for every class, or none at all")
 
     def _check_input(self) -> None:
         size = self.input_size
@@ -144,6 +149,11 @@ class ModelCard:
     def num_classes(self) -> int:
         """Number of outputs of the model."""
         return len(self.classes)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What to call the classes: their descriptions, where there are any."""
+        return self.descriptions or self.classes
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -298,7 +308,9 @@ def weights_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a run folder or a .safetensors file")
+        raise UserError(
+            f"{path} does not exist; give a run folder, a .safetensors file or the name of a model of timm"
+        )
     if not path.is_dir():
         return path
     if (best := path / BEST_WEIGHTS).is_file():

@@ -16,8 +16,11 @@ from conformer_vision.models.checkpoints import checkpoint_filter_fn, fetch_pret
 from conformer_vision.models.config import ConformerConfig
 from conformer_vision.models.conformer import Conformer
 
-__all__ = ["VARIANTS", "describe_variants"]
+__all__ = ["SHIPPED", "VARIANTS", "describe_variants"]
 
+SHIPPED = "conformer_nano_patch8_64.tiny_imagenet_20"
+"""Weights that come with the package, by their name in timm's registry; docs/weights.md describes them."""
+_SHIPPED_FILE = Path(__file__).parent / "weights" / f"{SHIPPED}.safetensors"
 _OPENMMLAB = "https://download.openmmlab.com/mmclassification/v0/conformer/"
 
 VARIANTS: dict[str, ConformerConfig] = {
@@ -76,7 +79,7 @@ default_cfgs = generate_default_cfgs(
         ),
         "conformer_nano_patch16_224": _cfg(224),
         "conformer_nano_patch4_32": _cfg(32, reduction=8),
-        "conformer_nano_patch8_64": _cfg(64, reduction=16),
+        SHIPPED: _cfg(64, reduction=16) | {"file": str(_SHIPPED_FILE), "num_classes": 20, "crop_pct": 1.0},
         "conformer_tiny_patch4_32": _cfg(32, reduction=8),
         "conformer_tiny_patch8_64": _cfg(64, reduction=16),
     }
@@ -180,7 +183,7 @@ def describe_variants() -> list[dict[str, Any]]:
     rows = []
     for name, config in VARIANTS.items():
         with torch.device("meta"):
-            model = create_model(name).eval()
+            model = create_model(name, num_classes=1000).eval()
             size = resolve_model_data_config(model)["input_size"][-1]
             picture = torch.empty(1, 3, size, size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():

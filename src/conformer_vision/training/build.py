@@ -27,6 +27,7 @@ from ..parsing import nearest
 from .config import TrainConfig
 from .memory import largest_batch, training_step
 from .module import build_optimizer
+from .schedule import progressive_size
 
 _CONFORMER_OPTIONS = {field.name for field in fields(ConformerConfig)}
 
@@ -131,6 +132,12 @@ def _check_options(config: TrainConfig, model: nn.Module) -> None:
             raise UserError(f"{name} is for Conformers; model {config.model} is none")
         if config.freeze_blocks > len(model.blocks):
             raise UserError(f"freeze_blocks {config.freeze_blocks}: the model has {len(model.blocks)} blocks")
+    for name, used in (
+        ("conv_loss_share", config.conv_loss_share != 0.5),
+        ("mutual_distillation", config.mutual_distillation > 0),
+    ):
+        if used and not isinstance(model, Conformer):
+            raise UserError(f"{name} is for the two heads of a Conformer; model {config.model} has one")
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -164,6 +171,8 @@ def build_card(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) 
         crop_mode=data["crop_mode"],
     )
     _check_size(model, card)
+    if config.progressive_from is not None:
+        _check_progressive(model, card, config)
     if config.batch_size != "auto" and config.batch_size <= config.accumulate:
         _check_single(model, card)
     return card
@@ -263,7 +272,7 @@ def _fixed_size(config: TrainConfig) -> dict[str, Any]:
     return {"img_size": list(config.image_size)} if fixed and config.image_size else {}
 
 
-def _check_size(model: nn.Module, card: ModelCard) -> None:
+def _check_size(model: nn.Module, card: ModelCard, *, name: str = "input_size") -> None:
     """One picture through the network, without changing it."""
     height, width = card.input_size[1:]
     training = model.training
@@ -274,11 +283,20 @@ def _check_size(model: nn.Module, card: ModelCard) -> None:
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         own = resolve_model_data_config(model)["input_size"][1:]
         raise UserError(
-            f"input_size {height}x{width}: {card.model} cannot take it ({first_line(error)}); "
+            f"{name} {height}x{width}: {card.model} cannot take it ({first_line(error)}); "
             f"its own size is {own[0]}x{own[1]}"
         ) from error
     finally:
         model.train(training)
+
+
+def _check_progressive(model: nn.Module, card: ModelCard, config: TrainConfig) -> None:
+    """The sizes that a run goes through, smallest first."""
+    start, full = int(config.progressive_from or 0), card.input_size[1:]
+    if start >= min(full):
+        raise UserError(f"progressive_from {start}: must be below input_size, {full[0]}x{full[1]}")
+    height, width = progressive_size(start, full, 0.0)
+    _check_size(model, replace(card, input_size=(card.in_chans, height, width)), name="progressive_from")
 
 
 def _check_single(model: nn.Module, card: ModelCard) -> None:

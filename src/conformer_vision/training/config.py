@@ -88,6 +88,9 @@ class TrainConfig:
     """Keep one branch of a Conformer as it is: ``conv`` or ``trans``, its couplings and head not."""
     input_size: InputSize | None = None
     """Pixels of the square input, or ``[height, width]``; the model's own where not given."""
+    progressive_from: int | None = None
+    """Train at smaller pictures first: pixels of the shorter side at the start, from which the input grows to
+    ``input_size`` in four equal parts of the run (progressive resizing)."""
     in_chans: Channels = 3
     """Channels of the input: 3, or 1 for pictures turned to grey."""
     crop_pct: float | None = None
@@ -130,6 +133,10 @@ class TrainConfig:
     """Begin with a lower decay, (1 + step) / (10 + step), so that the average forgets the first steps."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
+    conv_loss_share: float = 0.5
+    """Share of the convolution head's loss in a Conformer's; the transformer head has the rest."""
+    mutual_distillation: float = 0.0
+    """Weight of a loss that draws the two heads of a Conformer to each other's predictions."""
     mixup: float = 0.0
     """Alpha of MixUp; 0 turns it off. With ``cutmix`` too, every batch draws one of them."""
     cutmix: float = 0.0
@@ -142,6 +149,8 @@ class TrainConfig:
     """Augmentation of the training pictures."""
     precision: Precision = "32"
     """Arithmetic: float32, or bfloat16 or float16 (GPU only) where autocast deems it safe."""
+    channels_last: bool = False
+    """Keep pictures and convolutions in memory with their channels last, which suits bfloat16 and float16."""
     compile: bool = False
     """Compile the training step's network with torch.compile: minutes at the start, faster steps."""
     grad_checkpointing: bool = False
@@ -193,11 +202,11 @@ class TrainConfig:
                 "clip_grad",
                 "save_minutes",
             ),
-            *("aug_repeats", "epoch_pictures", "nodes"),
+            *("aug_repeats", "epoch_pictures", "nodes", "progressive_from"),
         )
         not_negative = (
             *("workers", "seed", "weight_decay", "warmup_epochs", "min_lr", "mixup", "cutmix", "max_broken"),
-            *("freeze_blocks", "fold", "save_top_k"),
+            *("freeze_blocks", "fold", "save_top_k", "mutual_distillation"),
         )
         for name in positive:
             self._check(name, lambda value: value > 0, "a number above 0")
@@ -214,6 +223,7 @@ class TrainConfig:
             self._check(name, lambda value: 0 < value < 1, "between 0 and 1, both excluded")
         for name in ("crop_pct", "layer_decay"):
             self._check(name, lambda value: 0 < value <= 1, "above 0 and at most 1")
+        self._check("conv_loss_share", lambda value: 0 <= value <= 1, "between 0 and 1")
         self._check("max_broken", lambda value: value <= 1, "at most 1")
         self._check("folds", lambda value: value >= 2, "2 or more")
         self._check("seed", lambda value: value < 2**32, "below 2**32")

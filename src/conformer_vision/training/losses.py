@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -16,15 +17,21 @@ class BranchLoss(nn.Module):
     Args:
         criterion: loss of one head, ``(logits (B, K), target) -> scalar``; hard targets (B,) or
             soft ones (B, K), whatever it takes.
+        conv_share: share of the first of two heads, the convolution head of `BranchLogits`, in [0, 1].
+        mutual: weight of a further loss that draws each head's prediction towards the other's: the mean
+            Kullback-Leibler divergence from the other's to each head's, without a gradient through the
+            other (Zhang et al., "Deep Mutual Learning", CVPR 2018, equations 4 to 6). For two heads.
 
     Example:
         >>> model.set_distilled_training(True)  # training-mode forward returns both branches
         >>> loss = BranchLoss(nn.CrossEntropyLoss())(model(images), target)
     """
 
-    def __init__(self, criterion: nn.Module) -> None:
+    def __init__(self, criterion: nn.Module, *, conv_share: float = 0.5, mutual: float = 0.0) -> None:
         super().__init__()
         self.criterion = criterion
+        self.conv_share = conv_share
+        self.mutual = mutual
 
     def forward(self, output: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
         """Loss of logits (B, K), or of a sequence of them such as `BranchLogits`."""
@@ -32,4 +39,16 @@ class BranchLoss(nn.Module):
             loss: Tensor = self.criterion(output, target)
             return loss
         losses: list[Tensor] = [self.criterion(logits, target) for logits in output]
-        return sum(losses[1:], losses[0]) / len(losses)
+        if len(losses) != 2:
+            return sum(losses[1:], losses[0]) / len(losses)
+        total = self.conv_share * losses[0] + (1 - self.conv_share) * losses[1]
+        if self.mutual:
+            conv, trans = output
+            total = total + self.mutual * (_divergence(conv, trans) + _divergence(trans, conv)) / 2
+        return total
+
+
+def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over the pictures of KL(teacher || student), both (B, K); the teacher gets no gradient."""
+    wanted = F.log_softmax(teacher.detach().float(), dim=1)
+    return F.kl_div(F.log_softmax(logits.float(), dim=1), wanted, reduction="batchmean", log_target=True)

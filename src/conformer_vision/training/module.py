@@ -13,6 +13,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.nn.functional import interpolate
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
@@ -24,7 +25,7 @@ from ..models.freezing import freeze, hold_frozen
 from .config import TrainConfig
 from .guard import NotFinite
 from .losses import BranchLoss
-from .schedule import Clock, WarmupCosine
+from .schedule import Clock, WarmupCosine, progressive_size
 from .seeding import seed_step
 
 TOP5_FROM = 6
@@ -59,12 +60,18 @@ class ClassifierModule(lightning.LightningModule):
             freeze(model, blocks=config.freeze_blocks, branch=config.freeze_branch)
         if config.grad_checkpointing:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)
         if config.compile:
             model.compile()
         self.mixup = build_mixup(config, num_classes)
         # MixUp smooths the targets that it mixes.
         smoothing = config.label_smoothing if self.mixup is None else 0.0
-        self.train_loss = BranchLoss(nn.CrossEntropyLoss(label_smoothing=smoothing))
+        self.train_loss = BranchLoss(
+            nn.CrossEntropyLoss(label_smoothing=smoothing),
+            conv_share=config.conv_loss_share,
+            mutual=config.mutual_distillation,
+        )
         self.val_loss = BranchLoss(nn.CrossEntropyLoss(ignore_index=NOT_COUNTED))
         self.mean_val_loss = MeanMetric()
         heads = ("conv", "trans", "fused") if isinstance(model, Conformer) else ("fused",)
@@ -98,7 +105,7 @@ class ClassifierModule(lightning.LightningModule):
         # A step draws from a seed of its own, so that a run that goes on draws what it would have drawn.
         draw = (self.config.seed, self.global_rank, self.current_epoch, batch_idx)
         seed_step(*draw)
-        images, target = batch.images, batch.labels
+        images, target = self._arrange(self._shrink(batch.images)), batch.labels
         if self.mixup is not None:
             images, target = self.mixup(images, target)
         loss: Tensor = self.train_loss(self.model(images), target)
@@ -108,6 +115,20 @@ class ClassifierModule(lightning.LightningModule):
             raise NotFinite(images=images, pictures=batch.indices.tolist(), draw=draw)
         self.log("train_loss", loss, batch_size=len(images))
         return loss
+
+    def _shrink(self, images: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) at the size that this part of the run trains at."""
+        start = self.config.progressive_from
+        if start is None:
+            return images
+        gone = max(self.global_step / self.total_steps, self.clock.progress)
+        size = progressive_size(start, (images.shape[2], images.shape[3]), gone)
+        if size == tuple(images.shape[2:]):
+            return images
+        return interpolate(images, size=size, mode="bilinear", antialias=True)
+
+    def _arrange(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.trainer.precision == "16-mixed":
@@ -120,7 +141,7 @@ class ClassifierModule(lightning.LightningModule):
             raise NotFinite(images=images, pictures=indices.tolist(), draw=draw, parameter=name)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, target = batch.images, batch.labels
+        images, target = self._arrange(batch.images), batch.labels
         counted = int((target != NOT_COUNTED).sum())
         outputs: dict[str, Tensor]
         if isinstance(self.model, Conformer):
@@ -194,8 +215,9 @@ class ShardedModule(ClassifierModule):
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """timm's optimiser; norms, biases and what ``model.no_weight_decay()`` names do not decay."""
-    # One pass over all parameters: a third of the time on a CPU. In float16 it does not go with clipping.
-    fused = config.optimizer in ("adam", "adamw") and config.precision != "16-mixed"
+    # One pass over all parameters: a third of the time on a CPU. Under autocast lightning cannot clip then.
+    plain = config.precision == "16-mixed" or (config.precision != "32" and config.clip_grad is not None)
+    fused = config.optimizer in ("adam", "adamw") and not plain
     options: dict[str, Any] = {"fused": True} if fused else {}
     optimizer: Optimizer = create_optimizer_v2(
         model,

@@ -84,12 +84,22 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         UserError: as `read_recipe`, or a value that cannot be.
     """
-    parser = build_parser("")
-    parser.add_class_arguments(TrainConfig)
+    values = read_recipe(path)
     try:
-        return config_from(parser.parse_object(read_recipe(path)), parser)
+        return config_from_values(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def config_from_values(values: dict[str, Any]) -> TrainConfig:
+    """The configuration of keys and values as a recipe has them; what they leave out has its default.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+    parser = build_parser("")
+    parser.add_class_arguments(TrainConfig)
+    return config_from(parser.parse_object(values), parser)
 
 
 def config_from(options: Namespace, parser: ArgumentParser) -> TrainConfig:

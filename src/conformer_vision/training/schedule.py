@@ -87,3 +87,22 @@ class WarmupCosine:
         progress = min(max(by_steps, self.clock.progress, 0.0), 1.0)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return ramp * (self.floor + (1 - self.floor) * cosine)
+
+
+def progressive_size(start: int, full: tuple[int, int], gone: float) -> tuple[int, int]:
+    """Height and width of the training pictures in a run whose input grows in four equal parts.
+
+    Args:
+        start: pixels of the shorter side in the first part.
+        full: height and width of the last part, at least ``start``.
+        gone: share of the run that is gone, in [0, 1].
+
+    Returns:
+        Multiples of 8 pixels, but for the last part.
+    """
+    part = min(int(gone * 4), 3)
+    if part == 3:
+        return full
+    shorter = start + (min(full) - start) * part / 3
+    height, width = (max(round(side * shorter / min(full) / 8) * 8, 8) for side in full)
+    return min(height, full[0]), min(width, full[1])
