@@ -36,6 +36,7 @@ from conformer_vision.files import atomic_path
 from conformer_vision.inference import Evaluation
 from conformer_vision.models.saved import load_model
 from conformer_vision.training.recipe import config_from_values, find_recipe, read_recipe
+from robustness import moved_accuracy
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = HERE / "experiments.yaml"
@@ -55,6 +56,8 @@ class Experiment:
     """Keys of `TrainConfig`, ``recipe`` among them."""
     test: str | None
     """Pictures to measure on; None for the part of the training pictures that is held out."""
+    moved: bool = False
+    """Whether to measure on turned, scaled and shifted test pictures too."""
 
     @property
     def slug(self) -> str:
@@ -76,7 +79,14 @@ def read_experiments(path: Path = EXPERIMENTS) -> list[Experiment]:
     """All experiments, in the order of the file."""
     tables: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return [
-        Experiment(table, name, seed, spec.get("base", {}) | (changes or {}), spec.get("test"))
+        Experiment(
+            table,
+            name,
+            seed,
+            options=spec.get("base", {}) | (changes or {}),
+            test=spec.get("test"),
+            moved=spec.get("moved", False),
+        )
         for table, spec in tables.items()
         for name, changes in spec["runs"].items()
         for seed in spec.get("seeds", [0])
@@ -121,6 +131,7 @@ def store(experiment: Experiment, folder: Path, data: Path, results: Path = RESU
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "test": experiment.test or "held-out training pictures",
         **_accuracy(measured),
+        **({"moved": moved_accuracy(weights, data / str(experiment.test))} if experiment.moved else {}),
         "curves": _curves(folder / "metrics.csv"),
         "config": values,
         **provenance(),
@@ -219,6 +230,21 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def moved_table(results: list[dict[str, Any]]) -> str:
+    """The table of accuracies on moved pictures: a row per movement, a column per name."""
+    names = list(dict.fromkeys(result["name"] for result in results))
+    lines = ["| Prediction, % | " + " | ".join(names) + " |", "| --- |" + " --: |" * len(names)]
+    for movement in results[0]["moved"]:
+        cells = [
+            _spread([100 * r["moved"][movement] for r in results if r["name"] == name]) for name in names
+        ]
+        lines.append("| " + " | ".join([movement, *cells]) + " |")
+    return "\n".join(lines)
+
+
+_WRITERS = {"table": table, "moved": moved_table}
+
+
 def write_tables(docs: Path = DOCS, results: Path = RESULTS) -> list[str]:
     """Replace what stands between the marks of every table in the page; give the names of those tables.
 
@@ -229,19 +255,17 @@ def write_tables(docs: Path = DOCS, results: Path = RESULTS) -> list[str]:
     order = {(e.table, e.name): place for place, e in enumerate(read_experiments())}
     stored.sort(key=lambda result: (order.get((result["table"], result["name"]), len(order)), result["seed"]))
     text = docs.read_text(encoding="utf-8")
-    names = re.findall(r"<!-- table: (\S+) -->", text)
-    for name in names:
+    marks = re.findall(r"<!-- (table|moved): (\S+) -->", text)
+    for kind, name in marks:
         found = [result for result in stored if result["table"] == name]
         if not found:
             raise ValueError(f"{docs} has a table {name}, of which {results} holds no run")
-        pattern = rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)"
-        written = table(found)
-        text = re.sub(
-            pattern, lambda marks, written=written: f"{marks[1]}{written}\n{marks[2]}", text, flags=re.S
-        )
+        begin, end = f"<!-- {kind}: {name} -->\n", "<!-- end -->"
+        before, _, after = text.partition(begin)
+        text = before + begin + _WRITERS[kind](found) + "\n" + end + after.partition(end)[2]
     with atomic_path(docs) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return names
+    return [f"{kind} {name}" for kind, name in marks]
 
 
 def main() -> int:

@@ -144,6 +144,24 @@ def test_predict_table_and_csv(trained: Path, pictures: Path) -> None:
     assert len(done.out.splitlines()) == 1 + 2 * 10
 
 
+def test_predict_with_what_ships(pictures: Path, tmp_path: Path) -> None:
+    """Pictures alone, one folder, or the name of the weights: the same answers, from any folder."""
+    picture = sorted(pictures.iterdir())[1]
+    alone = run("predict", picture, "--csv")
+    assert alone.status == 0
+    assert variants.SHIPPED in alone.err
+    assert len({row["label"] for row in csv.DictReader(io.StringIO(alone.out))}) == 3
+    named = run("predict", variants.SHIPPED, picture, "--csv")
+    assert (named.status, named.out, named.err) == (0, alone.out, "")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / picture.name).write_bytes(picture.read_bytes())
+    folder = run("predict", tmp_path / "one", "--csv")
+    assert folder.out.replace(str(tmp_path / "one"), str(pictures)) == alone.out
+    missing = run("predict", tmp_path / "missing.png", "--csv")
+    assert missing.status == 1
+    assert "missing.png" in missing.err
+
+
 def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(variants.VARIANTS)[:2]  # all of them take seconds
     monkeypatch.setattr(variants, "VARIANTS", {name: variants.VARIANTS[name] for name in names})

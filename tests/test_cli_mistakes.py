@@ -156,7 +156,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "evaluate without data": (["evaluate", "nothing"], "data is missing"),
     "evaluate an unknown split": (["evaluate", "x", "--data=digits", "--split=foo"], "foo"),
     "predict with nothing": (["predict"], "is missing"),
-    "predict nothing": (["predict", "nothing"], "inputs is missing"),
+    "predict a model alone": (["predict", "nothing.safetensors"], "is a model; give pictures"),
     "predict by nothing": (["predict", "nothing", "x.png"], "nothing does not exist"),
     "two formats": (["predict", "x", "y.png", "--json", "--csv"], "give one of them"),
     "unknown option of predict": (["predict", "x", "y.png", "--topk=3"], "did you mean --top_k?"),

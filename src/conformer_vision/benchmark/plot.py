@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox, BboxBase
 
 from conformer_vision.files import atomic_path
 
@@ -30,6 +34,11 @@ _MARKERS = {
 }
 _COLOURS = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green", "int8": "tab:red", None: "black"}
 _PEER = "tab:gray"
+_PLACES = (
+    *(("center", 0, 6), ("left", 6, -2), ("right", -6, -2), ("center", 0, -11)),
+    *(("center", 0, above) for above in (14, -19, 22, -27, 30, -35, 38)),
+)
+"""Where a name may stand: its alignment, and points right of and above the point that it names."""
 _MARGIN = 1.5
 """Factor between the outermost points and the edges."""
 
@@ -63,6 +72,8 @@ def draw_plot(result: BenchmarkResult, path: Path) -> None:
         f"{height}×{width} pixels",
         fontsize=10,
     )
+    for axes in panels:
+        _separate(figure, axes)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
 
@@ -115,6 +126,25 @@ def _name_models(axes: Axes, rows: list[Row]) -> None:
             fontsize=6,
             color=_PEER if row.peer else "black",
         )
+
+
+def _separate(figure: Figure, axes: Axes) -> None:
+    """Moves the names of a panel to where they lie over no point and no other name, where they can."""
+    figure.draw_without_rendering()  # decides where the panel is
+    taken: list[BboxBase] = []
+    for line in axes.lines:
+        if line.get_linestyle() == "None":
+            x, y = axes.transData.transform(np.asarray(line.get_xydata()))[0]
+            half = line.get_markersize() / 2 * figure.dpi / 72
+            taken.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+    for name in axes.texts:
+        for alignment, right, above in _PLACES:
+            name.set_horizontalalignment(alignment)  # type: ignore[arg-type]
+            cast(Annotation, name).xyann = (right, above)
+            box = name.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def _keys(rows: Iterable[Row]) -> list[Line2D]:

@@ -1,0 +1,70 @@
+"""Accuracy on pictures that are turned, scaled or shifted, as the paper compares its networks.
+
+    python benchmarks/robustness.py runs/a/last.safetensors --data tiny20-val.parquet
+
+What a movement leaves empty is filled with the mean colour.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.transforms.functional import InterpolationMode, affine
+
+from conformer_vision.data import open_source
+from conformer_vision.inference.answers import batches
+from conformer_vision.inference.networks import FUSED
+from conformer_vision.inference.runtime import TrainedModel
+
+
+def _moved(images: Tensor, *, angle: float = 0.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    """Pictures (B, C, H, W) turned by degrees, scaled, and shifted right and down by a share of it."""
+    pixels = [round(shift * images.shape[3]), round(shift * images.shape[2])]
+    return affine(images, angle, pixels, scale, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR)
+
+
+MOVEMENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as they are": lambda images: images,
+    "turned by 15°": partial(_moved, angle=15),
+    "turned by 30°": partial(_moved, angle=30),
+    "turned by 60°": partial(_moved, angle=60),
+    "0.5 times the size": partial(_moved, scale=0.5),
+    "1.5 times the size": partial(_moved, scale=1.5),
+    "shifted by 1/8": partial(_moved, shift=1 / 8),
+    "shifted by 1/4": partial(_moved, shift=1 / 4),
+}
+
+
+def moved_accuracy(weights: Path, data: Path) -> dict[str, float]:
+    """Top-1 of the prediction under every movement, in [0, 1].
+
+    Args:
+        weights: of a run.
+        data: labelled pictures, all of which are used.
+    """
+    trained = TrainedModel(weights, device="auto")
+    source = open_source(data, split="all", classes=trained.card.classes)
+    right = dict.fromkeys(MOVEMENTS, 0)
+    for batch in batches(trained, source, batch_size=64, workers=0):
+        for name, move in MOVEMENTS.items():
+            answers = trained.logits(move(batch.images))[FUSED].argmax(1).cpu()
+            right[name] += int((answers == batch.labels).sum())
+    return {name: count / len(source) for name, count in right.items()}
+
+
+def main() -> None:
+    """Print the accuracies."""
+    parser = argparse.ArgumentParser(description="Accuracy on turned, scaled and shifted pictures")
+    parser.add_argument("weights", type=Path, help="a run folder or its .safetensors file")
+    parser.add_argument("--data", type=Path, required=True, help="labelled pictures")
+    options = parser.parse_args()
+    for name, top1 in moved_accuracy(options.weights, options.data).items():
+        print(f"{name:20} {top1:.1%}")
+
+
+if __name__ == "__main__":
+    main()

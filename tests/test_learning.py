@@ -1,0 +1,152 @@
+"""The scripts behind docs/results.md: runs that are made once and stored, and tables that come from what is stored."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import learning
+import robustness
+from ablations import NANO, Uncoupled
+from conformer_vision.models.saved import load_model
+from release import release
+from take_pictures import take_pictures
+
+NAMES = ["n00000001 red", "n00000002 green", "n00000003 blue"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with ``train.parquet`` of ten noisy pictures in each of three colours."""
+    rng = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(
+            rng.integers(0, 128, (32, 32, 3), dtype=np.uint8) + (np.eye(3)[label] * 127).astype("u1")
+        )
+        for label in range(3)
+        for _ in range(10)
+    ]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    columns = {"image": pictures, "label": [label for label in range(3) for _ in range(10)]}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    return tmp_path / "data"
+
+
+def experiment(**changes: object) -> learning.Experiment:
+    options = {
+        "data": "train.parquet",
+        "recipe": "small-images",
+        "max_steps": 2,
+        "batch_size": 8,
+        "report": False,
+        "device": "cpu",
+        "progress": "plain",
+        "model_kwargs": {"depths": [2, 1, 2]},
+    }
+    return learning.Experiment("table", "A name", 1, options | changes, test="train.parquet", moved=True)
+
+
+def test_a_run_is_made_once_stored_and_tabulated(data: Path, tmp_path: Path) -> None:
+    chosen = experiment()
+    result = learning.run(chosen, data, tmp_path / "runs", tmp_path / "results")
+    stored = tmp_path / "results" / "table--a-name--1.json"
+    assert json.loads(stored.read_text()) == result
+    assert result["samples"] == 30
+    assert result["config"]["seed"] == 1
+    assert result["config"]["lr"] == 2e-3, "of the recipe"
+    assert result["curves"][-1]["step"] == 2
+    assert set(result["moved"]) == set(robustness.MOVEMENTS)
+    assert result["moved"]["as they are"] == pytest.approx(result["top1"]["fused"])
+    assert str(tmp_path) not in stored.read_text(), "where it was made says nothing"
+    shutil.rmtree(tmp_path / "runs")
+    assert learning.run(chosen, data, tmp_path / "runs", tmp_path / "results") == result
+    assert not (tmp_path / "runs").exists()
+
+    other = result | {"seed": 2, "top1": {head: 0.5 for head in result["top1"]}, "moved": result["moved"]}
+    (tmp_path / "results" / "table--a-name--2.json").write_text(json.dumps(other))
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A\n<!-- table: table -->\nold\n<!-- end -->\nB\n<!-- moved: table -->\n<!-- end -->\nC\n"
+    )
+    assert learning.write_tables(page, tmp_path / "results") == ["table table", "moved table"]
+    text = page.read_text()
+    mean = 100 * (result["top1"]["fused"] + 0.5) / 2
+    assert f"**{mean:.1f} ± " in text
+    assert "old" not in text
+    assert [line for line in text.splitlines() if len(line) == 1] == ["B", "C"]
+    page.write_text("<!-- table: none -->\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="holds no run"):
+        learning.write_tables(page, tmp_path / "results")
+
+
+def test_the_tables_of_the_page_are_the_stored_ones(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    shutil.copy(learning.DOCS, page)
+    assert learning.write_tables(page)
+    assert page.read_text(encoding="utf-8") == learning.DOCS.read_text(encoding="utf-8")
+
+
+def test_experiments_can_be_configured(tmp_path: Path) -> None:
+    experiments = learning.read_experiments()
+    assert len({e.slug for e in experiments}) == len(experiments)
+    for each in experiments:
+        assert each.config(tmp_path, tmp_path).seed == each.seed
+
+
+def test_taking_classes_and_shares(data: Path, tmp_path: Path) -> None:
+    source, target = str(data / "train.parquet"), tmp_path / "part.parquet"
+    assert take_pictures(source, target, classes=[NAMES[2], NAMES[0]], share=0.5) == 10
+    part = datasets.Dataset.from_parquet(str(target), cache_dir=str(tmp_path))
+    assert part.features["label"].names == [NAMES[2], NAMES[0]]
+    assert sorted(part["label"]) == [0] * 5 + [1] * 5
+    for row in part:
+        colour = np.asarray(row["image"]).mean((0, 1)).argmax()
+        assert colour == (2, 0)[row["label"]]
+    with pytest.raises(ValueError, match="no class 'purple'"):
+        take_pictures(source, target, classes=["purple"])
+    with pytest.raises(ValueError, match="no file is called"):
+        take_pictures(str(tmp_path / "none-*.parquet"), target)
+
+
+def test_weights_as_they_ship(data: Path, tmp_path: Path) -> None:
+    learning.run(experiment(max_steps=1), data, tmp_path / "runs", tmp_path / "results")
+    source = tmp_path / "runs" / "table--a-name--1" / "last.safetensors"
+    size = release(source, tmp_path / "small.safetensors")
+    assert size < 0.6 * source.stat().st_size
+    model, card = load_model(source)
+    half, half_card = load_model(tmp_path / "small.safetensors")
+    assert half_card.labels == ("red", "green", "blue")
+    assert half_card.classes == card.classes == tuple(NAMES)
+    for (name, tensor), (_, rounded) in zip(
+        model.state_dict().items(), half.state_dict().items(), strict=True
+    ):
+        torch.testing.assert_close(rounded, tensor, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("branches", [("conv",), ("trans",), ("conv", "trans")])
+def test_branches_without_coupling(branches: tuple[str, ...]) -> None:
+    """Every parameter has a gradient; the mean of two heads is the answer, and neither sees the other."""
+    torch.manual_seed(0)
+    model = Uncoupled(NANO, branches, num_classes=4).train()
+    x = torch.randn(4, 3, 32, 32)
+    out = model(x)
+    logits = out if isinstance(out, tuple) else (out,)
+    assert [tuple(head.shape) for head in logits] == [(4, 4)] * len(branches)
+    logits[0].sum().backward(retain_graph=True)
+    reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    own = (
+        {"conv", "conv_head"}
+        if branches[0] == "conv"
+        else {"patch_embed", "cls_token", "trans", "norm", "trans_head"}
+    )
+    assert reached == own | {"stem"}
+    sum(head.sum() for head in logits).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.eval()
+    assert model(x).shape == (4, 4)
