@@ -88,8 +88,8 @@ def read_experiments(path: Path = EXPERIMENTS) -> list[Experiment]:
             moved=spec.get("moved", False),
         )
         for table, spec in tables.items()
-        for name, changes in spec["runs"].items()
         for seed in spec.get("seeds", [0])
+        for name, changes in spec["runs"].items()
     ]
 
 
