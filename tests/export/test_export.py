@@ -24,6 +24,7 @@ from conformer_vision.export import Exported, export, write_network
 from conformer_vision.export import run as export_run
 from conformer_vision.inference.networks import Network, open_network
 from conformer_vision.models.saved import ModelCard, load_model
+from conformer_vision.models.variants import SHIPPED
 
 from .conftest import FILES
 
@@ -203,6 +204,20 @@ def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path
         torch.testing.assert_close(heads["fused"], expected, rtol=1e-3, atol=1e-4)
     with pytest.raises(UserError, match="format fused is for Conformers"):
         write_network(model, card, tmp_path / "m.safetensors", format="fused")
+
+
+def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a run the file gets the name and lies where one is, and what else lies there is not looked at."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("data: of another run\n")
+    done = run("export", SHIPPED, "--format", "fused")
+    assert done.status == 0, done.err
+    x = torch.randn(2, 3, 64, 64)
+    expected = open_network(SHIPPED, device="cpu")(x)
+    network = open_network(tmp_path / f"{SHIPPED}-fused.safetensors", device="cpu")
+    assert network.card.labels[0] == "goldfish"
+    for head, logits in network(x).items():
+        torch.testing.assert_close(logits, expected[head], rtol=1e-4, atol=1e-4)
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------

@@ -270,6 +270,26 @@ def test_the_input_grows(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "no").exists()
 
 
+@shows("channels_last")
+def test_layout_of_pictures_and_kernels(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is as asked, and the gradients are the same; in float64, for rounding decides which ReLU is on."""
+    monkeypatch.setattr(ClassifierModule, "log", lambda *_, **__: None)
+    images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4) % 3
+    seen: list[Tensor] = []
+    gradients = []
+    for channels_last in (False, True):
+        classifier = module(tiny(channels_last=channels_last)).train().double()
+        classifier.model.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        classifier.training_step(batch(images, labels), 0).backward()
+        parameters = dict(classifier.model.named_parameters())
+        kernels = [p for p in parameters.values() if p.ndim == 4 and p[0, 0].numel() > 1]
+        layouts = {t.is_contiguous(memory_format=torch.channels_last) for t in (seen[-1], *kernels)}
+        assert layouts == {channels_last}
+        gradients.append({name: p.grad for name, p in parameters.items() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-8, atol=1e-12, msg=name)
+
+
 @shows("compile")
 def test_compiled_training_is_the_same(
     tiny: Tiny, tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch

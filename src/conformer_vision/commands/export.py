@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
     parser = plain_parser("Write a trained model in another format and check the file against the model.")
-    parser.add_argument("run", help="Run folder or .safetensors file.")
+    parser.add_argument("run", help="Run folder, .safetensors file or name of published weights.")
     parser.add_argument("--format", required=True, choices=get_args(Format), help="Of the file.")
     parser.add_argument("--precision", default="fp32", choices=get_args(Precision), help="Of its arithmetic.")
     parser.add_argument(

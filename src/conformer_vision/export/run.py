@@ -17,6 +17,7 @@ from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.evaluation import Evaluation, data_of_run, evaluate, open_labelled
+from conformer_vision.models.published import is_published, load_published
 from conformer_vision.models.saved import ModelCard, load_model, weights_file
 
 from .compare import Difference, compare
@@ -56,10 +57,11 @@ def export(
     """Writes a trained model in another format, and checks the file against the model.
 
     Args:
-        run: run folder or .safetensors file.
+        run: run folder, .safetensors file, or the name of published weights, as `open_network` takes them.
         format: of the file.
         precision: of its arithmetic.
-        output: the file; ``model.SUFFIX`` in the run folder, or ``model-PRECISION.SUFFIX``, where not given.
+        output: the file; ``model.SUFFIX`` in the run folder, or ``model-PRECISION.SUFFIX``, where not given;
+            for published weights ``NAME.SUFFIX`` or ``NAME-PRECISION.SUFFIX`` in the working directory.
         data: labelled pictures, as training takes them; where not given, those of the run's ``config.yaml``.
             int8 is calibrated on the training part and measured on the validation part.
         calibration_pictures: for int8: how many.
@@ -73,10 +75,11 @@ def export(
     check_supported(format, precision)
     if calibration_pictures < 1:
         raise UserError(f"calibration_pictures {calibration_pictures}: must be 1 or more")
-    source = weights_file(run)
+    published = is_published(run)
+    source = Path(run) if published else weights_file(run)
     target = _target(Path(run), source, format, precision) if output is None else Path(output)
     _check_target(target, format, source)
-    model, card = load_model(source)
+    model, card = load_published(str(run)) if published else load_model(source)
     pictures = _find_pictures(source, data, card, needed=precision == "int8")
     checked = sample_photos(card)
     calibration: list[Tensor] = []
@@ -143,7 +146,7 @@ def _find_pictures(source: Path, data: str | None, card: ModelCard, *, needed: b
 
 
 def _target(run: Path, source: Path, format: Format, precision: Precision) -> Path:  # noqa: A002
-    stem = "model" if run.is_dir() else source.stem
+    stem = "model" if run.is_dir() else source.name.removesuffix(".safetensors")
     if format == "fused":
         stem += "-fused"
     if precision != "fp32":
@@ -158,7 +161,7 @@ def _check_target(target: Path, format: Format, source: Path) -> None:  # noqa: 
         raise UserError(f"output {target}: the folder {target.parent} does not exist; make it first")
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise UserError(f"output {target} cannot be written; give another place with --output")
-    if target.exists() and target.samefile(source):
+    if target.exists() and source.exists() and target.samefile(source):
         raise UserError(f"output {target} is the model itself; give another name with --output")
 
 
