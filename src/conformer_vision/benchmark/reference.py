@@ -185,7 +185,8 @@ class ConvTransBlock(nn.Module):
         first, last = width > in_width, number == len(config.scales)
         self.cnn_block = Bottleneck(in_width, width, stride=2 if first else 1, project=first)
         self.fusion_block = Bottleneck(width, width, stride=2 if last else 1, project=last)
-        self.squeeze_block = FCUDown(inner, config.embed_dim, ratio)
+        doubled = config.double_class_token
+        self.squeeze_block = FCUDown(inner, config.embed_dim, ratio, double_class_token=doubled)
         self.expand_block = FCUUp(config.embed_dim, inner, ratio)
         self.trans_block = TransformerBlock(config)
 
