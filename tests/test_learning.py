@@ -1,4 +1,4 @@
-"""The scripts behind docs/results.md: runs that are made once and stored, and tables that come from what is stored."""
+"""The scripts behind docs/results.md: runs are made once and stored, and tables come from what is stored."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_a_run_is_made_once_stored_and_tabulated(data: Path, tmp_path: Path) -> 
     assert learning.run(chosen, data, tmp_path / "runs", tmp_path / "results") == result
     assert not (tmp_path / "runs").exists()
 
-    other = result | {"seed": 2, "top1": {head: 0.5 for head in result["top1"]}, "moved": result["moved"]}
+    other = result | {"seed": 2, "top1": dict.fromkeys(result["top1"], 0.5), "moved": result["moved"]}
     (tmp_path / "results" / "table--a-name--2.json").write_text(json.dumps(other))
     page = tmp_path / "page.md"
     page.write_text(

@@ -207,7 +207,7 @@ def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path
 
 
 def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a run the file gets the name and lies where one is, and what else lies there is not looked at."""
+    """Without a run the file gets the name and lies where one is; what lies there is not looked at."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("data: of another run\n")
     done = run("export", SHIPPED, "--format", "fused")
