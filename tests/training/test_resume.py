@@ -58,7 +58,7 @@ class Killed(BaseException):
     """Ends a run where it stands, as SIGKILL would: nothing is written after it."""
 
 
-@pytest.mark.parametrize("batches", [3, 6, 7, 13, 18])
+@pytest.mark.parametrize("batches", [3, 7, 18])
 def test_going_on_after_any_batch_gives_the_same_run(
     whole: Path, tiny: Tiny, tmp_path: Path, weights: Weights, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_process_killed_at_random_steps(
         before = _step(run)
         wanted = before + rng.randint(1, 3)
         while process.poll() is None and _step(run) < wanted:
-            time.sleep(0.005)
+            time.sleep(0.02)  # the process needs this core
         if process.poll() is not None:
             break
         process.kill()

@@ -25,6 +25,7 @@ LAST_CHECKPOINT = "last.ckpt"
 TOP_FOLDER = "top"
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
+CURVES_EVERY_SECONDS = 10  # a drawing takes half a second, an epoch on few pictures no longer than that
 
 Row = dict[str, float]
 """One epoch's numbers by column name."""
@@ -184,6 +185,7 @@ class RunFolder(Callback):
         self._best = (-math.inf, -math.inf)
         self._top: list[tuple[float, float, str]] = []
         self._saved = time.monotonic()
+        self._drawn = -math.inf
 
     @property
     def state_key(self) -> str:
@@ -215,6 +217,8 @@ class RunFolder(Callback):
             self._save(weights, BEST_WEIGHTS)
         self._keep_top(weights, score, epoch=trainer.current_epoch + 1)
         self._write(trainer)
+        if time.monotonic() - self._drawn >= CURVES_EVERY_SECONDS:
+            self._draw()
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if any_process(trainer, self.interrupt.is_set and not last)[0]:
             raise Interrupted
@@ -223,6 +227,10 @@ class RunFolder(Callback):
         # At the end of an epoch, where it is checked too, all of this was written a moment ago.
         if isinstance(exception, Interrupted):
             self._write(trainer)
+            self._draw()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw()
 
     def _weights(self, trainer: Trainer) -> dict[str, Tensor]:
         """The network's whole state; where processes share it out, every one of them has to ask."""
@@ -257,7 +265,11 @@ class RunFolder(Callback):
         self._save_state(trainer)
         if self.recorder.rows and is_first():
             write_metrics(self.recorder.rows, self.folder / METRICS_FILE)
+
+    def _draw(self) -> None:
+        if self.recorder.rows and is_first():
             draw_curves(self.recorder.rows, self.folder / CURVES_FILE)
+            self._drawn = time.monotonic()
 
     def _save_state(self, trainer: Trainer) -> None:
         if is_first():
