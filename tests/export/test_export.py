@@ -29,7 +29,8 @@ from conformer_vision.models.variants import SHIPPED
 from .conftest import FILES
 
 # In one process of pytest-xdist: making the files takes longer than looking at them.
-pytestmark = pytest.mark.xdist_group("export")
+# On a machine that does other work it takes more than the two minutes that other tests have.
+pytestmark = [pytest.mark.xdist_group("export"), pytest.mark.timeout(600)]
 
 PLAIN = [name for name in FILES if name != "fused"]
 

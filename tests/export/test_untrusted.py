@@ -21,7 +21,8 @@ from conformer_vision.inference.networks import open_network
 from .conftest import FILES
 
 # In one process of pytest-xdist: making the files takes longer than looking at them.
-pytestmark = pytest.mark.xdist_group("export")
+# On a machine that does other work it takes more than the two minutes that other tests have.
+pytestmark = [pytest.mark.xdist_group("export"), pytest.mark.timeout(600)]
 
 
 class Harmful:
