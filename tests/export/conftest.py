@@ -18,6 +18,9 @@ FILES = {
     "torch-export": "model.pt2",
     "torchscript": "model.torchscript",
 }
+# In one process of pytest-xdist: making the files takes longer than looking at them.
+# On a machine that does other work it takes more than the two minutes that other tests have.
+WITH_EXPORTS = [pytest.mark.xdist_group("export"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,9 @@ from conformer_vision.inference.networks import Network, open_network
 from conformer_vision.models.saved import ModelCard, load_model
 from conformer_vision.models.variants import SHIPPED
 
-from .conftest import FILES
+from .conftest import FILES, WITH_EXPORTS
 
-# In one process of pytest-xdist: making the files takes longer than looking at them.
-# On a machine that does other work it takes more than the two minutes that other tests have.
-pytestmark = [pytest.mark.xdist_group("export"), pytest.mark.timeout(600)]
+pytestmark = WITH_EXPORTS
 
 PLAIN = [name for name in FILES if name != "fused"]
 

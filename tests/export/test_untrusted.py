@@ -18,11 +18,9 @@ from command_line import one_line, run
 from conformer_vision.errors import UserError
 from conformer_vision.inference.networks import open_network
 
-from .conftest import FILES
+from .conftest import FILES, WITH_EXPORTS
 
-# In one process of pytest-xdist: making the files takes longer than looking at them.
-# On a machine that does other work it takes more than the two minutes that other tests have.
-pytestmark = [pytest.mark.xdist_group("export"), pytest.mark.timeout(600)]
+pytestmark = WITH_EXPORTS
 
 
 class Harmful:

@@ -81,11 +81,14 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [dict(zip(lines[0], map(float, line), strict=True)) for line in lines[1:]]
 
 
-def test_two_processes_train_as_one(tiny: Tiny, tmp_path: Path, weights: Weights) -> None:
+@pytest.mark.parametrize(("strategy", "launcher"), [("ddp", "own"), ("fsdp", "torchrun")])
+def test_two_processes_train_as_one(
+    tiny: Tiny, tmp_path: Path, weights: Weights, strategy: str, launcher: str
+) -> None:
     """The same global batch gives the same weights and metrics, where no BatchNorm sees a part of it."""
     config = tiny(**PLAIN | NO_BATCHNORM, output=str(tmp_path / "one"))
     one = train(config)
-    two = run_two(tiny(**PLAIN | NO_BATCHNORM, strategy="ddp"), tmp_path / "two", launcher="own")
+    two = run_two(tiny(**PLAIN | NO_BATCHNORM, strategy=strategy), tmp_path / "two", launcher=launcher)
     close(weights(two), weights(one), rtol=2e-5)
     for mine, other in zip(rows(two), rows(one), strict=True):
         for name in ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1_fused"):

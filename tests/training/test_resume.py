@@ -58,7 +58,7 @@ class Killed(BaseException):
     """Ends a run where it stands, as SIGKILL would: nothing is written after it."""
 
 
-@pytest.mark.parametrize("batches", [3, 7, 18])
+@pytest.mark.parametrize("batches", [3, 6, 7, 13, 18])
 def test_going_on_after_any_batch_gives_the_same_run(
     whole: Path, tiny: Tiny, tmp_path: Path, weights: Weights, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,9 +217,9 @@ class RunFolder(Callback):
             self._save(weights, BEST_WEIGHTS)
         self._keep_top(weights, score, epoch=trainer.current_epoch + 1)
         self._write(trainer)
-        if time.monotonic() - self._drawn >= CURVES_EVERY_SECONDS:
-            self._draw()
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if not last and time.monotonic() - self._drawn >= CURVES_EVERY_SECONDS:
+            self._draw()  # the last time is at the end of training
         if any_process(trainer, self.interrupt.is_set and not last)[0]:
             raise Interrupted
 
