@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +48,27 @@ def spawn(*arguments: object) -> Done:
         [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, timeout=100
     )
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def start(*arguments: object, output: Path, **environment: str) -> ForkServerProcess:
+    """The command in a process of its own that has the libraries already; it writes to the file `output`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["conformer_vision.training.run"])
+    process = context.Process(target=_command, args=([str(a) for a in arguments], output, environment))
+    process.start()
+    return process
+
+
+def _command(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # for its own processes; it was made by a fork server
+    with output.open("w", buffering=1) as file:
+        os.dup2(file.fileno(), 1)  # for processes that this one starts
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
+        sys.exit(main(arguments))
 
 
 def class_folders(root: Path, **counts: int) -> Path:

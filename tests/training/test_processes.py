@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from command_line import start
 from conformer_vision.training import TrainConfig, train
 
 Tiny = Callable[..., TrainConfig]
@@ -70,6 +72,35 @@ def run_two(config: TrainConfig, folder: Path, *, launcher: str) -> Path:
     return run
 
 
+def run_pair(config: TrainConfig, folder: Path) -> Path:
+    """The run by two processes with what torchrun tells them; unlike its own they have the libraries already."""
+    folder.mkdir()
+    recipe, run = folder / "recipe.yaml", folder / "run"
+    recipe.write_text(config.to_yaml())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    group |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    outputs = [folder / f"{rank}.txt" for rank in range(2)]
+    processes = [
+        start(
+            *("train", f"--recipe={recipe}", f"--output={run}"),
+            output=output,
+            **group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, output in enumerate(outputs)
+    ]
+    for process in processes:
+        process.join(100)
+    written = "".join(output.read_text() for output in outputs)
+    for process in processes:
+        process.kill()  # one that waits for the other
+    assert [process.exitcode for process in processes] == [0, 0], written
+    assert written.count("run folder:") == 1
+    return run
+
+
 def close(a: dict[str, Tensor], b: dict[str, Tensor], *, rtol: float) -> None:
     assert a.keys() == b.keys()
     for name in a:
@@ -95,11 +126,12 @@ def test_two_processes_train_as_one(
             assert mine[name] == pytest.approx(other[name], rel=1e-4), name
 
 
+@pytest.mark.xdist_group("pair")  # the libraries are loaded once
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights, strategy: str) -> None:
     """Each process's BatchNorm sees its half of the batch, as one process does that takes two passes."""
     one = train(tiny(**PLAIN, accumulate=2, output=str(tmp_path / "one")))
-    two = run_two(tiny(**PLAIN, strategy=strategy), tmp_path / "two", launcher="torchrun")
+    two = run_pair(tiny(**PLAIN, strategy=strategy), tmp_path / "two")
     mine, other = weights(two), weights(one)
     statistics = [name for name in mine if "running_" in name or "num_batches" in name]
     for name in statistics:  # of one process's pictures, or of all

@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from command_line import start
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.run import resume
+
+# All in one of pytest's processes: the run without an interruption is made once.
+pytestmark = pytest.mark.xdist_group("resume")
 
 Tiny = Callable[..., TrainConfig]
 Weights = Callable[..., dict[str, Tensor]]
@@ -97,54 +99,28 @@ def rows(run: Path) -> list[list[str]]:
     return [[line[i] for i in kept] for line in lines]
 
 
-SCRIPT = """
-import sys
-from conformer_vision.cli import main
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-"""
-
-
-def start(arguments: list[str], tmp_path: Path) -> "subprocess.Popen[bytes]":
-    script = tmp_path / "command.py"
-    script.write_text(SCRIPT)
-    return subprocess.Popen(
-        [sys.executable, str(script), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_a_process_killed_at_random_steps(
     whole: Path, config: TrainConfig, tmp_path: Path, weights: Weights
 ) -> None:
     """SIGKILL to a real process, again and again until one comes to its end."""
-    run = tmp_path / "run"
+    run, output = tmp_path / "run", tmp_path / "output.txt"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(config.to_yaml())
-    options = ["train", f"--recipe={recipe}", f"--output={run}", "--auto_resume=true"]
+    command = ["train", f"--recipe={recipe}", f"--output={run}", "--auto_resume=true"]
     rng = random.Random(0)
     kills = 0
     while kills < 2:
-        process = start(options, tmp_path)
-        before = _step(run)
-        wanted = before + rng.randint(1, 3)
-        while process.poll() is None and _step(run) < wanted:
+        process = start(*command, output=output)
+        wanted = _step(run) + rng.randint(1, 3)
+        while process.is_alive() and _step(run) < wanted:
             time.sleep(0.02)  # the process needs this core
-        if process.poll() is not None:
-            break
         process.kill()
-        process.communicate()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, output.read_text()
         kills += 1
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "command.py"), *options],
-        capture_output=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert kills >= 2
+    process = start(*command, output=output)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
     assert same(weights(run), weights(whole))
     assert not list(run.rglob(".*"))  # what a kill left half written is gone
 
@@ -171,30 +147,22 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     run = tmp_path / "run"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(config.to_yaml())
-    options = ["train", f"--recipe={recipe}", f"--output={run}", "--auto_resume=true", "--save_minutes=9"]
-    script = tmp_path / "command.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
+    command = ["train", f"--recipe={recipe}", f"--output={run}", "--auto_resume=true", "--save_minutes=9"]
+    environment = {
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NAME": "interactive",  # one process, so nothing that srun would have started
     }
-    process = subprocess.Popen(
-        [sys.executable, str(script), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
-    while process.poll() is None and not (run / "metrics.csv").exists():
+    output = tmp_path / "output.txt"
+    process = start(*command, output=output, **environment)
+    while process.is_alive() and not (run / "metrics.csv").exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate()
-    assert process.returncode == 143, error.decode()
+    process.terminate()
+    process.join()
+    assert process.exitcode == 143, output.read_text()
     assert asked.read_text().split() == ["requeue", "4711"]
-    assert b"requeued" in error
-    again = subprocess.run(
-        [sys.executable, str(script), *options], capture_output=True, check=False, env=environment
-    )
-    assert again.returncode == 0, again.stderr.decode()
+    assert "requeued" in output.read_text()
+    process = start(*command, output=output, **environment)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
     assert same(weights(run), weights(whole))
