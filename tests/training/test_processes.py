@@ -73,7 +73,7 @@ def run_two(config: TrainConfig, folder: Path, *, launcher: str) -> Path:
 
 
 def run_pair(config: TrainConfig, folder: Path) -> Path:
-    """The run by two processes with what torchrun tells them; unlike its own they have the libraries already."""
+    """The run by two processes with what torchrun tells its own; these have the libraries already."""
     folder.mkdir()
     recipe, run = folder / "recipe.yaml", folder / "run"
     recipe.write_text(config.to_yaml())
