@@ -10,6 +10,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from conformer_vision.cli import main
@@ -61,6 +62,7 @@ def start(*arguments: object, output: Path, **environment: str) -> ForkServerPro
 
 def _command(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    rank_zero_only.rank = int(environment.get("RANK", 0))  # which lightning reads when it is imported
     multiprocessing.set_start_method(
         "fork", force=True
     )  # for its own processes; it was made by a fork server
