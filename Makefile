@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## make the environment in .venv
 
-demo: $(STAMP) ## train on handwritten digits, evaluate, predict; classify photos: under 4 minutes on 2 cores
+demo: $(STAMP) ## train on handwritten digits, evaluate, predict; classify photos: about 4 minutes on 2 cores
 	rm -rf $(DEMO)
 	$(BIN)/conformer-vision train --recipe quick --data digits --output $(DEMO)
 	$(BIN)/conformer-vision evaluate $(DEMO) --data digits
