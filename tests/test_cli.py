@@ -174,7 +174,7 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["name"] in table.out for row in rows)
 
 
-def test_train_and_predict_in_processes(trained: Path, pictures: Path, tmp_path: Path) -> None:
+def test_train_evaluate_predict_in_processes(trained: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = spawn("train", "--data=digits", *TINY, "--output", folder)
     assert (done.status, done.err) == (0, "")
@@ -184,7 +184,7 @@ def test_train_and_predict_in_processes(trained: Path, pictures: Path, tmp_path:
     first, second = (load_file(path / "last.safetensors") for path in (trained, folder))
     assert all(torch.equal(first[name], second[name]) for name in first), "the same in another process"
 
-    done = run("evaluate", folder, "--data=digits", "--json", "--device=cpu")
+    done = spawn("evaluate", folder, "--data=digits", "--json", "--device=cpu")
     assert (done.status, done.err) == (0, "")
     evaluation = json.loads(done.out)
     assert evaluation["samples"] == 179
