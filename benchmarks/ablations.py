@@ -1,7 +1,7 @@
 """What a Conformer is compared with to see what the coupling brings: its branches alone, and both uncoupled.
 
-Each has about as many parameters as Conformer-nano, by wider branches. Importing this registers them with
-timm, so that `conformer_vision.train` and `evaluate` take them by name; `learning.py` does.
+Each has about as many parameters as Conformer-nano, by wider branches, and takes its `zero_init_last`. Importing
+this registers them with timm, so that `conformer_vision.train` and `evaluate` take them by name; `learning.py` does.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ default_cfgs = generate_default_cfgs(
 def _create(
     name: str, config: ConformerConfig, branches: tuple[str, ...], pretrained: bool, kwargs: dict[str, Any]
 ) -> Uncoupled:
+    config = replace(config, zero_init_last=kwargs.pop("zero_init_last", False))
     model: Uncoupled = build_model_with_cfg(partial(Uncoupled, config, branches), name, pretrained, **kwargs)
     return model
 

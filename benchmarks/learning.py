@@ -276,6 +276,7 @@ def main() -> int:
     group.add_argument("--run", metavar="TABLE", help="train and measure the experiments of a table")
     group.add_argument("--table", action="store_true", help="write the tables of docs/results.md anew")
     parser.add_argument("--only", help="with --run: the experiments whose name holds this")
+    parser.add_argument("--seed", type=int, help="with --run: the experiments of this seed")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the run folders are")
     options = parser.parse_args()
@@ -288,9 +289,13 @@ def main() -> int:
             there = (RESULTS / f"{experiment.slug}.json").is_file()
             print(f"{'stored' if there else 'to do ':8} {experiment.slug}")
         return 0
-    chosen = [e for e in experiments if e.table == options.run and (options.only or "") in e.name]
+    chosen = [
+        e
+        for e in experiments
+        if e.table == options.run and (options.only or "") in e.name and options.seed in (None, e.seed)
+    ]
     if not chosen:
-        print(f"no experiment of table {options.run!r} is called so; --list names them", file=sys.stderr)
+        print(f"no such experiment of table {options.run!r}; --list names them", file=sys.stderr)
         return 2
     for experiment in chosen:
         run(experiment, options.data, options.runs)
