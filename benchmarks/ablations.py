@@ -1,7 +1,8 @@
 """What a Conformer is compared with to see what the coupling brings: its branches alone, and both uncoupled.
 
-Each has about as many parameters as Conformer-nano, by wider branches, and takes its `zero_init_last`. Importing
-this registers them with timm, so that `conformer_vision.train` and `evaluate` take them by name; `learning.py` does.
+Each has about as many parameters as Conformer-nano, by wider branches, and takes its `zero_init_last`.
+Importing this registers them with timm, so that `conformer_vision.train` and `evaluate` take them by name;
+`learning.py` does.
 """
 
 from __future__ import annotations
