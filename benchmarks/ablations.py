@@ -94,7 +94,7 @@ default_cfgs = generate_default_cfgs(
 def _create(
     name: str, config: ConformerConfig, branches: tuple[str, ...], pretrained: bool, kwargs: dict[str, Any]
 ) -> Uncoupled:
-    config = replace(config, zero_init_last=kwargs.pop("zero_init_last", False))
+    config = replace(config, zero_init_last=kwargs.pop("zero_init_last", config.zero_init_last))
     model: Uncoupled = build_model_with_cfg(partial(Uncoupled, config, branches), name, pretrained, **kwargs)
     return model
 

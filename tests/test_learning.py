@@ -7,12 +7,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 import learning
 import robustness
 from ablations import NANO, Uncoupled
+from conformer_vision.models.blocks import Bottleneck
 from conformer_vision.models.saved import load_model
 from release import release
 from take_pictures import take_pictures
@@ -150,3 +152,14 @@ def test_branches_without_coupling(branches: tuple[str, ...]) -> None:
     assert all(p.grad is not None for p in model.parameters())
     model.eval()
     assert model(x).shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["conformer_nano_patch8_64", "ablation_conv_nano", "ablation_uncoupled_nano"]
+)
+def test_compared_networks_start_alike(name: str) -> None:
+    """Bottlenecks start as their shortcuts in all of them, or in none."""
+    for options, start in (({}, 0.0), ({"zero_init_last": True}, 0.0), ({"zero_init_last": False}, 1.0)):
+        bottlenecks = [m for m in timm.create_model(name, **options).modules() if isinstance(m, Bottleneck)]
+        assert bottlenecks
+        assert {float(scale) for m in bottlenecks for scale in m.bn3.weight.detach()} == {start}

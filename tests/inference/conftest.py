@@ -20,7 +20,8 @@ def write_run(folder: Path, card: ModelCard) -> Path:
     """A run folder whose network answers different pictures differently, and each head on its own."""
     folder.mkdir()
     torch.manual_seed(1)
-    model = timm.create_model(card.model, num_classes=card.num_classes, in_chans=card.in_chans)
+    shape = {"num_classes": card.num_classes, "in_chans": card.in_chans}
+    model = timm.create_model(card.model, **shape, **card.model_kwargs)
     batch = torch.randn(32, *card.input_size)
     heads = [
         m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == card.num_classes
@@ -41,7 +42,9 @@ def write_run(folder: Path, card: ModelCard) -> Path:
 
 @pytest.fixture(scope="session")
 def conformer_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    card = ModelCard("conformer_nano_patch16_224", {}, CLASSES, (3, 32, 32), crop_pct=1.0)
+    card = ModelCard(
+        "conformer_nano_patch16_224", {"zero_init_last": False}, CLASSES, (3, 32, 32), crop_pct=1.0
+    )
     return write_run(tmp_path_factory.mktemp("runs") / "conformer", card)
 
 

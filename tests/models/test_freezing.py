@@ -11,7 +11,12 @@ from torch import Tensor, nn
 import conformer_vision  # noqa: F401  # registers the models
 from conformer_vision.models.freezing import freeze, hold_frozen
 
-SMALL: dict[str, Any] = {"depths": [2, 1, 2], "num_classes": 3, "drop_path_rate": 0.5}
+SMALL: dict[str, Any] = {
+    "depths": [2, 1, 2],
+    "num_classes": 3,
+    "drop_path_rate": 0.5,
+    "zero_init_last": False,
+}
 
 
 def small() -> Any:

@@ -16,7 +16,7 @@ from conformer_vision.benchmark.pairs import build_pair
 from conformer_vision.models.blocks import Bottleneck
 from conformer_vision.models.lean import keeping_everything, may_rebuild, rebuilding
 
-SHALLOW = {"depths": (2, 1, 2)}
+SHALLOW = {"depths": (2, 1, 2), "zero_init_last": False}
 
 
 def gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from conformer_vision.models.saved import ModelCard, save_model
 from conformer_vision.training import TrainConfig
 
 CONFORMER = "conformer_nano_patch8_64"
-SHALLOW = {"depths": [2, 1, 2]}
+SHALLOW = {"depths": [2, 1, 2], "zero_init_last": False}
 MakeRun = Callable[..., Path]
 """(model, classes, data, **changes to the config) -> run folder."""
 
