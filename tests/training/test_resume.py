@@ -60,11 +60,8 @@ class Killed(BaseException):
     """Ends a run where it stands, as SIGKILL would: nothing is written after it."""
 
 
-@pytest.mark.parametrize("batches", [3, 6, 7, 13, 18])
-def test_going_on_after_any_batch_gives_the_same_run(
-    whole: Path, tiny: Tiny, tmp_path: Path, weights: Weights, batches: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between the parts of a step, within an epoch, at its end and after it."""
+def killed_after(batches: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begins a run that is killed before it trains on that batch."""
     from conformer_vision.training.module import ClassifierModule
 
     step, seen = ClassifierModule.training_step, 0
@@ -77,10 +74,18 @@ def test_going_on_after_any_batch_gives_the_same_run(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(ClassifierModule, "training_step", counted)
-    run = tmp_path / "run"
     with pytest.raises(Killed):
-        train(tiny(**EVERYTHING | {"workers": 0}, output=str(run)))
+        train(config)
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("batches", [3, 6, 7, 13, 18])
+def test_going_on_after_any_batch_gives_the_same_run(
+    whole: Path, tiny: Tiny, tmp_path: Path, weights: Weights, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the parts of a step, within an epoch, at its end and after it."""
+    run = tmp_path / "run"
+    killed_after(batches, tiny(**EVERYTHING | {"workers": 0}, output=str(run)), monkeypatch)
     resume(run)
     for name in ("last.safetensors", "best.safetensors"):
         assert same(weights(run, name), weights(whole, name))
@@ -89,6 +94,17 @@ def test_going_on_after_any_batch_gives_the_same_run(
     )
     for mine, other in zip(rows(run), rows(whole), strict=True):
         assert mine == other
+
+
+def test_going_on_with_pictures_kept_on_the_device(
+    tiny: Tiny, tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EVERYTHING | {"workers": 0, "device_cache": 32, "save_top_k": 0, "epochs": 2}
+    train(tiny(**options, output=str(tmp_path / "whole")))
+    killed_after(8, tiny(**options, output=str(tmp_path / "run")), monkeypatch)
+    resume(tmp_path / "run")
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
 def rows(run: Path) -> list[list[str]]:

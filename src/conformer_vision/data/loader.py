@@ -29,7 +29,7 @@ from .transforms import Transform
 
 NOT_COUNTED = -100
 """Label of a picture that is to be left out: broken, or there to fill a batch up (torch's ignore_index)."""
-_MOST_REPLACED = 100
+MOST_REPLACED = 100
 """Broken pictures in a row after which it is not single pictures that are broken."""
 
 
@@ -56,29 +56,40 @@ class _Sample(NamedTuple):
     broken: tuple[str, ...] = ()
 
 
-class ImageLoader(DataLoader[Any]):
-    """Batches of pictures.
+class Positioned:
+    """What begins each iteration at an epoch and a batch.
 
     Attributes:
         position: for training: gives the epoch and the number of its batch to begin at, both from 0,
             when an iteration begins; without it each iteration is the next whole epoch.
     """
 
-    def __init__(self, *arguments: Any, length: int | None = None, **options: Any) -> None:
+    def __init__(self) -> None:
         self.position: Callable[[], tuple[int, int]] | None = None
         self._next_epoch = 0
+
+    def begin(self, order: object) -> int:
+        """Sets an order for training to where the iteration begins, and gives the number of that batch."""
+        epoch, start = (self._next_epoch, 0) if self.position is None else self.position()
+        self._next_epoch = epoch + 1
+        if isinstance(order, (TrainingOrder, StreamOrder)):
+            order.epoch, order.start = epoch, start
+        return start
+
+
+class ImageLoader(Positioned, DataLoader[Any]):
+    """Batches of pictures, read and transformed one by one."""
+
+    def __init__(self, *arguments: Any, length: int | None = None, **options: Any) -> None:
+        Positioned.__init__(self)
         self._length = length
-        super().__init__(*arguments, **options)
+        DataLoader.__init__(self, *arguments, **options)
 
     def __len__(self) -> int:
         return super().__len__() if self._length is None else self._length
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        epoch, start = (self._next_epoch, 0) if self.position is None else self.position()
-        self._next_epoch = epoch + 1
-        order = self.dataset.order if isinstance(self.dataset, _Streamed) else self.batch_sampler
-        if isinstance(order, (TrainingOrder, StreamOrder)):
-            order.epoch, order.start = epoch, start
+        start = self.begin(self.dataset.order if isinstance(self.dataset, _Streamed) else self.batch_sampler)
         # Streams go on; the others end themselves.
         batches = islice(super().__iter__(), None if self._length is None else self._length - start)
         for batch in batches:
@@ -198,12 +209,12 @@ class _Transformed(Dataset[_Sample | BrokenImageError]):
 
     def __getitems__(self, draws: list[Draw]) -> list[_Sample | BrokenImageError]:
         """What torch's DataLoader asks for a batch."""
-        with _generators_kept():
+        with generators_kept():
             return [self._read(draw) for draw in draws]
 
     def _read(self, draw: Draw) -> _Sample | BrokenImageError:
         broken: list[str] = []
-        for ahead in range(min(_MOST_REPLACED, len(self.source))):
+        for ahead in range(min(MOST_REPLACED, len(self.source))):
             index = (draw.number + ahead) % len(self.source)
             try:
                 image, label = self.source[index]
@@ -235,7 +246,7 @@ class _Streamed(IterableDataset[_Sample | BrokenImageError]):
                     broken = []
                     continue
                 waiting.append(seed)
-                if len(waiting) == _MOST_REPLACED:
+                if len(waiting) == MOST_REPLACED:
                     error = BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} pictures after it")
                     while True:  # until the batch is full: an incomplete one would be dropped
                         yield error
@@ -243,7 +254,7 @@ class _Streamed(IterableDataset[_Sample | BrokenImageError]):
             # The next good picture stands in for the broken ones before it, whatever was read earlier:
             # so an epoch goes on by the number of its pictures alone.
             for each in (*waiting, seed):
-                with _generators_kept():
+                with generators_kept():
                     tensor = _transformed(self.transform, item.image, each)
                 yield _Sample(tensor, item.label, -1, tuple(broken))
                 broken = []
@@ -252,10 +263,15 @@ class _Streamed(IterableDataset[_Sample | BrokenImageError]):
 
 def _transformed(transform: Transform, image: Image.Image, seed: int | None) -> Tensor:
     if seed is not None:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
+        seed_generators(seed)
     return transform(image)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed what transforms draw from: the generators of Python, NumPy and torch on the CPU."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
 
 
 def _missing(transform: Transform, index: int, broken: list[str]) -> _Sample:
@@ -264,7 +280,7 @@ def _missing(transform: Transform, index: int, broken: list[str]) -> _Sample:
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
     """After the block, the generators that transforms draw from are as they were before it.
 
     Without workers they are also those of dropout and stochastic depth; workers need not pay for this.

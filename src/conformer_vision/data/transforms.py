@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, posterize
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
 from torchvision import transforms
@@ -58,26 +59,37 @@ def build_transform(
     }
     if augment is None:
         stages = create_transform(**common, crop_pct=crop_pct, crop_mode=crop_mode).transforms
-        before, after = stages[:-2], []
+        before, erase = stages[:-2], None
     else:
-        primary, secondary, final = _training_stages(common, augment)
+        primary, secondary = _training_stages(common, augment)
         if augment.crop_for(height, width) == "pad":
             primary[:1] = [
                 ResizeKeepRatio((height, width), interpolation=interpolation),
                 transforms.RandomCrop((height, width), padding=augment.pad or max(height, width) // 8),
             ]
-        before, after = [*primary, *secondary], final[2:]
+        before, erase = [*primary, *secondary], random_erasing(augment)
     grey = [transforms.Grayscale()] if channels == 1 else []
     # timm's last two stages, ToTensor and Normalize, take longer than all others on a small picture.
     composed: Transform = transforms.Compose(
-        [_Shortened(height, width), *grey, *before, _ToNormalizedTensor(mean, std), *after]
+        [
+            _Shortened(height, width),
+            *grey,
+            *before,
+            _ToNormalizedTensor(mean, std),
+            *([erase] if erase else []),
+        ]
     )
     return composed
 
 
-def _training_stages(
-    common: dict[str, Any], augment: AugmentConfig
-) -> tuple[list[Any], list[Any], list[Any]]:
+def random_erasing(augment: AugmentConfig) -> Callable[[Tensor], Tensor] | None:
+    """Erasing of a random rectangle in a normalised picture, or in each of a batch; None where it is off."""
+    if not augment.re_prob:
+        return None
+    return RandomErasing(augment.re_prob, mode=augment.re_mode, device="cpu")
+
+
+def _training_stages(common: dict[str, Any], augment: AugmentConfig) -> tuple[list[Any], list[Any]]:
     jitter: Any = augment.color_jitter or None  # 0 would cost time and change nothing
     try:
         stages = create_transform(
@@ -89,8 +101,6 @@ def _training_stages(
             hflip=0.5 if augment.hflip is None else augment.hflip,
             color_jitter=jitter,
             auto_augment=augment.auto_augment,
-            re_prob=augment.re_prob,
-            re_mode=augment.re_mode,
         )
     except (AssertionError, KeyError, ValueError) as error:
         if augment.auto_augment is None:
@@ -99,11 +109,11 @@ def _training_stages(
             f"auto_augment {augment.auto_augment!r}: timm has no such policy; "
             "examples are rand-m9-mstd0.5-inc1, augmix-m3-w3 and original"
         ) from error
-    primary, secondary, final = (list(stage.transforms) for stage in stages)
+    primary, secondary, _ = (list(stage.transforms) for stage in stages)
     for operation in _operations(secondary):
         if operation.aug_fn is posterize:
             operation.aug_fn = _posterize
-    return primary, secondary, final
+    return primary, secondary
 
 
 def _operations(stages: list[Any]) -> Iterator[AugmentOp]:

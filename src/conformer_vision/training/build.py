@@ -14,9 +14,10 @@ from torch import nn
 
 from ..data import ImageSource, build_transform
 from ..data.base import some_names
+from ..data.device_cache import DeviceAugmentation, DeviceCache, DeviceLoader
 from ..data.exclude import exclude, read_exclusions
 from ..data.loader import ImageLoader, evaluation_loader, training_loader
-from ..data.order import Share, pictures_per_batch
+from ..data.order import EvaluationOrder, Share, TrainingOrder, pictures_per_batch
 from ..data.sources import open_data
 from ..data.streams.base import ImageStream
 from ..errors import UserError, first_line
@@ -33,6 +34,7 @@ _CONFORMER_OPTIONS = {field.name for field in fields(ConformerConfig)}
 
 
 Data = ImageSource | ImageStream
+Loader = ImageLoader | DeviceLoader
 
 
 def open_pictures(config: TrainConfig) -> tuple[Data, Data]:
@@ -179,8 +181,8 @@ def build_card(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) 
 
 
 def build_loaders(
-    config: TrainConfig, train: Data, val: Data, card: ModelCard, *, share: Share
-) -> tuple[ImageLoader, ImageLoader]:
+    config: TrainConfig, train: Data, val: Data, card: ModelCard, *, share: Share, device: torch.device
+) -> tuple[Loader, Loader]:
     """Batches of augmented training pictures, and of the validation pictures as evaluation sees them.
 
     Args:
@@ -189,9 +191,11 @@ def build_loaders(
         val: validation pictures.
         card: of the model.
         share: this process.
+        device: that it computes on, for ``device_cache``.
 
     Raises:
-        UserError: a batch that cannot be shared out or mixed, or is larger than the set.
+        UserError: a batch that cannot be shared out or mixed, or is larger than the set; pictures that
+            ``device_cache`` cannot keep.
     """
     size = config.pictures_per_step
     each = pictures_per_batch(size, share.world_size, config.accumulate)
@@ -199,6 +203,10 @@ def build_loaders(
         raise UserError(
             f"batch_size {size}: mixup and cutmix need an even number of pictures per pass, not {each}"
         )
+    if config.device_cache is not None:
+        if isinstance(train, ImageStream) or isinstance(val, ImageStream):
+            raise UserError(f"device_cache cannot keep the stream {config.data}; leave it out")
+        return _cached_loaders(config, train, val, card, share=share, device=device)
     augmented = build_transform(**card.preprocessing, augment=config.augment.for_source(train))
     plain = build_transform(**card.preprocessing, augment=None)
     return (
@@ -215,6 +223,47 @@ def build_loaders(
             epoch_pictures=config.epoch_pictures,
         ),
         evaluation_loader(val, plain, batch_size=each, workers=config.workers, share=share),
+    )
+
+
+def _cached_loaders(
+    config: TrainConfig,
+    train: ImageSource,
+    val: ImageSource,
+    card: ModelCard,
+    *,
+    share: Share,
+    device: torch.device,
+) -> tuple[DeviceLoader, DeviceLoader]:
+    """The same out of the device's memory."""
+    size, edge = card.input_size[1:], int(config.device_cache or 0)
+    if edge < min(size):
+        raise UserError(
+            f"device_cache {edge}: is less than the input's {min(size)} pixels; give {min(size)} or more"
+        )
+    order = TrainingOrder(
+        train.labels,
+        config.pictures_per_step,
+        seed=config.seed,
+        share=share,
+        accumulate=config.accumulate,
+        sampling=config.sampling,
+        repeats=config.aug_repeats,
+    )
+    augment = DeviceAugmentation(
+        config.augment.for_source(train), cached=edge, preprocessing=card.preprocessing
+    )
+    keep = partial(DeviceCache, device=device, workers=config.workers)
+    whole = card.preprocessing | {"crop_pct": 1.0, "crop_mode": "center"}  # augmentation crops
+    kept = keep(train, preprocessing=whole, edge=edge)
+    if share.rank == 0:
+        print(kept, flush=True)
+    return (
+        DeviceLoader(kept, order, augment),
+        DeviceLoader(
+            keep(val, preprocessing=card.preprocessing, edge=min(size)),
+            EvaluationOrder(len(val), order.per_batch, share=share),
+        ),
     )
 
 

@@ -65,7 +65,9 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
         model = build_model(config, len(train.classes))
         card = build_card(config, model, train.classes)
         check_optimizer(config, model)
-        loaders = build_loaders(config, train, val, card, share=Share())
+        trainer = build_trainer(config, Path(folder), callbacks=[])
+        device = trainer.strategy.root_device
+        loaders = build_loaders(config, train, val, card, share=Share(), device=device)
         module = ClassifierModule(
             model,
             config,
@@ -73,7 +75,6 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
             steps_per_epoch=len(loaders[0]) // config.accumulate,
             clock=Clock(),
         )
-        trainer = build_trainer(config, Path(folder), callbacks=[])
         return _search(trainer, module, loaders[0], steps)
 
 
