@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from batches import same
 from conformer_vision.data import AugmentConfig, BrokenImageError, ImageSource, build_transform, open_source
 from conformer_vision.data.device_cache import DeviceAugmentation, DeviceCache, DeviceLoader
-from conformer_vision.data.loader import NOT_COUNTED, Batch, evaluation_loader
+from conformer_vision.data.loader import NOT_COUNTED, evaluation_loader
 from conformer_vision.data.order import EvaluationOrder, Share, TrainingOrder
 from conformer_vision.errors import UserError
 
@@ -73,15 +74,6 @@ def training(source: ImageSource, augment: AugmentConfig, *, edge: int = 32, **o
         cache(source, edge=edge),
         TrainingOrder(source.labels, **{"batch_size": 4, "seed": 0} | order),
         DeviceAugmentation(augment, cached=edge, preprocessing=preprocessing()),
-    )
-
-
-def same(a: list[Batch], b: list[Batch]) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x.images, y.images)
-        and torch.equal(x.labels, y.labels)
-        and torch.equal(x.indices, y.indices)
-        for x, y in zip(a, b, strict=True)
     )
 
 

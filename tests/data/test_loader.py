@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from batches import same
 from conformer_vision.data import (
     AugmentConfig,
     BrokenImageError,
@@ -53,15 +54,6 @@ def evaluating(source: ImageSource, **options: Any) -> ImageLoader:
 
 def digits() -> ImageSource:
     return open_source("digits", split="val")
-
-
-def same(a: list[Batch], b: list[Batch]) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x.images, y.images)
-        and torch.equal(x.labels, y.labels)
-        and torch.equal(x.indices, y.indices)
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 def numbers(batches: list[Batch]) -> list[int]:
