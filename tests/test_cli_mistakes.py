@@ -225,6 +225,7 @@ def test_mistakes_with_a_run(trained: Path, pictures: Path, tmp_path: Path) -> N
     assert "top_k 0" in one_line(run("predict", trained, pictures, "--top_k=0"))
     assert "device 'foo'" in one_line(run("predict", trained, pictures, "--device=foo"))
     assert "batch_size 0" in one_line(run("predict", trained, pictures, "--batch_size=0"))
+    assert "input_size 0x0" in one_line(run("predict", trained, pictures, "--input_size=0"))
     assert "holds no pictures" in one_line(run("predict", trained, tmp_path))
     assert "does not exist" in one_line(run("evaluate", trained, "--data=nothing"))
     truncated = tmp_path / "truncated.safetensors"

@@ -37,6 +37,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, help="Processes that read pictures.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
     parser.add_argument(
+        "--input_size", type=int | tuple[int, int] | None, help="Pixels of the input; else the model's own."
+    )
+    parser.add_argument(
         "--confusion_matrix",
         metavar="PNG",
         help=f"Where to draw the confusion matrix; {CONFUSION_FILE} in a run folder where not given.",
@@ -59,6 +62,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         batch_size=options.batch_size,
         workers=options.workers,
         device=options.device,
+        input_size=options.input_size,
         val_fraction=options.val_fraction,
         seed=options.seed,
         folds=options.folds,

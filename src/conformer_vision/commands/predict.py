@@ -33,6 +33,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--top_k", type=int, default=3, help="Classes per picture.")
     parser.add_argument("--batch_size", type=int, default=32, help="Pictures per forward pass.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
+    parser.add_argument(
+        "--input_size", type=int | tuple[int, int] | None, help="Pixels of the input; else the model's own."
+    )
     parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")
     parser.add_argument("--csv", action="store_true", help="Print CSV instead of a table.")
     return parser
@@ -45,7 +48,9 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     from conformer_vision.inference import Predictor
 
     model, pictures = _take_model(options.inputs)
-    predictor = Predictor(model, device=options.device, batch_size=options.batch_size)
+    predictor = Predictor(
+        model, device=options.device, batch_size=options.batch_size, input_size=options.input_size
+    )
     if model is None:
         print(f"with the weights that come with the package, {predictor.model}", file=sys.stderr)
     answers = predictor.predict(pictures, top_k=options.top_k)

@@ -25,7 +25,7 @@ from conformer_vision.inference.answers import answers
 from conformer_vision.inference.calibration import ExpectedCalibrationError
 from conformer_vision.inference.confusion import save_confusion_matrix
 from conformer_vision.inference.networks import FUSED
-from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.inference.runtime import InputSize, TrainedModel
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
     device: str | torch.device = "auto",
+    input_size: InputSize | None = None,
     val_fraction: float | None = None,
     seed: int | None = None,
     folds: int | None = None,
@@ -93,6 +94,7 @@ def evaluate(
         batch_size: pictures per forward pass.
         workers: processes that read pictures; 0 reads them in this one.
         device: ``auto`` or a torch device.
+        input_size: pixels of the square input, or (height, width), in place of the model's own.
         val_fraction: share held out, for a source without a split of its own. Where not given, the
             run's own (config.yaml), so that pictures it was trained on stay out; else 0.1.
         seed: seed of that split; where not given, likewise the run's own, else 0.
@@ -103,10 +105,11 @@ def evaluate(
         confusion_matrix: PNG to write.
 
     Raises:
-        UserError: what `load_model` or `open_data` refuse, no picture that can be read, a model whose
-            output is not finite. Single broken pictures are left out and named in the result.
+        UserError: what `load_model` or `open_data` refuse, an input size that the model cannot take, no
+            picture that can be read, a model whose output is not finite. Single broken pictures are left
+            out and named in the result.
     """
-    trained = TrainedModel(run, device=device)
+    trained = TrainedModel(run, device=device, input_size=input_size)
     classes = trained.card.classes
     check_classes(trained)
     given = {"val_fraction": val_fraction, "seed": seed, "folds": folds, "fold": fold, "data_dir": data_dir}

@@ -18,7 +18,7 @@ from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError
 from conformer_vision.inference.inputs import NamedPicture, Picture, named_pictures
 from conformer_vision.inference.networks import FUSED
-from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.inference.runtime import InputSize, TrainedModel
 from conformer_vision.models.variants import SHIPPED
 
 
@@ -55,17 +55,23 @@ class Predictor:
             weights; where not given, the weights that come with the package (docs/weights.md).
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, or another of torch's.
         batch_size: pictures per forward pass.
+        input_size: pixels of the square input, or (height, width), in place of the model's own.
 
     Raises:
-        UserError: what `load_model` refuses, or no such device.
+        UserError: what `load_model` refuses, no such device, a size that the model cannot take.
     """
 
     def __init__(
-        self, run: str | Path | None = None, *, device: str | torch.device = "auto", batch_size: int = 32
+        self,
+        run: str | Path | None = None,
+        *,
+        device: str | torch.device = "auto",
+        batch_size: int = 32,
+        input_size: InputSize | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
-        self._trained = TrainedModel(SHIPPED if run is None else run, device=device)
+        self._trained = TrainedModel(SHIPPED if run is None else run, device=device, input_size=input_size)
         self._batch_size = batch_size
         self._readers = min(4, os.cpu_count() or 1)
 

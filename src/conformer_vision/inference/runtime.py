@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,9 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data import build_transform
-from conformer_vision.inference.networks import FUSED, open_network
+from conformer_vision.errors import UserError, first_line
+from conformer_vision.inference.networks import FUSED, Network, open_network
 from conformer_vision.models.published import is_published
 from conformer_vision.models.saved import ModelCard, weights_file
+
+InputSize = int | tuple[int, int]
 
 
 class TrainedModel:
@@ -24,15 +28,20 @@ class TrainedModel:
         run: run folder, .safetensors file, exported file, or the name of a model of timm with published
             weights.
         device: ``auto`` or a torch device.
+        input_size: pixels of the square input, or (height, width), in place of the card's.
 
     Raises:
-        UserError: as `open_network`.
+        UserError: as `open_network`; an input size that the network cannot take.
     """
 
-    def __init__(self, run: str | Path, *, device: str | torch.device = "auto") -> None:
+    def __init__(
+        self, run: str | Path, *, device: str | torch.device = "auto", input_size: InputSize | None = None
+    ) -> None:
         self.path = Path(run) if is_published(run) else weights_file(run)
         self.network = open_network(self.path, device=device)
         self.card = self.network.card
+        if input_size is not None:
+            self.card = _resized(self.card, input_size, self.network)
         self.device = self.network.device
         self.transform = eval_transform(self.card)
 
@@ -55,6 +64,23 @@ class TrainedModel:
             name: (logits / self.card.temperature if name == FUSED else logits).softmax(dim=1)
             for name, logits in heads.items()
         }
+
+
+def _resized(card: ModelCard, input_size: InputSize, network: Network) -> ModelCard:
+    """The card with another input size, once a black picture of that size has gone through the network."""
+    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if min(height, width) < 1:
+        raise UserError(f"input_size {height}x{width}: must be 1 pixel or more")
+    resized = replace(card, input_size=(card.in_chans, height, width))
+    try:
+        network(torch.zeros(1, *resized.input_size))
+    except Exception as error:  # every library that runs networks has kinds of its own
+        own = "x".join(map(str, card.input_size[1:]))
+        raise UserError(
+            f"input_size {height}x{width}: {card.model} cannot take it ({first_line(error)}); "
+            f"its own size is {own}"
+        ) from error
+    return resized
 
 
 def eval_transform(card: ModelCard) -> Callable[[Image.Image], Tensor]:
