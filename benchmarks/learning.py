@@ -58,6 +58,8 @@ class Experiment:
     """Pictures to measure on; None for the part of the training pictures that is held out."""
     moved: bool = False
     """Whether to measure on turned, scaled and shifted test pictures too."""
+    test_size: int | None = None
+    """Pixels of the input to measure at, where not those of the training; chosen on held-out pictures."""
 
     @property
     def slug(self) -> str:
@@ -86,6 +88,7 @@ def read_experiments(path: Path = EXPERIMENTS) -> list[Experiment]:
             options=spec.get("base", {}) | (changes or {}),
             test=spec.get("test"),
             moved=spec.get("moved", False),
+            test_size=spec.get("test_size"),
         )
         for table, spec in tables.items()
         for seed in spec.get("seeds", [0])
@@ -114,10 +117,11 @@ def store(experiment: Experiment, folder: Path, data: Path, results: Path = RESU
         results: where to write.
     """
     weights = folder / "last.safetensors"
+    size = experiment.test_size
     if experiment.test is None:
-        measured = evaluate(weights, data / experiment.options["data"], split="val")
+        measured = evaluate(weights, data / experiment.options["data"], split="val", input_size=size)
     else:
-        measured = evaluate(weights, data / experiment.test, split="all")
+        measured = evaluate(weights, data / experiment.test, split="all", input_size=size)
     values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     values["data"] = experiment.options["data"]  # where it lay on this machine says nothing
     for name in ("output", "data_dir"):
@@ -130,6 +134,7 @@ def store(experiment: Experiment, folder: Path, data: Path, results: Path = RESU
         "model": values["model"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "test": experiment.test or "held-out training pictures",
+        **({} if size is None else {"test_size": size}),
         **_accuracy(measured),
         **({"moved": moved_accuracy(weights, data / str(experiment.test))} if experiment.moved else {}),
         "curves": _curves(folder / "metrics.csv"),

@@ -20,14 +20,17 @@ from conformer_vision.models.saved import load_model, save_weights
 _WORDNET = re.compile(r"n\d{8} (.+)")
 
 
-def release(source: Path, target: Path) -> int:
+def release(source: Path, target: Path, *, input_size: int | None = None) -> int:
     """Write the file and give its size in bytes.
 
     Args:
         source: weights of a run, with their card.
         target: file to write.
+        input_size: pixels of the input that the card is to ask for, where not those of the run.
     """
     model, card = load_model(source)
+    if input_size is not None:
+        card = replace(card, input_size=(card.in_chans, input_size, input_size))
     names = [_WORDNET.fullmatch(name) for name in card.classes]
     if all(names):
         card = replace(card, descriptions=tuple(name[1] for name in names if name))
@@ -45,8 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write weights as they ship.")
     parser.add_argument("source", type=Path, help="a run folder or its .safetensors file")
     parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--input_size", type=int, help="pixels of the input, where not those of the run")
     options = parser.parse_args()
-    print(f"{options.target}: {release(options.source, options.target) / 1e6:.1f} MB")
+    written = release(options.source, options.target, input_size=options.input_size)
+    print(f"{options.target}: {written / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -66,6 +67,10 @@ def test_a_run_is_made_once_stored_and_tabulated(data: Path, tmp_path: Path) -> 
     assert set(result["moved"]) == set(robustness.MOVEMENTS)
     assert result["moved"]["as they are"] == pytest.approx(result["top1"]["fused"])
     assert str(tmp_path) not in stored.read_text(), "where it was made says nothing"
+    larger = replace(chosen, name="Larger", test_size=40)
+    measured = learning.store(larger, tmp_path / "runs" / chosen.slug, data, tmp_path / "larger")
+    assert (measured["test_size"], measured["config"]["input_size"]) == (40, [32, 32])
+    assert measured["nll"] != result["nll"]
     shutil.rmtree(tmp_path / "runs")
     assert learning.run(chosen, data, tmp_path / "runs", tmp_path / "results") == result
     assert not (tmp_path / "runs").exists()
@@ -119,6 +124,8 @@ def test_taking_classes_and_shares(data: Path, tmp_path: Path) -> None:
 def test_weights_as_they_ship(data: Path, tmp_path: Path) -> None:
     learning.run(experiment(max_steps=1), data, tmp_path / "runs", tmp_path / "results")
     source = tmp_path / "runs" / "table--a-name--1" / "last.safetensors"
+    release(source, tmp_path / "larger.safetensors", input_size=40)
+    assert load_model(tmp_path / "larger.safetensors")[1].input_size == (3, 40, 40)
     size = release(source, tmp_path / "small.safetensors")
     assert size < 0.6 * source.stat().st_size
     model, card = load_model(source)
