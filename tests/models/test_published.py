@@ -52,7 +52,7 @@ def test_what_ships_loads_without_a_network() -> None:
     x = torch.randn(2, *card.input_size)
     with torch.no_grad():
         torch.testing.assert_close(model(x), by_timm(x))
-    data = timm.data.resolve_model_data_config(by_timm)
+    data = timm.data.resolve_model_data_config(by_timm, use_test_size=True)
     assert {name: data[name] for name in card.preprocessing} == card.preprocessing
     assert card.num_classes == by_timm.num_classes == len(card.descriptions)
     assert sum(parameter.numel() for parameter in model.parameters()) <= 8e6

@@ -78,7 +78,8 @@ default_cfgs = generate_default_cfgs(
         ),
         "conformer_nano_patch16_224": _cfg(224),
         "conformer_nano_patch4_32": _cfg(32, reduction=8),
-        SHIPPED: _cfg(64, reduction=16) | {"file": str(_SHIPPED_FILE), "num_classes": 20, "crop_pct": 1.0},
+        SHIPPED: _cfg(64, reduction=16)
+        | {"file": str(_SHIPPED_FILE), "num_classes": 20, "crop_pct": 1.0, "test_input_size": (3, 72, 72)},
         "conformer_tiny_patch4_32": _cfg(32, reduction=8),
         "conformer_tiny_patch8_64": _cfg(64, reduction=16),
     }
