@@ -70,7 +70,9 @@ class DeviceCache:
     ) -> None:
         began = time.monotonic()
         self.source = source
-        self.mean, self.std = preprocessing["mean"], preprocessing["std"]
+        self._mean, self._std = (
+            torch.tensor(preprocessing[name], device=device).view(-1, 1, 1) for name in ("mean", "std")
+        )
         channels = preprocessing["input_size"][0]
         shape = (len(source), channels, *_scaled(preprocessing, edge))
         _check_memory(shape, device)
@@ -110,10 +112,7 @@ class DeviceCache:
 
     def normalized(self, images: Tensor) -> Tensor:
         """Pictures of a scale of 0 to 1 as the network takes them."""
-        mean, std = (
-            torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std)
-        )
-        return (images - mean) / std
+        return (images - self._mean) / self._std
 
 
 class DeviceLoader(Positioned):
