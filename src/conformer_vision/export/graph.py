@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.networks import INPUT
 from conformer_vision.models import Conformer
 from conformer_vision.models.saved import ModelCard
@@ -93,8 +93,7 @@ def build_program(model: nn.Module, card: ModelCard, precision: Precision) -> Ex
             warnings.simplefilter("ignore")
             program = export(form, (example(model, card),), dynamic_shapes={INPUT: {0: Dim.AUTO, **size}})
     except Exception as error:  # of another model's code, torch.export raises anything
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"model {card.model} cannot be exported ({reason[0]})") from error
+        raise UserError(f"model {card.model} cannot be exported ({first_line(error)})") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     return program

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .config import TrainConfig
 
 _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
@@ -51,9 +51,8 @@ def build_trainer(
             num_sanity_val_steps=0,
         )
     except (RuntimeError, ValueError, MisconfigurationException) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"device {config.device!r} with devices {devices} cannot be used here ({reason}); "
+            f"device {config.device!r} with devices {devices} cannot be used here ({first_line(error)}); "
             "'cpu' always can"
         ) from error
     if isinstance(trainer.accelerator, CPUAccelerator):
