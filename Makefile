@@ -25,11 +25,11 @@ demo: $(STAMP) ## train on handwritten digits, evaluate, predict; classify photo
 	rm -rf $(DEMO)
 	$(BIN)/conformer-vision train --recipe quick --data digits --output $(DEMO)
 	$(BIN)/conformer-vision evaluate $(DEMO) --data digits
-	$(BIN)/python examples/write_pictures.py digits $(DEMO)/pictures --count 12
-	$(BIN)/conformer-vision predict $(DEMO) $(DEMO)/pictures
+	$(BIN)/python examples/write_images.py digits $(DEMO)/images --count 12
+	$(BIN)/conformer-vision predict $(DEMO) $(DEMO)/images
 	$(BIN)/python examples/write_photos.py $(DEMO)/photos
 	$(BIN)/conformer-vision predict $(DEMO)/photos
-	@echo "The pictures are in $(DEMO)/pictures, named after what they show; the confusion matrix is $(DEMO)/confusion_matrix.png."
+	@echo "The images are in $(DEMO)/images, named after what they show; the confusion matrix is $(DEMO)/confusion_matrix.png."
 
 test: $(STAMP) ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup

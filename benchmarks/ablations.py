@@ -31,7 +31,7 @@ class Uncoupled(nn.Module):
         config: of the Conformer whose branches these are.
         branches: ``conv``, ``trans`` or both.
         num_classes: of each head.
-        in_chans: channels of the pictures.
+        in_chans: channels of the images.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Uncoupled(nn.Module):
         return {"cls_token"}
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Pictures (B, in_chans, H, W), sides multiples of the patch, to logits (B, num_classes)."""
+        """Images (B, in_chans, H, W), sides multiples of the patch, to logits (B, num_classes)."""
         x = self.stem_pool(self.stem(x))
         logits = []
         if self.conv is not None:

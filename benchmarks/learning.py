@@ -7,7 +7,7 @@
 
 The experiments are in experiments.yaml, grouped by table. DIR holds the data that they name. Every run is one
 `conformer-vision train`; it can be stopped at any moment, and the same command goes on where it was. Once it
-has ended it is measured on its test pictures, which happens once, and stored with its configuration, its
+has ended it is measured on its test images, which happens once, and stored with its configuration, its
 curves, the commit and the machine as a JSON file in results/.
 """
 
@@ -55,11 +55,11 @@ class Experiment:
     options: dict[str, Any]
     """Keys of `TrainConfig`, ``recipe`` among them."""
     test: str | None
-    """Pictures to measure on; None for the part of the training pictures that is held out."""
+    """Images to measure on; None for the part of the training images that is held out."""
     moved: bool = False
-    """Whether to measure on turned, scaled and shifted test pictures too."""
+    """Whether to measure on turned, scaled and shifted test images too."""
     test_size: int | None = None
-    """Pixels of the input to measure at, where not those of the training; chosen on held-out pictures."""
+    """Pixels of the input to measure at, where not those of the training; chosen on held-out images."""
 
     @property
     def slug(self) -> str:
@@ -133,7 +133,7 @@ def store(experiment: Experiment, folder: Path, data: Path, results: Path = RESU
         "seed": experiment.seed,
         "model": values["model"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "test": experiment.test or "held-out training pictures",
+        "test": experiment.test or "held-out training images",
         **({} if size is None else {"test_size": size}),
         **_accuracy(measured),
         **({"moved": moved_accuracy(weights, data / str(experiment.test))} if experiment.moved else {}),
@@ -218,7 +218,7 @@ def _spread(values: list[float]) -> str:
 
 
 HEADER = [
-    *("", "Parameters, M", "Pictures seen, thousands", "Minutes", "Convolution head, %"),
+    *("", "Parameters, M", "Images seen, thousands", "Minutes", "Convolution head, %"),
     *("Transformer head, %", "Prediction, %", "Seeds"),
 ]
 
@@ -230,13 +230,13 @@ def table(results: list[dict[str, Any]]) -> str:
     days = sorted({result["date"] for result in results})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     machines = " and ".join(sorted({result["machine"] for result in results}))
-    pictures = f"{results[0]['samples']:,} pictures of {results[0]['test']}"
-    lines += ["", f"Measured on {pictures}; {machines}, torch {results[0]['torch']}, {when}."]
+    images = f"{results[0]['samples']:,} images of {results[0]['test']}"
+    lines += ["", f"Measured on {images}; {machines}, torch {results[0]['torch']}, {when}."]
     return "\n".join(lines)
 
 
 def moved_table(results: list[dict[str, Any]]) -> str:
-    """The table of accuracies on moved pictures: a row per movement, a column per name."""
+    """The table of accuracies on moved images: a row per movement, a column per name."""
     names = list(dict.fromkeys(result["name"] for result in results))
     lines = ["| Prediction, % | " + " | ".join(names) + " |", "| --- |" + " --: |" * len(names)]
     for movement in results[0]["moved"]:

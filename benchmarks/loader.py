@@ -1,9 +1,9 @@
-"""Time reading and augmenting pictures, beside torchvision's ImageFolder with torch's DataLoader.
+"""Time reading and augmenting images, beside torchvision's ImageFolder with torch's DataLoader.
 
 Both read the same JPEG files with the same number of workers and equivalent transforms, a random resized
-crop of 224 pixels for photos or a padded crop of 32 for small pictures, mirroring and normalisation. They
-take turns, so that whatever else slows the machine slows both. Reported are medians of pictures per second,
-the ratio to torchvision (above 1: ours is faster), and the share of a short training that waits for pictures.
+crop of 224 pixels for photos or a padded crop of 32 for small images, mirroring and normalisation. They
+take turns, so that whatever else slows the machine slows both. Reported are medians of images per second,
+the ratio to torchvision (above 1: ours is faster), and the share of a short training that waits for images.
 
     python benchmarks/loader.py                     # two photos of scikit-learn's, cut up: needs no data
     python benchmarks/loader.py --data test.parquet --repeats 9 --json loader.json
@@ -41,20 +41,20 @@ from conformer_vision.training import TrainConfig, train
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = 64
-"""Pixels of the long edge up to which pictures count as small."""
+"""Pixels of the long edge up to which images count as small."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One size of pictures.
+    """One size of images.
 
     Attributes:
         size: pixels of the network's input.
-        batch: pictures per batch.
-        count: pictures to write, a multiple of ``batch``.
-        edge: pixels of the square pictures that are cut out of scikit-learn's photos.
+        batch: images per batch.
+        count: images to write, a multiple of ``batch``.
+        edge: pixels of the square images that are cut out of scikit-learn's photos.
         model: what is trained to see how long it waits.
-        train_batch: pictures per step of that training.
+        train_batch: images per step of that training.
     """
 
     name: str
@@ -87,13 +87,13 @@ def cut_up(task: Task) -> Iterator[tuple[Image.Image, str]]:
         yield image, f"class{number % 4}"
 
 
-def write(folder: Path, pictures: Iterable[tuple[Image.Image, str]]) -> dict[str, Path]:
+def write(folder: Path, images: Iterable[tuple[Image.Image, str]]) -> dict[str, Path]:
     """The same JPEG files as class folders, as a zip, and in a parquet file."""
     import datasets
 
     root = folder / "classes"
     files: list[tuple[str, bytes]] = []
-    for number, (image, label) in enumerate(pictures):
+    for number, (image, label) in enumerate(images):
         path = root / label / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, quality=90)
@@ -130,7 +130,7 @@ def plain_loader(root: Path, task: Task, workers: int) -> Iterable[Any]:
 
 
 def our_loader(spec: Path, task: Task, workers: int) -> Iterable[Any]:
-    """`training_loader` over all pictures of the set."""
+    """`training_loader` over all images of the set."""
     transform = build_transform(
         input_size=(3, task.size, task.size),
         mean=MEAN,
@@ -145,14 +145,14 @@ def our_loader(spec: Path, task: Task, workers: int) -> Iterable[Any]:
 
 
 def rates(loaders: dict[str, Iterable[Any]], repeats: int) -> dict[str, list[float]]:
-    """Pictures per second in each epoch of each loader, in turn, after one to warm up."""
+    """Images per second in each epoch of each loader, in turn, after one to warm up."""
     found: dict[str, list[float]] = {name: [] for name in loaders}
     for repeat in range(-1, repeats):
         for name, loader in loaders.items():
             start = time.perf_counter()
-            pictures = sum(len(batch[0]) for batch in loader)
+            images = sum(len(batch[0]) for batch in loader)
             if repeat >= 0:
-                found[name].append(pictures / (time.perf_counter() - start))
+                found[name].append(images / (time.perf_counter() - start))
     return found
 
 
@@ -176,7 +176,7 @@ def measure(task: Task, files: dict[str, Path], workers: int, repeats: int) -> l
 
 
 def waiting(task: Task, root: Path, folder: Path, workers: int) -> dict[str, Any]:
-    """The share of a training's time in which it waits for pictures, and its speed."""
+    """The share of a training's time in which it waits for images, and its speed."""
     config = TrainConfig(
         data=str(root),
         output=str(folder / f"run-{task.name}-{workers}"),
@@ -202,7 +202,7 @@ def waiting(task: Task, root: Path, folder: Path, workers: int) -> dict[str, Any
     }
 
 
-def pictures_of(data: Path | None, task: Task) -> Iterable[tuple[Image.Image, str]]:
+def images_of(data: Path | None, task: Task) -> Iterable[tuple[Image.Image, str]]:
     """Those of the set where they are of the task's size, else pieces of photos."""
     if data is None:
         return cut_up(task)
@@ -210,15 +210,15 @@ def pictures_of(data: Path | None, task: Task) -> Iterable[tuple[Image.Image, st
     if (max(source.image(0).size) <= SMALL) != (task.size <= SMALL):
         return cut_up(task)
     if len(source) < task.count:
-        raise SystemExit(f"{data} holds {len(source)} pictures; {task.count} are needed")
+        raise SystemExit(f"{data} holds {len(source)} images; {task.count} are needed")
     rows = np.random.default_rng(0).permutation(len(source))[: task.count].tolist()
     return ((source.image(row), source.classes[source.labels[row]]) for row in rows)
 
 
 def main() -> None:
     """Print one line per loader, then one per training."""
-    parser = argparse.ArgumentParser(description="Reading pictures here and with torchvision")
-    parser.add_argument("--data", type=Path, help="parquet file or other set to take pictures from")
+    parser = argparse.ArgumentParser(description="Reading images here and with torchvision")
+    parser.add_argument("--data", type=Path, help="parquet file or other set to take images from")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that read")
     parser.add_argument("--repeats", type=int, default=3, help="timed epochs of each loader")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -245,8 +245,8 @@ def main() -> None:
         for task in TASKS:
             folder = Path(name, task.name)
             folder.mkdir()
-            files[task] = write(folder, pictures_of(arguments.data, task))
-        print(f"{'pictures':10} {'workers':>7}  {'loader':20} {'per second':>10} {'ratio':>6}")
+            files[task] = write(folder, images_of(arguments.data, task))
+        print(f"{'images':10} {'workers':>7}  {'loader':20} {'per second':>10} {'ratio':>6}")
         for task in TASKS:
             for workers in arguments.workers:
                 for row in measure(task, files[task], workers, arguments.repeats):

@@ -29,7 +29,7 @@ def count_parameters(model: nn.Module) -> int:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Parameters and GMACs of every Conformer")
-    parser.add_argument("--size", type=int, help="side of the picture in pixels (default: each model's own)")
+    parser.add_argument("--size", type=int, help="side of the image in pixels (default: each model's own)")
     arguments = parser.parse_args()
     print(f"{'model':32} {'size':>5} {'parameters':>11} {'plain GMACs':>12} {'GMACs here':>11} {'ratio':>6}")
     for name in timm.list_models("conformer_*"):

@@ -24,22 +24,22 @@ def release(source: Path, target: Path, *, input_size: int | None = None) -> int
     """Write the file and give its size in bytes.
 
     Args:
-        source: weights of a run, with their card.
+        source: weights of a run, with their spec.
         target: file to write.
-        input_size: pixels of the input that the card is to ask for, where not those of the run.
+        input_size: pixels of the input that the spec is to ask for, where not those of the run.
     """
-    model, card = load_model(source)
+    model, spec = load_model(source)
     if input_size is not None:
-        card = replace(card, input_size=(card.in_chans, input_size, input_size))
-    names = [_WORDNET.fullmatch(name) for name in card.classes]
+        spec = replace(spec, input_size=(spec.in_chans, input_size, input_size))
+    names = [_WORDNET.fullmatch(name) for name in spec.classes]
     if all(names):
-        card = replace(card, descriptions=tuple(name[1] for name in names if name))
+        spec = replace(spec, descriptions=tuple(name[1] for name in names if name))
     statistics = {name for name, _ in model.named_buffers()}
     weights = {
         name: tensor if name in statistics else tensor.to(torch.float16)
         for name, tensor in model.state_dict().items()
     }
-    save_weights(weights, card, target)
+    save_weights(weights, spec, target)
     return target.stat().st_size
 
 

@@ -1,4 +1,4 @@
-"""Accuracy on pictures that are turned, scaled or shifted, as the paper compares its networks.
+"""Accuracy on images that are turned, scaled or shifted, as the paper compares its networks.
 
     python benchmarks/robustness.py runs/a/last.safetensors --data tiny20-val.parquet
 
@@ -22,7 +22,7 @@ from conformer_vision.inference.runtime import TrainedModel
 
 
 def _moved(images: Tensor, *, angle: float = 0.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    """Pictures (B, C, H, W) turned by degrees, scaled, and shifted right and down by a share of it."""
+    """Images (B, C, H, W) turned by degrees, scaled, and shifted right and down by a share of it."""
     pixels = [round(shift * images.shape[3]), round(shift * images.shape[2])]
     return affine(images, angle, pixels, scale, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR)
 
@@ -44,10 +44,10 @@ def moved_accuracy(weights: Path, data: Path) -> dict[str, float]:
 
     Args:
         weights: of a run.
-        data: labelled pictures, all of which are used.
+        data: labelled images, all of which are used.
     """
     trained = TrainedModel(weights, device="auto")
-    source = open_source(data, split="all", classes=trained.card.classes)
+    source = open_source(data, split="all", classes=trained.spec.classes)
     right = dict.fromkeys(MOVEMENTS, 0)
     for batch in batches(trained, source, batch_size=64, workers=0):
         for name, move in MOVEMENTS.items():
@@ -58,9 +58,9 @@ def moved_accuracy(weights: Path, data: Path) -> dict[str, float]:
 
 def main() -> None:
     """Print the accuracies."""
-    parser = argparse.ArgumentParser(description="Accuracy on turned, scaled and shifted pictures")
+    parser = argparse.ArgumentParser(description="Accuracy on turned, scaled and shifted images")
     parser.add_argument("weights", type=Path, help="a run folder or its .safetensors file")
-    parser.add_argument("--data", type=Path, required=True, help="labelled pictures")
+    parser.add_argument("--data", type=Path, required=True, help="labelled images")
     options = parser.parse_args()
     for name, top1 in moved_accuracy(options.weights, options.data).items():
         print(f"{name:20} {top1:.1%}")

@@ -43,7 +43,7 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def build_step(name: str, which: str, arguments: argparse.Namespace) -> tuple[nn.Module, Callable[[], None]]:
-    """A model in training mode and its step, on pictures that stay the same.
+    """A model in training mode and its step, on images that stay the same.
 
     Args:
         name: in timm's registry.
@@ -154,8 +154,8 @@ def main() -> None:
         default=["conformer_tiny_patch16_224", "conformer_small_patch16_224"],
         help="names in timm's registry",
     )
-    parser.add_argument("--batch", type=int, default=8, help="pictures at once")
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
+    parser.add_argument("--batch", type=int, default=8, help="images at once")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--repeats", type=int, default=10, help="timed rounds")
     parser.add_argument("--seconds", type=float, default=600.0, help="no further round begins after them")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -1,6 +1,6 @@
-"""Write the pictures of a source as shards, to stream them in training.
+"""Write the images of a source as shards, to stream them in training.
 
-For instance: python examples/write_shards.py photos shards --pictures_per_shard 1000
+For instance: python examples/write_shards.py photos shards --images_per_shard 1000
 Then: conformer-vision train --data wds/shards
 """
 
@@ -14,12 +14,12 @@ from conformer_vision.data.streams import write_shards
 
 
 def main() -> None:
-    """Write one split, or all pictures, in an order drawn by seed."""
-    parser = argparse.ArgumentParser(description="Write the pictures of a source as shards.")
+    """Write one split, or all images, in an order drawn by seed."""
+    parser = argparse.ArgumentParser(description="Write the images of a source as shards.")
     parser.add_argument("source", help="folder of class folders, parquet, or digits")
     parser.add_argument("folder", type=Path, help="where to write them; new or empty")
     parser.add_argument("--format", choices=["webdataset", "litdata"], default="webdataset")
-    parser.add_argument("--pictures_per_shard", type=int, default=1000, help="more for small pictures")
+    parser.add_argument("--images_per_shard", type=int, default=1000, help="more for small images")
     parser.add_argument("--split", choices=["train", "val", "all"], default="all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the order")
     args = parser.parse_args()
@@ -28,10 +28,10 @@ def main() -> None:
         source,
         args.folder,
         format=args.format,
-        pictures_per_shard=args.pictures_per_shard,
+        images_per_shard=args.images_per_shard,
         seed=args.seed,
     )
-    print(f"{len(source)} pictures in {len(files)} shards in {args.folder}")
+    print(f"{len(source)} images in {len(files)} shards in {args.folder}")
 
 
 if __name__ == "__main__":

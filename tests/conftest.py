@@ -13,9 +13,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder with goldens and real pictures that lies beside the repository, where there is one."""
+    """The folder with goldens and real images that lies beside the repository, where there is one."""
     if not SHARED.is_dir():
-        pytest.skip("needs the folder ../shared (goldens and real pictures), which is not here")
+        pytest.skip("needs the folder ../shared (goldens and real images), which is not here")
     return SHARED
 
 
@@ -29,9 +29,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three digits, one of them broken."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     first, *_ = write_examples(open_source("digits", split="all"), folder, count=3)
-    first.write_bytes(b"no picture")
+    first.write_bytes(b"no image")
     return folder

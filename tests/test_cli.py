@@ -104,12 +104,12 @@ def test_kept_recipe_repeats_the_run(trained: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate(trained: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "confusion.png"
-    done = run("evaluate", trained, "--data=digits", "--confusion_matrix", picture)
+    image = tmp_path / "confusion.png"
+    done = run("evaluate", trained, "--data=digits", "--confusion_matrix", image)
     assert (done.status, done.err) == (0, "")
-    for word in ("conv", "trans", "fused", "top-1", "top-5", "%", "179 pictures", str(picture)):
+    for word in ("conv", "trans", "fused", "top-1", "top-5", "%", "179 images", str(image)):
         assert word in done.out, word
-    Image.open(picture).verify()
+    Image.open(image).verify()
 
 
 def test_evaluate_draws_into_a_run_folder_but_not_beside_a_file(trained: Path, tmp_path: Path) -> None:
@@ -122,19 +122,19 @@ def test_evaluate_draws_into_a_run_folder_but_not_beside_a_file(trained: Path, t
     Image.open(folder / "confusion_matrix.png").verify()
 
 
-def test_predict_table_and_csv(trained: Path, pictures: Path) -> None:
-    paths = sorted(pictures.iterdir())
-    done = run("predict", trained, pictures, "--top_k=2")
+def test_predict_table_and_csv(trained: Path, images: Path) -> None:
+    paths = sorted(images.iterdir())
+    done = run("predict", trained, images, "--top_k=2")
     assert done.status == 1
     assert done.err.count("\n") == 2
     assert f"skipped: {paths[0]}" in done.err
-    assert "1 of the pictures could not be read" in done.err
+    assert "1 of the images could not be read" in done.err
     assert [path.name in done.out for path in paths] == [False, True, True]
 
     done = run("predict", trained, *paths, "--csv", "--top_k=2")
     assert done.status == 1
     rows = list(csv.DictReader(io.StringIO(done.out)))
-    assert [row["picture"] for row in rows] == [str(paths[i]) for i in (0, 1, 1, 2, 2)]
+    assert [row["image"] for row in rows] == [str(paths[i]) for i in (0, 1, 1, 2, 2)]
     assert [row["rank"] for row in rows] == ["", "1", "2", "1", "2"]
     assert str(paths[0]) in rows[0]["error"]
     assert all(0 <= float(row["probability"]) <= 1 and row["label"] in "0123456789" for row in rows[1:])
@@ -144,19 +144,19 @@ def test_predict_table_and_csv(trained: Path, pictures: Path) -> None:
     assert len(done.out.splitlines()) == 1 + 2 * 10
 
 
-def test_predict_with_what_ships(pictures: Path, tmp_path: Path) -> None:
-    """Pictures alone, one folder, or the name of the weights: the same answers, from any folder."""
-    picture = sorted(pictures.iterdir())[1]
-    alone = run("predict", picture, "--csv")
+def test_predict_with_what_ships(images: Path, tmp_path: Path) -> None:
+    """Images alone, one folder, or the name of the weights: the same answers, from any folder."""
+    image = sorted(images.iterdir())[1]
+    alone = run("predict", image, "--csv")
     assert alone.status == 0
     assert variants.SHIPPED in alone.err
     assert len({row["label"] for row in csv.DictReader(io.StringIO(alone.out))}) == 3
-    named = run("predict", variants.SHIPPED, picture, "--csv")
+    named = run("predict", variants.SHIPPED, image, "--csv")
     assert (named.status, named.out, named.err) == (0, alone.out, "")
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / picture.name).write_bytes(picture.read_bytes())
+    (tmp_path / "one" / image.name).write_bytes(image.read_bytes())
     folder = run("predict", tmp_path / "one", "--csv")
-    assert folder.out.replace(str(tmp_path / "one"), str(pictures)) == alone.out
+    assert folder.out.replace(str(tmp_path / "one"), str(images)) == alone.out
     missing = run("predict", tmp_path / "missing.png", "--csv")
     assert missing.status == 1
     assert "missing.png" in missing.err
@@ -174,7 +174,7 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["name"] in table.out for row in rows)
 
 
-def test_train_evaluate_predict_in_processes(trained: Path, pictures: Path, tmp_path: Path) -> None:
+def test_train_evaluate_predict_in_processes(trained: Path, images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = spawn("train", "--data=digits", *TINY, "--output", folder)
     assert (done.status, done.err) == (0, "")
@@ -190,7 +190,7 @@ def test_train_evaluate_predict_in_processes(trained: Path, pictures: Path, tmp_
     assert evaluation["samples"] == 179
     assert evaluation["top1"].keys() == evaluation["top5"].keys() == {"conv", "trans", "fused"}
 
-    done = spawn("predict", folder, pictures, "--json", "--device=cpu")
+    done = spawn("predict", folder, images, "--json", "--device=cpu")
     assert done.status == 1
     answers = json.loads(done.out)
     assert [answer["error"] is None for answer in answers] == [False, True, True]

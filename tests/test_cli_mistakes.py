@@ -27,7 +27,7 @@ def training(*arguments: str) -> list[str]:
 
 
 def on(**counts: int) -> Callable[[Path], list[str]]:
-    """Arguments that train on class folders with so many pictures."""
+    """Arguments that train on class folders with so many images."""
     return lambda folder: ["train", f"--data={class_folders(folder / 'data', **counts)}", *TINY]
 
 
@@ -41,9 +41,9 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "single class": (on(a=20), "single class"),
     "batch larger than the data": (
         on(a=4, b=4),
-        "batch_size 8 is more than the 6 pictures; give a smaller one",
+        "batch_size 8 is more than the 6 images; give a smaller one",
     ),
-    "pictures without class folders": (
+    "images without class folders": (
         lambda folder: ["train", f"--data={class_folders(folder / 'data', a=3) / 'a'}", *TINY],
         "no class folders",
     ),
@@ -59,7 +59,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "negative learning rate": (training("--lr=-1"), "lr -1.0: must be a number above 0"),
     "odd batch with mixup": (
         training("--mixup=0.2", "--batch_size=7"),
-        "batch_size 7: mixup and cutmix need an even number of pictures per pass, not 7",
+        "batch_size 7: mixup and cutmix need an even number of images per pass, not 7",
     ),
     "batch that cannot be shared": (
         training("--accumulate=3"),
@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "going on without a place": (training("--auto_resume=true"), "auto_resume has no effect without output"),
     "fold without folds": (training("--fold=1"), "fold 1: must be below folds"),
     "fold beyond the folds": (training("--folds=3", "--fold=3"), "fold 3: must be below folds, 3"),
-    "more folds than pictures": (training("--folds=999"), "folds 999: no class of digits has so many"),
+    "more folds than images": (training("--folds=999"), "folds 999: no class of digits has so many"),
     "unknown branch": (training("--freeze_branch=fcu"), "freeze_branch fcu: must be one of 'conv', 'trans'"),
     "more frozen blocks than there are": (training("--freeze_blocks=9"), "freeze_blocks 9: the model has 5"),
     "frozen branch of a ResNet": (
@@ -82,10 +82,10 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "BatchNorm of one CPU": (training("--sync_bn=true"), "sync_bn needs GPUs"),
     "unknown logger": (training("--loggers=[neptune]"), "neptune"),
     "missing list of exclusions": (training("--exclude=nothing.txt"), "nothing.txt"),
-    "epoch of a set with a length": (training("--epoch_pictures=9"), "epoch_pictures is for streams"),
+    "epoch of a set with a length": (training("--epoch_images=9"), "epoch_images is for streams"),
     "two ways to draw": (
         training("--aug_repeats=2", "--sampling=balanced"),
-        "aug_repeats and sampling balanced both choose the pictures; keep one of them",
+        "aug_repeats and sampling balanced both choose the images; keep one of them",
     ),
     "unknown device": (training("--device=foo"), "device foo: must be one of 'auto', 'cpu'"),
     "unknown optimiser": (training("--optimizer=adamm"), "did you mean adam"),
@@ -118,7 +118,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
         ["train", "--data=digits", "--model=vit_tiny_patch16_224", "--input_size=8", "--batch_size=8"],
         "input_size 8x8: vit_tiny_patch16_224 cannot take it",
     ),
-    "single pictures for BatchNorm": (
+    "single images for BatchNorm": (
         ["train", "--data=digits", "--model=conformer_nano_patch16_224", "--input_size=32", "--batch_size=1"],
         "batch_size 1",
     ),
@@ -156,7 +156,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "evaluate without data": (["evaluate", "nothing"], "data is missing"),
     "evaluate an unknown split": (["evaluate", "x", "--data=digits", "--split=foo"], "foo"),
     "predict with nothing": (["predict"], "is missing"),
-    "predict a model alone": (["predict", "nothing.safetensors"], "is a model; give pictures"),
+    "predict a model alone": (["predict", "nothing.safetensors"], "is a model; give images"),
     "predict by nothing": (["predict", "nothing", "x.png"], "nothing does not exist"),
     "two formats": (["predict", "x", "y.png", "--json", "--csv"], "give one of them"),
     "unknown option of predict": (["predict", "x", "y.png", "--topk=3"], "did you mean --top_k?"),
@@ -221,16 +221,16 @@ def test_label_out_of_range(trained: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "does not know the class cat, dog" in line
 
 
-def test_mistakes_with_a_run(trained: Path, pictures: Path, tmp_path: Path) -> None:
-    assert "top_k 0" in one_line(run("predict", trained, pictures, "--top_k=0"))
-    assert "device 'foo'" in one_line(run("predict", trained, pictures, "--device=foo"))
-    assert "batch_size 0" in one_line(run("predict", trained, pictures, "--batch_size=0"))
-    assert "input_size 0x0" in one_line(run("predict", trained, pictures, "--input_size=0"))
-    assert "holds no pictures" in one_line(run("predict", trained, tmp_path))
+def test_mistakes_with_a_run(trained: Path, images: Path, tmp_path: Path) -> None:
+    assert "top_k 0" in one_line(run("predict", trained, images, "--top_k=0"))
+    assert "device 'foo'" in one_line(run("predict", trained, images, "--device=foo"))
+    assert "batch_size 0" in one_line(run("predict", trained, images, "--batch_size=0"))
+    assert "input_size 0x0" in one_line(run("predict", trained, images, "--input_size=0"))
+    assert "holds no images" in one_line(run("predict", trained, tmp_path))
     assert "does not exist" in one_line(run("evaluate", trained, "--data=nothing"))
     truncated = tmp_path / "truncated.safetensors"
     truncated.write_bytes((trained / "last.safetensors").read_bytes()[:9999])
-    assert "not a whole safetensors file" in one_line(run("predict", truncated, pictures))
+    assert "not a whole safetensors file" in one_line(run("predict", truncated, images))
 
 
 def test_mistakes_in_going_on(trained: Path, tmp_path: Path) -> None:

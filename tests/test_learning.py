@@ -18,16 +18,16 @@ from ablations import NANO, Uncoupled
 from conformer_vision.models.blocks import Bottleneck
 from conformer_vision.models.saved import load_model
 from release import release
-from take_pictures import take_pictures
+from take_images import take_images
 
 NAMES = ["n00000001 red", "n00000002 green", "n00000003 blue"]
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with ``train.parquet`` of ten noisy pictures in each of three colours."""
+    """A folder with ``train.parquet`` of ten noisy images in each of three colours."""
     rng = np.random.default_rng(0)
-    pictures = [
+    images = [
         Image.fromarray(
             rng.integers(0, 128, (32, 32, 3), dtype=np.uint8) + (np.eye(3)[label] * 127).astype("u1")
         )
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
         for _ in range(10)
     ]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    columns = {"image": pictures, "label": [label for label in range(3) for _ in range(10)]}
+    columns = {"image": images, "label": [label for label in range(3) for _ in range(10)]}
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
     return tmp_path / "data"
@@ -108,7 +108,7 @@ def test_experiments_can_be_configured(tmp_path: Path) -> None:
 
 def test_taking_classes_and_shares(data: Path, tmp_path: Path) -> None:
     source, target = str(data / "train.parquet"), tmp_path / "part.parquet"
-    assert take_pictures(source, target, classes=[NAMES[2], NAMES[0]], share=0.5) == 10
+    assert take_images(source, target, classes=[NAMES[2], NAMES[0]], share=0.5) == 10
     part = datasets.Dataset.from_parquet(str(target), cache_dir=str(tmp_path))
     assert part.features["label"].names == [NAMES[2], NAMES[0]]
     assert sorted(part["label"]) == [0] * 5 + [1] * 5
@@ -116,9 +116,9 @@ def test_taking_classes_and_shares(data: Path, tmp_path: Path) -> None:
         colour = np.asarray(row["image"]).mean((0, 1)).argmax()
         assert colour == (2, 0)[row["label"]]
     with pytest.raises(ValueError, match="no class 'purple'"):
-        take_pictures(source, target, classes=["purple"])
+        take_images(source, target, classes=["purple"])
     with pytest.raises(ValueError, match="no file is called"):
-        take_pictures(str(tmp_path / "none-*.parquet"), target)
+        take_images(str(tmp_path / "none-*.parquet"), target)
 
 
 def test_weights_as_they_ship(data: Path, tmp_path: Path) -> None:
@@ -128,10 +128,10 @@ def test_weights_as_they_ship(data: Path, tmp_path: Path) -> None:
     assert load_model(tmp_path / "larger.safetensors")[1].input_size == (3, 40, 40)
     size = release(source, tmp_path / "small.safetensors")
     assert size < 0.6 * source.stat().st_size
-    model, card = load_model(source)
-    half, half_card = load_model(tmp_path / "small.safetensors")
-    assert half_card.labels == ("red", "green", "blue")
-    assert half_card.classes == card.classes == tuple(NAMES)
+    model, spec = load_model(source)
+    half, half_spec = load_model(tmp_path / "small.safetensors")
+    assert half_spec.labels == ("red", "green", "blue")
+    assert half_spec.classes == spec.classes == tuple(NAMES)
     for (name, tensor), (_, rounded) in zip(
         model.state_dict().items(), half.state_dict().items(), strict=True
     ):

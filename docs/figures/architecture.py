@@ -200,7 +200,7 @@ def draw_network(calls: Calls, model: nn.Module, path: Path) -> None:
 
     conv, pool = model.stem.conv, model.stem_pool
     stem = (
-        ("picture", calls.inputs["stem"], FAINT),
+        ("image", calls.inputs["stem"], FAINT),
         (
             f"{conv.kernel_size[0]}×{conv.kernel_size[1]} conv, stride {conv.stride[0]}",
             calls.outputs["stem"],

@@ -1,6 +1,6 @@
 """The command ``conformer-vision``: finding the subcommand, errors in one line, exit statuses.
 
-Exit statuses: 0 done, 1 done but for some pictures, 2 a mistake in what the user gave, 130 Ctrl-C,
+Exit statuses: 0 done, 1 done but for some images, 2 a mistake in what the user gave, 130 Ctrl-C,
 143 SIGTERM.
 Nothing is imported at the top that takes long: ``--help`` waits for neither torch nor timm.
 """
@@ -88,7 +88,7 @@ def _run(arguments: list[str]) -> int:
 
 def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """The parser, and those of its subcommands by name."""
-    parser = build_parser("Train, evaluate and use Conformer on your own pictures.", prog=PROGRAM)
+    parser = build_parser("Train, evaluate and use Conformer on your own images.", prog=PROGRAM)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subcommands = parser.add_subcommands(required=False)
     subparsers = {name: command.build_parser() for name, command in _COMMANDS.items()}

@@ -1,4 +1,4 @@
-"""The picture of speed over multiply-adds."""
+"""The image of speed over multiply-adds."""
 
 import contextlib
 import itertools
@@ -44,10 +44,10 @@ def test_draws_a_panel_per_batch(tmp_path: Path) -> None:
     widths = []
     for count in (5, 10):
         draw_plot(make_result(*rows[:count]), tmp_path / "plot.png")
-        with Image.open(tmp_path / "plot.png") as picture:
-            assert picture.format == "PNG"
-            widths.append(picture.width)
-            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
+        with Image.open(tmp_path / "plot.png") as image:
+            assert image.format == "PNG"
+            widths.append(image.width)
+            assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
     assert widths[1] > 1.3 * widths[0]
     draw_plot(make_result(make_row(macs=None)), tmp_path / "empty.png")
 

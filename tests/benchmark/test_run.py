@@ -13,7 +13,7 @@ from conformer_vision.benchmark import BenchmarkConfig, benchmark, prepare, run
 from conformer_vision.benchmark.run import relative_difference, with_share
 from conformer_vision.benchmark.subjects import Subject
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelCard, save_model
+from conformer_vision.models.saved import ModelSpec, save_model
 
 from .conftest import NANO, make_row
 
@@ -101,7 +101,7 @@ def test_wrong_answers_are_found(
     json.loads(result.to_json())
 
 
-def test_relative_difference_is_the_worst_pictures() -> None:
+def test_relative_difference_is_the_worst_images() -> None:
     expected = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
     assert relative_difference(expected + torch.tensor([[0.0, 0.5], [0.0, 0.4]]), expected) == pytest.approx(
         0.2
@@ -141,7 +141,7 @@ class Exports:
     def write_network(
         self,
         model: nn.Module,
-        card: ModelCard,
+        spec: ModelSpec,
         path: Path,
         *,
         format: str,  # noqa: A002
@@ -149,9 +149,9 @@ class Exports:
         calibration: Sequence[Tensor] = (),
     ) -> None:
         if format in self.broken:
-            raise UserError(f"model {card.model} cannot be exported (why)")
+            raise UserError(f"model {spec.model} cannot be exported (why)")
         self.calibration[f"{format}-{precision}"] = [tuple(batch.shape) for batch in calibration]
-        save_model(model, card, path.with_suffix(".safetensors"))
+        save_model(model, spec, path.with_suffix(".safetensors"))
         path.touch()
 
 
@@ -161,7 +161,7 @@ class WrittenNetwork:
     def __init__(self, path: str, device: str) -> None:
         from conformer_vision.models.saved import load_model
 
-        self.model, self.card = load_model(Path(path).with_suffix(".safetensors"))
+        self.model, self.spec = load_model(Path(path).with_suffix(".safetensors"))
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:

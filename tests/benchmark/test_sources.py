@@ -11,13 +11,13 @@ from torch import nn
 
 from conformer_vision.benchmark import sources
 from conformer_vision.benchmark.config import BenchmarkConfig, Runtime
-from conformer_vision.benchmark.sources import CLASSES, check_names, count_macs, first_card, open_source
+from conformer_vision.benchmark.sources import CLASSES, check_names, count_macs, first_spec, open_source
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelCard, save_model
+from conformer_vision.models.saved import ModelSpec, save_model
 
 NANO = "conformer_nano_patch8_64"
-CARD = ModelCard(NANO, {}, CLASSES, (3, 32, 32))
-OWN = ModelCard(NANO, {"depths": [2, 1, 2]}, ("a", "b", "c"), (3, 32, 32))
+CARD = ModelSpec(NANO, {}, CLASSES, (3, 32, 32))
+OWN = ModelSpec(NANO, {"depths": [2, 1, 2]}, ("a", "b", "c"), (3, 32, 32))
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -57,9 +57,9 @@ def test_random_weights_are_the_same_in_both_formulations_and_their_statistics_s
 
 
 def test_a_run_keeps_its_weights_in_both_formulations(weights: Path) -> None:
-    source = open_source(str(weights), first_card(BenchmarkConfig(models=(str(weights),))))
+    source = open_source(str(weights), first_spec(BenchmarkConfig(models=(str(weights),))))
     assert not source.random
-    assert source.card == OWN
+    assert source.spec == OWN
     assert source.reference is not None
     with torch.inference_mode():
         branches = source.reference(IMAGES)
@@ -68,9 +68,9 @@ def test_a_run_keeps_its_weights_in_both_formulations(weights: Path) -> None:
 
 def test_no_plain_formulation_of_another_network(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    card = replace(OWN, model_kwargs={"upsample": "bilinear"})
-    save_model(timm.create_model(NANO, num_classes=3, upsample="bilinear"), card, path)
-    assert open_source(str(path), card).reference is None
+    spec = replace(OWN, model_kwargs={"upsample": "bilinear"})
+    save_model(timm.create_model(NANO, num_classes=3, upsample="bilinear"), spec, path)
+    assert open_source(str(path), spec).reference is None
 
 
 def test_fused_weights_are_measured_as_they_are(weights: Path, tmp_path: Path) -> None:
@@ -86,11 +86,11 @@ def test_fused_weights_are_measured_as_they_are(weights: Path, tmp_path: Path) -
 def test_an_exported_file(precision: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.onnx"
     path.touch()
-    network = SimpleNamespace(card=OWN, device=torch.device("cpu"), precision=precision)
+    network = SimpleNamespace(spec=OWN, device=torch.device("cpu"), precision=precision)
     monkeypatch.setattr(sources, "open_network", lambda file, device: network)
-    card = first_card(BenchmarkConfig(models=(str(path),), size=64))
-    assert card.input_size == (3, 64, 64)
-    source = open_source(str(path), card)
+    spec = first_spec(BenchmarkConfig(models=(str(path),), size=64))
+    assert spec.input_size == (3, 64, 64)
+    source = open_source(str(path), spec)
     assert source.file == path
     assert source.file_precision == precision
     assert source.file_runtime == Runtime("onnx", "int8" if precision else "fp32")
@@ -102,7 +102,7 @@ def test_an_exported_file(precision: str | None, tmp_path: Path, monkeypatch: py
 
 def test_a_peer_learns_the_size() -> None:
     source = open_source("vit_tiny_patch16_224", CARD)
-    assert source.card.model_kwargs == {"img_size": [32, 32]}
+    assert source.spec.model_kwargs == {"img_size": [32, 32]}
     assert source.model(IMAGES).shape == (2, 1000)
     assert source.reference is None
     with pytest.raises(UserError, match="vit_tiny_patch16_224 cannot") as caught:
@@ -116,8 +116,8 @@ def test_a_size_that_the_model_does_not_take() -> None:
 
 
 def test_channels_that_differ(weights: Path) -> None:
-    grey = ModelCard(NANO, {}, ("a", "b"), (1, 32, 32), mean=(0.5,), std=(0.5,))
-    with pytest.raises(UserError, match="takes pictures of 3 channels, the first model of 1"):
+    grey = ModelSpec(NANO, {}, ("a", "b"), (1, 32, 32), mean=(0.5,), std=(0.5,))
+    with pytest.raises(UserError, match="takes images of 3 channels, the first model of 1"):
         open_source(str(weights), grey)
 
 

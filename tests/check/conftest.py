@@ -1,4 +1,4 @@
-"""Pictures of random patches, and a set with one of everything that can be wrong."""
+"""Images of random patches, and a set with one of everything that can be wrong."""
 
 import shutil
 import struct
@@ -15,11 +15,11 @@ from PIL import Image
 # What the reading processes run in the tests of their deaths must be importable there.
 sys.path.insert(0, str(Path(__file__).parent))
 
-MakePicture = Callable[..., Image.Image]
+MakeImage = Callable[..., Image.Image]
 
 
-def make_picture(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """A picture like no other one: 6 × 8 random colours, blurred into each other."""
+def make_image(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
+    """An image like no other one: 6 × 8 random colours, blurred into each other."""
     colours = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
 
@@ -35,9 +35,9 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-@pytest.fixture(name="make_picture")
-def make_picture_fixture() -> MakePicture:
-    return make_picture
+@pytest.fixture(name="make_image")
+def make_image_fixture() -> MakeImage:
+    return make_image
 
 
 @pytest.fixture(name="bomb")
@@ -62,7 +62,7 @@ def write_clean(root: Path) -> Path:
         for name in ("cat", "<script>alert(1)"):
             (root / split / name).mkdir(parents=True)
             for number in range(count):
-                make_picture(seed).save(root / split / name / f"{number}.png")
+                make_image(seed).save(root / split / name / f"{number}.png")
                 seed += 1
     return root
 
@@ -77,22 +77,22 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Bad:
     root = write_clean(tmp_path_factory.mktemp("bad") / "set")
     cat, other, val = root / "train/cat", root / "train/<script>alert(1)", root / "val/cat"
     whole = root / "whole.jpg"
-    make_picture(1).save(whole)
+    make_image(1).save(whole)
     (cat / "cut.jpg").write_bytes(whole.read_bytes()[:-500])
     whole.unlink()
-    (cat / "text.jpg").write_bytes(b"no picture")
+    (cat / "text.jpg").write_bytes(b"no image")
     (val / "empty.png").write_bytes(b"")
     (cat / "bomb.png").write_bytes(bomb(30_000, 30_000))
-    make_picture(2).save(cat / "a_png.jpg", "PNG")
-    make_picture(3, (5, 9)).save(cat / "small.png")
-    make_picture(4, (400, 40)).save(cat / "long.png")
+    make_image(2).save(cat / "a_png.jpg", "PNG")
+    make_image(3, (5, 9)).save(cat / "small.png")
+    make_image(4, (400, 40)).save(cat / "long.png")
     Image.new("RGB", (40, 30), "red").save(cat / "red.png")
-    frames = [make_picture(seed) for seed in (5, 6)]
+    frames = [make_image(seed) for seed in (5, 6)]
     frames[0].save(cat / "moving.gif", save_all=True, append_images=frames[1:])
 
     shutil.copy(cat / "0.png", val / "leak.png")
-    make_picture(7, (300, 200)).save(cat / "big.jpg")
-    make_picture(7, (300, 200)).resize((150, 100)).save(val / "half.jpg", quality=60)
+    make_image(7, (300, 200)).save(cat / "big.jpg")
+    make_image(7, (300, 200)).resize((150, 100)).save(val / "half.jpg", quality=60)
     shutil.copy(cat / "1.png", other / "conflict.png")
     for number in range(3):
         shutil.copy(cat / "2.png", cat / f"again{number}.png")

@@ -37,7 +37,7 @@ def fail(shared: int, item: int) -> int:
 
 
 class DeadlySource(ImageSource):
-    """Pictures of one tone each; number 3 ends the process and number 5 never comes."""
+    """Images of one tone each; number 3 ends the process and number 5 never comes."""
 
     def __init__(self, tones: Iterable[int], *, split: str) -> None:
         self.tones = list(tones)

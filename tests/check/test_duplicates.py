@@ -1,4 +1,4 @@
-"""Copies by pixels and by looks; the oracle compares every picture with every other one."""
+"""Copies by pixels and by looks; the oracle compares every image with every other one."""
 
 import hashlib
 import time
@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from conformer_vision.check.duplicates import Copies, bit_count, find_copies, has_detail, near_pairs
 from conformer_vision.check.inspect import _digest, _perceptual
 
-MakePicture = Callable[..., Image.Image]
+MakeImage = Callable[..., Image.Image]
 
 
 def copies_among(images: list[Image.Image], *, distance: int = 4) -> Copies:
@@ -61,11 +61,11 @@ def test_near_pairs_are_those_of_all_comparisons(distance: int, seed: int, origi
     assert all_near_pairs(hashes, distance) == wanted
 
 
-def test_copies_that_people_make(make_picture: MakePicture) -> None:
-    image = make_picture(0, (300, 200))
+def test_copies_that_people_make(make_image: MakeImage) -> None:
+    image = make_image(0, (300, 200))
     images = [
         image,
-        *(make_picture(seed, (300, 200)) for seed in range(1, 40)),
+        *(make_image(seed, (300, 200)) for seed in range(1, 40)),
         image.copy(),
         jpeg(image, 40),
         image.resize((120, 80)),
@@ -79,16 +79,16 @@ def test_copies_that_people_make(make_picture: MakePicture) -> None:
     assert copies_among([image, images[41]], distance=0).groups in ((), ((0, 1),))
 
 
-def test_pictures_of_little_detail_are_no_copies() -> None:
+def test_images_of_little_detail_are_no_copies() -> None:
     rng = np.random.default_rng(0)
 
-    def picture(values: NDArray[np.float64]) -> Image.Image:
+    def image(values: NDArray[np.float64]) -> Image.Image:
         return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
 
     y = np.linspace(0, 1, 64)[:, None] * np.ones((1, 64))
-    images = [picture(np.full((64, 64), float(tone))) for tone in range(0, 250, 5)]
-    images += [picture(100 + 100 * y + tone) for tone in range(50)]  # clear skies
-    images += [picture(128 + rng.normal(0, 2, (64, 64))) for _ in range(100)]  # grain
+    images = [image(np.full((64, 64), float(tone))) for tone in range(0, 250, 5)]
+    images += [image(100 + 100 * y + tone) for tone in range(50)]  # clear skies
+    images += [image(128 + rng.normal(0, 2, (64, 64))) for _ in range(100)]  # grain
     assert copies_among(images, distance=8).groups == ()
     assert not has_detail(np.array([list(_perceptual(image)[1]) for image in images], np.uint8)).any()
 
@@ -100,22 +100,22 @@ def test_equal_pixels_are_copies_whatever_the_detail() -> None:
     assert found.pairs.shape == (0, 2)
 
 
-def test_equal_hashes_alone_are_no_copies(make_picture: MakePicture) -> None:
-    thumbnails = np.array([list(_perceptual(make_picture(seed))[1]) for seed in range(1000)], np.uint8)
+def test_equal_hashes_alone_are_no_copies(make_image: MakeImage) -> None:
+    thumbnails = np.array([list(_perceptual(make_image(seed))[1]) for seed in range(1000)], np.uint8)
     digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in thumbnails]
     found = find_copies(digests, np.full(1000, 12345, np.uint64), thumbnails, distance=4)
     assert found.groups == ()
 
 
-def test_pictures_without_a_digest_take_no_part() -> None:
+def test_images_without_a_digest_take_no_part() -> None:
     nothing = np.zeros((3, 256), np.uint8)
     assert find_copies([None] * 3, np.zeros(3, np.uint64), nothing, distance=4).groups == ()
     empty = find_copies([], np.zeros(0, np.uint64), np.zeros((0, 256), np.uint8), distance=4)
     assert empty.groups == ()
 
 
-def test_a_chain_is_one_group(make_picture: MakePicture) -> None:
-    thumbnail = list(_perceptual(make_picture(0))[1])
+def test_a_chain_is_one_group(make_image: MakeImage) -> None:
+    thumbnail = list(_perceptual(make_image(0))[1])
     hashes = np.array([0b0, 0b1111, 0b11111111, 1 << 40 | 0b11111111], np.uint64)
     digests: list[bytes | None] = [bytes([number]) for number in range(4)]
     found = find_copies(digests, hashes, np.array([thumbnail] * 4, np.uint8), distance=4)
@@ -123,7 +123,7 @@ def test_a_chain_is_one_group(make_picture: MakePicture) -> None:
     assert found.pairs.tolist() == [[0, 1], [1, 2], [2, 3]]
 
 
-def test_a_hundred_thousand_pictures_take_no_quadratic_time() -> None:
+def test_a_hundred_thousand_images_take_no_quadratic_time() -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, dtype=np.uint64)
     hashes[77_777] = hashes[3] ^ np.uint64(0b1011)
     began = time.process_time()

@@ -5,25 +5,25 @@ import pytest
 
 from conformer_vision.check.duplicates import Copies
 from conformer_vision.check.exclusions import exclusions
-from conformer_vision.check.result import Picture
+from conformer_vision.check.result import Image
 
 
 def excluded(
-    pictures: list[str],
+    images: list[str],
     groups: list[tuple[int, ...]],
     *,
     near: list[tuple[int, int]],
     first: list[int],
     redundant: bool = False,
 ) -> dict[int, str]:
-    """Pictures are given as ``split class``."""
+    """Images are given as ``split class``."""
     copies = Copies(tuple(groups), np.array(near, np.int64).reshape(-1, 2), np.array(first))
-    known = [Picture(f"p{number}", *text.split()) for number, text in enumerate(pictures)]
+    known = [Image(f"p{number}", *text.split()) for number, text in enumerate(images)]
     return dict(exclusions(copies, known.__getitem__, redundant=redundant))
 
 
 @pytest.mark.parametrize("redundant", [False, True])
-def test_the_training_copy_of_a_validation_picture_goes(redundant: bool) -> None:
+def test_the_training_copy_of_a_validation_image_goes(redundant: bool) -> None:
     found = excluded(
         ["train cat", "train cat", "val cat", "val cat"],
         [(0, 1, 2, 3)],
@@ -52,21 +52,21 @@ def test_all_training_copies_with_different_classes_go() -> None:
     }
 
 
-def test_copies_by_way_of_a_third_picture_stay() -> None:
+def test_copies_by_way_of_a_third_image_stay() -> None:
     found = excluded(
         ["train cat", "train cat", "val cat"], [(0, 1, 2)], near=[(0, 1), (1, 2)], first=[0, 1, 2]
     )
     assert found == {1: "looks like p2 in val"}
 
 
-def test_validation_pictures_stay() -> None:
+def test_validation_images_stay() -> None:
     found = excluded(["val cat", "val cat", "val dog"], [(0, 1, 2)], near=[], first=[0, 0, 0], redundant=True)
     assert found == {}
 
 
 def test_further_copies_within_a_class_go_when_asked() -> None:
-    pictures = ["train cat", "train cat", "train cat", "train cat"]
+    images = ["train cat", "train cat", "train cat", "train cat"]
     arguments = {"groups": [(0, 1, 2, 3)], "near": [(0, 3)], "first": [0, 0, 0, 3]}
-    assert excluded(pictures, **arguments) == {}  # type: ignore[arg-type]
-    found = excluded(pictures, **arguments, redundant=True)  # type: ignore[arg-type]
+    assert excluded(images, **arguments) == {}  # type: ignore[arg-type]
+    found = excluded(images, **arguments, redundant=True)  # type: ignore[arg-type]
     assert found == {1: "copy of p0", 2: "copy of p0"}, "what only looks alike stays"

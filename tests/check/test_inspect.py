@@ -1,4 +1,4 @@
-"""One picture at a time, in this process."""
+"""One image at a time, in this process."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -13,21 +13,21 @@ from PIL import Image, ImageFile
 
 from conformer_vision.check import inspect
 from conformer_vision.check.inspect import (
+    ImageReader,
     Inspection,
     Limits,
-    PictureReader,
-    inspect_picture,
+    inspect_image,
     page_thumbnail,
 )
 from conformer_vision.data import open_source
 from conformer_vision.data.base import ImageSource, SubsetSource
 from conformer_vision.data.folder import FolderSource
 
-MakePicture = Callable[..., Image.Image]
+MakeImage = Callable[..., Image.Image]
 
 
 def look(path: Path, **limits: int) -> Inspection:
-    return inspect_picture(PictureReader([FolderSource(["a", "b"], [path], [0])], Limits(**limits)), 0)
+    return inspect_image(ImageReader([FolderSource(["a", "b"], [path], [0])], Limits(**limits)), 0)
 
 
 def save(image: Image.Image, path: Path, kind: str | None = None, **options: object) -> Path:
@@ -53,10 +53,8 @@ def kinds(found: Inspection) -> list[str]:
         ("a.gif", "GIF"),
     ],
 )
-def test_a_good_picture_has_no_problem(
-    name: str, kind: str, make_picture: MakePicture, tmp_path: Path
-) -> None:
-    found = look(save(make_picture(0), tmp_path / name, kind))
+def test_a_good_image_has_no_problem(name: str, kind: str, make_image: MakeImage, tmp_path: Path) -> None:
+    found = look(save(make_image(0), tmp_path / name, kind))
     assert found.problems == ()
     with Image.open(tmp_path / name) as image:
         grey = image.convert("RGB").convert("L")
@@ -65,15 +63,15 @@ def test_a_good_picture_has_no_problem(
     assert np.frombuffer(found.thumbnail, np.uint8).mean() == pytest.approx(np.asarray(grey).mean(), abs=1)
 
 
-def test_another_format_than_the_name_says(make_picture: MakePicture, tmp_path: Path) -> None:
-    found = look(save(make_picture(0), tmp_path / "a.jpg", "PNG"))
+def test_another_format_than_the_name_says(make_image: MakeImage, tmp_path: Path) -> None:
+    found = look(save(make_image(0), tmp_path / "a.jpg", "PNG"))
     assert found.problems == (("extension", "named .jpg, is PNG"),)
     assert found.digest is not None, "it is compared with others all the same"
 
 
-def test_pictures_of_phones_are_no_animations(make_picture: MakePicture, tmp_path: Path) -> None:
+def test_images_of_phones_are_no_animations(make_image: MakeImage, tmp_path: Path) -> None:
     def both(name: str, kind: str | None = None) -> Path:
-        return save(make_picture(0), tmp_path / name, kind, save_all=True, append_images=[make_picture(1)])
+        return save(make_image(0), tmp_path / name, kind, save_all=True, append_images=[make_image(1)])
 
     assert look(both("a.jpg", "MPO")).problems == ()
     for name in ("a.gif", "a.webp", "a.png", "a.tif"):
@@ -81,8 +79,8 @@ def test_pictures_of_phones_are_no_animations(make_picture: MakePicture, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
-def test_half_a_file(kind: str, make_picture: MakePicture, tmp_path: Path) -> None:
-    whole = save(make_picture(0, (300, 200)), tmp_path / "whole", kind).read_bytes()
+def test_half_a_file(kind: str, make_image: MakeImage, tmp_path: Path) -> None:
+    whole = save(make_image(0, (300, 200)), tmp_path / "whole", kind).read_bytes()
     cut = tmp_path / "cut"
     cut.write_bytes(whole[: len(whole) // 2])
     assert kinds(look(cut)) == ["broken" if kind == "WEBP" else "truncated"]
@@ -97,7 +95,7 @@ def test_half_a_file(kind: str, make_picture: MakePicture, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"", "the file is empty"), (b"text", "it is none of"), (None, "No such file")]
 )
-def test_no_picture(content: bytes | None, reason: str, tmp_path: Path) -> None:
+def test_no_image(content: bytes | None, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)
@@ -124,15 +122,13 @@ def test_a_bomb_is_refused_by_its_header(
         assert look(path).problems == (("gigantic", f"{width:,} × {height:,} pixels"),)
 
 
-def test_limits(make_picture: MakePicture, tmp_path: Path) -> None:
-    path = save(make_picture(0, (40, 20)), tmp_path / "a.png")
+def test_limits(make_image: MakeImage, tmp_path: Path) -> None:
+    path = save(make_image(0, (40, 20)), tmp_path / "a.png")
     assert look(path, max_pixels=800, min_size=20).problems == ()
     assert kinds(look(path, max_pixels=799)) == ["gigantic"]
     assert kinds(look(path, min_size=21)) == ["tiny"]
-    assert look(save(make_picture(0, (160, 20)), path)).problems == ()
-    assert look(save(make_picture(0, (161, 20)), path)).problems == (
-        ("elongated", "161 × 20 pixels, 8 to 1"),
-    )
+    assert look(save(make_image(0, (160, 20)), path)).problems == ()
+    assert look(save(make_image(0, (161, 20)), path)).problems == (("elongated", "161 × 20 pixels, 8 to 1"),)
 
 
 def test_a_single_colour(tmp_path: Path) -> None:
@@ -144,14 +140,14 @@ def test_a_single_colour(tmp_path: Path) -> None:
     assert look(save(almost, tmp_path / "a.png")).problems == ()
 
 
-def test_equal_pixels_have_equal_digests(make_picture: MakePicture, tmp_path: Path) -> None:
-    image = make_picture(0)
+def test_equal_pixels_have_equal_digests(make_image: MakeImage, tmp_path: Path) -> None:
+    image = make_image(0)
     first = look(save(image, tmp_path / "a.png")).digest
     assert look(save(image, tmp_path / "b.bmp")).digest == first
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = image.transpose(Image.Transpose.ROTATE_90)
-    assert look(save(turned, tmp_path / "c.png", exif=exif)).digest == first, "the upright picture counts"
+    assert look(save(turned, tmp_path / "c.png", exif=exif)).digest == first, "the upright image counts"
     image.putpixel((0, 0), (1, 2, 3))
     assert look(save(image, tmp_path / "d.png")).digest != first
     flat = [look(save(Image.new("RGB", size), tmp_path / "e.png")).digest for size in ((20, 10), (10, 20))]
@@ -166,15 +162,15 @@ def test_an_error_of_a_source_is_a_finding() -> None:
         def name(self, index: int) -> str:
             return "odd"
 
-    found = inspect_picture(PictureReader([Odd(["a", "b"], [0])], Limits()), 0)
+    found = inspect_image(ImageReader([Odd(["a", "b"], [0])], Limits()), 0)
     assert found.problems == (("broken", "'what is this'"),)
 
 
-def test_file_gives_what_is_decoded(make_picture: MakePicture, tmp_path: Path) -> None:
+def test_file_gives_what_is_decoded(make_image: MakeImage, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(2):
-            save(make_picture(number), tmp_path / name / f"{number}.png")
+            save(make_image(number), tmp_path / name / f"{number}.png")
     source = open_source(tmp_path, split="all")
     assert [source.file(index) for index in range(4)] == [Path(source.name(index)) for index in range(4)]
     assert SubsetSource(source, [2]).file(0) == tmp_path / "b/0.png"
@@ -189,19 +185,19 @@ def test_file_gives_what_is_decoded(make_picture: MakePicture, tmp_path: Path) -
 
 def test_place_and_name() -> None:
     digits = [open_source("digits", split=split) for split in ("train", "val")]
-    reader = PictureReader(digits, Limits())
+    reader = ImageReader(digits, Limits())
     assert len(reader) == 1797
     places = [reader.place(number) for number in (0, 1617, 1618, 1796)]
     assert places == [(0, 0), (0, 1617), (1, 0), (1, 178)]
     assert reader.name(1618) == digits[1].name(0)
-    assert inspect_picture(reader, 0).problems == ()
+    assert inspect_image(reader, 0).problems == ()
 
 
-def test_thumbnails_of_the_page(make_picture: MakePicture, tmp_path: Path) -> None:
+def test_thumbnails_of_the_page(make_image: MakeImage, tmp_path: Path) -> None:
     import base64
 
     def thumbnail(path: Path) -> Image.Image | None:
-        reader = PictureReader([FolderSource(["a", "b"], [path], [0])], Limits(max_pixels=100_000))
+        reader = ImageReader([FolderSource(["a", "b"], [path], [0])], Limits(max_pixels=100_000))
         uri = page_thumbnail(reader, 0)
         if uri is None:
             return None
@@ -210,13 +206,13 @@ def test_thumbnails_of_the_page(make_picture: MakePicture, tmp_path: Path) -> No
         assert head == f"data:image/{(image.format or '').lower()};base64"
         return image
 
-    big = save(make_picture(0, (300, 150)), tmp_path / "a.jpg")
+    big = save(make_image(0, (300, 150)), tmp_path / "a.jpg")
     assert (found := thumbnail(big)) is not None
     assert (found.size, found.format) == ((128, 64), "JPEG")
     big.write_bytes(big.read_bytes()[:-2000])
     assert thumbnail(big) is not None, "what decodes of it"
-    small = thumbnail(save(make_picture(0, (32, 20)), tmp_path / "b.png"))
+    small = thumbnail(save(make_image(0, (32, 20)), tmp_path / "b.png"))
     assert small is not None
     assert (small.size, small.format) == ((32, 20), "PNG")
-    assert thumbnail(save(make_picture(0, (400, 300)), tmp_path / "c.png")) is None
+    assert thumbnail(save(make_image(0, (400, 300)), tmp_path / "c.png")) is None
     assert inspect.Image is Image

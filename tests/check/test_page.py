@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from conformer_vision.check import CheckResult, DuplicateGroup, Finding, Picture, SplitSummary, check
-from conformer_vision.check.page import pictures_shown, write_page
+from conformer_vision.check import CheckResult, DuplicateGroup, Finding, Image, SplitSummary, check
+from conformer_vision.check.page import images_shown, write_page
 from conformer_vision.errors import UserError
 
 EVIL = "<script>alert('x')</script>\"'&"
@@ -50,9 +50,9 @@ def test_a_checked_set(bad: Any, tmp_path: Path) -> None:
     assert page.tags["script"] == 0
     sources = page.values("src")
     assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in sources)
-    pictures = [*result.findings, *(picture for group in result.duplicates for picture in group.pictures)]
-    assert page.tags["figure"] == len(pictures)
-    assert len(sources) == len(pictures) - 3, "all but the broken and the gigantic ones"
+    images = [*result.findings, *(image for group in result.duplicates for image in group.images)]
+    assert page.tags["figure"] == len(images)
+    assert len(sources) == len(images) - 3, "all but the broken and the gigantic ones"
     assert page.values("id") == [kind for kind, count in result.counts.items() if count]
     assert sorted(page.values("href")) == sorted(f"#{kind}" for kind in page.values("id"))
     assert "train/<script>alert(1)/conflict.png" in page.text
@@ -66,7 +66,7 @@ def test_nothing_found(clean: Path, tmp_path: Path) -> None:
 
 
 def test_names_cannot_run(tmp_path: Path) -> None:
-    evil = Picture(f"data/{EVIL}", "train", EVIL)
+    evil = Image(f"data/{EVIL}", "train", EVIL)
     result = result_with(
         [Finding("broken", evil, EVIL)], [DuplicateGroup(("leak", "conflict"), True, (evil, evil))]
     )
@@ -79,17 +79,17 @@ def test_names_cannot_run(tmp_path: Path) -> None:
 
 
 def test_much_is_cut_short(tmp_path: Path) -> None:
-    many = [Picture(f"data/{number}.png", "train", "cat") for number in range(100)]
-    held_out = Picture("data/val.png", "val", "cat")
+    many = [Image(f"data/{number}.png", "train", "cat") for number in range(100)]
+    held_out = Image("data/val.png", "val", "cat")
     result = result_with(
-        [Finding("tiny", picture, "3 × 3 pixels") for picture in many],
+        [Finding("tiny", image, "3 × 3 pixels") for image in many],
         [
             DuplicateGroup(("leak",), True, (*many, held_out)),
             *[DuplicateGroup(("leak",), True, (many[0], held_out))] * 40,
         ],
         {f"class {number}": number + 1 for number in range(1000)},
     )
-    shown = pictures_shown(result)
+    shown = images_shown(result)
     assert held_out in shown
     assert len(shown) == 25
     write_page(tmp_path / "page.html", result, {})
@@ -105,7 +105,7 @@ def test_much_is_cut_short(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
     write_page(
         tmp_path / "page.html",
-        result_with([Finding("broken", Picture("data/caf\udce9.jpg", "train", "cat"), "bad")], []),
+        result_with([Finding("broken", Image("data/caf\udce9.jpg", "train", "cat"), "bad")], []),
         {},
     )
     assert "caf\\udce9.jpg" in Page(tmp_path / "page.html").text
@@ -116,7 +116,7 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
         write_page(tmp_path / "no" / "page.html", result_with([], []), {})
 
 
-def test_a_missing_class_is_listed(tmp_path: Path, make_picture: Callable[..., Any]) -> None:
+def test_a_missing_class_is_listed(tmp_path: Path, make_image: Callable[..., Any]) -> None:
     write_page(tmp_path / "page.html", result_with([], [], {"cat": 5, "dog": 0}), {})
     page = Page(tmp_path / "page.html")
     assert "dog in train" in page.text

@@ -36,12 +36,12 @@ def test_every_fault_is_found_and_nothing_else(checked: Any, bad: Any) -> None:
     result, _, steps = checked
     found: dict[str, set[str]] = {}
     for finding in result.findings:
-        found.setdefault(finding.kind, set()).add(below(bad.root, finding.picture.name))
+        found.setdefault(finding.kind, set()).add(below(bad.root, finding.image.name))
     assert found == bad.findings
     groups: dict[str, list[set[str]]] = {}
     for group in result.duplicates:
         for kind in group.kinds:
-            groups.setdefault(kind, []).append({below(bad.root, picture.name) for picture in group.pictures})
+            groups.setdefault(kind, []).append({below(bad.root, image.name) for image in group.images})
     assert groups == bad.groups
     assert [group.kinds[0] for group in result.duplicates] == ["leak", "leak", "conflict", "redundant"]
     assert [group.exact for group in result.duplicates] == [True, False, True, True]
@@ -55,7 +55,7 @@ def test_class_balance(checked: Any) -> None:
     train, val = result.splits
     assert train.counts == {"<script>alert(1)": 7, "cat": 18}
     assert val.counts == {"<script>alert(1)": 3, "cat": 6}
-    assert (train.pictures, val.pictures, result.pictures) == (25, 9, 34)
+    assert (train.images, val.images, result.images) == (25, 9, 34)
     assert train.ratio == pytest.approx(18 / 7)
     assert result.hints == ()
 
@@ -70,7 +70,7 @@ def test_json_holds_everything(checked: Any, bad: Any) -> None:
     assert content["splits"][0]["counts"] == {"<script>alert(1)": 7, "cat": 18}
     assert {"name", "reason"} == set(content["excluded"][0])
     (cut,) = [found for found in content["findings"] if found["kind"] == "truncated"]
-    assert cut["picture"] == {"name": str(bad.root / "train/cat/cut.jpg"), "split": "train", "label": "cat"}
+    assert cut["image"] == {"name": str(bad.root / "train/cat/cut.jpg"), "split": "train", "label": "cat"}
 
 
 def test_the_exclusion_list_mends_the_set(checked: Any, bad: Any) -> None:
@@ -87,7 +87,7 @@ def test_the_exclusion_list_mends_the_set(checked: Any, bad: Any) -> None:
         "train/<script>alert(1)/conflict.png",
     }
     train, val = (exclude(open_source(bad.root, split=split), names) for split in ("train", "val"))
-    assert not train.unmatched & val.unmatched, "every name is that of a picture"
+    assert not train.unmatched & val.unmatched, "every name is that of an image"
     for source in (train, val):
         for index in range(len(source)):
             source.image(index)
@@ -120,36 +120,34 @@ def test_a_clean_set(clean: Path) -> None:
     assert result.splits[0].counts == {"<script>alert(1)": 6, "cat": 6}
 
 
-def test_options_have_an_effect(
-    clean: Path, tmp_path: Path, make_picture: Callable[..., Image.Image]
-) -> None:
+def test_options_have_an_effect(clean: Path, tmp_path: Path, make_image: Callable[..., Image.Image]) -> None:
     assert check(clean, workers=1, min_size=73).counts["tiny"] == 18
     assert check(clean, workers=1, max_pixels=96 * 72 - 1).counts["gigantic"] == 18
     for number in range(10):
         for name in ("a", "b"):
             path = tmp_path / "set" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            make_picture(number if name == "a" else number + 50).save(path)
+            make_image(number if name == "a" else number + 50).save(path)
     halves = check(tmp_path / "set", workers=1, val_fraction=0.5)
-    assert [split.pictures for split in halves.splits] == [10, 10]
-    image = make_picture(0).rotate(2)
+    assert [split.images for split in halves.splits] == [10, 10]
+    image = make_image(0).rotate(2)
     image.save(tmp_path / "set/a/turned.png")
     found = [check(tmp_path / "set", workers=1, distance=distance) for distance in (0, 8)]
     assert [len(result.duplicates) for result in found] == [0, 1]
 
 
-def test_classes_out_of_balance(tmp_path: Path, make_picture: Callable[..., Image.Image]) -> None:
+def test_classes_out_of_balance(tmp_path: Path, make_image: Callable[..., Image.Image]) -> None:
     seed = 0
     for name, count in (("many", 14), ("few", 2), ("one", 1)):
         (tmp_path / name).mkdir()
         for number in range(count):
-            make_picture(seed).save(tmp_path / name / f"{number}.png")
+            make_image(seed).save(tmp_path / name / f"{number}.png")
             seed += 1
     result = check(tmp_path, workers=1)
     assert result.counts["missing_class"] == 1
     assert result.examples("missing_class") == ["one in val"]
     (hint,) = result.hints
-    assert hint.startswith("the largest class of train has 13 times the pictures of the smallest: ")
+    assert hint.startswith("the largest class of train has 13 times the images of the smallest: ")
 
 
 def test_data_dir_reaches_the_source(monkeypatch: pytest.MonkeyPatch, clean: Path) -> None:
@@ -164,13 +162,13 @@ def test_data_dir_reaches_the_source(monkeypatch: pytest.MonkeyPatch, clean: Pat
     assert given == [("torch/mnist", "train", "there"), ("torch/mnist", "val", "there")]
 
 
-def test_pictures_that_kill_or_stop_their_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_kill_or_stop_their_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     def source(data: object, *, split: str, **_: object) -> deadly.DeadlySource:
         return deadly.DeadlySource(range(0, 250, 10) if split == "train" else [251, 253], split=split)
 
     monkeypatch.setattr("conformer_vision.check.run.open_source", source)
     result = check("deadly", workers=2, timeout=5)
-    broken = {found.picture.name: found.detail for found in result.findings if found.kind == "broken"}
+    broken = {found.image.name: found.detail for found in result.findings if found.kind == "broken"}
     assert broken == {
         "deadly train row 3": "it ends the reading process (SIGKILL)",
         "deadly train row 5": "reading it takes longer than 5 seconds",
@@ -201,7 +199,7 @@ def test_mistakes_are_named_before_the_long_part(options: dict[str, Any], messag
     assert time.monotonic() - began < 5
 
 
-def test_real_pictures(shared_dir: Path) -> None:
+def test_real_images(shared_dir: Path) -> None:
     """Twins in CIFAR-10's test set that others have found, too: all of one class each."""
     result = check(shared_dir / "data/cifar10/test.parquet", workers=2)
     assert result.findings == ()

@@ -127,8 +127,8 @@ def test_prints_a_table_and_writes_the_files(tmp_path: Path, monkeypatch: pytest
     assert "Accuracy is not measured here." in done.out
     assert str(figures) in done.out and str(plot) in done.out
     assert json.loads(figures.read_text())["rows"][0]["ratio"] == {"median": 1.5, "low": 1.4, "high": 1.6}
-    with Image.open(plot) as picture:
-        assert picture.format == "PNG"
+    with Image.open(plot) as image:
+        assert image.format == "PNG"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "plot.png"]
 
 

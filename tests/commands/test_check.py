@@ -17,8 +17,8 @@ from conformer_vision.errors import UserError
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Two classes of three different pictures each."""
+def images(tmp_path: Path) -> Path:
+    """Two classes of three different images each."""
     rng = np.random.default_rng(0)
     for name in ("[cat]", "dog"):
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -33,33 +33,33 @@ def run(*arguments: object) -> int:
     return command.run(parser.parse_args([str(argument) for argument in arguments]), parser)
 
 
-def test_nothing_found(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(pictures, "--workers=1") == 0
+def test_nothing_found(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(images, "--workers=1") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("6 pictures (train 4, val 2) read in ")
+    assert out.startswith("6 images (train 4, val 2) read in ")
     assert "nothing found\n" in out
-    assert "train: 2 classes of 2 to 2 pictures, ratio 1.0\n" in out
+    assert "train: 2 classes of 2 to 2 images, ratio 1.0\n" in out
     assert err == ""
 
 
-def test_something_found(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (pictures / "[cat]/9.png").write_bytes(b"")
+def test_something_found(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "[cat]/9.png").write_bytes(b"")
     page, fix = tmp_path / "page.html", tmp_path / "list.txt"
-    assert run(pictures, "--workers=1", "--page", page, "--fix", fix) == 1
+    assert run(images, "--workers=1", "--page", page, "--fix", fix) == 1
     out, _ = capsys.readouterr()
     assert "broken" in out
     assert "[cat]/9.png: the file is empty" in out, "the brackets are no markup"
     assert f"page: {page}\n" in out
-    assert f"exclusion list: {fix} (1 pictures)\n" in out
+    assert f"exclusion list: {fix} (1 images)\n" in out
     assert page.read_text().startswith("<!doctype html>")
-    assert f"{pictures / '[cat]/9.png'}  # broken: the file is empty" in fix.read_text()
+    assert f"{images / '[cat]/9.png'}  # broken: the file is empty" in fix.read_text()
 
 
-def test_json_is_one_object(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(pictures, "--workers=1", "--json", "--min_size=33") == 1
+def test_json_is_one_object(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(images, "--workers=1", "--json", "--min_size=33") == 1
     content = json.loads(capsys.readouterr().out)
     assert content["counts"]["tiny"] == 6
-    assert content["data"] == str(pictures)
+    assert content["data"] == str(images)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_lines_of_progress() -> None:
     progress: Callable[[int, int], None] = command.lines_of_progress(lines.append, clock=lambda: next(times))
     for done in (1, 2000, 3000, 4000):
         progress(done, 5000)
-    assert lines == ["read 2,000 of 5,000 pictures", "read 4,000 of 5,000 pictures"]
+    assert lines == ["read 2,000 of 5,000 images", "read 4,000 of 5,000 images"]
 
 
 SCRIPT = """
@@ -99,7 +99,7 @@ class Endless(ImageSource):
     def __init__(self, split): super().__init__(("a", "b"), [0] * 10); self.split = split
     def name(self, index): return str(index)
     def image(self, index):
-        print(self.split, "picture", flush=True)
+        print(self.split, "image", flush=True)
         threading.Event().wait()
 
 if __name__ == "__main__":
@@ -126,7 +126,7 @@ def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     )
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().endswith("picture\n")
+        assert process.stdout.readline().endswith("image\n")
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=20)  # ends when the readers have, which share stdout
     finally:

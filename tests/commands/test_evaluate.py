@@ -10,23 +10,23 @@ import torch
 from PIL import Image
 
 from conformer_vision.commands import evaluate
-from conformer_vision.models.saved import ModelCard, save_model
+from conformer_vision.models.saved import ModelSpec, save_model
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder beside a folder ``data`` of two classes with eight pictures each."""
+    """A run folder beside a folder ``data`` of two classes with eight images each."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(8):
-            picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-            picture.save(tmp_path / "data" / name / f"{i}.png")
+            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            image.save(tmp_path / "data" / name / f"{i}.png")
     (tmp_path / "run").mkdir()
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=2)
-    card = ModelCard("test_resnet", {}, ("cat", "dog"), (3, 32, 32))
-    save_model(model, card, tmp_path / "run" / "best.safetensors")
+    spec = ModelSpec("test_resnet", {}, ("cat", "dog"), (3, 32, 32))
+    save_model(model, spec, tmp_path / "run" / "best.safetensors")
     return tmp_path / "run"
 
 
@@ -46,11 +46,11 @@ def test_split_and_exclusions(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (run / "confusion_matrix.png").is_file()
 
 
-def test_broken_pictures_are_exit_status_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run.parent / "data" / "dog" / "2.png").write_bytes(b"no picture")
+def test_broken_images_are_exit_status_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.parent / "data" / "dog" / "2.png").write_bytes(b"no image")
     assert command(run, "--split", "all") == 1
     out, err = capsys.readouterr()
-    assert "15 pictures" in out and "left out: 1 that could not be read" in out and "ECE" in out
+    assert "15 images" in out and "left out: 1 that could not be read" in out and "ECE" in out
     assert f"skipped: {run.parent / 'data' / 'dog' / '2.png'}: cannot be read" in err
     assert command(run, "--split", "all", "--json") == 1
     assert len(json.loads(capsys.readouterr().out)["broken"]) == 1

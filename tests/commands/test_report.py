@@ -10,7 +10,7 @@ from PIL import Image
 
 from conformer_vision.commands import report
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelCard, save_model
+from conformer_vision.models.saved import ModelSpec, save_model
 from conformer_vision.training import TrainConfig
 
 
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=2)
-    save_model(model, ModelCard("test_resnet", {}, ("cat", "dog"), (3, 32, 32)), folder / "best.safetensors")
+    save_model(model, ModelSpec("test_resnet", {}, ("cat", "dog"), (3, 32, 32)), folder / "best.safetensors")
     return folder
 
 
@@ -43,7 +43,7 @@ def test_writes_the_page_again(run: Path, capsys: pytest.CaptureFixture[str]) ->
     (run / "report.html").write_text("old")
     assert command(run, "--data", run.parent / "moved", "--device", "cpu", "--batch_size", 2) == 0
     assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
-    assert "6 validation pictures" in (run / "report.html").read_text(encoding="utf-8")
+    assert "6 validation images" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_data_that_is_gone(run: Path) -> None:
@@ -52,12 +52,12 @@ def test_data_that_is_gone(run: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_picture_is_exit_status_1(run: Path, capsys: pytest.CaptureFixture[str], workers: int) -> None:
+def test_broken_image_is_exit_status_1(run: Path, capsys: pytest.CaptureFixture[str], workers: int) -> None:
     broken = run.parent / "moved" / "val" / "dog" / "1.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     data = run.parent / "moved"
     assert command(run, "--data", data, "--device", "cpu", "--workers", workers) == 1
     error = capsys.readouterr().err
     assert f"skipped: {broken}: cannot be read" in error
-    assert "1 of the pictures could not be read" in error
+    assert "1 of the images could not be read" in error
     assert str(broken) in (run / "report.html").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ def encode_fixture() -> Callable[..., bytes]:
 
 @pytest.fixture
 def write_image() -> WriteImage:
-    """Writes a picture of one colour, with its folders."""
+    """Writes an image of one colour, with its folders."""
 
     def write(path: Path, colour: Any = "red") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_image() -> WriteImage:
 
 @pytest.fixture
 def class_folders(write_image: WriteImage) -> Callable[..., Path]:
-    """Writes ``count`` pictures into a folder for each class."""
+    """Writes ``count`` images into a folder for each class."""
 
     def write(root: Path, classes: Sequence[str], count: int = 3) -> Path:
         for name in classes:
@@ -96,6 +96,6 @@ def parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteParquet:
 
 @pytest.fixture
 def gradient() -> Image.Image:
-    """32 × 32 RGB picture in which every pixel is different."""
+    """32 × 32 RGB image in which every pixel is different."""
     y, x = np.mgrid[0:32, 0:32]
     return Image.fromarray(np.stack([y * 8, x * 8, (x + y) * 4], axis=-1).astype(np.uint8))

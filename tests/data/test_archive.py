@@ -134,13 +134,13 @@ def test_a_tar_that_fills_the_disk_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_a_picture_of_impossible_size_is_broken(
+def test_a_image_of_impossible_size_is_broken(
     tmp_path: Path, class_folders: Folders, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     root = class_folders(tmp_path / "set", ["a", "b"], count=2)
     (root / "a" / "0.png").write_bytes(bytes(2000))
     source = open_source(pack(tmp_path / f"set.{kind}", root), split="all")
-    monkeypatch.setattr(archive, "MAX_PICTURE_BYTES", 1000)
+    monkeypatch.setattr(archive, "MAX_IMAGE_BYTES", 1000)
     with pytest.raises(
         BrokenImageError, match=rf"set\.{kind}/a/0\.png: .*2000 bytes are more than the limit"
     ):
@@ -252,14 +252,14 @@ def test_a_damaged_header_does_not_end_a_tar_early(tmp_path: Path, class_folders
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_damage_to_a_picture_is_named_when_it_is_read(
+def test_damage_to_a_image_is_named_when_it_is_read(
     tmp_path: Path, class_folders: Folders, encode: Callable[..., bytes], kind: str
 ) -> None:
     root = class_folders(tmp_path / "set", ["a", "b"], count=3)
     (root / "a" / "1.png").write_bytes(b"broken" * 20)
     path = pack(tmp_path / f"set.{kind}", root)
     source = open_source(path, split="all")
-    with pytest.raises(BrokenImageError, match=rf"set\.{kind}/a/1\.png: cannot be read as a picture"):
+    with pytest.raises(BrokenImageError, match=rf"set\.{kind}/a/1\.png: cannot be read as an image"):
         source[1]
     source[2]
     path.write_bytes(path.read_bytes()[:50])
@@ -267,11 +267,11 @@ def test_damage_to_a_picture_is_named_when_it_is_read(
         pickle.loads(pickle.dumps(source))[5]
 
 
-def test_empty_classes_and_loose_pictures(tmp_path: Path, class_folders: Folders) -> None:
+def test_empty_classes_and_loose_images(tmp_path: Path, class_folders: Folders) -> None:
     root = class_folders(tmp_path / "set", ["a", "b"], count=2)
     (root / "vacant").mkdir()
     for kind in ("zip", "tar"):
-        with pytest.raises(UserError, match=rf"class folder .*set\.{kind}/vacant holds no pictures"):
+        with pytest.raises(UserError, match=rf"class folder .*set\.{kind}/vacant holds no images"):
             open_source(pack(tmp_path / f"set.{kind}", root), split="all")
-        with pytest.raises(UserError, match=rf"a\.{kind} holds pictures but no class folders"):
+        with pytest.raises(UserError, match=rf"a\.{kind} holds images but no class folders"):
             open_source(pack(tmp_path / f"a.{kind}", root / "a"), split="all")

@@ -1,4 +1,4 @@
-"""Pictures kept on a device: the same as read one by one, and augmented as asked."""
+"""Images kept on a device: the same as read one by one, and augmented as asked."""
 
 import random
 import sys
@@ -30,7 +30,7 @@ STILL = AugmentConfig(crop="rrc", scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
 
 
 class Noise(ImageSource):
-    """Pictures of noise in sizes of their own, some of them broken."""
+    """Images of noise in sizes of their own, some of them broken."""
 
     def __init__(
         self, count: int = 12, *, size: tuple[int, int] | None = (32, 32), broken: Collection[int] = ()
@@ -47,7 +47,7 @@ class Noise(ImageSource):
         return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
     def name(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
 
 def preprocessing(
@@ -83,9 +83,7 @@ def training(source: ImageSource, augment: AugmentConfig, *, edge: int = 32, **o
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("how", [{"crop_pct": 0.8}, {"height": 24, "width": 40}, {"channels": 1}])
 @pytest.mark.parametrize("share", [Share(), Share(1, 3)])
-def test_evaluation_is_that_of_pictures_read_one_by_one(
-    device: str, how: dict[str, Any], share: Share
-) -> None:
+def test_evaluation_is_that_of_images_read_one_by_one(device: str, how: dict[str, Any], share: Share) -> None:
     source = Noise(13, size=None, broken={2, 7, 12})
     edge = min(how.get("height", 32), how.get("width", 32))
     order = EvaluationOrder(len(source), 5, share=share)
@@ -105,7 +103,7 @@ def test_evaluation_is_that_of_pictures_read_one_by_one(
 # ---- augmentation ----------------------------------------------------------------------------------
 
 
-def test_without_augmentation_pictures_come_as_they_are() -> None:
+def test_without_augmentation_images_come_as_they_are() -> None:
     source = Noise()
     plain = build_transform(**preprocessing(), augment=None)
     batches = list(training(source, STILL))
@@ -117,8 +115,8 @@ def test_without_augmentation_pictures_come_as_they_are() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(pad=st.integers(1, 4), seed=st.integers(0, 2**31), larger=st.sampled_from([1, 2]))
-def test_padding_crops_are_whole_pictures_moved_over_black(pad: int, seed: int, larger: int) -> None:
-    """Each picture by steps of its own, up to `pad`, mirrored or not."""
+def test_padding_crops_are_whole_images_moved_over_black(pad: int, seed: int, larger: int) -> None:
+    """Each image by steps of its own, up to `pad`, mirrored or not."""
     source = Noise(6, size=(32 * larger, 32 * larger))
     kept = cache(source, edge=32 * larger)
     augment = DeviceAugmentation(
@@ -182,10 +180,10 @@ def test_colours_and_erasing() -> None:
     )
     plain = next(iter(training(source, STILL)))
     changes = (jittered.images - plain.images).flatten(1).mean(1)
-    assert len(set(changes.tolist())) == 4, "each picture's own"
+    assert len(set(changes.tolist())) == 4, "each image's own"
     erased = next(iter(training(source, replace(STILL, re_prob=1.0))))
     gone = erased.images.eq(0).all(1)
-    assert gone.flatten(1).any(1).all(), "a rectangle of the mean colour in every picture"
+    assert gone.flatten(1).any(1).all(), "a rectangle of the mean colour in every image"
     torch.testing.assert_close(
         erased.images * ~gone[:, None], plain.images * ~gone[:, None], rtol=0, atol=1e-6
     )
@@ -217,18 +215,16 @@ def test_global_generators_are_left_alone() -> None:
     assert before[0] == after[0] and torch.equal(before[1], after[1]) and before[2] == after[2]
 
 
-def test_broken_training_picture_is_replaced_by_the_next_and_named() -> None:
+def test_broken_training_image_is_replaced_by_the_next_and_named() -> None:
     drawn = [int(n) for batch in training(Noise(), AUGMENT) for n in batch.indices]
     batches = list(training(Noise(broken={3, 4, 11}), AUGMENT))
     shown = [int(n) for batch in batches for n in batch.indices]
     assert shown == [{3: 5, 4: 5, 11: 0}.get(number, number) for number in drawn]
     assert all(n % 2 == label for b in batches for n, label in zip(b.indices, b.labels, strict=True))
     assert {line for batch in batches for line in batch.broken} == {
-        f"picture {number}: cannot be read" for number in (3, 4, 11)
+        f"image {number}: cannot be read" for number in (3, 4, 11)
     }
-    with pytest.raises(
-        BrokenImageError, match=r"picture \d+: cannot be read; nor can the 11 pictures after it"
-    ):
+    with pytest.raises(BrokenImageError, match=r"image \d+: cannot be read; nor can the 11 images after it"):
         list(training(Noise(broken=range(12)), AUGMENT))
 
 
@@ -240,13 +236,13 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         available = 30_000
 
     monkeypatch.setattr("psutil.virtual_memory", Little)
-    message = r"device_cache: 12 pictures of 32x32 take 0.0 MB, and cpu has 0.0 MB left; give a lower"
+    message = r"device_cache: 12 images of 32x32 take 0.0 MB, and cpu has 0.0 MB left; give a lower"
     with pytest.raises(UserError, match=message):
         cache(Noise())
 
 
-def test_a_policy_for_single_pictures_is_refused() -> None:
-    with pytest.raises(UserError, match=r"auto_augment 'rand-m9' works on single pictures"):
+def test_a_policy_for_single_images_is_refused() -> None:
+    with pytest.raises(UserError, match=r"auto_augment 'rand-m9' works on single images"):
         training(Noise(), AugmentConfig(auto_augment="rand-m9"))
 
 
@@ -259,4 +255,4 @@ def test_without_kornia_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cache_says_what_it_keeps() -> None:
     kept = cache(open_source("digits", split="val"))
     assert kept.images.shape == (179, 3, 32, 32)
-    assert str(kept).startswith("179 pictures of 32x32 kept on cpu (0.5 MB), decoded in ")
+    assert str(kept).startswith("179 images of 32x32 kept on cpu (0.5 MB), decoded in ")

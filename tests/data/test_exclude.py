@@ -14,7 +14,7 @@ from conformer_vision.errors import UserError
 Folders = Callable[..., Path]
 
 
-def test_pictures_are_left_out(tmp_path: Path, class_folders: Folders) -> None:
+def test_images_are_left_out(tmp_path: Path, class_folders: Folders) -> None:
     source = open_source(class_folders(tmp_path / "set", ["a", "b"], count=4), split="all")
     names = [source.name(i) for i in (1, 2, 7)]
     rest = exclude(source, [*names, "no/such.png"])
@@ -48,11 +48,11 @@ def test_relative_and_absolute_paths_are_the_same(
 
 def test_a_class_or_everything_cannot_be_left_out(tmp_path: Path, class_folders: Folders) -> None:
     source = open_source(class_folders(tmp_path, ["a", "b"], count=2), split="all")
-    with pytest.raises(UserError, match="every picture of the class b is to be left out"):
+    with pytest.raises(UserError, match="every image of the class b is to be left out"):
         exclude(source, [source.name(2), source.name(3)])
     assert len(exclude(source, [source.name(2), source.name(3)], every_class=False)) == 2
     for every_class in (True, False):
-        with pytest.raises(UserError, match="all 4 pictures are to be left out"):
+        with pytest.raises(UserError, match="all 4 images are to be left out"):
             exclude(source, [source.name(i) for i in range(4)], every_class=every_class)
 
 

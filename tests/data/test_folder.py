@@ -125,11 +125,11 @@ def _different(root: Path, write_image: WriteImage) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_empty_class, r"class folder .*vacant holds no pictures"),
-        (_loose, r"pictures but no class folders; put .* as .*cat/1\.jpg"),
+        (_empty_class, r"class folder .*vacant holds no images"),
+        (_loose, r"images but no class folders; put .* as .*cat/1\.jpg"),
         (_nothing, r"holds no class folders"),
         (_one_class, r"single class \(only\)"),
-        (_loose_in_train, r"train holds pictures but no class folders"),
+        (_loose_in_train, r"train holds images but no class folders"),
         (_different, r"differ; only in train: c; only in val: z"),
     ],
 )
@@ -143,7 +143,7 @@ def test_wrong_layouts_are_named(
     assert "\n" not in str(caught.value)
 
 
-def test_broken_picture_is_named_when_it_is_read(tmp_path: Path, class_folders: Folders) -> None:
+def test_broken_image_is_named_when_it_is_read(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path, ["a", "b"])
     (tmp_path / "a" / "1.png").write_bytes(b"broken")
     source = open_source(tmp_path, split="all")

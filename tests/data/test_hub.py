@@ -20,7 +20,7 @@ def _offline_with_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def make(encode: Callable[..., bytes]) -> Callable[..., Any]:
-    """A set of pictures whose reds count from ``first``."""
+    """A set of images whose reds count from ``first``."""
 
     def make(
         labels: Sequence[Any],
@@ -92,7 +92,7 @@ def test_labels_without_names(tmp_path: Path, make: Callable[..., Any]) -> None:
     assert list(source.labels) == [0, 2, 0]
 
 
-def test_pictures_by_path_and_broken_ones(
+def test_images_by_path_and_broken_ones(
     tmp_path: Path,
     make: Callable[..., Any],
     write_image: Callable[..., Path],
@@ -233,7 +233,7 @@ def test_wrong_splits_and_damage_are_named(tmp_path: Path, make: Callable[..., A
         open_source(tmp_path / "two", split="train")
     datasets.DatasetDict(test=make([0, 1])).save_to_disk(tmp_path / "test")
     assert len(open_source(tmp_path / "test", split="val")) == 2
-    with pytest.raises(UserError, match="validation pictures but none for training"):
+    with pytest.raises(UserError, match="validation images but none for training"):
         open_source(tmp_path / "test", split="train")
     (tmp_path / "set" / "dataset_dict.json").write_text("{")
     with pytest.raises(UserError, match="set cannot be read as a set saved by datasets") as caught:

@@ -67,7 +67,7 @@ def test_formats_and_first_frames(kind: str, options: dict[str, Any]) -> None:
 
 
 def test_sources_path_bytes_and_file(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(_encode(_gradient(), "PNG"))
     with path.open("rb") as file:
         opened = [open_image(path), open_image(str(path)), open_image(path.read_bytes()), open_image(file)]
@@ -84,7 +84,7 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
         3: upright[::-1, ::-1],
         4: upright[::-1],
         5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright, 1),  # turning the stored picture clockwise makes it upright
+        6: np.rot90(upright, 1),  # turning the stored image clockwise makes it upright
         7: upright[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(upright, -1),
     }[orientation]
@@ -196,7 +196,7 @@ def test_cmyk_jpeg_and_tiff() -> None:
     ("content", "reason"),
     [
         (b"", "empty"),
-        (b"not a picture, but text\n", "damaged"),
+        (b"not an image, but text\n", "damaged"),
         (b"\x89PNG\r\n\x1a\n", "damaged"),
         (_encode(_gradient(), "JPEG")[:300], "[Tt]runcated|damaged"),
         (_encode(_gradient(), "PNG")[:-30], "[Tt]runcated"),
@@ -306,9 +306,9 @@ def _opens_or_is_refused(data: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            image = open_image(data, name="some picture", max_pixels=1_000_000)
+            image = open_image(data, name="some image", max_pixels=1_000_000)
         except BrokenImageError as error:
-            assert str(error).startswith("some picture: ")
+            assert str(error).startswith("some image: ")
             assert len(str(error).splitlines()) == 1
         else:
             assert image.mode == "RGB"
@@ -317,7 +317,7 @@ def _opens_or_is_refused(data: bytes) -> None:
 
 @given(_damaged())
 @settings(max_examples=1500, deadline=2000)
-def test_damaged_pictures_open_or_are_refused(data: bytes) -> None:
+def test_damaged_images_open_or_are_refused(data: bytes) -> None:
     _opens_or_is_refused(data)
 
 

@@ -1,4 +1,4 @@
-"""Batches of pictures: the same whatever reads them, and named where they cannot be read."""
+"""Batches of images: the same whatever reads them, and named where they cannot be read."""
 
 import os
 import random
@@ -61,7 +61,7 @@ def numbers(batches: list[Batch]) -> list[int]:
 
 
 class Holed(ImageSource):
-    """Pictures whose red is their number; some of them cannot be read."""
+    """Images whose red is their number; some of them cannot be read."""
 
     def __init__(self, count: int, broken: Collection[int]) -> None:
         super().__init__(["even", "odd"], (number % 2 for number in range(count)))
@@ -73,7 +73,7 @@ class Holed(ImageSource):
         return Image.new("RGB", (8, 8), (index, 0, 0))
 
     def name(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
 
 # ---- batches ---------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_global_generators_are_left_alone() -> None:
     assert torch.equal(before[2], after[2])
 
 
-def test_processes_share_the_pictures() -> None:
+def test_processes_share_the_images() -> None:
     source = digits()
     whole = list(training(source, batch_size=32))
     parts = [list(training(source, batch_size=32, accumulate=2, share=Share(rank, 2))) for rank in range(2)]
@@ -161,17 +161,17 @@ def test_processes_share_the_pictures() -> None:
         images = {int(n): image for part in mine for n, image in zip(part.indices, part.images, strict=True)}
         assert images.keys() == set(batch.indices.tolist())
         for number, image in zip(batch.indices.tolist(), batch.images, strict=True):
-            assert torch.equal(images[number], image), "the same picture, augmented the same"
+            assert torch.equal(images[number], image), "the same image, augmented the same"
 
 
-def test_evaluation_of_several_processes_counts_each_picture_once() -> None:
+def test_evaluation_of_several_processes_counts_each_image_once() -> None:
     source = digits()
     ranks = [list(evaluating(source, share=Share(rank, 2))) for rank in range(2)]
     labels = torch.cat([batch.labels for rank in ranks for batch in rank])
     indices = torch.cat([batch.indices for rank in ranks for batch in rank])
     counted = labels != NOT_COUNTED
     assert sorted(indices[counted].tolist()) == list(range(179))
-    assert len(labels) == 180, "179 pictures, and one that fills up"
+    assert len(labels) == 180, "179 images, and one that fills up"
 
 
 def test_repeats_are_augmented_anew() -> None:
@@ -184,11 +184,11 @@ def test_repeats_are_augmented_anew() -> None:
     assert len({tuple(image.flatten().tolist()) for image in bright}) > 1
 
 
-# ---- broken pictures -------------------------------------------------------------------------------
+# ---- broken images -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_training_picture_is_replaced_by_the_next_and_named(workers: int) -> None:
+def test_broken_training_image_is_replaced_by_the_next_and_named(workers: int) -> None:
     source = Holed(20, {3, 4, 19})
     drawn = [int(n) for batch in training(Holed(20, ()), batch_size=4) for n in batch.indices]
     loader = training(source, batch_size=4, workers=workers)
@@ -197,12 +197,12 @@ def test_broken_training_picture_is_replaced_by_the_next_and_named(workers: int)
     for batch in batches:
         assert batch.labels.tolist() == [number % 2 for number in batch.indices.tolist()]
     named = {line for batch in batches for line in batch.broken}
-    assert named == {f"picture {number}: cannot be read" for number in (3, 4, 19)}
+    assert named == {f"image {number}: cannot be read" for number in (3, 4, 19)}
     assert numbers(list(loader)) != numbers(batches), "the loader can be used again"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_picture_of_evaluation_is_not_counted(workers: int) -> None:
+def test_broken_image_of_evaluation_is_not_counted(workers: int) -> None:
     loader = evaluating(Holed(10, {3, 9}), batch_size=4, workers=workers)
     for _ in range(2):
         batches = list(loader)
@@ -210,9 +210,9 @@ def test_broken_picture_of_evaluation_is_not_counted(workers: int) -> None:
         assert labels == [0, 1, 0, NOT_COUNTED, 0, 1, 0, 1, 0, NOT_COUNTED]
         assert numbers(batches) == list(range(10))
         assert [batch.broken for batch in batches] == [
-            ["picture 3: cannot be read"],
+            ["image 3: cannot be read"],
             [],
-            ["picture 9: cannot be read"],
+            ["image 9: cannot be read"],
         ]
         assert batches[0].images[3].eq(0).all()
 
@@ -223,18 +223,18 @@ def failure(loader: ImageLoader) -> str:
         list(loader)
     except BrokenImageError as error:
         return str(error)
-    raise AssertionError("all pictures were read")
+    raise AssertionError("all images were read")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("count", [10, 300])
-def test_nothing_but_broken_pictures_is_one_line(count: int, workers: int) -> None:
+def test_nothing_but_broken_images_is_one_line(count: int, workers: int) -> None:
     loader = training(Holed(count, range(count)), batch_size=4, workers=workers)
     after = min(count, 100) - 1
     for _ in range(2):
         line = failure(loader)
-        assert line.startswith("picture ")
-        assert line.endswith(f"cannot be read; nor can the {after} pictures after it")
+        assert line.startswith("image ")
+        assert line.endswith(f"cannot be read; nor can the {after} images after it")
         assert "\n" not in line
 
 
@@ -300,5 +300,5 @@ def test_impossible_options(option: dict[str, Any], message: str) -> None:
     for make in (training, evaluating):
         with pytest.raises(UserError, match=message):
             make(digits(), **option)
-    with pytest.raises(UserError, match="batch_size 180 is more than the 179 pictures"):
+    with pytest.raises(UserError, match="batch_size 180 is more than the 179 images"):
         training(digits(), batch_size=180)

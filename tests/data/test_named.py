@@ -34,7 +34,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """CIFAR-10's files with 4 training pictures each and 6 for testing; torchvision is told their MD5."""
+    """CIFAR-10's files with 4 training images each and 6 for testing; torchvision is told their MD5."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
 

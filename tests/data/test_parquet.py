@@ -123,7 +123,7 @@ def test_nothing_is_printed_and_nothing_left_beside_the_file(
     assert not datasets.are_progress_bars_disabled()  # as it was
 
 
-def test_broken_picture_is_named_by_file_and_row(parquet: WriteParquet, encode: Callable[..., bytes]) -> None:
+def test_broken_image_is_named_by_file_and_row(parquet: WriteParquet, encode: Callable[..., bytes]) -> None:
     path = parquet("set.parquet", [0, 1, 1], images=[encode(), b"broken", b""])
     source = open_source(path, split="all")
     source[0]
@@ -141,8 +141,8 @@ def test_broken_picture_is_named_by_file_and_row(parquet: WriteParquet, encode: 
         ({"labels": [0, None, 1], "names": ["x", "y"]}, r"row 1 has no label"),
         ({"labels": ["a", "b", None]}, r"row 2 has no label"),
         ({"labels": [0.5, 1.0]}, r"column 'label' holds double; labels must be integers or strings"),
-        ({"labels": [0, 1, 1, 0, 1], "images": [b"?"] * 4 + [None]}, r"row 4 holds no picture"),
-        ({"labels": [0, 1], "columns": ("photo", "label")}, r"no column of pictures.*it has photo, label"),
+        ({"labels": [0, 1, 1, 0, 1], "images": [b"?"] * 4 + [None]}, r"row 4 holds no image"),
+        ({"labels": [0, 1], "columns": ("photo", "label")}, r"no column of images.*it has photo, label"),
         ({"labels": [0, 1], "columns": ("image", "kind")}, r"no column of labels.*it has image, kind"),
         ({"labels": [1, 1]}, r"single class \(1\)"),
         ({"labels": []}, r"column 'label' holds null|holds no rows"),
@@ -168,7 +168,7 @@ def test_null_row_of_the_struct_is_named(
         [{"bytes": encode(), "path": None}, None], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     )
     pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "set.parquet")
-    with pytest.raises(UserError, match="row 1 holds no picture"):
+    with pytest.raises(UserError, match="row 1 holds no image"):
         open_source(tmp_path / "set.parquet", split="all")
 
 

@@ -127,7 +127,7 @@ def test_write_examples_of_odd_class_names_and_counts(
     assert [path.name for path in paths] == ["b_00000.png", "sea_lion__00001.png"]
     assert isinstance(open_image(paths[0]), Image.Image)
     for count in (0, 3):
-        with pytest.raises(UserError, match=f"count {count}: must be from 1 to the 2 pictures"):
+        with pytest.raises(UserError, match=f"count {count}: must be from 1 to the 2 images"):
             write_examples(source, tmp_path / "out", count=count)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot make the folder"):
@@ -141,7 +141,7 @@ def test_streams_are_opened_by_open_data_alone(
     (tmp_path / "chunks").mkdir()
     (tmp_path / "chunks" / "index.json").write_text('{"chunks": [], "config": {}}')
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"^{re.escape(spec)} is a stream, whose pictures cannot be taken"):
+    with pytest.raises(UserError, match=f"^{re.escape(spec)} is a stream, whose images cannot be taken"):
         open_source(spec, split="train")
     calls = []
     monkeypatch.setattr("conformer_vision.data.streams.open_stream", lambda *a, **k: calls.append((a, k)))

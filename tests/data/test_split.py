@@ -62,7 +62,7 @@ def test_a_split_of_its_own() -> None:
     val_only = {"val": parts["val"]}
     assert cut.rows(labels, "val", origin="x", parts=val_only).tolist() == [0, 1, 2, 3]
     for splitting, split in ((cut, "train"), (Splitting(folds=2), "val")):
-        with pytest.raises(UserError, match="x holds validation pictures but none for training"):
+        with pytest.raises(UserError, match="x holds validation images but none for training"):
             splitting.rows(labels, split, origin="x", parts=val_only)
 
 

@@ -21,8 +21,8 @@ def write_table(path: Path, rows: Sequence[Sequence[object]], **options: str) ->
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, write_image: WriteImage) -> list[str]:
-    """Paths, below the test's folder, of 8 pictures, each with its number as its red."""
+def images(tmp_path: Path, write_image: WriteImage) -> list[str]:
+    """Paths, below the test's folder, of 8 images, each with its number as its red."""
     for number in range(8):
         write_image(tmp_path / "photos, all" / f"{number}.png", (number, 0, 0))
     return [f"photos, all/{number}.png" for number in range(8)]
@@ -32,15 +32,15 @@ def _reds(source: ImageSource) -> list[int]:
     return [source[i][0].getpixel((0, 0))[0] for i in range(len(source))]  # type: ignore[index, misc]
 
 
-def test_rows_labels_and_names(tmp_path: Path, pictures: list[str]) -> None:
+def test_rows_labels_and_names(tmp_path: Path, images: list[str]) -> None:
     labels = ["dog10", "dog9", "cat", "cat", "dog9", "dog10", "cat", "dog9"]
-    rows = [("path", "label"), *zip(pictures, labels, strict=True)]
+    rows = [("path", "label"), *zip(images, labels, strict=True)]
     path = write_table(tmp_path / "set.csv", rows)
     source = open_source(path, split="all")
     assert source.classes == ("cat", "dog9", "dog10")
     assert [source.classes[label] for label in source.labels] == labels
     assert _reds(source) == list(range(8))
-    assert source.name(3) == str(tmp_path / pictures[3])
+    assert source.name(3) == str(tmp_path / images[3])
     train, val = (open_source(path, split=split, val_fraction=0.4) for split in ("train", "val"))
     assert sorted(_reds(train) + _reds(val)) == list(range(8))
     assert {source.classes[label] for label in val.labels} == set(labels)
@@ -52,32 +52,32 @@ def test_rows_labels_and_names(tmp_path: Path, pictures: list[str]) -> None:
 
 @pytest.mark.parametrize("image", ["image", "img", "path", "file", "file_name", "FileName", " filepath "])
 @pytest.mark.parametrize("label", ["label", "labels", "Class", "fine_label"])
-def test_column_names(tmp_path: Path, pictures: list[str], image: str, label: str) -> None:
-    rows = [("id", label, image), *((i, i % 2, p) for i, p in enumerate(pictures))]
+def test_column_names(tmp_path: Path, images: list[str], image: str, label: str) -> None:
+    rows = [("id", label, image), *((i, i % 2, p) for i, p in enumerate(images))]
     source = open_source(write_table(tmp_path / "set.csv", rows), split="all")
     assert (source.classes, list(source.labels), _reds(source)) == (("0", "1"), [0, 1] * 4, list(range(8)))
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("a.tsv", "\t"), ("a.csv", ";"), ("a.csv", "\t")])
-def test_other_separators(tmp_path: Path, pictures: list[str], name: str, delimiter: str) -> None:
-    rows = [("path", "label"), *((p, i % 2) for i, p in enumerate(pictures))]
+def test_other_separators(tmp_path: Path, images: list[str], name: str, delimiter: str) -> None:
+    rows = [("path", "label"), *((p, i % 2) for i, p in enumerate(images))]
     path = write_table(tmp_path / name, rows, delimiter=delimiter)
     assert _reds(open_source(path, split="all")) == list(range(8))
 
 
-def test_absolute_paths_byte_order_mark_empty_lines(tmp_path: Path, pictures: list[str]) -> None:
-    lines = ["path,label", "", f'"{tmp_path / pictures[0]}",a', ",", f'"{pictures[1]}", b ', " , "]
+def test_absolute_paths_byte_order_mark_empty_lines(tmp_path: Path, images: list[str]) -> None:
+    lines = ["path,label", "", f'"{tmp_path / images[0]}",a', ",", f'"{images[1]}", b ', " , "]
     (tmp_path / "set.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
     source = open_source(tmp_path / "set.csv", split="all")
     assert (source.classes, list(source.labels), _reds(source)) == (("a", "b"), [0, 1], [0, 1])
 
 
 @pytest.mark.parametrize("val", ["val", "validation", "Valid", "test"])
-def test_split_column(tmp_path: Path, pictures: list[str], val: str) -> None:
+def test_split_column(tmp_path: Path, images: list[str], val: str) -> None:
     words = ["train", val, "train", "TRAIN ", val, "train", "train", val]
     rows = [
         ("path", "label", "split"),
-        *((p, i % 2, w) for i, (p, w) in enumerate(zip(pictures, words, strict=True))),
+        *((p, i % 2, w) for i, (p, w) in enumerate(zip(images, words, strict=True))),
     ]
     path = write_table(tmp_path / "set.csv", rows)
     assert _reds(open_source(path, split="train")) == [0, 2, 3, 5, 6]
@@ -87,13 +87,13 @@ def test_split_column(tmp_path: Path, pictures: list[str], val: str) -> None:
     assert sorted(held_out[0] + held_out[1]) == [0, 2, 3, 5, 6]
 
 
-def test_val_comes_before_test_and_train_alone_is_split_by_seed(tmp_path: Path, pictures: list[str]) -> None:
+def test_val_comes_before_test_and_train_alone_is_split_by_seed(tmp_path: Path, images: list[str]) -> None:
     words = ["train"] * 4 + ["test", "val", "test", "val"]
     rows = [
         ("path", "label", "split"),
-        *((p, i % 2, w) for i, (p, w) in enumerate(zip(pictures, words, strict=True))),
+        *((p, i % 2, w) for i, (p, w) in enumerate(zip(images, words, strict=True))),
     ]
-    rows[1 + 4] = (pictures[4], "only in test", "test")
+    rows[1 + 4] = (images[4], "only in test", "test")
     with pytest.raises(
         UserError, match="line 5: label '1' does not occur in the training part; its classes are 0"
     ):
@@ -105,17 +105,14 @@ def test_val_comes_before_test_and_train_alone_is_split_by_seed(tmp_path: Path, 
     assert len(open_source(path, split="train")) == len(open_source(path, split="val")) == 2
 
 
-def test_parquet_with_paths(tmp_path: Path, pictures: list[str]) -> None:
+def test_parquet_with_paths(tmp_path: Path, images: list[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     words = ["train", "validation"] * 4
-    strings = pa.array([str(tmp_path / p) if i % 3 else p for i, p in enumerate(pictures)])
+    strings = pa.array([str(tmp_path / p) if i % 3 else p for i, p in enumerate(images)])
     structs = pa.array(
-        [
-            {"bytes": (tmp_path / p).read_bytes() if i % 2 else None, "path": p}
-            for i, p in enumerate(pictures)
-        ],
+        [{"bytes": (tmp_path / p).read_bytes() if i % 2 else None, "path": p} for i, p in enumerate(images)],
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     )
     for column in (strings, structs):
@@ -134,13 +131,13 @@ def test_parquet_with_paths(tmp_path: Path, pictures: list[str]) -> None:
             UserError, match=r"set\.parquet row 7: split 'none'; it must be one of train, val"
         ):
             open_source(path, split="train")
-    (tmp_path / pictures[2]).unlink()
+    (tmp_path / images[2]).unlink()
     with pytest.raises(BrokenImageError, match=r"/2\.png \(.*set\.parquet row 2\): .*no such file"):
         source[2]
 
 
-def test_missing_picture_is_named_when_it_is_read(tmp_path: Path, pictures: list[str]) -> None:
-    rows = [("path", "label"), (pictures[0], "a"), ("none.png", "b"), (pictures[1], "b")]
+def test_missing_image_is_named_when_it_is_read(tmp_path: Path, images: list[str]) -> None:
+    rows = [("path", "label"), (images[0], "a"), ("none.png", "b"), (images[1], "b")]
     source = open_source(write_table(tmp_path / "set.csv", rows), split="all")
     source[0]
     with pytest.raises(BrokenImageError, match=r"none\.png \(.*set\.csv line 3\): .*no such file"):
@@ -153,14 +150,14 @@ def test_missing_picture_is_named_when_it_is_read(tmp_path: Path, pictures: list
         (b"", "is empty; its first line must name the columns"),
         (b"\n\n", "is empty"),
         (b"path,label\n", "holds no rows"),
-        (b"photo,label\n1.png,a", r"no column of pictures; .*it has photo, label"),
+        (b"photo,label\n1.png,a", r"no column of images; .*it has photo, label"),
         (b"path,kind\n1.png,a", r"no column of labels; .*it has path, kind"),
-        (b"1.png,cat\n2.png,dog", r"no column of pictures; .*it has 1\.png, cat"),
+        (b"1.png,cat\n2.png,dog", r"no column of images; .*it has 1\.png, cat"),
         (b"path,label,Label\n1.png,a,b", r"2 columns named label"),
         (b"path,label\n1.png,a\n2.png,", r"line 3 has no label \(column 'label' is empty\)"),
         (b"path,label\n1.png,a\n2.png", r"line 3 has no label"),
-        (b"path,label\n1.png,a\n,b", r"line 3 has no path of a picture"),
-        (b"path,label\n1.png,a\nx\0y.png,b", r"line 3 has no path of a picture"),
+        (b"path,label\n1.png,a\n,b", r"line 3 has no path of an image"),
+        (b"path,label\n1.png,a\nx\0y.png,b", r"line 3 has no path of an image"),
         (b"path,label\n1.png,a\n2,5.png,b", r"line 3 has 3 cells, but the header 2"),
         (b"path,label\n1.png,a\ncaf\xe9.png,b", r"line 3 is not UTF-8"),
         (b'path,label\n1.png,a\n"2.png,b\n3.png,b', r"line 4 cannot be read as a table"),
@@ -170,7 +167,7 @@ def test_missing_picture_is_named_when_it_is_read(tmp_path: Path, pictures: list
             b"path,label,split\n1.png,a,train\n2.png,b,dev",
             r"line 3: split 'dev'; it must be one of train, val",
         ),
-        (b"path,label,split\n1.png,a,val\n2.png,b,val", r"validation pictures but none for training"),
+        (b"path,label,split\n1.png,a,val\n2.png,b,val", r"validation images but none for training"),
     ],
 )
 def test_wrong_tables_are_named(tmp_path: Path, content: bytes, message: str) -> None:

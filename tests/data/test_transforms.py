@@ -37,7 +37,7 @@ def _draws(augment: AugmentConfig, image: Image.Image, *, count: int = 60, size:
     return [_pixels(transform(image)) for _ in range(count)]
 
 
-# Nothing random but what a test turns on: the whole picture, unflipped.
+# Nothing random but what a test turns on: the whole image, unflipped.
 STILL = AugmentConfig(crop="rrc", scale=(1, 1), ratio=(1, 1), hflip=0)
 
 
@@ -69,7 +69,7 @@ def test_each_evaluation_option_has_an_effect(gradient: Image.Image, name: str) 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(["rrc", "pad"]), st.sampled_from([1, 3]))
 @settings(deadline=None, max_examples=40)
-def test_any_picture_gets_the_input_size(width: int, height: int, crop: Any, channels: int) -> None:
+def test_any_image_gets_the_input_size(width: int, height: int, crop: Any, channels: int) -> None:
     image = Image.new("RGB", (width, height), "red")
     for augment in (None, AugmentConfig(crop=crop)):
         transform = _build(augment, (channels, 48, 32), mean=[0.5] * channels, std=[0.5] * channels)
@@ -84,7 +84,7 @@ def test_digits_are_enlarged_to_32_px() -> None:
     torch.testing.assert_close(tensor, small.permute(2, 0, 1).float(), rtol=0, atol=0.01)
 
 
-def test_without_any_augmentation_the_picture_stays(gradient: Image.Image) -> None:
+def test_without_any_augmentation_the_image_stays(gradient: Image.Image) -> None:
     wanted = torch.from_numpy(np.asarray(gradient).copy()).permute(2, 0, 1).float()
     for tensor in _draws(STILL, gradient, count=3):
         torch.testing.assert_close(tensor, wanted, rtol=0, atol=0.01)
@@ -107,7 +107,7 @@ def test_ratio_decides_the_shape_of_the_crop(gradient: Image.Image) -> None:
     assert all(1.5 < _steps(tensor) < 2.2 for tensor in wide)  # a quarter of the height, all of the width
 
 
-def test_pad_moves_the_picture(gradient: Image.Image) -> None:
+def test_pad_moves_the_image(gradient: Image.Image) -> None:
     for pad, moved in ((None, 4), (2, 2)):
         offsets = set()
         for tensor in _draws(AugmentConfig(crop="pad", pad=pad, hflip=0), gradient, count=200):
@@ -166,7 +166,7 @@ def _still_with(**options: Any) -> AugmentConfig:
         {"auto_augment": "original"},
     ],
 )
-def test_colour_and_policies_change_the_picture(gradient: Image.Image, option: dict[str, Any]) -> None:
+def test_colour_and_policies_change_the_image(gradient: Image.Image, option: dict[str, Any]) -> None:
     assert _mean_change(_still_with(**option), gradient) > 2
 
 

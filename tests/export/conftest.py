@@ -33,7 +33,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = run("export", folder, "--format", name)
         assert done.status == 0, done.err
         assert f"{folder / file}: {name}, fp32" in done.out
-        assert "worst difference from the model on 19 pictures" in done.out
+        assert "worst difference from the model on 19 images" in done.out
     return folder
 
 

@@ -23,7 +23,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.export import Exported, export, write_network
 from conformer_vision.export import run as export_run
 from conformer_vision.inference.networks import Network, open_network
-from conformer_vision.models.saved import ModelCard, load_model
+from conformer_vision.models.saved import ModelSpec, load_model
 from conformer_vision.models.variants import SHIPPED
 
 from .conftest import FILES, WITH_EXPORTS
@@ -35,10 +35,10 @@ PLAIN = [name for name in FILES if name != "fused"]
 
 @pytest.mark.parametrize("size", [(1, 32, 32), (3, 47, 61), (2, 33, 130)], ids=str)
 @pytest.mark.parametrize("name", FILES)
-def test_any_number_and_size_of_pictures(
+def test_any_number_and_size_of_images(
     name: str, size: tuple[int, int, int], small_run: Path, opened: Callable[[str], Network]
 ) -> None:
-    model, card = load_model(small_run)
+    model, spec = load_model(small_run)
     batch, height, width = size
     images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
@@ -49,22 +49,22 @@ def test_any_number_and_size_of_pictures(
     for head, logits in (*expected._asdict().items(), ("fused", model.fuse_logits(expected))):  # type: ignore[operator]
         assert actual[head].dtype == torch.float32
         torch.testing.assert_close(actual[head], logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
-    assert replace(network.card, fused=card.fused) == card
+    assert replace(network.spec, fused=spec.fused) == spec
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_evaluated_and_used_like_a_run(name: str, small_run: Path, pictures: Path) -> None:
+def test_evaluated_and_used_like_a_run(name: str, small_run: Path, images: Path) -> None:
     file = small_run / FILES[name]
     expected, actual = (evaluate(what, "digits", batch_size=50) for what in (small_run, file))
     assert actual.confusion == expected.confusion
     assert actual.top1 == pytest.approx(expected.top1)
     assert actual.ece == pytest.approx(expected.ece, abs=1e-4)
-    ours, theirs = (Predictor(what)([pictures]) for what in (small_run, file))
+    ours, theirs = (Predictor(what)([images]) for what in (small_run, file))
     assert [answer.labels for answer in theirs] == [answer.labels for answer in ours]
     assert [answer.error is None for answer in theirs] == [False, True, True]
     if name == "onnx":
-        done = run("predict", file, pictures, "--json")
-        assert done.status == 1, "one of the pictures is broken"
+        done = run("predict", file, images, "--json")
+        assert done.status == 1, "one of the images is broken"
         assert json.loads(done.out)[1]["labels"] == list(ours[1].labels[:3])
 
 
@@ -76,25 +76,25 @@ images = np.load(images)
 if path.endswith(".onnx"):
     import onnxruntime
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    card = json.loads(session.get_modelmeta().custom_metadata_map["conformer_vision"])
+    spec = json.loads(session.get_modelmeta().custom_metadata_map["conformer_vision"])
     logits = session.run(["logits"], {"images": images})[0]
 else:
     import openvino
     core = openvino.Core()
     model = core.read_model(path)
-    card = json.loads(model.get_rt_info(["conformer_vision", "card"]).value)
+    spec = json.loads(model.get_rt_info(["conformer_vision", "spec"]).value)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     logits = compiled({"images": images})["logits"]
 assert "torch" not in sys.modules and "conformer_vision" not in sys.modules
 np.save(output, logits)
 keys = ("classes", "mean", "input_size", "crop_pct", "interpolation")
-print(json.dumps([card[key] for key in keys]))
+print(json.dumps([spec[key] for key in keys]))
 """
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_in_a_process_without_torch(name: str, small_run: Path, tmp_path: Path) -> None:
-    model, card = load_model(small_run)
+    model, spec = load_model(small_run)
     images = torch.randn(2, 3, 40, 64)
     np.save(tmp_path / "images.npy", images.numpy())
     arguments = [small_run / FILES[name], tmp_path / "images.npy", tmp_path / "logits.npy"]
@@ -105,7 +105,7 @@ def test_in_a_process_without_torch(name: str, small_run: Path, tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    expected = [list(card.classes), list(card.mean), list(card.input_size), card.crop_pct, card.interpolation]
+    expected = [list(spec.classes), list(spec.mean), list(spec.input_size), spec.crop_pct, spec.interpolation]
     assert json.loads(done.stdout) == expected
     with torch.inference_mode():
         logits = model(images)
@@ -162,7 +162,7 @@ def test_lower_precision(
 def int8(small_run: Path) -> Exported:
     with pytest.MonkeyPatch.context() as patch:  # test_quantize.py has the search for what stays in float
         patch.setattr("conformer_vision.export.quantize.LARGEST_ERROR", 1.0)
-        return export(small_run, format="onnx", precision="int8", calibration_pictures=16)
+        return export(small_run, format="onnx", precision="int8", calibration_images=16)
 
 
 def test_int8(int8: Exported, small_run: Path) -> None:
@@ -191,18 +191,18 @@ def test_int8(int8: Exported, small_run: Path) -> None:
 )
 def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path: Path) -> None:
     model = timm.create_model(name, num_classes=3).eval()
-    card = ModelCard(name, classes=("a", "b", "c"), input_size=(3, size, size))
+    spec = ModelSpec(name, classes=("a", "b", "c"), input_size=(3, size, size))
     images = torch.randn(3, 3, size, size)
     with torch.inference_mode():
         expected = model(images)
     for format in formats:  # noqa: A001
         path = tmp_path / FILES[format]
-        write_network(model, card, path, format=format)  # type: ignore[arg-type]
+        write_network(model, spec, path, format=format)  # type: ignore[arg-type]
         heads = open_network(path, device="cpu")(images)
         assert list(heads) == ["fused"]
         torch.testing.assert_close(heads["fused"], expected, rtol=1e-3, atol=1e-4)
     with pytest.raises(UserError, match="format fused is for Conformers"):
-        write_network(model, card, tmp_path / "m.safetensors", format="fused")
+        write_network(model, spec, tmp_path / "m.safetensors", format="fused")
 
 
 def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     x = torch.randn(2, 3, 64, 64)
     expected = open_network(SHIPPED, device="cpu")(x)
     network = open_network(tmp_path / f"{SHIPPED}-fused.safetensors", device="cpu")
-    assert network.card.labels[0] == "goldfish"
+    assert network.spec.labels[0] == "goldfish"
     for head, logits in network(x).items():
         torch.testing.assert_close(logits, expected[head], rtol=1e-4, atol=1e-4)
 
@@ -256,7 +256,7 @@ def test_mistakes_are_one_line(small_run: Path, tmp_path: Path, monkeypatch: pyt
     assert "end in .onnx" in error(small_run, "--format", "onnx", "--output", tmp_path / "m.pb")
     itself = ["--output", small_run / "best.safetensors"]
     assert "is the model itself" in error(small_run, "--format", "fused", *itself)
-    assert "must be 1 or more" in error(small_run, "--format", "onnx", "--calibration_pictures", 0)
+    assert "must be 1 or more" in error(small_run, "--format", "onnx", "--calibration_images", 0)
 
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((small_run / "best.safetensors").read_bytes())

@@ -38,7 +38,7 @@ def network(outlier: float) -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-PICTURES = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+IMAGES = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
 
 
 def operators(model: Any) -> list[str]:
@@ -46,7 +46,7 @@ def operators(model: Any) -> list[str]:
 
 
 def test_everything_that_may_be_is_quantised() -> None:
-    quantized, kept = quantize(network(outlier=1.0), PICTURES)
+    quantized, kept = quantize(network(outlier=1.0), IMAGES)
     assert kept == ()
     assert operators(quantized).count("QuantizeLinear") == 4
     onnx.checker.check_model(quantized)
@@ -54,13 +54,13 @@ def test_everything_that_may_be_is_quantised() -> None:
 
 def test_the_part_that_spoils_the_answers_stays_float(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_PARTS", 1.0)
-    quantized, kept = quantize(network(outlier=2000.0), PICTURES)
+    quantized, kept = quantize(network(outlier=2000.0), IMAGES)
     assert 0 < len(kept) < 3
     assert {"second", "third"} & set(kept), "the parts on both sides of the large channel"
     assert "first" not in kept
     assert "QuantizeLinear" in operators(quantized)
 
 
-def test_no_pictures() -> None:
-    with pytest.raises(UserError, match="needs pictures to calibrate with"):
+def test_no_images() -> None:
+    with pytest.raises(UserError, match="needs images to calibrate with"):
         quantize(network(outlier=1.0), [])

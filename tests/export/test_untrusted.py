@@ -201,13 +201,13 @@ def test_files_of_others(small_run: Path, tmp_path: Path) -> None:
     proto = onnx.load(small_run / FILES["onnx"])
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")
-    assert "has no model card" in one_line(run("predict", tmp_path / "bare.onnx", small_run / "curves.png"))
+    assert "has no model spec" in one_line(run("predict", tmp_path / "bare.onnx", small_run / "curves.png"))
     xml = tmp_path / "alone.xml"
     xml.write_bytes((small_run / FILES["openvino"]).read_bytes())
     assert "alone.bin does not exist" in one_line(run("predict", xml, small_run / "curves.png"))
     torch.jit.save(torch.jit.script(torch.nn.Identity()), tmp_path / "bare.torchscript")
     line = one_line(run("predict", tmp_path / "bare.torchscript", small_run / "curves.png"))
-    assert "has no model card" in line
+    assert "has no model spec" in line
 
 
 def test_a_device_that_cannot_run_it(small_run: Path) -> None:

@@ -25,7 +25,7 @@ from conformer_vision.data.transforms import build_transform
 from conformer_vision.errors import UserError
 
 SHARES = {
-    "pictures": 600,
+    "images": 600,
     "tables": 100,
     "archives": 80,
     "parquet": 50,
@@ -37,7 +37,7 @@ SHARES = {
 }
 """Kinds, and how many of 1,000 inputs are of each."""
 
-_BATCH = 300  # pictures in a folder
+_BATCH = 300  # images in a folder
 # fmt: off
 _WORDS = (
     "", " ", "\t", "\0", '"', "'", ",", ";", "#", "\\", "/", "..", "~", "-", "\r", "\udcff", "é", "犬",
@@ -98,16 +98,16 @@ class Fuzz:
         self.work = work
         self.seed = seed
         self.photos = good.class_folders(work / "photos")
-        self.originals = good.pictures()
+        self.originals = good.images()
         self._runs: dict[str, Path] = {}
-        card = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
-        self.transform = build_transform(input_size=(3, 32, 32), crop_mode="center", augment=None, **card)
+        spec = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+        self.transform = build_transform(input_size=(3, 32, 32), crop_mode="center", augment=None, **spec)
 
     def run(self, kind: str, count: int) -> None:
         """Give the package so many inputs of a kind."""
-        if kind == "pictures":
+        if kind == "images":
             for start in range(0, count, _BATCH):
-                self._pictures(range(start, min(start + _BATCH, count)))
+                self._images(range(start, min(start + _BATCH, count)))
             return
         one = getattr(self, "_" + kind.replace(" ", "_").removesuffix("s"))
         for number in range(count):
@@ -119,26 +119,26 @@ class Fuzz:
             self.harness.input(kind, refused=refused is not False)
             shutil.rmtree(folder, ignore_errors=True)
 
-    # Pictures
+    # Images
 
-    def _pictures(self, numbers: range) -> None:
+    def _images(self, numbers: range) -> None:
         folder = self.work / "mutated"
         everything = [data for _, data in self.originals]
         broken = 0
         paths = []
         for number in numbers:
-            rng = random.Random(f"{self.seed} pictures {number}")
+            rng = random.Random(f"{self.seed} images {number}")
             suffix, data = rng.choice(self.originals)
-            data = mutate.damage_picture(rng, data, everything)
+            data = mutate.damage_image(rng, data, everything)
             if rng.random() < 0.01:
-                suffix, data = structured.picture(rng)
+                suffix, data = structured.image(rng)
             if rng.random() < 0.1:
                 suffix = rng.choice(self.originals)[0]
             path = folder / good.CLASSES[number % 3] / f"{number}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-            refused = self.harness.attempt("pictures", path.name, lambda path=path: _open(path), inputs=path)
-            self.harness.input("pictures", refused=refused is not False)
+            refused = self.harness.attempt("images", path.name, lambda path=path: _open(path), inputs=path)
+            self.harness.input("images", refused=refused is not False)
             broken += refused is not False
             paths.append(path)
         name, run = f"{numbers.start}-{numbers.stop - 1}", self.trained()
@@ -158,23 +158,23 @@ class Fuzz:
         shutil.rmtree(folder)
 
     def _broken(self, data: object) -> int:
-        """Pictures of the folder that the loader names as broken."""
+        """Images of the folder that the loader names as broken."""
         source = open_data(str(data), split="all")
         loader = evaluation_loader(source, self.transform, batch_size=32, workers=0)
         return sum(len(batch.broken) for batch in loader)
 
     def _train_on(self, data: object, seed: int) -> bool:
         source = open_data(str(data), split="train")
-        pictures = 64 if isinstance(source, ImageStream) else None
+        images = 64 if isinstance(source, ImageStream) else None
         loader = training_loader(
-            source, self.transform, batch_size=8, workers=0, seed=seed, epoch_pictures=pictures
+            source, self.transform, batch_size=8, workers=0, seed=seed, epoch_images=images
         )
         for _ in loader:
             pass
         return False
 
     def _reading(self, rng: random.Random, data: object) -> Callable[[], bool]:
-        """Opens a set and reads all its pictures."""
+        """Opens a set and reads all its images."""
         split: Any = rng.choice(["train", "val", "all"])
         classes = rng.choice([None, None, good.CLASSES])
 
@@ -201,7 +201,7 @@ class Fuzz:
         from conformer_vision.data.exclude import exclude, read_exclusions
 
         path = folder / "exclude.txt"
-        words = (*_WORDS, *(str(picture) for picture in sorted(self.photos.rglob("*.png"))), "digits row 3")
+        words = (*_WORDS, *(str(image) for image in sorted(self.photos.rglob("*.png"))), "digits row 3")
         path.write_bytes(mutate.damage_text(rng, good.exclusions(self.photos), words))
         if rng.random() < 0.05:
             run = self.trained()
@@ -379,7 +379,7 @@ def _open(path: Path) -> bool:
 
 
 def _predict(run: Path, folder: Path) -> int:
-    """Pictures of the folder without an answer."""
+    """Images of the folder without an answer."""
     from conformer_vision.inference import Predictor
 
     return sum(answer.error is not None for answer in Predictor(run, device="cpu").predict(folder))
@@ -387,7 +387,7 @@ def _predict(run: Path, folder: Path) -> int:
 
 def _same(wanted: int, found: int) -> bool:
     if wanted != found:
-        raise DefectError(f"{found} broken pictures, but {wanted} alone")
+        raise DefectError(f"{found} broken images, but {wanted} alone")
     return False
 
 

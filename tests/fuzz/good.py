@@ -25,8 +25,8 @@ TINY: dict[str, Any] = {
 """A training of a second."""
 
 
-def pictures() -> list[tuple[str, bytes]]:
-    """File suffix and bytes of small pictures in every format, mode and compression that is read."""
+def images() -> list[tuple[str, bytes]]:
+    """File suffix and bytes of small images in every format, mode and compression that is read."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:60, :80]
     smooth = np.stack([x * 3, y * 4, (x + y) * 2], axis=-1).astype(np.uint8)
@@ -75,7 +75,7 @@ def pictures() -> list[tuple[str, bytes]]:
     return [(suffix, encoded(image, suffix, options)) for suffix, image, options in made]
 
 
-def plain_picture(number: int) -> bytes:
+def plain_image(number: int) -> bytes:
     """A small PNG; every number gives another, of the colour of its class."""
     colours = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
     noise = np.random.default_rng(number).integers(-40, 41, (36, 40, 3))
@@ -83,16 +83,16 @@ def plain_picture(number: int) -> bytes:
 
 
 def class_folders(root: Path, count: int = 12) -> Path:
-    """A folder of `CLASSES` with ``count`` pictures each."""
+    """A folder of `CLASSES` with ``count`` images each."""
     for label, name in enumerate(CLASSES):
         (root / name).mkdir(parents=True)
         for number in range(count):
-            (root / name / f"{number}.png").write_bytes(plain_picture(3 * number + label))
+            (root / name / f"{number}.png").write_bytes(plain_image(3 * number + label))
     return root
 
 
 def table(folder: Path, *, separator: str = ",") -> str:
-    """A table of the pictures of `class_folders`."""
+    """A table of the images of `class_folders`."""
     lines = [separator.join(["path", "label", "split"])]
     for name in CLASSES:
         for number in range(4):
@@ -103,9 +103,9 @@ def table(folder: Path, *, separator: str = ",") -> str:
 
 
 def exclusions(folder: Path) -> str:
-    """A list of two pictures of `class_folders` to leave out."""
+    """A list of two images of `class_folders` to leave out."""
     return (
-        "# Pictures to leave out: one name a line, and after # the reason.\n"
+        "# Images to leave out: one name a line, and after # the reason.\n"
         f'{folder}/ant/1.png  # truncated\n"{folder}/bee/2.png"  # copy\n\n'
     )
 
@@ -114,7 +114,7 @@ def archive(kind: str) -> bytes:
     """Class folders as a ``zip``, or as a tar of ``tarfile``'s mode: ``w``, ``w:gz``, ``w:bz2``, ``w:xz``."""
     buffer = io.BytesIO()
     members = [
-        (f"set/{name}/{n}.png", plain_picture(3 * n + i)) for i, name in enumerate(CLASSES) for n in range(3)
+        (f"set/{name}/{n}.png", plain_image(3 * n + i)) for i, name in enumerate(CLASSES) for n in range(3)
     ]
     if kind == "zip":
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -135,7 +135,7 @@ def shard(count: int = 9) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for number in range(count):
             label = [f"{number % 3}".encode(), f'{{"label": {number % 3}}}'.encode()][number % 2]
-            for suffix, data in (("png", plain_picture(number)), (["cls", "json"][number % 2], label)):
+            for suffix, data in (("png", plain_image(number)), (["cls", "json"][number % 2], label)):
                 info = tarfile.TarInfo(f"{number:04d}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -145,7 +145,7 @@ def shard(count: int = 9) -> bytes:
 def parquet_columns(count: int = 9) -> dict[str, Any]:
     """The columns of a set in the Hugging Face layout."""
     return {
-        "image": [{"bytes": plain_picture(number), "path": None} for number in range(count)],
+        "image": [{"bytes": plain_image(number), "path": None} for number in range(count)],
         "label": [number % 3 for number in range(count)],
     }
 
@@ -200,7 +200,7 @@ augment:
 
 
 def encoded(image: Image.Image, suffix: str, options: dict[str, Any]) -> bytes:
-    """The bytes of a picture file; ``options`` are those of Pillow's ``save``."""
+    """The bytes of an image file; ``options`` are those of Pillow's ``save``."""
     kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
     buffer = io.BytesIO()
     image.save(buffer, kinds.get(suffix, suffix[1:].upper()), **options)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 SIZES = (0, 1, 2, 255, 4095, 13_377, 20_000, 65_535)
-"""Widths and heights to write into headers; 13,377 squared is just below the largest picture decoded."""
+"""Widths and heights to write into headers; 13,377 squared is just below the largest image decoded."""
 _EXTREMES = {
     1: (0, 1, 0x7F, 0x80, 0xFF),
     2: (0, 1, 0x7FFF, 0x8000, 0xFFFF),
@@ -95,8 +95,8 @@ def damage(rng: random.Random, data: bytes, others: Sequence[bytes] = ()) -> byt
     return data
 
 
-def damage_picture(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """A picture file with other sizes in its header, repeated chunks, or damaged as any file."""
+def damage_image(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
+    """An image file with other sizes in its header, repeated chunks, or damaged as any file."""
     draw = rng.random()
     if draw < 0.3:
         changed = _other_size(rng, data)
@@ -104,7 +104,7 @@ def damage_picture(rng: random.Random, data: bytes, others: Sequence[bytes]) -> 
     if draw < 0.5 and data.startswith(b"\x89PNG"):
         return _png_chunks(rng, data)
     if draw < 0.02 + 0.5:
-        return rng.choice([b"", b"\0" * 4096, b"not a picture\n" * 20, rng.randbytes(2048), data + data])
+        return rng.choice([b"", b"\0" * 4096, b"not an image\n" * 20, rng.randbytes(2048), data + data])
     return damage(rng, data, others)
 
 
@@ -138,7 +138,7 @@ def _span(rng: random.Random, data: bytes) -> tuple[int, int]:
 
 
 def _other_size(rng: random.Random, data: bytes) -> bytes:
-    """The same picture with another width and height in its header, its checksum made to fit."""
+    """The same image with another width and height in its header, its checksum made to fit."""
     width, height = rng.choice(SIZES), rng.choice(SIZES)
     if data.startswith(b"\x89PNG"):
         header = struct.pack(">II", width, height) + data[24:29]

@@ -1,12 +1,12 @@
-"""Gives thousands of damaged pictures, tables, archives, recipes and run folders to the package.
+"""Gives thousands of damaged images, tables, archives, recipes and run folders to the package.
 
     python tests/fuzz/run.py --count 5000 --seed 0
-    python tests/fuzz/run.py --count 500 --kinds pictures archives --keep defects
+    python tests/fuzz/run.py --count 500 --kinds images archives --keep defects
 
 Every input is made from a good one by a generator of its own, seeded by ``--seed``, its kind and its number.
 A defect is: an exception other than `UserError` from the Python interface; from the command line a status
 other than 0, 1 and 2, a traceback, or more than one line of error (lines ``skipped:`` aside); a call that
-takes more than ``--seconds`` (five times that for a folder of 300 pictures) or more than 2 GB; a run that
+takes more than ``--seconds`` (five times that for a folder of 300 images) or more than 2 GB; a run that
 cannot be resumed any more. Inputs with defects are copied to ``--keep``. The exit status is 1 where there
 were any. Needs no network; memory is watched on Linux only.
 """

@@ -42,8 +42,8 @@ VALUES: tuple[Any, ...] = (
 # fmt: on
 
 
-def picture(rng: random.Random) -> tuple[str, bytes]:
-    """File suffix and bytes of a whole picture that is very long, or large though its file is small."""
+def image(rng: random.Random) -> tuple[str, bytes]:
+    """File suffix and bytes of a whole image that is very long, or large though its file is small."""
     sizes = [(65_000, 1), (1, 65_000), (3, 20_000), (4000, 4000), (4000, 4000), (13_000, 13_000)]
     mode, suffix = rng.choice(
         [("RGB", ".png"), ("1", ".png"), ("P", ".gif"), ("RGBA", ".png"), ("F", ".tif")]
@@ -64,13 +64,13 @@ def archive(rng: random.Random, kind: str) -> bytes:
                 info = zipfile.ZipInfo(name.encode("utf-8", "replace").decode())
                 if rng.random() < 0.03:
                     info.external_attr = (stat.S_IFLNK | 0o777) << 16
-                packed.writestr(info, good.plain_picture(number))
+                packed.writestr(info, good.plain_image(number))
         return buffer.getvalue()
     kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE]
     formats = [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
     with tarfile.open(fileobj=buffer, mode=kind, format=rng.choice(formats)) as tar:  # type: ignore[call-overload]
         for number, name in enumerate(names):
-            data = good.plain_picture(number)
+            data = good.plain_image(number)
             member = tarfile.TarInfo(name)
             member.size = len(data)
             if rng.random() < 0.03:
@@ -84,13 +84,13 @@ def archive(rng: random.Random, kind: str) -> bytes:
 
 
 def shard(rng: random.Random) -> bytes:
-    """A tar of samples with odd labels, labels or pictures left out, keys repeated."""
+    """A tar of samples with odd labels, labels or images left out, keys repeated."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for number in range(9):
             label = rng.choice(LABELS) if rng.random() < 0.3 else b"%d" % (number % 3)
             files = [
-                (f"{number:03d}.png", good.plain_picture(number)),
+                (f"{number:03d}.png", good.plain_image(number)),
                 (f"{number:03d}.{rng.choice(['cls', 'cls', 'json', 'txt'])}", label),
             ]
             if rng.random() < 0.2:
@@ -118,13 +118,13 @@ def parquet(rng: random.Random) -> bytes:
         return mutate.damage(rng, good.parquet(columns))
     cell = rng.randrange(len(columns["label"]))
     if draw < 0.6:
-        picture = [
+        image = [
             {"bytes": None, "path": None},
             {"bytes": b"", "path": "x"},
             None,
             {"bytes": None, "path": "/dev/zero"},
         ]
-        columns["image"][cell] = rng.choice(picture)
+        columns["image"][cell] = rng.choice(image)
     elif draw < 0.75:
         wrong: list[Any] = [
             *([None, -1, 3, 1 << 62, 0][number] for number in range(5)),
@@ -170,23 +170,23 @@ def run_file(rng: random.Random, path: Path, words: Sequence[str]) -> bytes:
 
 
 def _safetensors(rng: random.Random, data: bytes) -> bytes:
-    """Other values in the header, or in the model card inside it."""
+    """Other values in the header, or in the model spec inside it."""
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
     if rng.random() < 0.7:
-        card = json.loads(header["__metadata__"]["conformer_vision"])
+        spec = json.loads(header["__metadata__"]["conformer_vision"])
         for _ in range(rng.choice([1, 1, 2])):
-            name = rng.choice(sorted(card))
-            old = card[name]
+            name = rng.choice(sorted(spec))
+            old = spec[name]
             if isinstance(old, list) and old and rng.random() < 0.5:
                 old[rng.randrange(len(old))] = rng.choice(VALUES)
             elif isinstance(old, dict):
                 old[rng.choice(["depths", "embed_dim", "x", "patch_size", "num_heads"])] = rng.choice(VALUES)
             elif rng.random() < 0.1:
-                del card[name]
+                del spec[name]
             else:
-                card[name] = rng.choice(VALUES)
-        header["__metadata__"]["conformer_vision"] = json.dumps(card)
+                spec[name] = rng.choice(VALUES)
+        header["__metadata__"]["conformer_vision"] = json.dumps(spec)
     else:
         name = rng.choice(sorted(header.keys() - {"__metadata__"}))
         changes: list[dict[str, Any]] = [
@@ -227,30 +227,28 @@ def _checkpoint(rng: random.Random, path: Path) -> bytes:
 
 def folder(rng: random.Random, root: Path, listed: Path, originals: Sequence[tuple[str, bytes]]) -> None:
     """Changes a folder of class folders, or the list of exclusions beside it."""
-    pictures = sorted(root.rglob("*.png"))
+    images = sorted(root.rglob("*.png"))
     draw = rng.randrange(9)
     if draw == 0:
-        rng.choice(pictures).unlink()
+        rng.choice(images).unlink()
     elif draw == 1:
-        for path in rng.sample(pictures, rng.choice([1, 20, len(pictures)])):
-            path.write_bytes(mutate.damage_picture(rng, rng.choice(originals)[1], [originals[0][1]]))
+        for path in rng.sample(images, rng.choice([1, 20, len(images)])):
+            path.write_bytes(mutate.damage_image(rng, rng.choice(originals)[1], [originals[0][1]]))
     elif draw == 2:
         shutil.rmtree(root / rng.choice(good.CLASSES))
     elif draw == 3:
         (root / "dog").mkdir()
-        (root / "dog" / "0.png").write_bytes(good.plain_picture(0))
+        (root / "dog" / "0.png").write_bytes(good.plain_image(0))
     elif draw == 4:
         shutil.rmtree(root)
         if rng.random() < 0.5:
             root.mkdir()
     elif draw == 5:
-        (root / "loose.png").write_bytes(good.plain_picture(0))
+        (root / "loose.png").write_bytes(good.plain_image(0))
     elif draw == 6:
         listed.unlink()
     elif draw == 7:
-        words = [str(path) for path in pictures]
+        words = [str(path) for path in images]
         listed.write_bytes(mutate.damage_text(rng, listed.read_text(encoding="utf-8"), words))
     else:
-        listed.write_text(
-            "".join(f"{path}\n" for path in pictures[rng.choice([0, 5, 12]) :]), encoding="utf-8"
-        )
+        listed.write_text("".join(f"{path}\n" for path in images[rng.choice([0, 5, 12]) :]), encoding="utf-8")

@@ -56,7 +56,7 @@ def test_a_line_of_pixels_is_not_resized_to_gigabytes(
 
 
 @pytest.mark.parametrize("size", [(40, 30), (640, 10), (7, 440)])
-def test_other_pictures_are_transformed_as_before(size: tuple[int, int]) -> None:
+def test_other_images_are_transformed_as_before(size: tuple[int, int]) -> None:
     from torchvision import transforms
 
     rng = np.random.default_rng(0)
@@ -73,9 +73,9 @@ def test_other_pictures_are_transformed_as_before(size: tuple[int, int]) -> None
     torch.testing.assert_close(transform(image), plain(image), rtol=0, atol=1e-5)
 
 
-def test_rows_read_apart_are_the_same_pictures(good: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large pictures are turned to RGB a few rows at a time, so as not to take several times their size."""
-    files = [data for _, data in good.pictures()]
+def test_rows_read_apart_are_the_same_images(good: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large images are turned to RGB a few rows at a time, so as not to take several times their size."""
+    files = [data for _, data in good.images()]
     rng = np.random.default_rng(0)
     real = rng.normal(size=(50, 30)).astype(np.float32)
     real[3, 4], real[40, 5] = np.nan, np.inf
@@ -105,8 +105,8 @@ def test_an_archive_of_thousands_of_nested_folders_is_read(good: ModuleType, tmp
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name in good.CLASSES:
-            archive.writestr(f"{name}/{'d/' * 3000}x.png", good.plain_picture(0))
-            archive.writestr(f"{name}/0.png", good.plain_picture(1))
+            archive.writestr(f"{name}/{'d/' * 3000}x.png", good.plain_image(0))
+            archive.writestr(f"{name}/0.png", good.plain_image(1))
     source = open_source(path, split="all")
     assert source.classes == good.CLASSES
     assert len(source) == 6

@@ -19,7 +19,7 @@ from pathlib import Path
 
 MOST_BYTES = 2 << 30
 _ALLOWED = re.compile(
-    r"skipped: |no report: |read [\d,]+ of [\d,]+ pictures$|\d+ of the pictures could not be read$"
+    r"skipped: |no report: |read [\d,]+ of [\d,]+ images$|\d+ of the images could not be read$"
     r"|.* has no best.safetensors \(training ended early\); using last.safetensors$"
     # libtiff, inside Pillow, writes about damaged TIFF files past Python: "ZIPDecode: Decoding error."
     r"|(?!error: )(?!.*(Error|Exception|Warning)\b)[A-Za-z_][\w.]*: .*\.$"
@@ -31,7 +31,7 @@ class DefectError(Exception):
 
 
 class Hang(BaseException):
-    """The time for a call is used up. Not an `Exception`, so that nothing takes it for a broken picture."""
+    """The time for a call is used up. Not an `Exception`, so that nothing takes it for a broken image."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix: what stands in it, and that every number of classes fits."""
+"""The image of a confusion matrix: what stands in it, and that every number of classes fits."""
 
 import warnings
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_counts_shares_and_names() -> None:
     }
     names = [t.get_text() for t in axes.get_yticklabels()]
     assert names[:2] == ["cat", "$a$ dog"] and len(names[2]) == 24 and names[2].endswith("…")
-    assert axes.get_title() == "top-1 75.0 % of 12 pictures"
+    assert axes.get_title() == "top-1 75.0 % of 12 images"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,6 @@ def test_png(tmp_path: Path, classes: int) -> None:
     assert dict(rcParams) == before
 
 
-def test_no_pictures_at_all() -> None:
+def test_no_images_at_all() -> None:
     figure = draw_confusion_matrix(np.zeros((2, 2), dtype=np.int64), ["a", "b"])
-    assert figure.axes[0].get_title() == "top-1 0.0 % of 0 pictures"
+    assert figure.axes[0].get_title() == "top-1 0.0 % of 0 images"

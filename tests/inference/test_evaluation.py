@@ -1,4 +1,4 @@
-"""Accuracies against an independent count, and the picture of the confusion matrix."""
+"""Accuracies against an independent count, and the image of the confusion matrix."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from conformer_vision.models.saved import load_model, save_model, save_temperatu
 Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
 
 
-def write_pictures(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+def write_images(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
     generator = np.random.default_rng(seed)
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
@@ -32,26 +32,26 @@ def write_pictures(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five of the model's seven classes, in another order than the model's, with a val folder."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     counts = {"犬 ünï": 5, "fox": 7, "bee": 3, "ant": 6, "dog": 4}
-    write_pictures(root / "val", counts)
-    write_pictures(root / "train", counts, seed=1)
+    write_images(root / "val", counts)
+    write_images(root / "train", counts, seed=1)
     return root
 
 
 @pytest.fixture(scope="module")
-def evaluation(conformer_run: Path, pictures: Path) -> Evaluation:
-    return evaluate(conformer_run, pictures, device="cpu", batch_size=8)
+def evaluation(conformer_run: Path, images: Path) -> Evaluation:
+    return evaluate(conformer_run, images, device="cpu", batch_size=8)
 
 
 def test_against_scikit_learn(
-    conformer_run: Path, pictures: Path, evaluation: Evaluation, probabilities: Probabilities
+    conformer_run: Path, images: Path, evaluation: Evaluation, probabilities: Probabilities
 ) -> None:
     classes = load_model(conformer_run)[1].classes
     labels, outputs = [], []
-    for path in sorted((pictures / "val").rglob("*.png")):
+    for path in sorted((images / "val").rglob("*.png")):
         labels.append(classes.index(path.parent.name))
         outputs.append(probabilities(conformer_run, Image.open(path).convert("RGB")))
     everything = range(len(classes))
@@ -89,16 +89,16 @@ def test_json(evaluation: Evaluation) -> None:
 
 
 def test_batches_and_workers_change_nothing(
-    conformer_run: Path, pictures: Path, evaluation: Evaluation
+    conformer_run: Path, images: Path, evaluation: Evaluation
 ) -> None:
-    again = evaluate(conformer_run, pictures, device="cpu", batch_size=25, workers=1)
+    again = evaluate(conformer_run, images, device="cpu", batch_size=25, workers=1)
     assert again.confusion == evaluation.confusion
     assert again.loss == pytest.approx(evaluation.loss, rel=1e-5)
 
 
 def test_split_is_what_is_measured(resnet_run: Path, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "val", {"ant": 2, "bee": 3})
-    write_pictures(tmp_path / "train", {"ant": 4, "bee": 1})
+    write_images(tmp_path / "val", {"ant": 2, "bee": 3})
+    write_images(tmp_path / "train", {"ant": 4, "bee": 1})
     rows = [sum(row) for row in evaluate(resnet_run, tmp_path, device="cpu").confusion]
     assert rows == [2, 3, 0, 0]
     rows = [sum(row) for row in evaluate(resnet_run, tmp_path, device="cpu", split="train").confusion]
@@ -107,18 +107,18 @@ def test_split_is_what_is_measured(resnet_run: Path, tmp_path: Path) -> None:
 
 
 def test_single_headed_model_with_fewer_than_five_classes(resnet_run: Path, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "val", {"ant": 2, "bee": 3})
+    write_images(tmp_path / "val", {"ant": 2, "bee": 3})
     result = evaluate(resnet_run, tmp_path, device="cpu")
     assert list(result.top1) == list(result.loss) == ["fused"]
     assert result.top5 is None
     assert json.loads(result.to_json())["top5"] is None
 
 
-def test_pictures_held_out_in_training_are_the_ones_measured(
+def test_images_held_out_in_training_are_the_ones_measured(
     resnet_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A source without a split of its own is split as the run's config says."""
-    data = write_pictures(tmp_path / "data", {"ant": 20, "bee": 20})
+    data = write_images(tmp_path / "data", {"ant": 20, "bee": 20})
     run = tmp_path / "run"
     run.mkdir()
     (run / "best.safetensors").write_bytes((resnet_run / "best.safetensors").read_bytes())
@@ -151,9 +151,9 @@ def test_pictures_held_out_in_training_are_the_ones_measured(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_pictures_are_named_and_left_out(resnet_run: Path, tmp_path: Path, workers: int) -> None:
-    write_pictures(tmp_path / "whole" / "val", {"ant": 2, "bee": 3})
-    write_pictures(tmp_path / "torn" / "val", {"ant": 2, "bee": 3})
+def test_broken_images_are_named_and_left_out(resnet_run: Path, tmp_path: Path, workers: int) -> None:
+    write_images(tmp_path / "whole" / "val", {"ant": 2, "bee": 3})
+    write_images(tmp_path / "torn" / "val", {"ant": 2, "bee": 3})
     for root in (tmp_path / "whole" / "val", tmp_path / "torn" / "val"):
         (root / "bee" / "1.png").unlink()
     (tmp_path / "torn" / "val" / "bee" / "1.png").write_bytes(b"\x89PNG broken")
@@ -170,16 +170,16 @@ def test_broken_pictures_are_named_and_left_out(resnet_run: Path, tmp_path: Path
     assert json.loads(result.to_json())["broken"] == [line]
 
 
-def test_no_picture_can_be_read(resnet_run: Path, tmp_path: Path) -> None:
+def test_no_image_can_be_read(resnet_run: Path, tmp_path: Path) -> None:
     for name in ("ant", "bee"):
         (tmp_path / "val" / name).mkdir(parents=True)
         (tmp_path / "val" / name / "1.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"none of the 2 pictures can be read; the first: .*ant.1\.png"):
+    with pytest.raises(UserError, match=r"none of the 2 images can be read; the first: .*ant.1\.png"):
         evaluate(resnet_run, tmp_path, device="cpu")
 
 
-def test_excluded_pictures_are_left_out(resnet_run: Path, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "data" / "val", {"ant": 2, "bee": 3})
+def test_excluded_images_are_left_out(resnet_run: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "data" / "val", {"ant": 2, "bee": 3})
     (tmp_path / "list.txt").write_text(f"{tmp_path / 'data' / 'val' / 'bee' / '1.png'}\n")
     result = evaluate(resnet_run, tmp_path / "data", device="cpu", exclude=tmp_path / "list.txt")
     assert [sum(row) for row in result.confusion] == [2, 2, 0, 0]
@@ -188,25 +188,25 @@ def test_excluded_pictures_are_left_out(resnet_run: Path, tmp_path: Path) -> Non
 
 
 def test_temperature_changes_nll_and_ece_alone(
-    conformer_run: Path, pictures: Path, evaluation: Evaluation, tmp_path: Path
+    conformer_run: Path, images: Path, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     scaled = tmp_path / "scaled.safetensors"
     scaled.write_bytes((conformer_run / "best.safetensors").read_bytes())
     save_temperature(scaled, 4.0)
-    result = evaluate(scaled, pictures, device="cpu", batch_size=8)
+    result = evaluate(scaled, images, device="cpu", batch_size=8)
     assert evaluation.nll == pytest.approx(evaluation.loss["fused"], rel=1e-6)
     assert (result.top1, result.confusion) == (evaluation.top1, evaluation.confusion)
     assert result.loss == pytest.approx(evaluation.loss)
 
-    model, card = load_model(conformer_run)
-    transform, logits, labels = eval_transform(card), [], []
-    for path in sorted((pictures / "val").rglob("*.png")):
+    model, spec = load_model(conformer_run)
+    transform, logits, labels = eval_transform(spec), [], []
+    for path in sorted((images / "val").rglob("*.png")):
         with torch.inference_mode():
             logits.append(model(transform(Image.open(path).convert("RGB"))[None])[0])
-        labels.append(card.classes.index(path.parent.name))
+        labels.append(spec.classes.index(path.parent.name))
     for measured, temperature in ((evaluation, 1.0), (result, 4.0)):
         p = (torch.stack(logits) / temperature).softmax(dim=1).numpy()
-        assert measured.nll == pytest.approx(log_loss(labels, p, labels=range(len(card.classes))), rel=1e-4)
+        assert measured.nll == pytest.approx(log_loss(labels, p, labels=range(len(spec.classes))), rel=1e-4)
         assert measured.ece == pytest.approx(by_hand(p, np.array(labels)), abs=1e-4)
     assert result.ece != pytest.approx(evaluation.ece, abs=1e-3)
 
@@ -219,10 +219,10 @@ def by_hand(p: np.ndarray, labels: np.ndarray) -> float:
 
 
 def test_bad_arguments(resnet_run: Path, tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "data", {"ant": 2, "whale": 2})
+    data = write_images(tmp_path / "data", {"ant": 2, "whale": 2})
     with pytest.raises(UserError, match="whale"):
         evaluate(resnet_run, data, device="cpu", val_fraction=0.5)
-    known = write_pictures(tmp_path / "known", {"ant": 2, "bee": 2})
+    known = write_images(tmp_path / "known", {"ant": 2, "bee": 2})
     with pytest.raises(UserError, match="batch_size 0"):
         evaluate(resnet_run, known, batch_size=0, device="cpu")
     with pytest.raises(UserError, match="workers -1"):
@@ -234,16 +234,16 @@ def test_bad_arguments(resnet_run: Path, tmp_path: Path) -> None:
 
 
 def test_output_that_is_not_finite(resnet_run: Path, tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "data", {"ant": 2, "bee": 2})
-    model, card = load_model(resnet_run)
+    data = write_images(tmp_path / "data", {"ant": 2, "bee": 2})
+    model, spec = load_model(resnet_run)
     torch.nn.init.constant_(model.fc.bias, float("inf"))
-    save_model(model, card, tmp_path / "m.safetensors")
+    save_model(model, spec, tmp_path / "m.safetensors")
     with pytest.raises(UserError, match="not finite"):
         evaluate(tmp_path / "m.safetensors", data, device="cpu", val_fraction=0.5)
 
 
 def test_confusion_matrix_is_written(resnet_run: Path, tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "data" / "val", {"ant": 2, "bee": 3}).parent
+    data = write_images(tmp_path / "data" / "val", {"ant": 2, "bee": 3}).parent
     evaluate(resnet_run, data, device="cpu", confusion_matrix=tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as image:
         assert image.format == "PNG"

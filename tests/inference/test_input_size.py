@@ -1,4 +1,4 @@
-"""Another input size than the model's own: as of a model whose card says so."""
+"""Another input size than the model's own: as of a model whose spec says so."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +11,13 @@ from PIL import Image
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Predictor, evaluate
 from conformer_vision.inference.runtime import TrainedModel
-from conformer_vision.models.saved import ModelCard, load_model, save_model
+from conformer_vision.models.saved import ModelSpec, load_model, save_model
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four of the model's seven classes, twelve pictures each."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four of the model's seven classes, twelve images each."""
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for name in ("ant", "bee", "dog", "fox"):
         (root / name).mkdir()
@@ -29,20 +29,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("given", "shape"), [(48, (48, 48)), ((40, 56), (40, 56))])
 def test_input_size(
-    conformer_run: Path, pictures: Path, tmp_path: Path, given: int | tuple[int, int], shape: tuple[int, int]
+    conformer_run: Path, images: Path, tmp_path: Path, given: int | tuple[int, int], shape: tuple[int, int]
 ) -> None:
-    model, card = load_model(conformer_run)
+    model, spec = load_model(conformer_run)
     other = tmp_path / "other.safetensors"
-    save_model(model, replace(card, input_size=(3, *shape)), other)
-    found = evaluate(conformer_run, pictures, split="all", device="cpu", input_size=given)
-    expected = evaluate(other, pictures, split="all", device="cpu")
+    save_model(model, replace(spec, input_size=(3, *shape)), other)
+    found = evaluate(conformer_run, images, split="all", device="cpu", input_size=given)
+    expected = evaluate(other, images, split="all", device="cpu")
     assert found.confusion == expected.confusion
     assert found.nll == pytest.approx(expected.nll)
-    own = evaluate(conformer_run, pictures, split="all", device="cpu")
+    own = evaluate(conformer_run, images, split="all", device="cpu")
     assert own.nll != pytest.approx(expected.nll)
-    picture = pictures / "ant" / "0.png"
-    (answer,) = Predictor(conformer_run, device="cpu", input_size=given)(picture)
-    (same,) = Predictor(other, device="cpu")(picture)
+    image = images / "ant" / "0.png"
+    (answer,) = Predictor(conformer_run, device="cpu", input_size=given)(image)
+    (same,) = Predictor(other, device="cpu")(image)
     assert answer.probabilities == pytest.approx(same.probabilities)
 
 
@@ -52,8 +52,8 @@ def test_sizes_that_cannot_be(conformer_run: Path, tmp_path: Path) -> None:
             TrainedModel(conformer_run, device="cpu", input_size=size)
     fixed = tmp_path / "fixed.safetensors"
     small = {"embed_dim": 16, "depth": 1, "num_heads": 1, "img_size": [64, 64]}
-    card = ModelCard("vit_tiny_patch16_224", small, ("a", "b"), (3, 64, 64))
-    save_model(timm.create_model(card.model, num_classes=2, **small), card, fixed)
+    spec = ModelSpec("vit_tiny_patch16_224", small, ("a", "b"), (3, 64, 64))
+    save_model(timm.create_model(spec.model, num_classes=2, **small), spec, fixed)
     message = r"input_size 96x96: vit_tiny_patch16_224 cannot take it \(.+\); its own size is 64x64"
     with pytest.raises(UserError, match=message):
         TrainedModel(fixed, device="cpu", input_size=96)

@@ -1,4 +1,4 @@
-"""What is predicted for files, folders, bytes and PIL pictures, whole and broken."""
+"""What is predicted for files, folders, bytes and PIL images, whole and broken."""
 
 import io
 import json
@@ -85,7 +85,7 @@ FORMATS = {
 @pytest.mark.parametrize("kind", FORMATS)
 def test_lossless_formats(fast: Predictor, colours: Image.Image, tmp_path: Path, kind: str) -> None:
     name, options = FORMATS[kind]
-    path = tmp_path / f"picture.{kind}"
+    path = tmp_path / f"image.{kind}"
     path.write_bytes(encoded(colours, name, **options))
     for answer in fast([path, str(path), path.read_bytes()]):
         assert close(answer, fast([colours])[0]), answer
@@ -114,7 +114,7 @@ def test_gif_palette_alpha_grey_and_16_bit(fast: Predictor, colours: Image.Image
     assert close(fast([encoded(grey, "PNG")])[0], shown)
     assert close(fast([encoded(deep, "PNG")])[0], shown, 1e-3)
     assert close(fast([encoded(deep, "TIFF")])[0], shown, 1e-3)
-    # PIL pictures get the same treatment as files.
+    # PIL images get the same treatment as files.
     assert close(fast([opaque])[0], fast([colours])[0])
     assert close(fast([deep])[0], shown, 1e-3)
     assert not close(fast([other])[0], fast([colours])[0])
@@ -149,7 +149,7 @@ def test_broken_ones_are_named_and_the_others_answered(
         "empty.png": b"",
         "cut.jpg": data[: len(data) // 2],
         "b.png": encoded(colours, "PNG"),
-        "text.jpg": b"this is no picture\n",
+        "text.jpg": b"this is no image\n",
         "ünïcode 犬 %s.png": encoded(colours, "PNG"),
     }
     for name, content in contents.items():
@@ -157,7 +157,7 @@ def test_broken_ones_are_named_and_the_others_answered(
     paths = [tmp_path / name for name in contents]
     paths.insert(1, tmp_path / "missing.png")
     answers = predictor([*paths, paths[0], b"junk"])
-    assert [a.name for a in answers] == [*map(str, paths), str(paths[0]), "picture 9"]
+    assert [a.name for a in answers] == [*map(str, paths), str(paths[0]), "image 9"]
     good = [paths[0], tmp_path / "b.png", tmp_path / "ünïcode 犬 %s.png"]
     for answer in answers:
         if answer.name in map(str, good):
@@ -190,12 +190,12 @@ def test_folder(fast: Predictor, colours: Image.Image, tmp_path: Path) -> None:
     assert not [a.error for a in answers if a.error]
 
 
-def test_folder_without_pictures(fast: Predictor, colours: Image.Image, tmp_path: Path) -> None:
+def test_folder_without_images(fast: Predictor, colours: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    (tmp_path / "readme.txt").write_text("no pictures")
-    with pytest.raises(UserError, match="holds no pictures"):
+    (tmp_path / "readme.txt").write_text("no images")
+    with pytest.raises(UserError, match="holds no images"):
         fast.predict([colours, tmp_path])  # at once
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         list(fast.predict(iter([tmp_path])))
 
 
@@ -210,14 +210,14 @@ def test_one_path_needs_no_list(fast: Predictor, colours: Image.Image, tmp_path:
         assert close(fast(one)[0], fast([colours])[0])
 
 
-def test_names_of_pictures_without_a_file(fast: Predictor, colours: Image.Image, tmp_path: Path) -> None:
+def test_names_of_images_without_a_file(fast: Predictor, colours: Image.Image, tmp_path: Path) -> None:
     colours.save(tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as image:
         answers = fast([colours, image, encoded(colours, "BMP")])
-    assert [a.name for a in answers] == ["picture 1", str(tmp_path / "one.png"), "picture 3"]
+    assert [a.name for a in answers] == ["image 1", str(tmp_path / "one.png"), "image 3"]
 
 
-def test_what_is_no_picture(fast: Predictor) -> None:
+def test_what_is_no_image(fast: Predictor) -> None:
     with pytest.raises(UserError, match="input 1 is of type int"):
         fast([7])  # type: ignore[list-item]
     assert fast([]) == []
@@ -234,21 +234,21 @@ def test_stream_reads_no_more_than_two_batches_ahead(fast: Predictor, colours: I
 
     answers = fast.predict(endless())
     for seen in range(1, 8):
-        assert next(answers).name == f"picture {seen}"
+        assert next(answers).name == f"image {seen}"
         assert taken <= seen + 2 * 3
     answers.close()
 
 
 def test_batch_size_changes_nothing(conformer_run: Path, predictor: Predictor, colours: Image.Image) -> None:
-    pictures = [colours.rotate(30 * i) for i in range(5)]
-    alone = Predictor(conformer_run, device="cpu", batch_size=1)(pictures)
-    together = predictor(pictures)
+    images = [colours.rotate(30 * i) for i in range(5)]
+    alone = Predictor(conformer_run, device="cpu", batch_size=1)(images)
+    together = predictor(images)
     assert all(close(a, b) for a, b in zip(alone, together, strict=True))
     assert len({a.probabilities for a in alone}) == 5
 
 
-def test_changed_picture_object(fast: Predictor, colours: Image.Image) -> None:
-    """A caller may draw the next picture into the same object."""
+def test_changed_image_object(fast: Predictor, colours: Image.Image) -> None:
+    """A caller may draw the next image into the same object."""
 
     def frames() -> Iterator[Image.Image]:
         canvas = Image.new("RGB", colours.size)
@@ -261,9 +261,9 @@ def test_changed_picture_object(fast: Predictor, colours: Image.Image) -> None:
 
 
 def test_output_that_is_not_finite(resnet_run: Path, tmp_path: Path, colours: Image.Image) -> None:
-    model, card = load_model(resnet_run)
+    model, spec = load_model(resnet_run)
     torch.nn.init.constant_(model.fc.bias, float("nan"))
-    save_model(model, card, tmp_path / "m.safetensors")
+    save_model(model, spec, tmp_path / "m.safetensors")
     (answer,) = Predictor(tmp_path / "m.safetensors", device="cpu")([colours])
     assert answer.error is not None and "not finite" in answer.error
 
@@ -283,7 +283,7 @@ def test_bad_arguments(resnet_run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
-def test_every_mode_of_pil_pictures(fast: Predictor, colours: Image.Image, mode: str) -> None:
+def test_every_mode_of_pil_images(fast: Predictor, colours: Image.Image, mode: str) -> None:
     through = {"PA": "P", "RGBa": "RGBA", "HSV": "RGB"}.get(mode)
     image = (colours.convert(through) if through else colours).convert(mode)
     (answer,) = fast([image])
@@ -292,7 +292,7 @@ def test_every_mode_of_pil_pictures(fast: Predictor, colours: Image.Image, mode:
 
 
 @pytest.mark.parametrize("mode", ["I", "F", "I;16"])
-def test_deep_pil_pictures_are_read_as_their_files(
+def test_deep_pil_images_are_read_as_their_files(
     fast: Predictor, colours: Image.Image, tmp_path: Path, mode: str
 ) -> None:
     values = np.asarray(colours.convert("L")).astype(
@@ -306,12 +306,12 @@ def test_deep_pil_pictures_are_read_as_their_files(
     assert close(shown, fast([colours.convert("L")])[0], 1e-3)
 
 
-def test_pil_picture_that_breaks_while_it_is_read(fast: Predictor, colours: Image.Image) -> None:
+def test_pil_image_that_breaks_while_it_is_read(fast: Predictor, colours: Image.Image) -> None:
     data = encoded(colours, "PNG")
     broken = Image.open(io.BytesIO(data[: len(data) * 2 // 3]))
     answers = fast([colours, broken, colours])
     assert [a.error is None for a in answers] == [True, False, True]
-    assert answers[1].error is not None and answers[1].error.startswith("picture 2: ")
+    assert answers[1].error is not None and answers[1].error.startswith("image 2: ")
 
 
 def test_temperature_scales_the_prediction_and_no_branch(

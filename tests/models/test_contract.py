@@ -34,7 +34,7 @@ def small(**options: object) -> Conformer:
     return model.eval()
 
 
-def pictures(*size: int) -> Tensor:
+def images(*size: int) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(1))
 
 
@@ -68,26 +68,26 @@ def test_any_size_on_meta(name: str) -> None:
         assert logits.shape == (2, 7)
 
 
-def test_small_picture_forms_keep_64_tokens() -> None:
+def test_small_image_forms_keep_64_tokens() -> None:
     for name, size in (("conformer_nano_patch4_32", 32), ("conformer_tiny_patch8_64", 64)):
         model = timm.create_model(name).eval()
         seen: list[Tensor] = []
         model.blocks[-1].register_forward_hook(lambda *call, seen=seen: seen.append(call[2][1]))
         with torch.no_grad():
-            model(pictures(1, 3, size, size))
+            model(images(1, 3, size, size))
         assert seen[0].shape[1] == 1 + 8 * 8
 
 
-def test_smallest_picture_in_training_mode() -> None:
+def test_smallest_image_in_training_mode() -> None:
     model = small().train()
-    assert torch.isfinite(model(pictures(2, 3, 32, 32))).all()
+    assert torch.isfinite(model(images(2, 3, 32, 32))).all()
 
 
 # ---- outputs -------------------------------------------------------------------------------------
 
 
 def test_one_tensor_unless_asked() -> None:
-    model, x = small(), pictures(2, 3, 64, 64)
+    model, x = small(), images(2, 3, 64, 64)
     with torch.no_grad():
         branches = model.forward_branches(x)
         assert isinstance(branches, BranchLogits)
@@ -104,7 +104,7 @@ def test_one_tensor_unless_asked() -> None:
 
 
 def test_forward_features_holds_both_heads_input() -> None:
-    model, x = small(), pictures(2, 3, 64, 96)
+    model, x = small(), images(2, 3, 64, 96)
     with torch.no_grad():
         features = model.forward_features(x)
         pooled = model.forward_head(features, pre_logits=True)
@@ -115,7 +115,7 @@ def test_forward_features_holds_both_heads_input() -> None:
 
 
 def test_without_classes() -> None:
-    model, x = small(), pictures(2, 3, 64, 64)
+    model, x = small(), images(2, 3, 64, 64)
     with torch.no_grad():
         pooled = model.forward_head(model.forward_features(x), pre_logits=True)
         model.reset_classifier(0)
@@ -130,7 +130,7 @@ def test_without_classes() -> None:
 
 
 def test_tokens_of_blocks() -> None:
-    model, x = small(), pictures(2, 3, 64, 64)
+    model, x = small(), images(2, 3, 64, 64)
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     for index, block in enumerate(model.blocks):
         block.register_forward_hook(lambda *call, index=index: seen.__setitem__(index, call[2]))
@@ -150,20 +150,20 @@ def test_tokens_of_blocks() -> None:
 
 
 def test_upsample_changes_the_answer() -> None:
-    x = pictures(2, 3, 64, 64)
+    x = images(2, 3, 64, 64)
     with torch.no_grad():
         assert not torch.allclose(small()(x), small(upsample="bilinear")(x))
 
 
 def test_head_fusion_sum_is_twice_the_mean() -> None:
-    x = pictures(2, 3, 64, 64)
+    x = images(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(small(head_fusion="sum")(x), 2 * small()(x))
 
 
 def test_class_token_enters_doubled_or_as_it_is() -> None:
     """What each transformer block is given, against what the block before it gave."""
-    x = pictures(2, 3, 64, 64)
+    x = images(2, 3, 64, 64)
     for doubled in (True, False):
         model = small(double_class_token=doubled)
         inputs, outputs = [], []
@@ -184,7 +184,7 @@ RATES = ["drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "con
 
 @pytest.mark.parametrize("rate", RATES)
 def test_rate_makes_training_random(rate: str) -> None:
-    x = pictures(4, 3, 64, 64)
+    x = images(4, 3, 64, 64)
     model = small(**{rate: 0.5})
     with torch.no_grad():
         torch.testing.assert_close(model(x), small()(x))  # evaluation does not change
@@ -205,7 +205,7 @@ def test_zero_init_last_starts_bottlenecks_as_shortcuts() -> None:
     model = small(zero_init_last=True)
     assert all(not block.bottleneck.bn3.weight.any() for block in model.blocks)
     assert all(bool(block.bottleneck.bn3.weight.all()) for block in small().blocks)
-    bottleneck, x = model.blocks[1].bottleneck, pictures(1, 96, 8, 8)
+    bottleneck, x = model.blocks[1].bottleneck, images(1, 96, 8, 8)
     torch.testing.assert_close(bottleneck(x)[0], x.relu())
     published = {name for name, config in VARIANTS.items() if not config.zero_init_last}
     assert published == PARAMETERS.keys()
@@ -245,12 +245,12 @@ def test_suggested_patch_size_is_possible() -> None:
 
 def test_every_parameter_learns() -> None:
     model = small().train()
-    model(pictures(2, 3, 64, 64)).square().mean().backward()
+    model(images(2, 3, 64, 64)).square().mean().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 def test_grad_checkpointing_is_exact_and_counts_batches_once() -> None:
-    plain, x = small(drop_path_rate=0.2).train(), pictures(4, 3, 64, 64)
+    plain, x = small(drop_path_rate=0.2).train(), images(4, 3, 64, 64)
     lean = copy.deepcopy(plain)
     lean.set_grad_checkpointing()
     for model in (plain, lean):
@@ -265,7 +265,7 @@ def test_grad_checkpointing_is_exact_and_counts_batches_once() -> None:
 
 
 def test_grad_checkpointing_stores_less() -> None:
-    model, x = small().train(), pictures(4, 3, 64, 64)
+    model, x = small().train(), images(4, 3, 64, 64)
 
     def stored() -> int:
         sizes: list[int] = []
@@ -332,7 +332,7 @@ def test_options_leave_names_alone() -> None:
 
 @pytest.mark.parametrize("level", range(5))
 def test_pruning_deletes_blocks_and_keeps_maps(level: int) -> None:
-    model, x = small(), pictures(2, 3, 64, 64)
+    model, x = small(), images(2, 3, 64, 64)
     with torch.no_grad():
         expected = model.forward_intermediates(x, indices=[level], intermediates_only=True)[0]
         branches = model.forward_branches(x) if level == 4 else None
@@ -352,14 +352,14 @@ def test_pruning_deletes_blocks_and_keeps_maps(level: int) -> None:
 
 
 def test_pruning_nothing_changes_nothing() -> None:
-    model, x = small(), pictures(2, 3, 64, 64)
+    model, x = small(), images(2, 3, 64, 64)
     expected = model(x)
     assert model.prune_intermediate_layers([4], prune_head=False) == [4]
     assert torch.equal(model(x), expected)
 
 
 def test_features_only_with_hooks_and_chosen_levels() -> None:
-    x = pictures(1, 3, 64, 96)
+    x = images(1, 3, 64, 96)
     getter = timm.create_model(SMALL, features_only=True, out_indices=(1, 3)).eval()
     assert [tuple(map_.shape[2:]) for map_ in getter(x)] == [(32, 48), (8, 12)]
     assert getter.feature_info.reduction() == [2, 8]
@@ -368,7 +368,7 @@ def test_features_only_with_hooks_and_chosen_levels() -> None:
 
 
 def test_attention_maps_from_the_plain_path() -> None:
-    model, x = small(), pictures(2, 3, 64, 64)
+    model, x = small(), images(2, 3, 64, 64)
     with torch.no_grad():
         fused = model(x)
         model.set_fused_attention(False)
@@ -387,7 +387,7 @@ SHALLOW = {"depths": (2, 1, 2)}  # compilers take time for every block; these ar
 
 
 def test_torch_compile_without_graph_breaks() -> None:
-    model, x = small(**SHALLOW), pictures(2, 3, 64, 64)
+    model, x = small(**SHALLOW), images(2, 3, 64, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
@@ -397,7 +397,7 @@ def test_torch_compile_without_graph_breaks() -> None:
 
 
 def test_torch_compile_with_grad_checkpointing() -> None:
-    model, x = small(**SHALLOW).train(), pictures(2, 3, 64, 64)
+    model, x = small(**SHALLOW).train(), images(2, 3, 64, 64)
     expected = copy.deepcopy(model)
     expected(x).sum().backward()
     model.set_grad_checkpointing()
@@ -417,12 +417,12 @@ def test_torch_export_with_dynamic_batch_and_size(name: str) -> None:
     model = timm.create_model(name, num_classes=5, **SHALLOW).eval()
     dynamic = torch.export.Dim.DYNAMIC
     exported = torch.export.export(
-        model, (pictures(2, 3, 64, 96),), dynamic_shapes={"x": {0: dynamic, 2: dynamic, 3: dynamic}}
+        model, (images(2, 3, 64, 96),), dynamic_shapes={"x": {0: dynamic, 2: dynamic, 3: dynamic}}
     ).module()
     # torch.export takes sizes of 1 for constants: the last map has to have two cells each way.
     smallest = model.feature_info[-1]["reduction"] + 1
     for size in [(1, 3, smallest, smallest), (3, 3, 37, 79), (2, 3, 96, 64)]:
-        x = pictures(*size)
+        x = images(*size)
         with torch.no_grad():
             torch.testing.assert_close(exported(x), model(x))
 
@@ -438,13 +438,13 @@ def test_torchscript_survives_saving(pruned: bool) -> None:
     buffer.seek(0)
     loaded = torch.jit.load(buffer)
     for size in [(1, 3, 64, 64), (2, 3, 33, 79)]:
-        x = pictures(*size)
+        x = images(*size)
         with torch.no_grad():
             torch.testing.assert_close(loaded(x), model(x))
 
 
 def test_fx_is_bit_equal() -> None:
-    model, x = small(), pictures(2, 3, 64, 64)
+    model, x = small(), images(2, 3, 64, 64)
     with torch.no_grad():
         traced = torch.fx.symbolic_trace(model)
         assert torch.equal(traced(x), model(x))
@@ -455,19 +455,19 @@ def test_fx_is_bit_equal() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_dtype(dtype: torch.dtype) -> None:
-    assert small().to(dtype)(pictures(1, 3, 64, 64).to(dtype)).dtype == dtype
+    assert small().to(dtype)(images(1, 3, 64, 64).to(dtype)).dtype == dtype
 
 
 def test_autocast_training_step() -> None:
     model = small().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(pictures(2, 3, 64, 64)).float().square().mean()
+        loss = model(images(2, 3, 64, 64)).float().square().mean()
     loss.backward()
     assert torch.isfinite(model.stem.conv.weight.grad).all()
 
 
 def test_copies_and_pickles() -> None:
-    model, x = small(), pictures(1, 3, 64, 64)
+    model, x = small(), images(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(model)(x), model(x))
         assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))

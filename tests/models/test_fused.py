@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from conformer_vision import VARIANTS, Conformer
 from conformer_vision.benchmark.pairs import build_pair
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelCard, load_model, save_model
+from conformer_vision.models.saved import ModelSpec, load_model, save_model
 
 NANO = [name for name in VARIANTS if "nano" in name]
 CLASSES = ("a", "b", "c", "d", "e")
@@ -176,27 +176,27 @@ def test_scripted() -> None:
 @pytest.mark.parametrize("name", ["conformer_nano_patch8_64", "conformer_tiny_patch16_224"])
 def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model = trained(name, num_classes=5)
-    card = ModelCard(name, classes=CLASSES, temperature=1.5)
+    spec = ModelSpec(name, classes=CLASSES, temperature=1.5)
     path = tmp_path / "fused.safetensors"
-    save_model(model.fuse(), card, path)
+    save_model(model.fuse(), spec, path)
     loaded, found = load_model(path)
     assert isinstance(loaded, Conformer) and loaded.fused
-    assert found == replace(card, fused=True)
+    assert found == replace(spec, fused=True)
     assert found.temperature == 1.5
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded(images), model.fuse()(images))
-    save_model(model, found, path)  # the card follows the model
+    save_model(model, found, path)  # the spec follows the model
     assert not load_model(path)[1].fused
 
 
-def test_a_card_that_does_not_fit(tmp_path: Path) -> None:
+def test_a_spec_that_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     other = timm.create_model("test_resnet", num_classes=5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("conformer_vision.models.saved.replace", lambda card, **_: card)
-        save_model(other, ModelCard("test_resnet", classes=CLASSES, fused=True), path)
+        patch.setattr("conformer_vision.models.saved.replace", lambda spec, **_: spec)
+        save_model(other, ModelSpec("test_resnet", classes=CLASSES, fused=True), path)
     with pytest.raises(UserError, match="is no Conformer"):
         load_model(path)
     with pytest.raises(UserError, match="fused must be true or false"):
-        ModelCard("test_resnet", classes=CLASSES, fused="yes")  # type: ignore[arg-type]
+        ModelSpec("test_resnet", classes=CLASSES, fused="yes")  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def test_a_quarter_less_memory_than_the_plain_formulation(name: str) -> None:
 
 
 def peak_bytes(model: nn.Module, images: Tensor) -> int:
-    """Memory that torch has allocated at most during a step, weights and pictures left out."""
+    """Memory that torch has allocated at most during a step, weights and images left out."""
     call = getattr(model, "forward_branches", model)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         conv, trans = call(images)
@@ -162,10 +162,10 @@ def test_functional_transforms() -> None:
         return value
 
     images = torch.randn(2, 3, 64, 64)
-    per_picture = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)
+    per_image = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)
     loss(weights, images[1]).backward()
     name = "stem.conv.weight"
-    torch.testing.assert_close(per_picture[name][1], weights[name].grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(per_image[name][1], weights[name].grad, rtol=1e-3, atol=1e-4)
 
 
 def test_where_everything_is_kept() -> None:

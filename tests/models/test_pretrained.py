@@ -213,10 +213,10 @@ def test_another_number_of_classes(
     assert five.conv_head.bias.count_nonzero() == 0
 
 
-def test_grey_pictures(server: Server, cache: Path, weights: dict[str, Tensor], body: bytes) -> None:
+def test_grey_images(server: Server, cache: Path, weights: dict[str, Tensor], body: bytes) -> None:
     model = pretrained(server.add(body), in_chans=1)
     assert_same(model, weights, but=("stem.conv",))
-    summed = weights["stem.conv.weight"].sum(1, keepdim=True)  # a grey picture as three equal channels
+    summed = weights["stem.conv.weight"].sum(1, keepdim=True)  # a grey image as three equal channels
     torch.testing.assert_close(model.stem.conv.weight.detach(), summed)
 
 

@@ -18,9 +18,9 @@ from conformer_vision.errors import UserError
 from conformer_vision.models import ConformerConfig, variants
 from conformer_vision.models.checkpoints import to_openmmlab
 from conformer_vision.models.published import is_published, load_published
-from conformer_vision.models.saved import METADATA_KEY, ModelCard
+from conformer_vision.models.saved import METADATA_KEY, ModelSpec
 from conformer_vision.models.variants import SHIPPED
-from take_pictures import take_pictures
+from take_images import take_images
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = "conformer_tiny_patch16_224"
@@ -38,23 +38,23 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def shipped_card() -> ModelCard:
+def shipped_spec() -> ModelSpec:
     with safe_open(timm.get_pretrained_cfg(SHIPPED).file, framework="pt") as file:
-        return ModelCard.from_json(file.metadata()[METADATA_KEY])
+        return ModelSpec.from_json(file.metadata()[METADATA_KEY])
 
 
 @pytest.mark.usefixtures("offline")
 def test_what_ships_loads_without_a_network() -> None:
-    """By timm and with its card: the same network, whose preprocessing timm knows too."""
-    model, card = load_published(SHIPPED)
+    """By timm and with its spec: the same network, whose preprocessing timm knows too."""
+    model, spec = load_published(SHIPPED)
     by_timm = timm.create_model(SHIPPED, pretrained=True).eval()
     assert timm.create_model(SHIPPED.partition(".")[0], pretrained=True).pretrained_cfg["tag"]
-    x = torch.randn(2, *card.input_size)
+    x = torch.randn(2, *spec.input_size)
     with torch.no_grad():
         torch.testing.assert_close(model(x), by_timm(x))
     data = timm.data.resolve_model_data_config(by_timm, use_test_size=True)
-    assert {name: data[name] for name in card.preprocessing} == card.preprocessing
-    assert card.num_classes == by_timm.num_classes == len(card.descriptions)
+    assert {name: data[name] for name in spec.preprocessing} == spec.preprocessing
+    assert spec.num_classes == by_timm.num_classes == len(spec.descriptions)
     assert sum(parameter.numel() for parameter in model.parameters()) <= 8e6
     assert Path(timm.get_pretrained_cfg(SHIPPED).file).stat().st_size <= 17e6
 
@@ -74,12 +74,12 @@ def test_what_ships_begins_a_training_of_other_classes() -> None:
     )
 
 
-def test_what_ships_is_as_good_as_its_card_says(shared_dir: Path, tmp_path: Path) -> None:
-    """On the pictures that its accuracy was measured on, none of which it was trained on."""
+def test_what_ships_is_as_good_as_its_spec_says(shared_dir: Path, tmp_path: Path) -> None:
+    """On the images that its accuracy was measured on, none of which it was trained on."""
     test = tmp_path / "tiny20-val.parquet"
     classes = (BENCHMARKS / "tiny_imagenet_20.txt").read_text(encoding="utf-8").splitlines()
     source = shared_dir / "data" / "tiny-imagenet-200" / "val.parquet"
-    assert take_pictures(str(source), test, classes=classes) == 1000
+    assert take_images(str(source), test, classes=classes) == 1000
     measured = evaluate(SHIPPED, test, split="all", device="cpu")
     stored = BENCHMARKS / "results" / "shipped--conformer-nano-patch8-64--0.json"
     stated = json.loads(stored.read_text(encoding="utf-8"))["top1"]
@@ -117,8 +117,8 @@ def imagenet_val(tmp_path: Path) -> Path:
     for wnid in WNIDS:
         (tmp_path / "imagenet" / "val" / wnid).mkdir(parents=True)
         for number in range(3):
-            picture = Image.fromarray(rng.integers(0, 256, (90 + number, 120, 3), dtype=np.uint8))
-            picture.save(tmp_path / "imagenet" / "val" / wnid / f"ILSVRC2012_val_{number:08}.JPEG")
+            image = Image.fromarray(rng.integers(0, 256, (90 + number, 120, 3), dtype=np.uint8))
+            image.save(tmp_path / "imagenet" / "val" / wnid / f"ILSVRC2012_val_{number:08}.JPEG")
     return tmp_path / "imagenet" / "val"
 
 
@@ -137,18 +137,18 @@ def test_imagenet_weights_are_measured_on_imagenet(
     losses = []
     for wnid, number in zip(WNIDS, (0, 281, 517), strict=True):
         for path in sorted((imagenet_val / wnid).iterdir()):
-            with torch.no_grad(), Image.open(path) as picture:
-                logits = model(transform(picture.convert("RGB"))[None])[0]
+            with torch.no_grad(), Image.open(path) as image:
+                logits = model(transform(image.convert("RGB"))[None])[0]
             losses.append(float(-logits.log_softmax(0)[number]))
     assert measured["loss"]["fused"] == pytest.approx(sum(losses) / 9, rel=1e-4)
 
 
 def test_imagenet_classes_have_english_names(published: Path) -> None:
-    _, card = load_published(TINY)
-    assert card.classes[281] == "n02123045"
-    assert card.labels[281].startswith("tabby")
-    assert card.labels[517] == "crane (n03126707)"
-    assert len(set(card.labels)) == 1000
+    _, spec = load_published(TINY)
+    assert spec.classes[281] == "n02123045"
+    assert spec.labels[281].startswith("tabby")
+    assert spec.labels[517] == "crane (n03126707)"
+    assert len(set(spec.labels)) == 1000
 
 
 def test_what_is_not_published() -> None:

@@ -171,4 +171,4 @@ def test_training_steps_side_by_side(
     assert row["ratio"] == pytest.approx(row["plain_ms"] / row["ours_ms"])
     # The optimiser's state alone is twice the 6.5 million weights, and the gradients are as many.
     assert all(row[which] > 4 * 4 * 6.5 for which in ("ours_mb", "plain_mb"))
-    assert row["gradients_apart"] < 0.1, "of the same weights and pictures"
+    assert row["gradients_apart"] < 0.1, "of the same weights and images"

@@ -12,25 +12,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import METADATA_KEY, ModelCard, load_model, save_model, save_temperature
+from conformer_vision.models.saved import METADATA_KEY, ModelSpec, load_model, save_model, save_temperature
 
-CARD = ModelCard(model="test_resnet", classes=("cat", "dog", "Ünïcode 犬"), input_size=(3, 64, 48))
+CARD = ModelSpec(model="test_resnet", classes=("cat", "dog", "Ünïcode 犬"), input_size=(3, 64, 48))
 
 
-def make_model(card: ModelCard = CARD) -> nn.Module:
+def make_model(spec: ModelSpec = CARD) -> nn.Module:
     torch.manual_seed(3)
     model = timm.create_model(
-        card.model, num_classes=card.num_classes, in_chans=card.in_chans, **card.model_kwargs
+        spec.model, num_classes=spec.num_classes, in_chans=spec.in_chans, **spec.model_kwargs
     )
-    model(torch.randn(4, *card.input_size))  # running statistics that are not the initial ones
+    model(torch.randn(4, *spec.input_size))  # running statistics that are not the initial ones
     return model.eval()
 
 
-def rewrite(path: Path, *, card: object = None, drop: str | None = None, add: dict | None = None) -> None:
-    """The same file with the card (an object or raw text) or tensors changed."""
+def rewrite(path: Path, *, spec: object = None, drop: str | None = None, add: dict | None = None) -> None:
+    """The same file with the spec (an object or raw text) or tensors changed."""
     tensors = load_file(path) | (add or {})
     tensors.pop(drop, None)
-    text = CARD.to_json() if card is None else card if isinstance(card, str) else json.dumps(card)
+    text = CARD.to_json() if spec is None else spec if isinstance(spec, str) else json.dumps(spec)
     save_file(tensors, path, metadata={METADATA_KEY: text})
 
 
@@ -63,11 +63,11 @@ def message(path: Path) -> str:
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "conformer_nano_patch16_224"])
 def test_read_is_what_was_written(tmp_path: Path, name: str) -> None:
     kwargs = {"img_size": [32, 32]} if name == "test_vit" else {"drop_rate": 0.1}
-    card = ModelCard(name, kwargs, ("a", "b"), (1, 32, 32), (0.5,), (0.25,), "bilinear", 1.0, "squash")
-    model = make_model(card)
-    save_model(model, card, tmp_path / "m.safetensors")
+    spec = ModelSpec(name, kwargs, ("a", "b"), (1, 32, 32), (0.5,), (0.25,), "bilinear", 1.0, "squash")
+    model = make_model(spec)
+    save_model(model, spec, tmp_path / "m.safetensors")
     again, read = load_model(tmp_path / "m.safetensors")
-    assert read == card
+    assert read == spec
     assert not again.training
     x = torch.randn(2, 1, 32, 32)
     assert torch.equal(again(x), model(x))
@@ -88,7 +88,7 @@ def test_shared_and_strided_tensors(tmp_path: Path) -> None:
 def test_run_folder_takes_best_then_last(
     saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rewrite(saved, card=edited(classes=["x", "y", "z"]))
+    rewrite(saved, spec=edited(classes=["x", "y", "z"]))
     assert load_model(tmp_path)[1].classes == ("x", "y", "z")
     saved.rename(tmp_path / "last.safetensors")
     assert not caplog.records
@@ -117,11 +117,11 @@ def test_truncated_anywhere(
     assert "cut.safetensors" in message(path)
 
 
-def test_no_card(saved: Path) -> None:
+def test_no_spec(saved: Path) -> None:
     save_file(load_file(saved), saved)
-    assert "no model card" in message(saved)
+    assert "no model spec" in message(saved)
     save_file(load_file(saved), saved, metadata={"format": "pt"})
-    assert "no model card" in message(saved)
+    assert "no model spec" in message(saved)
 
 
 BAD_CARDS = {
@@ -157,29 +157,29 @@ BAD_CARDS = {
 }
 
 
-@pytest.mark.parametrize("card", BAD_CARDS.values(), ids=BAD_CARDS.keys())
-def test_bad_card_is_one_line_that_names_the_file(saved: Path, card: object) -> None:
-    rewrite(saved, card=card)
+@pytest.mark.parametrize("spec", BAD_CARDS.values(), ids=BAD_CARDS.keys())
+def test_bad_spec_is_one_line_that_names_the_file(saved: Path, spec: object) -> None:
+    rewrite(saved, spec=spec)
     assert str(saved) in message(saved)
 
 
 def test_future_format_says_update(saved: Path) -> None:
-    rewrite(saved, card=edited(format=2))
+    rewrite(saved, spec=edited(format=2))
     assert "update conformer-vision" in message(saved)
 
 
 def test_unknown_model_suggests_the_nearest(saved: Path) -> None:
-    rewrite(saved, card=edited(model="test_resnett"))
+    rewrite(saved, spec=edited(model="test_resnett"))
     assert "'test_resnet'" in message(saved)
 
 
 def test_keys_of_a_later_release_are_passed_over(saved: Path) -> None:
-    rewrite(saved, card=edited(trained_epochs=3))
+    rewrite(saved, spec=edited(trained_epochs=3))
     assert load_model(saved)[1] == CARD
 
 
 def test_weights_of_another_model(saved: Path) -> None:
-    rewrite(saved, card=edited(model="test_vit", model_kwargs={"img_size": 64}))
+    rewrite(saved, spec=edited(model="test_vit", model_kwargs={"img_size": 64}))
     line = message(saved)
     assert "another model than 'test_vit'" in line and "blocks.0.attn.qkv.bias and" in line
 
@@ -221,20 +221,20 @@ def test_save_refuses_what_could_not_be_read(tmp_path: Path) -> None:
 
 def test_class_name_that_cannot_be_written() -> None:
     with pytest.raises(UserError, match=r"'b\\udce9te' is not UTF-8"):
-        ModelCard("test_resnet", classes=("ok", "b\udce9te"))
+        ModelSpec("test_resnet", classes=("ok", "b\udce9te"))
 
 
-def test_card_from_before_temperatures(saved: Path) -> None:
+def test_spec_from_before_temperatures(saved: Path) -> None:
     old = json.loads(CARD.to_json())
     del old["temperature"]
-    rewrite(saved, card=old)
+    rewrite(saved, spec=old)
     assert load_model(saved)[1] == CARD
     assert CARD.temperature == 1.0
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "2", None, True])
 def test_impossible_temperature(saved: Path, value: object) -> None:
-    rewrite(saved, card=edited(temperature=value))
+    rewrite(saved, spec=edited(temperature=value))
     assert "temperature must be a positive number" in message(saved)
     save_model(make_model(), CARD, saved)
     before = saved.read_bytes()
@@ -245,10 +245,10 @@ def test_impossible_temperature(saved: Path, value: object) -> None:
 
 def test_another_temperature_and_the_same_weights(saved: Path) -> None:
     weights = load_file(saved)
-    card = save_temperature(saved, 1.7)
-    assert load_model(saved)[1] == card
-    assert card.temperature == 1.7
-    assert json.loads(card.to_json()) == json.loads(CARD.to_json()) | {"temperature": 1.7}
+    spec = save_temperature(saved, 1.7)
+    assert load_model(saved)[1] == spec
+    assert spec.temperature == 1.7
+    assert json.loads(spec.to_json()) == json.loads(CARD.to_json()) | {"temperature": 1.7}
     again = load_file(saved)
     assert list(again) == list(weights)
     for name, tensor in weights.items():

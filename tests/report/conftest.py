@@ -10,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from conformer_vision.models.saved import ModelCard, save_model
+from conformer_vision.models.saved import ModelSpec, save_model
 from conformer_vision.training import TrainConfig
 
 CONFORMER = "conformer_nano_patch8_64"
@@ -19,8 +19,8 @@ MakeRun = Callable[..., Path]
 """(model, classes, data, **changes to the config) -> run folder."""
 
 
-def write_pictures(root: Path, counts: dict[str, int]) -> Path:
-    """A folder with a split of its own: in ``val`` so many noisy pictures of each class, in ``train`` one."""
+def write_images(root: Path, counts: dict[str, int]) -> Path:
+    """A folder with a split of its own: in ``val`` so many noisy images of each class, in ``train`` one."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for name, count in counts.items():
@@ -50,8 +50,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         for module in network.modules():
             if isinstance(module, torch.nn.Linear) and module.out_features == len(classes):
                 torch.nn.init.normal_(module.weight, std=0.3)
-        card = ModelCard(model, kwargs, tuple(classes), (3, 32, 32), crop_pct=1.0)
-        save_model(network, card, folder / "best.safetensors")
+        spec = ModelSpec(model, kwargs, tuple(classes), (3, 32, 32), crop_pct=1.0)
+        save_model(network, spec, folder / "best.safetensors")
         heads = ("conv", "trans", "fused") if model == CONFORMER else ("fused",)
         with (folder / "metrics.csv").open("w", newline="") as file:
             names = ["epoch", "step", "lr", "train_loss", "val_loss", *(f"val_top1_{h}" for h in heads)]

@@ -24,7 +24,7 @@ LABELS = torch.tensor([0, 0, 0, 0, 1, 1])
 
 
 def outcome() -> Outcome:
-    """Six pictures in two batches, the third of them broken."""
+    """Six images in two batches, the third of them broken."""
     collector = Collector()
     for start, stop, gap in ((0, 2, 0), (2, 6, 1)):
         heads = {"conv": CONV[start:stop], "trans": TRANS[start:stop], "fused": FUSED[start:stop]}
@@ -88,7 +88,7 @@ def test_classes_worst_first_and_empty_ones_last() -> None:
         (3, 7, 7, 1.0),
         (1, 0, 0, None),
     ]
-    assert [row.rival and (row.rival.predicted, row.rival.pictures) for row in rows] == [
+    assert [row.rival and (row.rival.predicted, row.rival.images) for row in rows] == [
         (0, 4),
         (1, 2),
         None,

@@ -22,7 +22,7 @@ from conformer_vision.inference import Predictor, evaluate
 from conformer_vision.models.saved import load_model, save_model
 from conformer_vision.report import build, examine, write_report
 
-from .conftest import CONFORMER, MakeRun, write_pictures
+from .conftest import CONFORMER, MakeRun, write_images
 
 VOID = {"meta", "link", "img", "br", "hr", "use"}
 HOSTILE = ('<img src=x onerror="alert(1)">', "犬 $x$ & co", "<script>alert(1)</script>", "'\"}{{ 7*7 }}")
@@ -68,7 +68,7 @@ class Page(HTMLParser):
 
 
 def check_complete(page: Page) -> None:
-    """Nothing from elsewhere, no script, no id twice, every picture and chart described."""
+    """Nothing from elsewhere, no script, no id twice, every image and chart described."""
     assert page.source.startswith("<!DOCTYPE html>")
     tags = Counter(tag for tag, _ in page.tags)
     assert not tags.keys() & {"script", "iframe", "object", "embed"}
@@ -91,15 +91,15 @@ def check_complete(page: Page) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"red": 25, "green": 20, "blue": 15, "grey": 1}
-    return write_pictures(tmp_path_factory.mktemp("report") / "pictures", counts)
+    return write_images(tmp_path_factory.mktemp("report") / "images", counts)
 
 
 @pytest.fixture(scope="module")
-def run(make_run: MakeRun, pictures: Path) -> Path:
+def run(make_run: MakeRun, images: Path) -> Path:
     folder = make_run(
-        CONFORMER, ("blue", "green", "grey", "red", "never"), pictures, seed=3, ema_decay=0.99, batch_size=32
+        CONFORMER, ("blue", "green", "grey", "red", "never"), images, seed=3, ema_decay=0.99, batch_size=32
     )
     (folder / "last.safetensors").write_bytes((folder / "best.safetensors").read_bytes())
     assert write_report(folder, device="cpu", batch_size=16) == folder / "report.html"
@@ -118,8 +118,8 @@ def test_page_is_complete_in_itself(page: Page, run: Path) -> None:
     assert "prefers-color-scheme: dark" in page.source
 
 
-def test_numbers_are_those_of_evaluate(page: Page, run: Path, pictures: Path) -> None:
-    result = evaluate(run, pictures, device="cpu")
+def test_numbers_are_those_of_evaluate(page: Page, run: Path, images: Path) -> None:
+    result = evaluate(run, images, device="cpu")
     for name, head in (
         ("Fused (the prediction)", "fused"),
         ("Convolution branch", "conv"),
@@ -128,7 +128,7 @@ def test_numbers_are_those_of_evaluate(page: Page, run: Path, pictures: Path) ->
         assert result.top5 is not None
         numbers = f"{100 * result.top1[head]:.1f} % {100 * result.top5[head]:.1f} % {result.loss[head]:.4g}"
         assert f"{name} {numbers}" in page.text
-    assert "61 validation pictures" in page.text
+    assert "61 validation images" in page.text
     assert "never – 0 0" in page.text
     matrix = [int(count or 0) for count in re.findall(r'<td[^>]*style="--a:[^"]*">(\d*)</td>', page.source)]
     assert matrix == [count for row in result.confusion for count in row]
@@ -140,10 +140,10 @@ def test_facts_of_the_run(page: Page, run: Path) -> None:
     for fact in (
         f"Parameters {parameters:,}",
         "Seed 3",
-        "3 epochs, 30 steps of 32 pictures in 0:03:03",
-        "101 pictures per second (median of the epochs, validation left out; 25.0 % of the time waiting",
+        "3 epochs, 30 steps of 32 images in 0:03:03",
+        "101 images per second (median of the epochs, validation left out; 25.0 % of the time waiting",
         "Peak memory 640 MB",
-        "; 20 MB for each of the 32 pictures of a pass",
+        "; 20 MB for each of the 32 images of a pass",
         f"torch {torch.__version__}",
     ):
         assert fact in page.text
@@ -154,12 +154,12 @@ def test_facts_of_the_run(page: Page, run: Path) -> None:
     assert words[words.index("--output") + 1] != str(run)
 
 
-def test_pictures_are_those_that_the_words_say(page: Page, run: Path, pictures: Path) -> None:
+def test_images_are_those_that_the_words_say(page: Page, run: Path, images: Path) -> None:
     findings = examine(run, device="cpu")
     assert findings.study is not None
     predictor = Predictor(run, device="cpu")
     row = findings.worst[0]
-    shown = findings.pictures[row]
+    shown = findings.images[row]
     (answer,) = predictor([shown.name])
     true = findings.evaluation.classes[int(findings.outcome.labels[row])]
     assert Path(shown.name).parent.name == true != answer.labels[0]
@@ -175,7 +175,7 @@ def test_pictures_are_those_that_the_words_say(page: Page, run: Path, pictures: 
         assert sum(difference) / len(difference) < 8
     for name, case in findings.study.cases.items():
         for row in case.rows:
-            (answer,) = predictor([findings.pictures[row].name])
+            (answer,) = predictor([findings.images[row].name])
             true = Path(answer.name).parent.name
             assert answer.conv is not None and answer.trans is not None
             right = (answer.conv.label == true, answer.trans.label == true)
@@ -190,50 +190,50 @@ def test_pictures_are_those_that_the_words_say(page: Page, run: Path, pictures: 
             )
 
 
-def test_temperature_is_stored_and_the_weights_stay(make_run: MakeRun, run: Path, pictures: Path) -> None:
+def test_temperature_is_stored_and_the_weights_stay(make_run: MakeRun, run: Path, images: Path) -> None:
     findings = examine(run, device="cpu")
     temperature = findings.calibration.temperature
     assert temperature != 1.0
     for name in ("best.safetensors", "last.safetensors"):  # last holds the same weights
         assert load_model(run / name)[1].temperature == pytest.approx(temperature)
-    fresh = make_run(CONFORMER, findings.evaluation.classes, pictures)
+    fresh = make_run(CONFORMER, findings.evaluation.classes, images)
     other = load_file(fresh / "best.safetensors")
     assert other.keys() == load_file(run / "best.safetensors").keys()
     assert all(torch.equal(t, other[n]) for n, t in load_file(run / "best.safetensors").items())
     predictor = Predictor(run, device="cpu")
-    assert evaluate(run, pictures, device="cpu").nll < findings.evaluation.loss["fused"]
+    assert evaluate(run, images, device="cpu").nll < findings.evaluation.loss["fused"]
     assert predictor.classes == findings.evaluation.classes
 
 
-def test_other_last_weights_keep_their_own_temperature(make_run: MakeRun, pictures: Path) -> None:
-    folder = make_run(CONFORMER, ("blue", "green", "grey", "red"), pictures)
-    model, card = load_model(folder)
+def test_other_last_weights_keep_their_own_temperature(make_run: MakeRun, images: Path) -> None:
+    folder = make_run(CONFORMER, ("blue", "green", "grey", "red"), images)
+    model, spec = load_model(folder)
     with torch.no_grad():
         next(model.parameters()).add_(1e-3)
-    save_model(model, card, folder / "last.safetensors")
+    save_model(model, spec, folder / "last.safetensors")
     write_report(folder, device="cpu")
     assert load_model(folder / "best.safetensors")[1].temperature != 1.0
     assert load_model(folder / "last.safetensors")[1].temperature == 1.0
 
 
-def test_hostile_names_and_ten_pictures(make_run: MakeRun, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "p", {HOSTILE[0]: 6, HOSTILE[1]: 4})
+def test_hostile_names_and_ten_images(make_run: MakeRun, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "p", {HOSTILE[0]: 6, HOSTILE[1]: 4})
     with suppress(OSError):  # not every file system takes a name that is not UTF-8
-        (pictures / "val" / HOSTILE[1] / "0.png").rename(pictures / "val" / HOSTILE[1] / "\udce9.png")
-    classes = open_source(pictures, split="val").classes
-    folder = make_run(CONFORMER, (*classes, *HOSTILE[2:]), pictures)
+        (images / "val" / HOSTILE[1] / "0.png").rename(images / "val" / HOSTILE[1] / "\udce9.png")
+    classes = open_source(images, split="val").classes
+    folder = make_run(CONFORMER, (*classes, *HOSTILE[2:]), images)
     page = Page(write_report(folder, device="cpu"))
     check_complete(page)
     for name in HOSTILE:
         assert name in page.text
     assert "7*7" in page.text and " 49 " not in page.text
-    assert "10 pictures are too few to fit a temperature" in page.text
+    assert "10 images are too few to fit a temperature" in page.text
     assert load_model(folder)[1].temperature == 1.0
 
 
 def test_one_head_and_two_classes(make_run: MakeRun, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "p", {"cat": 6, "dog": 6})
-    folder = make_run("test_resnet", ("cat", "dog"), pictures, epochs=1)
+    images = write_images(tmp_path / "p", {"cat": 6, "dog": 6})
+    folder = make_run("test_resnet", ("cat", "dog"), images, epochs=1)
     page = Page(write_report(folder, device="cpu"))
     check_complete(page)
     assert "branch" not in page.text.replace("freeze_branch", "").lower()
@@ -243,8 +243,8 @@ def test_one_head_and_two_classes(make_run: MakeRun, tmp_path: Path) -> None:
 
 def test_a_thousand_classes(make_run: MakeRun, tmp_path: Path) -> None:
     names = [f"class number {i}" for i in range(1000)]
-    pictures = write_pictures(tmp_path / "p", dict.fromkeys(names[:90], 1))
-    folder = make_run("test_resnet", names, pictures, epochs=500)
+    images = write_images(tmp_path / "p", dict.fromkeys(names[:90], 1))
+    folder = make_run("test_resnet", names, images, epochs=500)
     page = Page(write_report(folder, device="cpu"))
     check_complete(page)
     assert "matrix is not drawn here" in page.text
@@ -254,37 +254,37 @@ def test_a_thousand_classes(make_run: MakeRun, tmp_path: Path) -> None:
     assert len(page.source.encode()) < 1_000_000
 
 
-def test_broken_pictures_are_named(make_run: MakeRun, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "p", {"cat": 5, "dog": 5})
-    (pictures / "val" / "dog" / "3.png").write_bytes(b"\x89PNG broken")
-    folder = make_run(CONFORMER, ("cat", "dog"), pictures)
+def test_broken_images_are_named(make_run: MakeRun, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "p", {"cat": 5, "dog": 5})
+    (images / "val" / "dog" / "3.png").write_bytes(b"\x89PNG broken")
+    folder = make_run(CONFORMER, ("cat", "dog"), images)
     page = Page(write_report(folder, device="cpu"))
     check_complete(page)
-    assert "1 validation picture is broken and left out" in page.text
-    assert str(pictures / "val" / "dog" / "3.png") in page.text
-    assert "9 validation pictures" in page.text
+    assert "1 validation image is broken and left out" in page.text
+    assert str(images / "val" / "dog" / "3.png") in page.text
+    assert "9 validation images" in page.text
 
 
 def test_run_without_metrics_and_best_weights(make_run: MakeRun, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "p", {"cat": 5, "dog": 5})
+    images = write_images(tmp_path / "p", {"cat": 5, "dog": 5})
     folder = make_run(CONFORMER, ("cat", "dog"), tmp_path / "moved", exclude=str(tmp_path / "gone.txt"))
     (folder / "metrics.csv").unlink()
     (folder / "best.safetensors").rename(folder / "last.safetensors")
     with pytest.raises(UserError, match="moved does not exist"):
         write_report(folder, device="cpu")
     assert not (folder / "report.html").exists()
-    page = Page(write_report(folder, data=str(pictures), device="cpu"))
+    page = Page(write_report(folder, data=str(images), device="cpu"))
     check_complete(page)
     assert "no metrics.csv in the run folder" in page.text
     assert "measured is last.safetensors" in page.text
-    assert "gone.txt of pictures to leave out is gone" in page.text
-    assert f"--data {pictures}" in page.text
+    assert "gone.txt of images to leave out is gone" in page.text
+    assert f"--data {images}" in page.text
 
 
 def test_exclusions_of_the_run_hold(make_run: MakeRun, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "p", {"cat": 5, "dog": 5})
-    (tmp_path / "list.txt").write_text(f"{pictures / 'val' / 'cat' / '0.png'}\n")
-    folder = make_run(CONFORMER, ("cat", "dog"), pictures, exclude=str(tmp_path / "list.txt"))
+    images = write_images(tmp_path / "p", {"cat": 5, "dog": 5})
+    (tmp_path / "list.txt").write_text(f"{images / 'val' / 'cat' / '0.png'}\n")
+    folder = make_run(CONFORMER, ("cat", "dog"), images, exclude=str(tmp_path / "list.txt"))
     assert examine(folder, device="cpu").evaluation.samples == 9
 
 
@@ -294,11 +294,11 @@ def test_split_is_the_one_of_the_run(make_run: MakeRun) -> None:
     val = open_source("digits", split="val", folds=4, fold=1, seed=7)
     assert findings.outcome.labels.tolist() == list(val.labels)
     worst = findings.worst[0]
-    assert findings.pictures[worst].name == val.name(int(findings.outcome.indices[worst]))
+    assert findings.images[worst].name == val.name(int(findings.outcome.indices[worst]))
 
 
 class Stream(ImageStream):
-    """Coloured pictures one after the other, the fourth broken."""
+    """Coloured images one after the other, the fourth broken."""
 
     classes = ("cat", "dog")
     length = 7
@@ -307,19 +307,19 @@ class Stream(ImageStream):
         for i in range(start, 7):
             image: Image.Image | BrokenImageError = Image.new("RGB", (32, 32), (30 * i, 255 - 30 * i, 99))
             if i == 3:
-                image = BrokenImageError("shard 0, picture 3: cannot be read")
-            yield StreamedImage(f"shard 0, picture {i}", image, i % 2)
+                image = BrokenImageError("shard 0, image 3: cannot be read")
+            yield StreamedImage(f"shard 0, image {i}", image, i % 2)
 
 
-def test_pictures_of_a_stream(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_a_stream(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(CONFORMER, Stream.classes, "wds/none")
     monkeypatch.setattr(build, "open_labelled", lambda *_args, **_options: Stream())
     findings = examine(folder, device="cpu", batch_size=2)
-    assert findings.broken == ["shard 0, picture 3: cannot be read"]
+    assert findings.broken == ["shard 0, image 3: cannot be read"]
     assert findings.outcome.labels.tolist() == [0, 1, 0, 0, 1, 0]
-    for row, shown in findings.pictures.items():
+    for row, shown in findings.images.items():
         place = [0, 1, 2, 4, 5, 6][row]
-        assert shown.name == f"picture {place + 1} of the stream"
+        assert shown.name == f"image {place + 1} of the stream"
         assert shown.data is not None
         with Image.open(io.BytesIO(base64.b64decode(shown.data.split(",")[1]))) as image:
             assert image.size == (32, 32)
@@ -329,8 +329,8 @@ def test_pictures_of_a_stream(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 
 
 def test_mistakes(make_run: MakeRun, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "p", {"cat": 2, "dog": 2})
-    folder = make_run("test_resnet", ("cat", "dog"), pictures)
+    images = write_images(tmp_path / "p", {"cat": 2, "dog": 2})
+    folder = make_run("test_resnet", ("cat", "dog"), images)
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: write_report(tmp_path / "none"), "is not a run folder"),
         (lambda: write_report(tmp_path), "cannot read the recipe"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from conformer_vision.data.loader import Batch
 from conformer_vision.data.order import Share
 from conformer_vision.training import TrainConfig
-from conformer_vision.training.build import Loader, build_card, build_loaders, build_model, open_pictures
+from conformer_vision.training.build import Loader, build_loaders, build_model, build_spec, open_images
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.schedule import Clock
 
@@ -21,9 +21,9 @@ def shows(*names: str) -> Callable[[Any], Any]:
 
 
 def loaders(config: TrainConfig, share: Share = Share()) -> tuple[Loader, Loader]:  # noqa: B008
-    sources = open_pictures(config)
-    card = build_card(config, build_model(config, len(sources[0].classes)), sources[0].classes)
-    return build_loaders(config, *sources, card, share=share, device=torch.device("cpu"))
+    sources = open_images(config)
+    spec = build_spec(config, build_model(config, len(sources[0].classes)), sources[0].classes)
+    return build_loaders(config, *sources, spec, share=share, device=torch.device("cpu"))
 
 
 def first_batch(config: TrainConfig, part: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Trainings of a second: a shallow Conformer on a few coloured pictures."""
+"""Trainings of a second: a shallow Conformer on a few coloured images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +27,9 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve noisy pictures in each of three colours."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve noisy images in each of three colours."""
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         (root / name).mkdir()
@@ -40,18 +40,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(pictures: Path) -> Callable[..., TrainConfig]:
+def tiny(images: Path) -> Callable[..., TrainConfig]:
     """The configuration of a tiny training, with changes."""
 
     def make(**changes: Any) -> TrainConfig:
-        return TrainConfig(**{"data": str(pictures)} | TINY | changes)
+        return TrainConfig(**{"data": str(images)} | TINY | changes)
 
     return make
 
 
 @pytest.fixture
 def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than an epoch here; test_run.py looks at the picture."""
+    """Drawing takes longer than an epoch here; test_run.py looks at the image."""
     monkeypatch.setattr(callbacks, "draw_curves", lambda rows, path: None)
 
 

@@ -46,7 +46,7 @@ NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
         {"input_size": (32, -1)},
         *(
             {name: value}
-            for name in ("patience", "accumulate", "aug_repeats", "epoch_pictures", "nodes", "devices")
+            for name in ("patience", "accumulate", "aug_repeats", "epoch_images", "nodes", "devices")
             for value in (0, -1)
         ),
         *({name: -1} for name in ("freeze_blocks", "save_top_k", "fold")),
@@ -101,10 +101,10 @@ def test_size_of_a_square_is_one_number() -> None:
     assert TrainConfig(data="digits", input_size=(48, 64)).image_size == (48, 64)
 
 
-def test_pictures_per_step() -> None:
-    assert TrainConfig(data="digits", batch_size=48).pictures_per_step == 48
+def test_images_per_step() -> None:
+    assert TrainConfig(data="digits", batch_size=48).images_per_step == 48
     with pytest.raises(UserError, match="batch_size auto has not been decided"):
-        _ = TrainConfig(data="digits", batch_size="auto").pictures_per_step
+        _ = TrainConfig(data="digits", batch_size="auto").images_per_step
 
 
 FULL = TrainConfig(

@@ -114,15 +114,15 @@ def test_the_first_module_is_named(diverging: Callable[..., Any], name: str, bra
     assert "lower lr (to " in report["remedy"]
 
 
-def test_pictures(diverging: Callable[..., Any], pictures: Path) -> None:
+def test_images(diverging: Callable[..., Any], images: Path) -> None:
     def harm(module: ClassifierModule, batch: Any) -> None:
         batch.images[2, 0, 3, 3] = torch.nan
 
     error, report = diverging(harm)
     assert (report["what"], report["module"], report["branch"]) == ("input", "", "")
-    assert "the pictures of the batch hold values that are not finite" in str(error)
-    assert len(report["pictures"]) == 8
-    assert all(Path(name).is_file() for name in report["pictures"])
+    assert "the images of the batch hold values that are not finite" in str(error)
+    assert len(report["images"]) == 8
+    assert all(Path(name).is_file() for name in report["images"])
     assert "lr" not in report["remedy"].split()
 
 
@@ -160,7 +160,7 @@ def test_gradient_alone(diverging: Callable[..., Any]) -> None:
     assert report["module"] == "cls_token", (
         "the class token is the first parameter that the head's input needs"
     )
-    assert report["pictures"]
+    assert report["images"]
 
 
 def test_gradient_of_one_parameter(diverging: Callable[..., Any]) -> None:
@@ -219,10 +219,10 @@ def test_it_can_go_on_afterwards(
 def test_parts_of_an_accumulated_step(diverging: Callable[..., Any], tmp_path: Path) -> None:
     _, report = diverging(of_module("trans_head"), accumulate=2)
     assert report["module"] == "trans_head"
-    assert len(report["pictures"]) == 4
+    assert len(report["images"]) == 4
 
 
-def test_exit_status(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_status(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first step: there is no good state, but what was found is kept."""
     build = transforms.build_transform
 
@@ -238,7 +238,7 @@ def test_exit_status(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         status = main(
             [
                 "train",
-                f"--data={pictures}",
+                f"--data={images}",
                 "--model=conformer_nano_patch8_64",
                 "--model_kwargs.depths=[2,1,2]",
                 *("--input_size=32", "--batch_size=8", "--workers=0", "--device=cpu", f"--output={output}"),

@@ -79,7 +79,7 @@ def test_mutual_distillation() -> None:
     added = mutual(BranchLogits(conv, trans), TARGET) - plain(BranchLogits(conv, trans), TARGET)
     torch.testing.assert_close(added, 2 * apart, rtol=1e-5, atol=1e-6)
     added.backward()
-    # The gradient of KL(q || softmax(x)) by x is softmax(x) - q, over the pictures' number.
+    # The gradient of KL(q || softmax(x)) by x is softmax(x) - q, over the images' number.
     assert conv.grad is not None
     assert trans.grad is not None
     torch.testing.assert_close(conv.grad, (p - q) / len(p), rtol=1e-5, atol=1e-6)

@@ -51,15 +51,15 @@ def test_the_running_mean_of_a_constant_is_the_constant() -> None:
     assert _unbiased(given) == pytest.approx([2.0] * 29)
 
 
-def test_a_real_search_and_its_picture(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_real_search_and_its_image(tiny: Tiny, tmp_path: Path) -> None:
     found = find_lr(tiny(epochs=9, max_steps=None, lr=1e-3), steps=30)
     assert found.lrs[0] == pytest.approx(MIN_LR, rel=0.1)
     assert found.lrs == sorted(found.lrs)
     assert found.lrs[-1] <= MAX_LR * 1.01
     assert MIN_LR < found.suggestion < MAX_LR
     draw_lr(found, tmp_path / "lr.png")
-    with Image.open(tmp_path / "lr.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(tmp_path / "lr.png") as image:
+        assert min(image.size) > 300
 
 
 def test_what_cannot_be_searched(tiny: Tiny) -> None:
@@ -72,11 +72,11 @@ def test_what_cannot_be_searched(tiny: Tiny) -> None:
             find_lr(tiny(**changes), steps=steps)
 
 
-def test_the_command(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "lr.png"
     options = ["--model=conformer_nano_patch8_64", "--model_kwargs.depths=[2,1,2]", "--input_size=32"]
     options += ["--batch_size=8", "--workers=0", "--device=cpu", "--steps=30", f"--plot={plot}"]
-    assert main(["lr-find", f"--data={pictures}", *options]) == 0
+    assert main(["lr-find", f"--data={images}", *options]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("suggested: --lr ")
     assert plot.is_file()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, memory, train
 from conformer_vision.training import run as run_module
-from conformer_vision.training.build import build_card, build_model, find_batch_size
+from conformer_vision.training.build import build_model, build_spec, find_batch_size
 from conformer_vision.training.memory import largest_batch, peak_memory, training_step
 from option_tools import shows
 
@@ -21,10 +21,10 @@ MB = 2**20
 
 
 class Machine:
-    """Memory that steps of so many bytes per picture fill."""
+    """Memory that steps of so many bytes per image fill."""
 
-    def __init__(self, per_picture: float, *, total: float, base: float = 100 * MB) -> None:
-        self.per_picture = per_picture
+    def __init__(self, per_image: float, *, total: float, base: float = 100 * MB) -> None:
+        self.per_image = per_image
         self.total = total
         self.base = base
         self.used = base
@@ -32,15 +32,15 @@ class Machine:
 
     def step(self, size: int) -> None:
         self.tried.append(size)
-        need = self.base + size * self.per_picture
+        need = self.base + size * self.per_image
         assert need <= self.total, "the system would have ended the process"
         self.used = max(self.used, need)
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
-    def make(per_picture: float, *, total: float, base: float = 100 * MB) -> Machine:
-        made = Machine(per_picture, total=total, base=base)
+    def make(per_image: float, *, total: float, base: float = 100 * MB) -> Machine:
+        made = Machine(per_image, total=total, base=base)
         monkeypatch.setattr(memory, "peak_memory", lambda device: int(made.used))
         monkeypatch.setattr(memory, "_release", lambda device: None)  # collecting garbage takes time
         monkeypatch.setattr(
@@ -55,7 +55,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
     ("total", "wanted"), [(1000, 64), (1400, 64), (10_000, 512), (150, 4), (10**9, 4096)]
 )
 def test_need_is_extrapolated(machine: Callable[..., Machine], total: float, wanted: int) -> None:
-    """Of 10 MB per picture and 100 MB besides, in 85 % of what is free; no step goes beyond memory."""
+    """Of 10 MB per image and 100 MB besides, in 85 % of what is free; no step goes beyond memory."""
     made = machine(10 * MB, total=total * MB)
     assert largest_batch(made.step, CPU) == wanted
     assert made.tried == [2**k for k in range(1, wanted.bit_length())]
@@ -69,8 +69,8 @@ def test_no_more_than_there_are(machine: Callable[..., Machine]) -> None:
 
 
 @pytest.mark.timeout(10)
-def test_not_one_picture(machine: Callable[..., Machine]) -> None:
-    """More passes per step than pictures: an error, and no search without an end."""
+def test_not_one_image(machine: Callable[..., Machine]) -> None:
+    """More passes per step than images: an error, and no search without an end."""
     with pytest.raises(UserError, match="batch_size auto"):
         largest_batch(machine(1, total=10).step, CPU, most=0)
 
@@ -98,7 +98,7 @@ def test_not_even_two_fit() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(
-        UserError, match="batch_size auto: not even 2 pictures fit into the memory of cpu"
+        UserError, match="batch_size auto: not even 2 images fit into the memory of cpu"
     ) as caught:
         largest_batch(step, CPU)
     assert "grad_checkpointing" in str(caught.value)
@@ -114,7 +114,7 @@ def test_other_errors_are_not_hidden() -> None:
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 def test_step_of_the_search(precision: str) -> None:
-    """Forward and backward over so many pictures, in the run's arithmetic."""
+    """Forward and backward over so many images, in the run's arithmetic."""
     seen: list[tuple[torch.Size, torch.dtype]] = []
 
     class Two(nn.Module):
@@ -157,7 +157,7 @@ def test_batch_size_auto(
     capsys: pytest.CaptureFixture[str],
     without_curves: None,
 ) -> None:
-    """Of a machine on which 8 pictures fit; the kept recipe has the number."""
+    """Of a machine on which 8 images fit; the kept recipe has the number."""
     from conformer_vision.training import build
 
     made = machine(10 * MB, total=230 * MB)
@@ -172,14 +172,14 @@ def test_batch_size_auto(
 def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
     config = tiny(batch_size="auto")
     model = build_model(config, 3)
-    card = build_card(config, model, ("a", "b", "c"))
+    spec = build_spec(config, model, ("a", "b", "c"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert find_batch_size(config, model, card, most=4) == 4
+    assert find_batch_size(config, model, spec, most=4) == 4
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_no_more_than_the_training_pictures(
+def test_no_more_than_the_training_images(
     tiny: Tiny, machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from conformer_vision.training import build
@@ -187,8 +187,8 @@ def test_no_more_than_the_training_pictures(
     made = machine(1, total=10**12)
     monkeypatch.setattr(build, "training_step", lambda model, **_: made.step)
     config = tiny(batch_size="auto", accumulate=3)
-    train_source, _ = build.open_pictures(config)
+    train_source, _ = build.open_images(config)
     model = build_model(config, 3)
-    card = build_card(config, model, train_source.classes)
-    decided = run_module._with_batch_size(config, model, card, train_source)
-    assert decided.batch_size == 24, "of 33 pictures 11 are a third"
+    spec = build_spec(config, model, train_source.classes)
+    decided = run_module._with_batch_size(config, model, spec, train_source)
+    assert decided.batch_size == 24, "of 33 images 11 are a third"

@@ -33,14 +33,14 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return values
 
 
-def pictures(num_classes: int) -> tuple[Tensor, Tensor]:
+def make_batch(num_classes: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(6, 3, 32, 32, generator=generator), torch.arange(6) % num_classes
 
 
 def test_training_step_of_two_heads(tiny: Tiny, logged: dict[str, Any]) -> None:
     classifier = make(tiny(label_smoothing=0.0), 3).train()
-    images, target = pictures(3)
+    images, target = make_batch(3)
     loss = classifier.training_step(batch(images, target), 0)
     classifier.model.set_distilled_training(True)
     conv, trans = classifier.model(images)  # BatchNorm uses this batch's statistics, as before
@@ -54,9 +54,9 @@ def test_training_step_of_two_heads(tiny: Tiny, logged: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("num_classes", [3, 6])
 def test_validation_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_classes: int) -> None:
-    """Over an epoch of batches of different sizes, some of whose pictures do not count."""
+    """Over an epoch of batches of different sizes, some of whose images do not count."""
     classifier = make(tiny(), num_classes).eval()
-    images, target = pictures(num_classes)
+    images, target = make_batch(num_classes)
     target[4] = NOT_COUNTED
     counted = target != NOT_COUNTED
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_validation_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_classes
 
 def test_every_validation_begins_anew(tiny: Tiny, logged: dict[str, Any]) -> None:
     classifier = make(tiny(), 3).eval()
-    images, target = pictures(3)
+    images, target = make_batch(3)
     seen = []
     with torch.no_grad():
         for part in (slice(0, 2), slice(2, 6), slice(0, 2)):
@@ -94,7 +94,7 @@ def test_every_validation_begins_anew(tiny: Tiny, logged: dict[str, Any]) -> Non
 
 def test_network_with_one_head(tiny: Tiny, logged: dict[str, Any]) -> None:
     classifier = make(tiny(model="test_resnet", model_kwargs={}, label_smoothing=0.0), 3)
-    images, target = pictures(3)
+    images, target = make_batch(3)
     loss = classifier.train().training_step(batch(images, target), 0)
     torch.testing.assert_close(loss, nn.CrossEntropyLoss()(classifier.model(images), target))
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_schedule_goes_through_a_checkpoint_as_plain_numbers(tiny: Tiny) -> None
 def test_a_step_draws_from_a_seed_of_its_own(tiny: Tiny, logged: dict[str, Any]) -> None:
     """MixUp and stochastic depth are those of the epoch and the batch, whatever was drawn before."""
     classifier = make(tiny(mixup=0.5, cutmix=0.5, drop_path_rate=0.5), 3).train()
-    images, target = pictures(3)
+    images, target = make_batch(3)
 
     def loss(number: int) -> float:
         return float(classifier.training_step(batch(images.clone(), target), number).detach())
@@ -125,13 +125,13 @@ def test_a_step_draws_from_a_seed_of_its_own(tiny: Tiny, logged: dict[str, Any])
     assert [loss(number) for number in (3, 1, 0, 2)] == [first[number] for number in (3, 1, 0, 2)]
 
 
-def test_loss_that_is_not_finite_is_raised_with_its_pictures(tiny: Tiny, logged: dict[str, Any]) -> None:
+def test_loss_that_is_not_finite_is_raised_with_its_images(tiny: Tiny, logged: dict[str, Any]) -> None:
     classifier = make(tiny(), 3).train()
-    images, target = pictures(3)
+    images, target = make_batch(3)
     images[0, 0, 0, 0] = torch.nan
     with pytest.raises(NotFinite) as caught:
         classifier.training_step(batch(images, target), 0)
-    assert caught.value.pictures == list(range(6))
+    assert caught.value.indices == list(range(6))
     assert caught.value.parameter is None
-    assert not caught.value.images.isfinite().all()
+    assert not caught.value.indices.isfinite().all()
     assert logged == {}

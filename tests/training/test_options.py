@@ -19,7 +19,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.models import variants
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training import run as run_module
-from conformer_vision.training.build import build_model, open_pictures
+from conformer_vision.training.build import build_model, open_images
 from conformer_vision.training.schedule import Clock
 from option_tools import first_batch, loaders, module, rates, shows
 
@@ -32,14 +32,14 @@ Tiny = Callable[..., TrainConfig]
 
 @shows("data")
 def test_data(tiny: Tiny) -> None:
-    assert open_pictures(tiny())[0].classes == ("blue", "green", "red")
-    assert len(open_pictures(tiny(data="digits"))[0].classes) == 10
+    assert open_images(tiny())[0].classes == ("blue", "green", "red")
+    assert len(open_images(tiny(data="digits"))[0].classes) == 10
 
 
 @shows("val_fraction", "seed")
 def test_split(tiny: Tiny) -> None:
     def held_out(**changes: Any) -> set[str]:
-        source = open_pictures(tiny(**changes))[1]
+        source = open_images(tiny(**changes))[1]
         return {source.name(index) for index in range(len(source))}
 
     assert len(held_out(val_fraction=0.25)) == 9
@@ -78,7 +78,7 @@ def test_in_chans(tiny: Tiny) -> None:
 @shows("crop_pct")
 def test_crop_pct(tiny: Tiny) -> None:
     whole = first_batch(tiny(), 1).images
-    torch.testing.assert_close(whole, first_batch(tiny(crop_pct=1.0), 1).images)  # a small picture's default
+    torch.testing.assert_close(whole, first_batch(tiny(crop_pct=1.0), 1).images)  # a small image's default
     assert not torch.equal(whole, first_batch(tiny(crop_pct=0.5), 1).images)
 
 

@@ -1,4 +1,4 @@
-"""Options of the pictures: which ones, in which parts, how often."""
+"""Options of the images: which ones, in which parts, how often."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from conformer_vision.data.device_cache import DeviceLoader
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
-from conformer_vision.training.build import open_pictures
+from conformer_vision.training.build import open_images
 from option_tools import loaders, shows
 
 Tiny = Callable[..., TrainConfig]
 
 
 def names(config: TrainConfig) -> tuple[set[str], set[str]]:
-    train, val = open_pictures(config)
+    train, val = open_images(config)
     return ({train.name(i) for i in range(len(train))}, {val.name(i) for i in range(len(val))})
 
 
@@ -33,7 +33,7 @@ def labels(loader: Any) -> list[int]:
 
 @shows("folds", "fold")
 def test_folds(tiny: Tiny) -> None:
-    """Every picture is validated on once; of each class equally many."""
+    """Every image is validated on once; of each class equally many."""
     held_out: list[str] = []
     for fold in range(4):
         train, val = names(tiny(folds=4, fold=fold))
@@ -53,14 +53,14 @@ def test_data_dir(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     shards(tmp_path / "sets" / "photos")
     with pytest.raises(UserError, match="photos"):
-        open_pictures(tiny(data="wds/photos"))
-    train, val = open_pictures(tiny(data="wds/photos", data_dir=str(tmp_path / "sets")))
+        open_images(tiny(data="wds/photos"))
+    train, val = open_images(tiny(data="wds/photos", data_dir=str(tmp_path / "sets")))
     assert train.classes == val.classes == ("a", "b")
 
 
 @shows("device_cache")
 def test_device_cache(tiny: Tiny, tmp_path: Path) -> None:
-    """The pictures of every batch are decoded once, and otherwise those of a training without it."""
+    """The images of every batch are decoded once, and otherwise those of a training without it."""
     still = AugmentConfig(crop="rrc", scale=(1.0, 1.0), ratio=(10 / 9, 10 / 9), hflip=0.0)
     config = tiny(augment=still, input_size=(36, 40), crop_pct=0.5, val_fraction=0.25)
     kept = loaders(replace(config, device_cache=36))
@@ -86,7 +86,7 @@ def test_device_cache(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @shows("exclude")
-def test_exclude(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_exclude(tiny: Tiny, images: Path, tmp_path: Path) -> None:
     listed = tmp_path / "exclude.txt"
     train, val = names(tiny())
     out = {sorted(train)[0], sorted(train)[7], sorted(val)[0]}
@@ -95,8 +95,8 @@ def test_exclude(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     assert kept_train == train - out
     assert kept_val == val - out
     listed.write_text("nowhere/0.png\n")
-    with pytest.raises(UserError, match=r"exclude\.txt names pictures that the data does not have"):
-        open_pictures(tiny(exclude=str(listed)))
+    with pytest.raises(UserError, match=r"exclude\.txt names images that the data does not have"):
+        open_images(tiny(exclude=str(listed)))
 
 
 @shows("sampling")
@@ -129,7 +129,7 @@ def test_aug_repeats(tiny: Tiny) -> None:
 
 
 def shards(root: Path, *, broken: bool = False) -> str:
-    """24 pictures of two classes in two tar files; the stream does not know how many."""
+    """24 images of two classes in two tar files; the stream does not know how many."""
     import io
     import tarfile
 
@@ -148,18 +148,18 @@ def shards(root: Path, *, broken: bool = False) -> str:
     return f"wds/{root}"
 
 
-@shows("epoch_pictures")
-def test_epoch_pictures(tiny: Tiny, tmp_path: Path) -> None:
+@shows("epoch_images")
+def test_epoch_images(tiny: Tiny, tmp_path: Path) -> None:
     data = shards(tmp_path / "shards")
-    train, val = open_pictures(tiny(data=data, val_fraction=0.5))
+    train, val = open_images(tiny(data=data, val_fraction=0.5))
     assert isinstance(train, ImageStream)
     assert isinstance(val, ImageStream)
-    for pictures, batches in ((16, 2), (40, 5)):
-        loader, val_loader = loaders(tiny(data=data, val_fraction=0.5, epoch_pictures=pictures))
+    for images, batches in ((16, 2), (40, 5)):
+        loader, val_loader = loaders(tiny(data=data, val_fraction=0.5, epoch_images=images))
         assert len(loader) == len(list(loader)) == batches
         assert len(labels(val_loader)) == 12
-    with pytest.raises(UserError, match=r"epoch_pictures is for streams; .* has 33 training pictures"):
-        open_pictures(tiny(epoch_pictures=16))
+    with pytest.raises(UserError, match=r"epoch_images is for streams; .* has 33 training images"):
+        open_images(tiny(epoch_images=16))
 
 
 @pytest.mark.parametrize(
@@ -174,18 +174,18 @@ def test_epoch_pictures(tiny: Tiny, tmp_path: Path) -> None:
 def test_what_streams_do_not_have(tiny: Tiny, tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
     data = shards(tmp_path / "shards")
     with pytest.raises(UserError, match=f"{name} cannot be used with the stream .*; leave it out"):
-        open_pictures(tiny(data=data, **changes))
+        open_images(tiny(data=data, **changes))
 
 
 def test_stream_cannot_be_cut_into_folds(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a stream, which cannot be cut into folds"):
-        open_pictures(tiny(data=shards(tmp_path / "shards"), folds=3))
+        open_images(tiny(data=shards(tmp_path / "shards"), folds=3))
 
 
 def test_odd_batches_cannot_be_mixed(tiny: Tiny) -> None:
     for changes in ({"batch_size": 7}, {"batch_size": 6, "accumulate": 2}):
         for mix in ("mixup", "cutmix"):
-            with pytest.raises(UserError, match=r"need an even number of pictures per pass, not [37]"):
+            with pytest.raises(UserError, match=r"need an even number of images per pass, not [37]"):
                 loaders(tiny(**changes, **{mix: 0.5}))
     assert loaders(tiny(batch_size=7))[0]
     assert loaders(tiny(batch_size=12, accumulate=2, mixup=0.5))[0]

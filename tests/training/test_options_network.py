@@ -114,7 +114,7 @@ def test_layer_decay(tiny: Tiny) -> None:
 @shows("ema_decay", "ema_warmup")
 def test_average_of_the_weights(
     tiny: Tiny,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     weights: Weights,
     monkeypatch: pytest.MonkeyPatch,
@@ -149,7 +149,7 @@ def test_average_of_the_weights(
         else:
             assert torch.equal(tensor, steps[-1][name])
     assert not torch.equal(kept["cls_token"], steps[-1]["cls_token"])
-    evaluation = evaluate(run / "last.safetensors", pictures, val_fraction=0.25, seed=0, device="cpu")
+    evaluation = evaluate(run / "last.safetensors", images, val_fraction=0.25, seed=0, device="cpu")
     row = rows_of(run)[-1]
     assert row["val_loss"] == pytest.approx(
         (evaluation.loss["conv"] + evaluation.loss["trans"]) / 2, rel=1e-4
@@ -166,9 +166,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     sizes: list[int] = []
     step = ClassifierModule.training_step
 
-    def noting(self: ClassifierModule, pictures: Any, number: int) -> Tensor:
-        sizes.append(len(pictures.labels))
-        return step(self, pictures, number)
+    def noting(self: ClassifierModule, images: Any, number: int) -> Tensor:
+        sizes.append(len(images.labels))
+        return step(self, images, number)
 
     monkeypatch.setattr(ClassifierModule, "training_step", noting)
     runs = {}
@@ -196,9 +196,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 def test_recomputed_gradients_are_the_same(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stochastic depth and BatchNorm's statistics included; every block is computed twice."""
     monkeypatch.setattr(ClassifierModule, "log", lambda *_, **__: None)
-    pictures = batch(
-        torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3
-    )
+    images = batch(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3)
     seen: list[tuple[dict[str, Tensor], dict[str, Tensor], Counter[str]]] = []
     for recompute in (False, True):
         classifier = module(tiny(grad_checkpointing=recompute, drop_path_rate=0.5)).train()
@@ -207,7 +205,7 @@ def test_recomputed_gradients_are_the_same(tiny: Tiny, monkeypatch: pytest.Monke
             block.transformer.register_forward_hook(
                 lambda *_, number=number, count=count: count.update([str(number)])
             )
-        classifier.training_step(pictures, 0).backward()
+        classifier.training_step(images, 0).backward()
         gradients = {name: p.grad for name, p in classifier.model.named_parameters() if p.grad is not None}
         seen.append((gradients, dict(classifier.model.named_buffers()), count))
     (plain, statistics, once), (recomputed, statistics_too, twice) = seen
@@ -271,7 +269,7 @@ def test_the_input_grows(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @shows("channels_last")
-def test_layout_of_pictures_and_kernels(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layout_of_images_and_kernels(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is as asked, and the gradients are the same; in float64, for rounding decides which ReLU is on."""
     monkeypatch.setattr(ClassifierModule, "log", lambda *_, **__: None)
     images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4) % 3
@@ -313,11 +311,11 @@ def test_compiled_conformer_keeps_names_and_loss(tiny: Tiny, monkeypatch: pytest
     monkeypatch.setattr(ClassifierModule, "log", lambda *_, **__: None)
     compiling = partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", lambda function, **_: compiling(function))
-    pictures = batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    images = batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     losses, names = [], []
     for compiled in (False, True):
         classifier = module(tiny(compile=compiled, model_kwargs={"depths": [2, 1, 2]})).train()
-        losses.append(classifier.training_step(pictures, 0).detach())
+        losses.append(classifier.training_step(images, 0).detach())
         names.append(list(classifier.model.state_dict()))
         assert isinstance(classifier.model, nn.Module)
     torch.testing.assert_close(losses[0], losses[1])

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelCard, load_model
+from conformer_vision.models.saved import ModelSpec, load_model
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training import run as run_module
 from conformer_vision.training.callbacks import Recorder, RunFolder
@@ -203,11 +203,11 @@ def test_save_top_k(tmp_path: Path, top_k: int, kept: list[int]) -> None:
     """The folder of a run that is interrupted after every epoch: what is known goes with its state."""
     model = nn.Linear(1, 2)
     recorder = Recorder(Clock(), batch_size=1)
-    card = ModelCard("resnet18", classes=("a", "b"))
+    spec = ModelSpec("resnet18", classes=("a", "b"))
     state: dict[str, Any] | None = None
     for number, (top1, loss) in enumerate(EPOCHS, start=1):
         folder = RunFolder(
-            tmp_path, model=model, card=card, recorder=recorder, interrupt=InterruptFlag(), top_k=top_k
+            tmp_path, model=model, spec=spec, recorder=recorder, interrupt=InterruptFlag(), top_k=top_k
         )
         if state is not None:
             folder.load_state_dict(state)

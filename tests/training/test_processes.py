@@ -134,7 +134,7 @@ def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights
     two = run_pair(tiny(**PLAIN, strategy=strategy), tmp_path / "two")
     mine, other = weights(two), weights(one)
     statistics = [name for name in mine if "running_" in name or "num_batches" in name]
-    for name in statistics:  # of one process's pictures, or of all
+    for name in statistics:  # of one process's images, or of all
         del mine[name], other[name]
     close(mine, other, rtol=1e-4)
     assert rows(two)[-1]["train_loss"] == pytest.approx(rows(one)[-1]["train_loss"], rel=1e-3)

@@ -96,7 +96,7 @@ def test_going_on_after_any_batch_gives_the_same_run(
         assert mine == other
 
 
-def test_going_on_with_pictures_kept_on_the_device(
+def test_going_on_with_images_kept_on_the_device(
     tiny: Tiny, tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = EVERYTHING | {"workers": 0, "device_cache": 32, "save_top_k": 0, "epochs": 2}

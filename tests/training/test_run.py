@@ -73,14 +73,14 @@ def test_run_folder(run: Path, config: TrainConfig) -> None:
         assert min(curves.size) > 300
 
 
-def test_metrics(run: Path, pictures: Path) -> None:
+def test_metrics(run: Path, images: Path) -> None:
     rows = rows_of(run)
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 3), (2, 6), (3, 9)]
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert all(row["images_per_second"] > 0 for row in rows)
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
     assert rows[-1]["lr"] < rows[0]["lr"]
-    evaluation = evaluate(run / "last.safetensors", pictures, val_fraction=0.25, seed=0, device="cpu")
+    evaluation = evaluate(run / "last.safetensors", images, val_fraction=0.25, seed=0, device="cpu")
     for head, top1 in evaluation.top1.items():
         assert rows[-1][f"val_top1_{head}"] == pytest.approx(top1, abs=1e-5)
     assert rows[-1]["val_loss"] == pytest.approx(
@@ -88,9 +88,9 @@ def test_metrics(run: Path, pictures: Path) -> None:
     )
 
 
-def test_best_weights_are_those_of_the_highest_top1(run: Path, pictures: Path) -> None:
+def test_best_weights_are_those_of_the_highest_top1(run: Path, images: Path) -> None:
     best = max(row["val_top1_fused"] for row in rows_of(run))
-    evaluation = evaluate(run, pictures, val_fraction=0.25, seed=0, device="cpu")
+    evaluation = evaluate(run, images, val_fraction=0.25, seed=0, device="cpu")
     assert evaluation.top1["fused"] == pytest.approx(best, abs=1e-5)
 
 
@@ -118,13 +118,13 @@ def test_state_can_be_read_without_running_code(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_shipped_recipes_train(name: str, pictures: Path, tmp_path: Path) -> None:
+def test_shipped_recipes_train(name: str, images: Path, tmp_path: Path) -> None:
     """Two steps with everything that the recipe says, but smaller and without what it downloads."""
     import conformer_vision
 
     shipped = Path(conformer_vision.__file__).parent / "recipes" / f"{name}.yaml"
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"{shipped.read_text(encoding='utf-8')}\ndata: {pictures}\n", encoding="utf-8")
+    recipe.write_text(f"{shipped.read_text(encoding='utf-8')}\ndata: {images}\n", encoding="utf-8")
     config = read_config(recipe)
     small = {} if config.model.startswith("conformer_nano") else {"depths": [2, 1, 2]}
     run = train(
@@ -158,19 +158,19 @@ def test_shipped_recipes_train(name: str, pictures: Path, tmp_path: Path) -> Non
     ids=str,
 )
 def test_trained_with_options_and_used(
-    tiny: Tiny, changes: dict[str, Any], pictures: Path, tmp_path: Path
+    tiny: Tiny, changes: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
     run = train(tiny(**changes, output=str(tmp_path / "run")))
     assert math.isfinite(rows_of(run)[-1]["train_loss"])
-    assert evaluate(run, pictures, device="cpu").samples == 3
+    assert evaluate(run, images, device="cpu").samples == 3
 
 
-def test_resnet_is_trained_by_the_same_code(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_resnet_is_trained_by_the_same_code(tiny: Tiny, images: Path, tmp_path: Path) -> None:
     run = train(tiny(model="resnet18", model_kwargs={}, max_steps=1, output=str(tmp_path / "run")))
     assert {path.name for path in run.iterdir()} == FILES - {"report.html", "curves.png"}
     assert "val_top1_fused" in rows_of(run)[0]
     assert "val_top1_conv" not in rows_of(run)[0]
-    assert evaluate(run, pictures, device="cpu").top1.keys() == {"fused"}
+    assert evaluate(run, images, device="cpu").top1.keys() == {"fused"}
 
 
 def test_trained_weights_start_another_training(
@@ -181,14 +181,14 @@ def test_trained_weights_start_another_training(
         data="digits", checkpoint=checkpoint, reset_head=True, max_steps=1, lr=1e-6, min_lr=0.0,
         output=str(tmp_path / "run"),
     )  # fmt: skip
-    model, card = load_model(train(config))
-    assert card.num_classes == 10
+    model, spec = load_model(train(config))
+    assert spec.num_classes == 10
     torch.testing.assert_close(model.state_dict()["cls_token"], weights(run)["cls_token"], atol=1e-4, rtol=0)
 
 
-def test_broken_picture_is_named_and_no_folder_left(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_broken_image_is_named_and_no_folder_left(tiny: Tiny, images: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    for number, source in enumerate(sorted(pictures.rglob("*.png"))):
+    for number, source in enumerate(sorted(images.rglob("*.png"))):
         target = data / source.parent.name / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes()[: None if number % 2 else 100])

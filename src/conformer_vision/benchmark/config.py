@@ -87,7 +87,7 @@ class BenchmarkConfig:
             exported files, which are measured as they are.
         runtimes: what runs the models, as `parse_runtime` reads it; None means `DEFAULT_RUNTIMES` as far as
             they can be had here, while what is named has to work.
-        batch: pictures at once.
+        batch: images at once.
         peers: models of timm to measure beside; None means `DEFAULT_PEERS` as far as they take the size.
         peer_runtimes: what runs the peers.
         reference: measure the plain formulation of every Conformer too; times are compared with it.
@@ -95,7 +95,7 @@ class BenchmarkConfig:
         seconds: no further round of a batch size begins after them, once there are three.
         threads: CPU threads of every runtime; None leaves PyTorch's number.
         device: ``auto`` or a torch device.
-        size: side of the pictures in pixels; None means that of the first model.
+        size: side of the images in pixels; None means that of the first model.
 
     Raises:
         UserError: a value that cannot be; the line names it.

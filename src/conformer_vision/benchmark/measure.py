@@ -91,12 +91,12 @@ def ratio(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
     return Ratio(float(np.median(baseline) / np.median(times)), float(low), float(high))
 
 
-def share_of_ceiling(macs: int, pictures_per_second: float, ceiling: float) -> float:
+def share_of_ceiling(macs: int, images_per_second: float, ceiling: float) -> float:
     """Share of the machine's matrix products that a network reaches.
 
     Args:
-        macs: multiply-adds per picture.
-        pictures_per_second: through the network.
+        macs: multiply-adds per image.
+        images_per_second: through the network.
         ceiling: multiply-adds per second.
     """
-    return macs * pictures_per_second / ceiling
+    return macs * images_per_second / ceiling

@@ -1,4 +1,4 @@
-"""Speed over multiply-adds, as a picture."""
+"""Speed over multiply-adds, as an image."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _MARGIN = 1.5
 
 
 def draw_plot(result: BenchmarkResult, path: Path) -> None:
-    """Draws pictures per second over multiply-adds per picture to a PNG file, one panel per size of batch.
+    """Draws images per second over multiply-adds per image to a PNG file, one panel per size of batch.
 
     Both axes are logarithmic, so that the machine's matrix products, and every share of them, are straight
     lines.
@@ -64,7 +64,7 @@ def draw_plot(result: BenchmarkResult, path: Path) -> None:
     for axes, size in zip(panels, sizes, strict=True):
         _draw_panel(axes, [row for row in rows if row.batch == size], result)
         axes.set_title(f"batch {size}")
-    panels[0].set_ylabel("pictures per second")
+    panels[0].set_ylabel("images per second")
     figure.legend(handles=_keys(rows), loc="outside right upper", frameon=False, fontsize=8)
     height, width = result.shape[1:]
     figure.suptitle(
@@ -102,7 +102,7 @@ def _draw_panel(axes: Axes, rows: list[Row], result: BenchmarkResult) -> None:
             top = max(top, ceiling / 1e9 / (low * high) ** 0.5)
         axes.set_xlim(low, high)
         axes.set_ylim(min(speeds) / _MARGIN, top * _MARGIN)
-    axes.set_xlabel("multiply-adds per picture in 1e9")
+    axes.set_xlabel("multiply-adds per image in 1e9")
     axes.grid(which="both", alpha=0.2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,4 +1,4 @@
-"""From models to subjects: the file of every form, and the pictures."""
+"""From models to subjects: the file of every form, and the images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from conformer_vision.errors import UserError
 from conformer_vision.export import write_network
 from conformer_vision.export.formats import Format, check_supported, suffix
-from conformer_vision.export.pictures import sample_photos
+from conformer_vision.export.images import sample_photos
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import ModelCard, save_model
+from conformer_vision.models.saved import ModelSpec, save_model
 
 from .config import COMPILE_MODES, TORCH_KINDS, BenchmarkConfig, Runtime
-from .sources import Source, check_names, first_card, open_source
+from .sources import Source, check_names, first_spec, open_source
 from .subjects import Subject, save_reference
 
 _AT_ONCE = 8
-"""Pictures of one batch of the calibration."""
+"""Images of one batch of the calibration."""
 
 
 @dataclass
@@ -30,8 +30,8 @@ class Prepared:
     """Everything that `benchmark` measures."""
 
     shape: tuple[int, int, int]
-    """(C, H, W) of every picture."""
-    pictures: Tensor
+    """(C, H, W) of every image."""
+    images: Tensor
     """Some prepared photos (N, C, H, W)."""
     subjects: list[Subject] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -50,8 +50,8 @@ class Prepared:
         self.left_out.append(line)
 
     def batch(self, size: int) -> Tensor:
-        """So many pictures; they repeat."""
-        return self.pictures[torch.arange(size) % len(self.pictures)]
+        """So many images; they repeat."""
+        return self.images[torch.arange(size) % len(self.images)]
 
 
 def prepare(
@@ -66,19 +66,19 @@ def prepare(
         say: is told every step in one line.
 
     Raises:
-        UserError: no such model, one that does not take the pictures, or a form that was asked for by name
+        UserError: no such model, one that does not take the images, or a form that was asked for by name
             and cannot be had.
     """
     check_names(config)
-    card = first_card(config)
-    prepared = Prepared(card.input_size, _pictures(card))
+    spec = first_spec(config)
+    prepared = Prepared(spec.input_size, _images(spec))
     own = _supported(config.own_runtimes, prepared, strict=config.is_strict(peer=False))
     of_peers = _supported(config.runtimes_of_peers, prepared, strict=True)
     names = [(name, False) for name in config.models] + [(name, True) for name in config.own_peers]
     for number, (name, peer) in enumerate(names):
         say(f"preparing {name}")
         try:
-            source = open_source(name, card)
+            source = open_source(name, spec)
         except UserError as error:
             prepared.leave_out(str(error), strict=not peer or config.is_strict(peer=True))
             continue
@@ -88,7 +88,7 @@ def prepare(
         files: dict[str, Path] = {}
         for runtime in _runtimes(source, of_peers if peer else own, reference=config.reference):
             try:
-                path, kept = _write(source, runtime, place, files, prepared.pictures)
+                path, kept = _write(source, runtime, place, files, prepared.images)
             except UserError as error:
                 line = f"{source.label} {runtime.name}: {error}"
                 prepared.leave_out(line, strict=config.is_strict(peer=peer))
@@ -135,7 +135,7 @@ def _runtimes(source: Source, wanted: list[Runtime], *, reference: bool) -> list
 
 
 def _write(
-    source: Source, runtime: Runtime, folder: Path, files: dict[str, Path], pictures: Tensor
+    source: Source, runtime: Runtime, folder: Path, files: dict[str, Path], images: Tensor
 ) -> tuple[Path, tuple[str, ...]]:
     """The file of a runtime, and what int8 leaves in float in it; PyTorch's own kinds share theirs.
 
@@ -161,23 +161,23 @@ def _write(
     elif form == "fused":
         if not isinstance(model, Conformer):
             raise UserError("only Conformers are fused")
-        save_model(model.fuse(), source.card, path)
+        save_model(model.fuse(), source.spec, path)
     elif form == "eager":
-        save_model(model, source.card, path)
+        save_model(model, source.spec, path)
     else:
         kept = write_network(
             model,
-            source.card,
+            source.spec,
             path,
             format=cast(Format, form),
             precision=runtime.precision,
-            calibration=pictures.split(_AT_ONCE) if runtime.precision == "int8" else (),
+            calibration=images.split(_AT_ONCE) if runtime.precision == "int8" else (),
         )
     files[key] = path
     return path, kept
 
 
-def _pictures(card: ModelCard) -> Tensor:
+def _images(spec: ModelSpec) -> Tensor:
     """Prepared crops (N, C, H, W) of photos that an installed package ships, and their mirror images."""
-    photos = sample_photos(card)
+    photos = sample_photos(spec)
     return torch.cat([photos, photos.flip(3)])

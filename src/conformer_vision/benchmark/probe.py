@@ -48,7 +48,7 @@ def probe(subject: Subject, *, shape: Sequence[int], batches: Sequence[int], thr
 
     Args:
         subject: to open.
-        shape: (C, H, W) of a picture.
+        shape: (C, H, W) of an image.
         batches: sizes.
         threads: on the CPU.
 

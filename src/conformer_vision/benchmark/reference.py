@@ -210,7 +210,7 @@ class ReferenceConformer(nn.Module):
         self.trans_norm = nn.LayerNorm(dim, eps=1e-5)
         self.trans_cls_head = nn.Linear(dim, config.num_classes)
         self.conv_cls_head = nn.Linear(config.width(len(config.scales)), config.num_classes)
-        # The published stem, or for small pictures one 3x3 convolution without pooling.
+        # The published stem, or for small images one 3x3 convolution without pooling.
         kernel, stride = (7, 2) if config.stem_stride == 4 else (3, config.stem_stride)
         self.conv1 = nn.Conv2d(config.in_chans, config.stem_width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(config.stem_width, eps=1e-5)

@@ -72,12 +72,12 @@ class Row:
     baseline: str | None
     """Runtime of the same model that ``ratio`` and ``difference`` refer to."""
     difference: float | None
-    """Norm of the logits' difference from the baseline's over their norm; the worst picture's."""
+    """Norm of the logits' difference from the baseline's over their norm; the worst image's."""
     wrong: bool
     """Not finite, or float32 and further from the baseline than rounding explains."""
     parameters: int | None
     macs: int | None
-    """Multiply-adds per picture, of the network before it was compiled or exported."""
+    """Multiply-adds per image, of the network before it was compiled or exported."""
     share_of_ceiling: float | None
     """Of the machine's own matrix products in the subject's arithmetic."""
     import_memory_mb: float | None
@@ -106,7 +106,7 @@ class BenchmarkResult:
     """In UTC, ISO 8601."""
     command: str
     shape: tuple[int, int, int]
-    """(C, H, W) of every picture."""
+    """(C, H, W) of every image."""
     ceilings: Mapping[Precision, float]
     """Precision -> multiply-adds per second in large matrix products."""
     rows: tuple[Row, ...]

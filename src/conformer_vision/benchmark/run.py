@@ -42,7 +42,7 @@ def benchmark(config: BenchmarkConfig, *, say: Say = lambda line: None) -> Bench
         say: is told every step, and what is left out, in one line.
 
     Raises:
-        UserError: no such model, file or device, pictures that a model does not take, a form that was asked
+        UserError: no such model, file or device, images that a model does not take, a form that was asked
             for by name and cannot be had, or nothing left to measure.
     """
     device = resolve_device(config.device)
@@ -145,7 +145,7 @@ def _measure(
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
-    """Norm of the difference of logits (B, K) over the norm of those expected; the worst picture's.
+    """Norm of the difference of logits (B, K) over the norm of those expected; the worst image's.
 
     Infinite where either is not finite.
     """
@@ -187,7 +187,7 @@ def _notes(
         notes.append("Models given by name have random weights and BatchNorm statistics.")
     if any(subject.runtime.precision == "int8" for subject in probes):
         notes.append(
-            f"int8 is calibrated on {len(prepared.pictures)} crops of two photos; what it costs in accuracy"
+            f"int8 is calibrated on {len(prepared.images)} crops of two photos; what it costs in accuracy"
             " shows on a trained model ('conformer-vision export' measures it)."
         )
         for name, parts in prepared.kept_float.items():

@@ -19,7 +19,7 @@ from conformer_vision.errors import UserError, first_line
 from conformer_vision.export.formats import Format, Precision, suffix
 from conformer_vision.inference.networks import open_network
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import ModelCard, load_model, weights_file
+from conformer_vision.models.saved import ModelSpec, load_model, weights_file
 
 from .config import BenchmarkConfig, Runtime
 from .pairs import build_pair, plain_config, plain_copy
@@ -37,7 +37,7 @@ class Source:
 
     Args:
         label: name or path, as it was given.
-        card: of the model, with the size that is measured.
+        spec: of the model, with the size that is measured.
         model: in eval mode; of an exported file on the meta device, without weights.
         reference: the plain formulation where there is one: with the same weights, or with random ones
             beside an exported file.
@@ -47,7 +47,7 @@ class Source:
     """
 
     label: str
-    card: ModelCard
+    spec: ModelSpec
     model: nn.Module
     reference: ReferenceConformer | None = None
     file: Path | None = None
@@ -66,28 +66,28 @@ class Source:
         return Runtime(kind, self.file_precision or "fp32")
 
     def macs(self, runtime: Runtime) -> int:
-        """Multiply-adds of one picture; of the plain formulation its own, which are more.
+        """Multiply-adds of one image; of the plain formulation its own, which are more.
 
         Raises:
-            UserError: the model does not take pictures of this size.
+            UserError: the model does not take images of this size.
         """
         plain = runtime.kind == "reference" and self.reference is not None
         network: nn.Module = cast(nn.Module, self.reference) if plain else self.model
         try:
-            return count_macs(network, self.card.input_size)
+            return count_macs(network, self.spec.input_size)
         except _IMPOSSIBLE as error:
-            size = "x".join(map(str, self.card.input_size[1:]))
+            size = "x".join(map(str, self.spec.input_size[1:]))
             raise UserError(
                 f"size {size}: {self.label} cannot take it ({first_line(error)}); give another one"
             ) from error
 
 
 def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-adds of one picture: convolutions, linear layers and both products of attention.
+    """Multiply-adds of one image: convolutions, linear layers and both products of attention.
 
     Args:
         model: left as it was.
-        shape: (C, H, W) of the picture.
+        shape: (C, H, W) of the image.
     """
     model = deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -118,8 +118,8 @@ def is_exported(name: str) -> bool:
     return not timm.is_model(name) and _FORMATS.get(Path(name).suffix.lower(), "fused") != "fused"
 
 
-def first_card(config: BenchmarkConfig) -> ModelCard:
-    """The card of the first model, with the size that everything is measured with.
+def first_spec(config: BenchmarkConfig) -> ModelSpec:
+    """The spec of the first model, with the size that everything is measured with.
 
     Raises:
         UserError: its file cannot be read.
@@ -127,35 +127,35 @@ def first_card(config: BenchmarkConfig) -> ModelCard:
     name = config.models[0]
     if timm.is_model(name):
         cfg = get_pretrained_cfg(name)
-        card = ModelCard(name, {}, CLASSES, (3, 224, 224) if cfg is None else cfg.input_size)
+        spec = ModelSpec(name, {}, CLASSES, (3, 224, 224) if cfg is None else cfg.input_size)
     elif is_exported(name):
-        card = open_network(name, device="cpu").card
+        spec = open_network(name, device="cpu").spec
     else:
-        card = load_model(name)[1]
+        spec = load_model(name)[1]
     if config.size is None:
-        return card
-    return replace(card, input_size=(card.input_size[0], config.size, config.size))
+        return spec
+    return replace(spec, input_size=(spec.input_size[0], config.size, config.size))
 
 
-def open_source(name: str, card: ModelCard) -> Source:
+def open_source(name: str, spec: ModelSpec) -> Source:
     """A model by its name in timm's registry or by its path.
 
     Args:
         name: as `check_names` found it possible.
-        card: of the first model.
+        spec: of the first model.
 
     Raises:
-        UserError: it cannot be read or built, or takes other pictures.
+        UserError: it cannot be read or built, or takes other images.
     """
-    source = _by_name(name, card) if timm.is_model(name) else _by_path(name, card)
+    source = _by_name(name, spec) if timm.is_model(name) else _by_path(name, spec)
     source.macs(Runtime("eager"))  # whether it takes the size
     return source
 
 
-def _by_name(name: str, card: ModelCard) -> Source:
+def _by_name(name: str, spec: ModelSpec) -> Source:
     """A model with random weights; statistics of BatchNorms are random too, so that folding is work."""
-    channels, height, width = card.input_size
-    own = ModelCard(name, {}, CLASSES, card.input_size, mean=card.mean, std=card.std)
+    channels, height, width = spec.input_size
+    own = ModelSpec(name, {}, CLASSES, spec.input_size, mean=spec.mean, std=spec.std)
     if isinstance(_untrained(own), Conformer):
         model, reference = build_pair(name, num_classes=len(CLASSES), in_chans=channels)
         return Source(name, own, model.eval(), reference.eval(), random=True)
@@ -170,21 +170,21 @@ def _by_name(name: str, card: ModelCard) -> Source:
     return Source(name, own, other, random=True)
 
 
-def _by_path(name: str, card: ModelCard) -> Source:
+def _by_path(name: str, spec: ModelSpec) -> Source:
     """A trained model, or an exported file, for whose time alone a reference with other weights stands."""
     file = weights_file(name)
     precision: Precision | None = "fp32"
     if is_exported(str(file)):
         network = open_network(file, device="cpu")
-        own, precision = network.card, getattr(network, "precision", None)
+        own, precision = network.spec, getattr(network, "precision", None)
     else:
         model, own = load_model(file)
-    if own.input_size[0] != card.input_size[0]:
+    if own.input_size[0] != spec.input_size[0]:
         raise UserError(
-            f"{name} takes pictures of {own.input_size[0]} channels, the first model of"
-            f" {card.input_size[0]}; measure them apart"
+            f"{name} takes images of {own.input_size[0]} channels, the first model of"
+            f" {spec.input_size[0]}; measure them apart"
         )
-    own = replace(own, input_size=card.input_size)
+    own = replace(own, input_size=spec.input_size)
     if not is_exported(str(file)) and not own.fused:
         plain = isinstance(model, Conformer) and model.config.upsample == "nearest"
         return Source(name, own, model, plain_copy(cast(Conformer, model)) if plain else None)
@@ -197,23 +197,23 @@ def _by_path(name: str, card: ModelCard) -> Source:
     return Source(name, own, like, reference, file=file, file_precision=precision)
 
 
-def _untrained(card: ModelCard) -> nn.Module:
-    """The network of a card, without weights."""
+def _untrained(spec: ModelSpec) -> nn.Module:
+    """The network of a spec, without weights."""
     with torch.device("meta"):
         return _built(
             lambda: timm.create_model(
-                card.model, num_classes=card.num_classes, in_chans=card.in_chans, **card.model_kwargs
+                spec.model, num_classes=spec.num_classes, in_chans=spec.in_chans, **spec.model_kwargs
             ),
-            card,
+            spec,
         )
 
 
-def _built(build: Callable[[], nn.Module], card: ModelCard) -> nn.Module:
+def _built(build: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:
     try:
         return build().eval()
     except _IMPOSSIBLE as error:
-        size = "x".join(map(str, card.input_size[1:]))
-        raise UserError(f"{card.model} cannot be built for size {size} ({first_line(error)})") from error
+        size = "x".join(map(str, spec.input_size[1:]))
+        raise UserError(f"{spec.model} cannot be built for size {size} ({first_line(error)})") from error
 
 
 def _randomize_statistics(model: nn.Module) -> None:

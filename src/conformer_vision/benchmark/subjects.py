@@ -27,7 +27,7 @@ _MOST_GRAPHS = 1024
 """Graphs that torch.compile may keep of one function: all Conformers share their code."""
 
 Call = Callable[[Tensor], Tensor]
-"""Pictures (B, C, H, W), float32, to logits (B, K), float32; when it returns the work is done."""
+"""Images (B, C, H, W), float32, to logits (B, K), float32; when it returns the work is done."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Subject:
         device: torch's name of the device.
         peer: measured beside the models that were asked for.
         parameters: as trained; None where that is not known.
-        macs: multiply-adds per picture; None where that is not known.
+        macs: multiply-adds per image; None where that is not known.
         same_weights: as the others of its model; else its answers are not compared with theirs.
         known_precision: False for an exported file that does not say in what it computes.
     """

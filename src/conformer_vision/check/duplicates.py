@@ -1,6 +1,6 @@
-"""Which pictures are copies of each other: equal pixels, or equal looks.
+"""Which images are copies of each other: equal pixels, or equal looks.
 
-Looks are compared by perceptual hashes (64 bits) within a Hamming distance. That alone joins pictures
+Looks are compared by perceptual hashes (64 bits) within a Hamming distance. That alone joins images
 of little detail, whose hashes say little, so every pair is verified on the grey thumbnails.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_DISTANCE = 8
-"""Beyond it the bands of the hash get so short that 100,000 pictures take minutes."""
+"""Beyond it the bands of the hash get so short that 100,000 images take minutes."""
 
 _LEAST_DETAIL = 3.0
 """Standard deviation of the grey thumbnail (0..255), less its slope, below which there are no looks."""
 _MOST_DIFFERENT = 0.25
 """Mean difference of two thumbnails that is still a copy, in standard deviations.
 
-On CIFAR-10's 60,000 pictures all 266 pairs within it have the same class; a tenth would by chance."""
+On CIFAR-10's 60,000 images all 266 pairs within it have the same class; a tenth would by chance."""
 _BITS = 64
 _BLOCK = 1 << 16
 """Thumbnails that are worked on at a time."""
@@ -30,14 +30,14 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Copies:
-    """Copies among pictures that go by numbers.
+    """Copies among images that go by numbers.
 
     Attributes:
-        groups: numbers of the pictures that are copies of one another, directly or by way of others;
+        groups: numbers of the images that are copies of one another, directly or by way of others;
             ascending, two or more each.
-        pairs: (P, 2), the pictures whose looks are equal and whose pixels are not, first one below the
-            second; of pictures with equal pixels only the first is listed.
-        first: (N,), for each picture the first one with equal pixels: itself where there is none before.
+        pairs: (P, 2), the images whose looks are equal and whose pixels are not, first one below the
+            second; of images with equal pixels only the first is listed.
+        first: (N,), for each image the first one with equal pixels: itself where there is none before.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -52,10 +52,10 @@ def find_copies(
     *,
     distance: int,
 ) -> Copies:
-    """Finds the copies among N pictures in about N log N steps.
+    """Finds the copies among N images in about N log N steps.
 
     Args:
-        digests: equal where the pixels are; None for a picture that takes no part.
+        digests: equal where the pixels are; None for an image that takes no part.
         hashes: (N,), perceptual hashes.
         thumbnails: (N, T), grey values of a square, row by row.
         distance: bits in which the hashes of near duplicates may differ, from 0 to `MAX_DISTANCE`.

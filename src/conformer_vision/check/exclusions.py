@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from .duplicates import Copies
-from .result import Picture
+from .result import CheckedImage
 
 
 def exclusions(
-    copies: Copies, picture: Callable[[int], Picture], *, redundant: bool
+    copies: Copies, image: Callable[[int], CheckedImage], *, redundant: bool
 ) -> Iterator[tuple[int, str]]:
-    """Number and reason of every training picture to leave out; validation pictures always stay.
+    """Number and reason of every training image to leave out; validation images always stay.
 
-    These are the copies of a validation picture; all copies among training pictures of different
-    classes, as which label is right is not known; and, with ``redundant``, of pictures of a class with
-    equal pixels all but the first. Only direct copies count: not those by way of a third picture.
+    These are the copies of a validation image; all copies among training images of different
+    classes, as which label is right is not known; and, with ``redundant``, of images of a class with
+    equal pixels all but the first. Only direct copies count: not those by way of a third image.
 
     Args:
         copies: what was found.
-        picture: gives the picture of a number.
+        image: gives the image of a number.
         redundant: see above.
     """
     near: dict[int, list[int]] = {}
@@ -27,42 +27,42 @@ def exclusions(
         near.setdefault(left, []).append(right)
         near.setdefault(right, []).append(left)
     for group in copies.groups:
-        pictures = {number: picture(number) for number in group}
-        held_out: dict[int, int] = {}  # first of equal pictures -> one of them in val
+        images = {number: image(number) for number in group}
+        held_out: dict[int, int] = {}  # first of equal images -> one of them in val
         by_label: dict[int, dict[str, int]] = {}  # likewise -> class -> one of them in train
-        for number, one in pictures.items():
+        for number, one in images.items():
             first = int(copies.first[number])
             if one.split == "val":
                 held_out.setdefault(first, number)
             else:
                 by_label.setdefault(first, {}).setdefault(one.label, number)
-        for number, one in pictures.items():
+        for number, one in images.items():
             if one.split == "val":
                 continue
             first = int(copies.first[number])
-            reason = _reason(first, one, near.get(first, []), held_out, by_label, pictures)
+            reason = _reason(first, one, near.get(first, []), held_out, by_label, images)
             original = by_label[first][one.label]
             if reason is None and redundant and original != number:
-                reason = f"copy of {pictures[original].name}"
+                reason = f"copy of {images[original].name}"
             if reason is not None:
                 yield number, reason
 
 
 def _reason(
     first: int,
-    one: Picture,
+    one: CheckedImage,
     near: list[int],
     held_out: dict[int, int],
     by_label: dict[int, dict[str, int]],
-    pictures: dict[int, Picture],
+    images: dict[int, CheckedImage],
 ) -> str | None:
     for other in (first, *near):
         if other in held_out:
-            return f"{_verb(other, first)} {pictures[held_out[other]].name} in val"
+            return f"{_verb(other, first)} {images[held_out[other]].name} in val"
     for other in (first, *near):
         for label, number in by_label.get(other, {}).items():
             if label != one.label:
-                return f"{_verb(other, first)} {pictures[number].name}, but is {one.label} and not {label}"
+                return f"{_verb(other, first)} {images[number].name}, but is {one.label} and not {label}"
     return None
 
 

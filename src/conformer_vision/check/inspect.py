@@ -1,4 +1,4 @@
-"""What is wrong with one picture, and what it is compared with others by. Runs in the reading processes."""
+"""What is wrong with one image, and what it is compared with others by. Runs in the reading processes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Limits:
     """What counts as tiny and as gigantic.
 
     Attributes:
-        min_size: pixels of the short edge below which a picture is tiny.
-        max_pixels: pixels (height × width) above which a picture is not decoded.
+        min_size: pixels of the short edge below which an image is tiny.
+        max_pixels: pixels (height × width) above which an image is not decoded.
     """
 
     min_size: int = 8
@@ -55,12 +55,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found out about one picture.
+    """What was found out about one image.
 
     Attributes:
         problems: kind and detail of each finding.
-        digest: 16 bytes, equal for pictures whose upright RGB pixels are; None where it is not decoded.
-        perceptual_hash: 64 bits, near for pictures that look alike; None likewise.
+        digest: 16 bytes, equal for images whose upright RGB pixels are; None where it is not decoded.
+        perceptual_hash: 64 bits, near for images that look alike; None likewise.
         thumbnail: 16 × 16 grey values, row by row; None likewise.
     """
 
@@ -70,8 +70,8 @@ class Inspection:
     thumbnail: bytes | None = None
 
 
-class PictureReader:
-    """The pictures of several sources under one number each: those of the first source, of the second, ...
+class ImageReader:
+    """The images of several sources under one number each: those of the first source, of the second, ...
 
     Args:
         sources: the parts of the set.
@@ -87,12 +87,12 @@ class PictureReader:
         return self._starts[-1]
 
     def place(self, number: int) -> tuple[int, int]:
-        """Number of the source, and of the picture in it."""
+        """Number of the source, and of the image in it."""
         source = bisect_right(self._starts, number) - 1
         return source, number - self._starts[source]
 
     def name(self, number: int) -> str:
-        """What a message calls the picture."""
+        """What a message calls the image."""
         source, index = self.place(number)
         return self.sources[source].name(index)
 
@@ -106,11 +106,11 @@ class _Header:
     animated: bool
 
 
-def inspect_picture(reader: PictureReader, number: int) -> Inspection:
-    """Reads one picture; whatever is wrong with it is a finding, not an error."""
+def inspect_image(reader: ImageReader, number: int) -> Inspection:
+    """Reads one image; whatever is wrong with it is a finding, not an error."""
     part, index = reader.place(number)
     source, limits = reader.sources[part], reader.limits
-    # Whatever a source or a decoder raises, one picture must not end the check.
+    # Whatever a source or a decoder raises, one image must not end the check.
     try:
         file = source.file(index)
         header = None if file is None else _read_header(file)
@@ -130,8 +130,8 @@ def inspect_picture(reader: PictureReader, number: int) -> Inspection:
     return Inspection(tuple(problems), _digest(image), *_perceptual(image))
 
 
-def page_thumbnail(reader: PictureReader, number: int) -> str | None:
-    """A small picture as a ``data:`` URI; of a truncated one what decodes; None where there is nothing."""
+def page_thumbnail(reader: ImageReader, number: int) -> str | None:
+    """A small image as a ``data:`` URI; of a truncated one what decodes; None where there is nothing."""
     part, index = reader.place(number)
     source = reader.sources[part]
     try:
@@ -168,7 +168,7 @@ def _read_header(file: Path | bytes) -> _Header | None:
 
 @contextmanager
 def _pillow(*, load_truncated: bool) -> Iterator[None]:
-    """Pillow without its limit of pixels, in whose place `Limits` is; reading half pictures, or not."""
+    """Pillow without its limit of pixels, in whose place `Limits` is; reading half images, or not."""
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, load_truncated
     try:
@@ -180,7 +180,7 @@ def _pillow(*, load_truncated: bool) -> Iterator[None]:
 
 
 def _decodes_in_part(file: Path | bytes, limits: Limits) -> bool:
-    """Whether a picture that does not decode does so up to where its data ends or is damaged."""
+    """Whether an image that does not decode does so up to where its data ends or is damaged."""
     try:
         with _pillow(load_truncated=True):
             open_image(file, max_pixels=limits.max_pixels)
@@ -192,7 +192,7 @@ def _decodes_in_part(file: Path | bytes, limits: Limits) -> bool:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, BrokenImageError):
-        _, found, reason = text.partition(" cannot be read as a picture (")
+        _, found, reason = text.partition(" cannot be read as an image (")
         return reason.removesuffix(")") if found else text
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

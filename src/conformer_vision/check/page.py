@@ -10,12 +10,12 @@ from pathlib import Path
 
 from conformer_vision.files import atomic_path
 
-from .result import MEANINGS, CheckResult, DuplicateGroup, Finding, Kind, Picture, SplitSummary
+from .result import MEANINGS, CheckedImage, CheckResult, DuplicateGroup, Finding, Kind, SplitSummary
 
 MOST_SHOWN = 24
-"""Pictures, or groups of copies, that are shown of a kind."""
+"""Images, or groups of copies, that are shown of a kind."""
 MOST_IN_GROUP = 6
-"""Pictures that are shown of a group."""
+"""Images that are shown of a group."""
 _MOST_CLASSES = 40
 
 
@@ -28,7 +28,7 @@ class _Section:
     meaning: str
     count: int
     findings: list[Finding]
-    groups: list[tuple[DuplicateGroup, list[Picture]]]
+    groups: list[tuple[DuplicateGroup, list[CheckedImage]]]
     lines: list[str]
 
     @property
@@ -42,29 +42,29 @@ class _Balance:
 
     split: SplitSummary
     bars: list[tuple[str, int, float]]
-    """Class, pictures, and percent of the largest class; the largest first."""
+    """Class, images, and percent of the largest class; the largest first."""
     left_out: int
     """Classes of middling size that have no bar."""
 
 
-def pictures_shown(result: CheckResult) -> list[Picture]:
-    """The pictures of which the page shows a thumbnail, each once."""
-    shown: dict[Picture, None] = {}
+def images_shown(result: CheckResult) -> list[CheckedImage]:
+    """The images of which the page shows a thumbnail, each once."""
+    shown: dict[CheckedImage, None] = {}
     for section in _sections(result):
         if section.kind not in ("broken", "gigantic"):  # there is nothing to show of these
-            shown.update(dict.fromkeys(finding.picture for finding in section.findings))
-        for _, pictures in section.groups:
-            shown.update(dict.fromkeys(pictures))
+            shown.update(dict.fromkeys(finding.image for finding in section.findings))
+        for _, images in section.groups:
+            shown.update(dict.fromkeys(images))
     return list(shown)
 
 
-def write_page(path: str | Path, result: CheckResult, thumbnails: Mapping[Picture, str]) -> None:
+def write_page(path: str | Path, result: CheckResult, thumbnails: Mapping[CheckedImage, str]) -> None:
     """Writes the page.
 
     Args:
         path: HTML file to write.
         result: what was found.
-        thumbnails: ``data:`` URIs of the pictures that `pictures_shown` names, where there are any.
+        thumbnails: ``data:`` URIs of the images that `images_shown` names, where there are any.
 
     Raises:
         UserError: the file cannot be written.
@@ -101,13 +101,13 @@ def _sections(result: CheckResult) -> list[_Section]:
     return sections
 
 
-def _members_shown(group: DuplicateGroup) -> list[Picture]:
+def _members_shown(group: DuplicateGroup) -> list[CheckedImage]:
     """The first few, with one of every part and class among them as far as there is room."""
-    first: dict[tuple[str, str], Picture] = {}
-    for picture in group.pictures:
-        first.setdefault((picture.split, picture.label), picture)
+    first: dict[tuple[str, str], CheckedImage] = {}
+    for image in group.images:
+        first.setdefault((image.split, image.label), image)
     different = list(first.values())
-    rest = [picture for picture in group.pictures if picture not in set(different)]
+    rest = [image for image in group.images if image not in set(different)]
     return (different + rest)[:MOST_IN_GROUP]
 
 

@@ -1,4 +1,4 @@
-"""What a check found, and which pictures to leave out because of it."""
+"""What a check found, and which images to leave out because of it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ MEANINGS: MappingProxyType[Kind, tuple[str, str]] = MappingProxyType(
     {
         "leak": (
             "copies across train and val",
-            "the measured accuracy is too high: the model has seen these validation pictures",
+            "the measured accuracy is too high: the model has seen these validation images",
         ),
         "conflict": ("copies with different classes", "at most one of the labels is right"),
         "broken": ("broken", "cannot be decoded"),
         "truncated": ("truncated", "the data ends too early or is damaged; training cannot read it"),
         "gigantic": ("gigantic", "more pixels than the limit by the header; not decoded"),
-        "missing_class": ("class missing", "a class without pictures in one part of the set"),
+        "missing_class": ("class missing", "a class without images in one part of the set"),
         "extension": ("wrong extension", "the name says another format than the data; read all the same"),
         "redundant": ("copies within a class", "same class, same part of the set: they count twice"),
         "tiny": ("tiny", "the short edge is below the limit"),
@@ -51,8 +51,8 @@ MOST_IMBALANCED = 5.0
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of the set.
+class CheckedImage:
+    """An image of the set.
 
     Attributes:
         name: its path, or its file and row.
@@ -67,27 +67,27 @@ class Picture:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong or unusual with one picture."""
+    """Something wrong or unusual with one image."""
 
     kind: Kind
-    picture: Picture
+    image: CheckedImage
     detail: str
 
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Two or more pictures that are copies of one another.
+    """Two or more images that are copies of one another.
 
     Attributes:
         kinds: which of ``leak`` (across train and val), ``conflict`` (across classes) and
             ``redundant`` (neither) the group is.
         exact: whether the pixels of all are equal; otherwise some only look alike.
-        pictures: the pictures, those of train first.
+        images: the images, those of train first.
     """
 
     kinds: tuple[Kind, ...]
     exact: bool
-    pictures: tuple[Picture, ...]
+    images: tuple[CheckedImage, ...]
 
 
 @dataclass(frozen=True)
@@ -96,23 +96,23 @@ class SplitSummary:
 
     Attributes:
         name: ``train`` or ``val``.
-        pictures: how many there are.
-        counts: pictures per class, 0 included.
+        images: how many there are.
+        counts: images per class, 0 included.
     """
 
     name: str
-    pictures: int
+    images: int
     counts: dict[str, int]
 
     @property
     def ratio(self) -> float | None:
-        """Pictures of the largest class by those of the smallest that has any; None without pictures."""
+        """Images of the largest class by those of the smallest that has any; None without images."""
         some = [count for count in self.counts.values() if count]
         return max(some) / min(some) if some else None
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Classes without a picture."""
+        """Classes without an image."""
         return tuple(name for name, count in self.counts.items() if not count)
 
 
@@ -123,9 +123,9 @@ class CheckResult:
     Attributes:
         data: the set, as it was given.
         splits: its parts.
-        findings: what is wrong with single pictures, in the order of the set.
+        findings: what is wrong with single images, in the order of the set.
         duplicates: groups of copies; those across train and val first, then those across classes.
-        excluded: name and reason of every picture to leave out; what ``--fix`` writes.
+        excluded: name and reason of every image to leave out; what ``--fix`` writes.
         hints: what may help in training on this set, one line each.
         seconds: how long the check took.
     """
@@ -139,13 +139,13 @@ class CheckResult:
     seconds: float
 
     @property
-    def pictures(self) -> int:
-        """Pictures in all parts."""
-        return sum(split.pictures for split in self.splits)
+    def images(self) -> int:
+        """Images in all parts."""
+        return sum(split.images for split in self.splits)
 
     @property
     def counts(self) -> dict[Kind, int]:
-        """How often each kind was found: pictures, groups of copies, or classes missing in a part."""
+        """How often each kind was found: images, groups of copies, or classes missing in a part."""
         found: Counter[Kind] = Counter(finding.kind for finding in self.findings)
         found.update(kind for group in self.duplicates for kind in group.kinds)
         found["missing_class"] = sum(len(split.missing) for split in self.splits)
@@ -162,7 +162,7 @@ class CheckResult:
             return [f"{name} in {split.name}" for split in self.splits for name in split.missing]
         if kind in ("leak", "conflict", "redundant"):
             return [_in_one_line(group) for group in self.duplicates if kind in group.kinds]
-        return [f"{found.picture.name}: {found.detail}" for found in self.findings if found.kind == kind]
+        return [f"{found.image.name}: {found.detail}" for found in self.findings if found.kind == kind]
 
     def to_json(self) -> str:
         """Everything as one JSON object."""
@@ -176,7 +176,7 @@ class CheckResult:
         ]
         content = {
             "data": self.data,
-            "pictures": self.pictures,
+            "images": self.images,
             "seconds": round(self.seconds, 1),
             "counts": self.counts,
             "splits": splits,
@@ -189,7 +189,7 @@ class CheckResult:
 
 
 def _in_one_line(group: DuplicateGroup, *, most: int = 3) -> str:
-    names = [picture.name for picture in group.pictures]
+    names = [image.name for image in group.images]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (" = " if group.exact else " ~ ").join(names[:most]) + more
 
@@ -197,7 +197,7 @@ def _in_one_line(group: DuplicateGroup, *, most: int = 3) -> str:
 def balance_hints(splits: Iterable[SplitSummary]) -> tuple[str, ...]:
     """What to do about classes of very different size in the training part."""
     return tuple(
-        f"the largest class of train has {split.ratio:.0f} times the pictures of the smallest: "
+        f"the largest class of train has {split.ratio:.0f} times the images of the smallest: "
         "train with --sampling balanced"
         for split in splits
         if split.name == "train" and split.ratio is not None and split.ratio > MOST_IMBALANCED

@@ -1,4 +1,4 @@
-"""The check of a whole set: every picture read in parallel, then copies and classes."""
+"""The check of a whole set: every image read in parallel, then copies and classes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from conformer_vision.errors import UserError
 
 from .duplicates import MAX_DISTANCE, Copies, find_copies
 from .exclusions import exclusions
-from .inspect import THUMBNAIL_EDGE, Inspection, Limits, PictureReader, inspect_picture, page_thumbnail
-from .page import pictures_shown, write_page
-from .result import CheckResult, DuplicateGroup, Finding, Kind, Picture, SplitSummary, balance_hints
+from .inspect import THUMBNAIL_EDGE, ImageReader, Inspection, Limits, inspect_image, page_thumbnail
+from .page import images_shown, write_page
+from .result import CheckedImage, CheckResult, DuplicateGroup, Finding, Kind, SplitSummary, balance_hints
 from .workers import Lost, WorkerPool
 
 Progress = Callable[[int, int], None]
-"""Called with the number of pictures read so far, and of all."""
+"""Called with the number of images read so far, and of all."""
 
 
 def check(
@@ -43,9 +43,9 @@ def check(
     fix_duplicates: bool = False,
     progress: Progress | None = None,
 ) -> CheckResult:
-    """Reads every picture of a set, and reports the ones that harm training or measuring.
+    """Reads every image of a set, and reports the ones that harm training or measuring.
 
-    The pictures are decoded in processes of their own, so one that crashes its decoder or never ends
+    The images are decoded in processes of their own, so one that crashes its decoder or never ends
     is a finding. In a script, call this below ``if __name__ == "__main__":``.
 
     Args:
@@ -54,14 +54,14 @@ def check(
         seed: seed of that split.
         data_dir: where sets with a name are kept, as in `open_source`.
         workers: processes; one per core where None.
-        min_size: pixels of the short edge below which a picture is tiny.
-        max_pixels: pixels (height × width) above which a picture is not decoded, by its header.
+        min_size: pixels of the short edge below which an image is tiny.
+        max_pixels: pixels (height × width) above which an image is not decoded, by its header.
         distance: bits of 64 in which the perceptual hashes of near duplicates may differ, 0 to 8.
-        timeout: seconds after which a picture is given up as broken.
+        timeout: seconds after which an image is given up as broken.
         page: HTML file to write, complete in itself.
-        fix: exclusion list to write; training leaves those pictures out.
-        fix_duplicates: exclude from train the further copies of a picture within a class, too.
-        progress: called after every picture.
+        fix: exclusion list to write; training leaves those images out.
+        fix_duplicates: exclude from train the further copies of an image within a class, too.
+        progress: called after every image.
 
     Raises:
         UserError: as `open_source`; a value that cannot be; a file that cannot be written.
@@ -75,10 +75,10 @@ def check(
         name: open_source(data, split=name, val_fraction=val_fraction, seed=seed, data_dir=data_dir)
         for name in ("train", "val")
     }
-    reader = PictureReader(list(parts.values()), Limits(min_size=min_size, max_pixels=max_pixels))
+    reader = ImageReader(list(parts.values()), Limits(min_size=min_size, max_pixels=max_pixels))
     with WorkerPool(reader, workers=workers or _cores(), timeout=timeout) as pool:
         survey = _Survey(list(parts), reader)
-        for done, (number, inspection) in enumerate(pool.map(inspect_picture, range(len(reader))), start=1):
+        for done, (number, inspection) in enumerate(pool.map(inspect_image, range(len(reader))), start=1):
             survey.add(number, inspection)
             if progress is not None:
                 progress(done, len(reader))
@@ -94,9 +94,9 @@ def check(
             seconds=time.monotonic() - began,
         )
         if page is not None:
-            numbers = [survey.numbers[picture] for picture in pictures_shown(result)]
+            numbers = [survey.numbers[image] for image in images_shown(result)]
             images = {
-                survey.picture(number): uri
+                survey.image(number): uri
                 for number, uri in pool.map(page_thumbnail, numbers)
                 if isinstance(uri, str)
             }
@@ -107,9 +107,9 @@ def check(
 
 
 class _Survey:
-    """What is known of every picture, by its number."""
+    """What is known of every image, by its number."""
 
-    def __init__(self, splits: Sequence[str], reader: PictureReader) -> None:
+    def __init__(self, splits: Sequence[str], reader: ImageReader) -> None:
         count = len(reader)
         self._splits = splits
         self._reader = reader
@@ -117,7 +117,7 @@ class _Survey:
         self.digests: list[bytes | None] = [None] * count
         self.hashes = np.zeros(count, np.uint64)
         self.thumbnails = np.zeros((count, THUMBNAIL_EDGE**2), np.uint8)
-        self.numbers: dict[Picture, int] = {}
+        self.numbers: dict[CheckedImage, int] = {}
 
     def add(self, number: int, inspection: Inspection | Lost) -> None:
         if isinstance(inspection, Lost):
@@ -130,16 +130,16 @@ class _Survey:
             self.hashes[number] = inspection.perceptual_hash
             self.thumbnails[number] = np.frombuffer(inspection.thumbnail, np.uint8)
 
-    def picture(self, number: int) -> Picture:
+    def image(self, number: int) -> CheckedImage:
         part, index = self._reader.place(number)
         source = self._reader.sources[part]
-        picture = Picture(source.name(index), self._splits[part], source.classes[source.labels[index]])
-        self.numbers[picture] = number
-        return picture
+        image = CheckedImage(source.name(index), self._splits[part], source.classes[source.labels[index]])
+        self.numbers[image] = number
+        return image
 
     def findings(self) -> tuple[Finding, ...]:
         return tuple(
-            Finding(cast(Kind, kind), self.picture(number), detail)
+            Finding(cast(Kind, kind), self.image(number), detail)
             for number in sorted(self._problems)
             for kind, detail in self._problems[number]
         )
@@ -147,14 +147,14 @@ class _Survey:
     def groups(self, copies: Copies) -> tuple[DuplicateGroup, ...]:
         groups = []
         for group in copies.groups:
-            pictures = tuple(self.picture(number) for number in group)
+            images = tuple(self.image(number) for number in group)
             kinds: list[Kind] = []
-            if len({picture.split for picture in pictures}) > 1:
+            if len({image.split for image in images}) > 1:
                 kinds.append("leak")
-            if len({picture.label for picture in pictures}) > 1:
+            if len({image.label for image in images}) > 1:
                 kinds.append("conflict")
             exact = len({int(copies.first[number]) for number in group}) == 1
-            groups.append(DuplicateGroup(tuple(kinds or ["redundant"]), exact, pictures))
+            groups.append(DuplicateGroup(tuple(kinds or ["redundant"]), exact, images))
         rank = {"leak": 0, "conflict": 1, "redundant": 2}
         return tuple(sorted(groups, key=lambda group: (rank[group.kinds[0]], not group.exact)))
 
@@ -164,7 +164,7 @@ class _Survey:
             for kind, detail in problems:
                 if kind in ("broken", "truncated", "gigantic"):
                     reasons.setdefault(number, []).append(f"{kind}: {detail}")
-        for number, reason in exclusions(copies, self.picture, redundant=redundant):
+        for number, reason in exclusions(copies, self.image, redundant=redundant):
             reasons.setdefault(number, []).append(reason)
         return tuple((self._reader.name(number), "; ".join(reasons[number])) for number in sorted(reasons))
 

@@ -1,4 +1,4 @@
-"""Work on many pictures in processes that a picture may kill or stop without ending the whole."""
+"""Work on many images in processes that an image may kill or stop without ending the whole."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class _Lane:
 def _starting() -> Iterator[None]:
     """Starts a process that Ctrl-C passes by from its first moment, and that leaves the models out."""
     # The package's import leaves torch and timm out where sys.argv, which goes to the process, names its
-    # command: pictures are read without them, and their import takes seconds.
+    # command: images are read without them, and their import takes seconds.
     arguments = sys.argv
     sys.argv = ["conformer-vision"]
     masks = hasattr(signal, "pthread_sigmask")

@@ -38,7 +38,7 @@ def build_parser() -> ArgumentParser:
         "precision than fp32, as onnx-int8. Where not given: eager, compiled, fused and every export in fp32 "
         "that can be had.",
     )
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32], help="Pictures at once.")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32], help="Images at once.")
     parser.add_argument(
         "--peers",
         nargs="+",
@@ -63,7 +63,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--threads", type=int | None, help="CPU threads; PyTorch's number where not given.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
     parser.add_argument(
-        "--size", type=int | None, help="Side of the pictures in pixels; the first model's where not given."
+        "--size", type=int | None, help="Side of the images in pixels; the first model's where not given."
     )
     parser.add_argument("--json", metavar="FILE", type=str | None, help="Write all figures as JSON.")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The subcommand ``check``: broken, copied, leaking and unusual pictures of a set, and its class balance."""
+"""The subcommand ``check``: broken, copied, leaking and unusual images of a set, and its class balance."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _LINE_SECONDS = 10.0
 
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
-    parser = plain_parser("Check labelled pictures before training on them.")
-    parser.add_argument("data", help="Pictures, as train takes them; train and val are both read.")
+    parser = plain_parser("Check labelled images before training on them.")
+    parser.add_argument("data", help="Images, as train takes them; train and val are both read.")
     parser.add_argument(
         "--val_fraction", type=float, default=0.1, help="Share held out where there is no split."
     )
@@ -32,13 +32,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--data_dir", metavar="FOLDER", help="Where sets with a name are kept.")
     parser.add_argument("--workers", type=int | None, help="Processes that read; one per core if not given.")
     parser.add_argument(
-        "--min_size", type=int, default=8, help="Pixels of the short edge below which a picture is tiny."
+        "--min_size", type=int, default=8, help="Pixels of the short edge below which an image is tiny."
     )
     parser.add_argument(
         "--max_pixels",
         type=int,
         default=50_000_000,
-        help="Pixels above which a picture is refused by its header, without decoding it.",
+        help="Pixels above which an image is refused by its header, without decoding it.",
     )
     parser.add_argument(
         "--distance",
@@ -47,21 +47,21 @@ def build_parser() -> ArgumentParser:
         help="Bits of 64 in which the perceptual hashes of near copies may differ, 0 to 8.",
     )
     parser.add_argument(
-        "--timeout", type=float, default=60.0, help="Seconds after which a picture is given up as broken."
+        "--timeout", type=float, default=60.0, help="Seconds after which an image is given up as broken."
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
     parser.add_argument("--page", metavar="HTML", help="Write the result with thumbnails as one HTML file.")
     parser.add_argument(
         "--fix",
         metavar="LIST",
-        help="Write the list of pictures to leave out: what cannot be decoded, training copies of "
-        "validation pictures, and training copies with different classes.",
+        help="Write the list of images to leave out: what cannot be decoded, training copies of "
+        "validation images, and training copies with different classes.",
     )
     parser.add_argument(
         "--fix_duplicates",
         type=bool,
         default=False,
-        help="Put the further copies of a training picture within its class on the list, too.",
+        help="Put the further copies of a training image within its class on the list, too.",
     )
     return parser
 
@@ -95,7 +95,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         if options.page is not None:
             print(f"page: {printable(options.page)}")
         if options.fix is not None:
-            print(f"exclusion list: {printable(options.fix)} ({len(result.excluded):,} pictures)")
+            print(f"exclusion list: {printable(options.fix)} ({len(result.excluded):,} images)")
     return 0 if result.clean else 1
 
 
@@ -109,7 +109,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
-        TextColumn("reading pictures"),
+        TextColumn("reading images"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -139,7 +139,7 @@ def lines_of_progress(
         nonlocal last
         if now() - last >= _LINE_SECONDS:
             last = now()
-            write(f"read {done:,} of {total:,} pictures")
+            write(f"read {done:,} of {total:,} images")
 
     return progress
 
@@ -150,8 +150,8 @@ def _print(result: CheckResult) -> None:
 
     from conformer_vision.check.result import MEANINGS
 
-    parts = ", ".join(f"{split.name} {split.pictures:,}" for split in result.splits)
-    print(f"{result.pictures:,} pictures ({parts}) read in {result.seconds:.1f} s")
+    parts = ", ".join(f"{split.name} {split.images:,}" for split in result.splits)
+    print(f"{result.images:,} images ({parts}) read in {result.seconds:.1f} s")
     if result.clean:
         print("nothing found")
     else:
@@ -168,7 +168,7 @@ def _print(result: CheckResult) -> None:
         if split.ratio is not None:
             sizes = [count for count in split.counts.values() if count]
             print(
-                f"{split.name}: {len(split.counts)} classes of {min(sizes):,} to {max(sizes):,} pictures, "
+                f"{split.name}: {len(split.counts)} classes of {min(sizes):,} to {max(sizes):,} images, "
                 f"ratio {split.ratio:.1f}"
             )
     for hint in result.hints:

@@ -1,4 +1,4 @@
-"""The subcommand ``evaluate``: accuracy of a trained model on labelled pictures."""
+"""The subcommand ``evaluate``: accuracy of a trained model on labelled images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ CONFUSION_FILE = "confusion_matrix.png"
 
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
-    parser = plain_parser("Measure a trained model on labelled pictures.")
+    parser = plain_parser("Measure a trained model on labelled images.")
     parser.add_argument("run", help="Run folder, .safetensors file or exported file.")
-    parser.add_argument("--data", required=True, help="Pictures, as train takes them.")
+    parser.add_argument("--data", required=True, help="Images, as train takes them.")
     parser.add_argument("--split", default="val", choices=["val", "train", "all"], help="Part of the data.")
     parser.add_argument("--val_fraction", type=float | None, help="Share held out; else the run's own.")
     parser.add_argument("--seed", type=int | None, help="Seed of the split; else the run's own.")
@@ -31,10 +31,10 @@ def build_parser() -> ArgumentParser:
         "--exclude",
         metavar="LIST",
         type=str | None,
-        help="List of pictures to leave out; the run's own is not applied.",
+        help="List of images to leave out; the run's own is not applied.",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="Pictures per forward pass.")
-    parser.add_argument("--workers", type=int, default=0, help="Processes that read pictures.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images per forward pass.")
+    parser.add_argument("--workers", type=int, default=0, help="Processes that read images.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
     parser.add_argument(
         "--input_size", type=int | tuple[int, int] | None, help="Pixels of the input; else the model's own."
@@ -83,7 +83,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 def _print(evaluation: Evaluation) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{evaluation.samples:,} pictures, {evaluation.images_per_second:,.0f} per second")
+    table = Table(title=f"{evaluation.samples:,} images, {evaluation.images_per_second:,.0f} per second")
     for name in ("head", "top-1", "top-5", "loss"):
         table.add_column(name, justify="left" if name == "head" else "right")
     for head, top1 in evaluation.top1.items():

@@ -28,10 +28,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--data",
         type=str | None,
-        help="Pictures to check with, and for int8 to calibrate and measure with; else the run's own.",
+        help="Images to check with, and for int8 to calibrate and measure with; else the run's own.",
     )
     parser.add_argument(
-        "--calibration_pictures", type=int, default=128, help="Training pictures that int8 is calibrated on."
+        "--calibration_images", type=int, default=128, help="Training images that int8 is calibrated on."
     )
     return parser
 
@@ -46,7 +46,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         precision=options.precision,
         output=options.output,
         data=options.data,
-        calibration_pictures=options.calibration_pictures,
+        calibration_images=options.calibration_images,
         say=lambda line: print(printable(line), file=sys.stderr, flush=True),
     )
     _print(exported)
@@ -58,7 +58,7 @@ def _print(exported: Exported) -> None:
     size = sum(path.stat().st_size for path in _files(exported.path)) / 1e6
     print(printable(f"{exported.path}: {exported.format}, {exported.precision}, {size:.1f} MB"))
     print(
-        f"worst difference from the model on {difference.pictures} pictures: "
+        f"worst difference from the model on {difference.images} images: "
         f"{difference.relative:.1e} of the logits, {difference.probability:.1e} in probability; "
         f"the same first class for {difference.agreement:.1%}"
     )

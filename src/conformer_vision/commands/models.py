@@ -28,7 +28,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     from rich.table import Table
 
     table = Table(title="Conformers (parameters with 1,000 classes)")
-    for name in ("name", "picture", "tokens", "parameters", "GMACs"):
+    for name in ("name", "image", "tokens", "parameters", "GMACs"):
         table.add_column(name, justify="left" if name == "name" else "right", no_wrap=True)
     for row in rows:
         table.add_row(

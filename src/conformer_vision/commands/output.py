@@ -22,9 +22,9 @@ def printable(text: str) -> str:
 
 
 def name_broken(lines: Sequence[str]) -> int:
-    """Names on stderr the pictures that could not be read; gives the exit status."""
+    """Names on stderr the images that could not be read; gives the exit status."""
     for line in lines:
         print(f"skipped: {printable(line)}", file=sys.stderr)
     if lines:
-        print(f"{len(lines)} of the pictures could not be read", file=sys.stderr)
+        print(f"{len(lines)} of the images could not be read", file=sys.stderr)
     return 1 if lines else 0

@@ -1,4 +1,4 @@
-"""The subcommand ``predict``: the classes of pictures."""
+"""The subcommand ``predict``: the classes of images."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
-    parser = plain_parser("Classify pictures with a trained model.")
+    parser = plain_parser("Classify images with a trained model.")
     parser.add_argument(
         "inputs",
         nargs="+",
-        metavar="[MODEL] PICTURE_OR_FOLDER",
-        help="A run folder, .safetensors file, exported file or name of published weights, then pictures or "
-        "folders of them; pictures alone are classified with the weights that come with the package.",
+        metavar="[MODEL] IMAGE_OR_FOLDER",
+        help="A run folder, .safetensors file, exported file or name of published weights, then images or "
+        "folders of them; images alone are classified with the weights that come with the package.",
     )
-    parser.add_argument("--top_k", type=int, default=3, help="Classes per picture.")
-    parser.add_argument("--batch_size", type=int, default=32, help="Pictures per forward pass.")
+    parser.add_argument("--top_k", type=int, default=3, help="Classes per image.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Images per forward pass.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
     parser.add_argument(
         "--input_size", type=int | tuple[int, int] | None, help="Pixels of the input; else the model's own."
@@ -47,22 +47,22 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         raise UserError("--json and --csv are two formats of one output; give one of them")
     from conformer_vision.inference import Predictor
 
-    model, pictures = _take_model(options.inputs)
+    model, images = _take_model(options.inputs)
     predictor = Predictor(
         model, device=options.device, batch_size=options.batch_size, input_size=options.input_size
     )
     if model is None:
         print(f"with the weights that come with the package, {predictor.model}", file=sys.stderr)
-    answers = predictor.predict(pictures, top_k=options.top_k)
+    answers = predictor.predict(images, top_k=options.top_k)
     write = _write_json if options.json else _write_csv if options.csv else _write_table
     broken = write(answers)
     if broken:
-        print(f"{broken} of the pictures could not be read", file=sys.stderr)
+        print(f"{broken} of the images could not be read", file=sys.stderr)
     return 1 if broken else 0
 
 
 def _take_model(inputs: list[str]) -> tuple[str | None, list[str]]:
-    """The model that comes first, None where all are pictures, and the pictures.
+    """The model that comes first, None where all are images, and the images.
 
     Raises:
         UserError: a model alone.
@@ -70,12 +70,12 @@ def _take_model(inputs: list[str]) -> tuple[str | None, list[str]]:
     from conformer_vision.inference.networks import is_model
 
     first, rest = inputs[0], inputs[1:]
-    # Of several, only a picture that is there is taken for one: a mistyped run must not pass for a picture.
+    # Of several, only an image that is there is taken for one: a mistyped run must not pass for an image.
     model = is_model(first) or (bool(rest) and (not os.path.exists(first) or os.path.isdir(first)))
     if not model:
         return None, inputs
     if not rest:
-        raise UserError(f"{first} is a model; give pictures or folders of pictures behind it")
+        raise UserError(f"{first} is a model; give images or folders of images behind it")
     return first, rest
 
 
@@ -91,7 +91,7 @@ def _write_table(predictions: Iterable[Prediction]) -> int:
     from rich.table import Table
 
     broken = 0
-    table = Table("picture", "prediction")
+    table = Table("image", "prediction")
     for prediction in predictions:
         if _failed(prediction):
             broken += 1
@@ -112,10 +112,10 @@ def _write_json(predictions: Iterable[Prediction]) -> int:
 
 
 def _write_csv(predictions: Iterable[Prediction]) -> int:
-    """One row per class of a picture; a picture without an answer has one row with its error."""
+    """One row per class of an image; an image without an answer has one row with its error."""
     broken = 0
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["picture", "rank", "label", "probability", "error"])
+    writer.writerow(["image", "rank", "label", "probability", "error"])
     for prediction in predictions:
         name = printable(prediction.name)
         if _failed(prediction):

@@ -13,8 +13,8 @@ def build_parser() -> ArgumentParser:
     parser = plain_parser("Write a run's report.html again, and calibrate its model.")
     parser.add_argument("run", help="Run folder.")
     parser.add_argument("--data", type=str | None, help="The run's data, where it lies elsewhere now.")
-    parser.add_argument("--batch_size", type=int, default=64, help="Pictures per forward pass.")
-    parser.add_argument("--workers", type=int, default=0, help="Processes that read pictures.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images per forward pass.")
+    parser.add_argument("--workers", type=int, default=0, help="Processes that read images.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
     return parser
 

@@ -1,4 +1,4 @@
-"""Labelled pictures: opening files, sources with their splits, transforms, batches.
+"""Labelled images: opening files, sources with their splits, transforms, batches.
 
 The names below are imported when first used: `images` needs Pillow alone, the others bring torch,
 timm, datasets or scikit-learn.

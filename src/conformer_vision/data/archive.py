@@ -1,7 +1,7 @@
 """Class folders in a zip or tar archive, read in place: nothing is unpacked beside it.
 
-A picture of a zip is inflated when it is read, one of a plain tar is a piece of the file. A
-compressed tar has no way to a picture but through all that come before it, so it is decompressed
+An image of a zip is inflated when it is read, one of a plain tar is a piece of the file. A
+compressed tar has no way to an image but through all that come before it, so it is decompressed
 once, to a plain tar in the cache folder.
 """
 
@@ -32,10 +32,10 @@ from .base import ImageSource, Split, Splitting, one_line
 from .folder import VAL_NAMES, Tree, read_tree
 from .images import BrokenImageError, is_image_name, natural_key, open_image
 
-MAX_PICTURE_BYTES = 512 << 20
-"""Largest picture file that is taken out of an archive; a small archive can declare any size."""
+MAX_IMAGE_BYTES = 512 << 20
+"""Largest image file that is taken out of an archive; a small archive can declare any size."""
 
-_MAX_EXPANSION = 100  # a compressed tar of pictures grows little; one that is made to fill disks, by 1000
+_MAX_EXPANSION = 100  # a compressed tar of images grows little; one that is made to fill disks, by 1000
 _MAX_SMALL = 1 << 30  # bytes that any archive may grow to
 _CHUNK = 1 << 20
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
@@ -51,12 +51,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Member:
-    """A picture or folder in an archive.
+    """An image or folder in an archive.
 
     Attributes:
         path: path of the archive, then that of the member in it.
         is_folder: whether it is a folder.
-        size: bytes of the picture file, as declared.
+        size: bytes of the image file, as declared.
         place: its entry of the zip, or where it begins in the tar.
     """
 
@@ -67,12 +67,12 @@ class _Member:
 
 
 class ArchiveSource(ImageSource):
-    """Pictures in a zip or a plain tar.
+    """Images in a zip or a plain tar.
 
     Args:
         classes: as in `ImageSource`.
         archive: the file to read.
-        members: the pictures in it.
+        members: the images in it.
         labels: as in `ImageSource`.
     """
 
@@ -85,21 +85,21 @@ class ArchiveSource(ImageSource):
         self._zip: tuple[int, zipfile.ZipFile] | None = None
 
     def image(self, index: int) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
         return open_image(self.file(index), name=self.name(index))
 
     def file(self, index: int) -> bytes:
-        """The picture's file, taken out of the archive."""
+        """The image's file, taken out of the archive."""
         member = self._members[index]
-        if member.size > MAX_PICTURE_BYTES:
-            raise _broken(member, f"{member.size} bytes are more than the limit of {MAX_PICTURE_BYTES}")
+        if member.size > MAX_IMAGE_BYTES:
+            raise _broken(member, f"{member.size} bytes are more than the limit of {MAX_IMAGE_BYTES}")
         try:
             return self._read(member)
         except (OSError, ValueError, RuntimeError, *_DAMAGED) as error:
             raise _broken(member, f"the archive is damaged: {_reason(error)}") from error
 
     def name(self, index: int) -> str:
-        """The archive's path, then the picture's in it."""
+        """The archive's path, then the image's in it."""
         return self._members[index].path
 
     def _read(self, member: _Member) -> bytes:
@@ -157,27 +157,27 @@ def cache_folder() -> Path:
 
 
 class _ArchiveTree(Tree):
-    """Members of an archive as folders and pictures."""
+    """Members of an archive as folders and images."""
 
     def __init__(self, path: Path, members: Iterable[_Member]) -> None:
         self.root = str(path)
         self._folders: dict[str, set[str]] = {}
-        self._pictures: dict[str, list[str]] = {}
+        self._images: dict[str, list[str]] = {}
         for member in members:
             folder = member.path if member.is_folder else os.path.dirname(member.path)
             self._add_folder(folder)
             if not member.is_folder and is_image_name(os.path.basename(member.path)):
-                self._pictures[folder].append(member.path)
+                self._images[folder].append(member.path)
         self._look_through()
 
     def folders(self, folder: str) -> list[str]:
         return sorted(self._folders.get(folder, ()), key=natural_key)
 
-    def pictures(self, folder: str) -> list[str]:
+    def images(self, folder: str) -> list[str]:
         return sorted(self._below(folder), key=natural_key)
 
-    def has_loose_pictures(self, folder: str) -> bool:
-        return bool(self._pictures.get(folder))
+    def has_loose_images(self, folder: str) -> bool:
+        return bool(self._images.get(folder))
 
     def _add_folder(self, folder: str) -> None:
         """The folder and those it lies in; no recursion, as a path may have thousands of them."""
@@ -186,7 +186,7 @@ class _ArchiveTree(Tree):
             new = folder not in self._folders
             if new:
                 self._folders[folder] = set()
-                self._pictures[folder] = []
+                self._images[folder] = []
             if inner:
                 self._folders[folder].add(inner)
             if folder == self.root or not new:
@@ -197,22 +197,22 @@ class _ArchiveTree(Tree):
         waiting = [folder]
         while waiting:
             inner = waiting.pop()
-            yield from self._pictures.get(inner, ())
+            yield from self._images.get(inner, ())
             waiting.extend(f"{inner}/{name}" for name in self._folders.get(inner, ()))
 
     def _look_through(self) -> None:
         names = self.folders(self.root)
-        if len(names) != 1 or names[0] in ("train", *VAL_NAMES) or self.has_loose_pictures(self.root):
+        if len(names) != 1 or names[0] in ("train", *VAL_NAMES) or self.has_loose_images(self.root):
             return
         inner = f"{self.root}/{names[0]}"
-        if self.folders(inner) and not self.has_loose_pictures(inner):
+        if self.folders(inner) and not self.has_loose_images(inner):
             self.root = inner
 
 
 def _member(
     origin: Path, name: str, *, is_folder: bool, size: int, place: zipfile.ZipInfo | int
 ) -> _Member | None:
-    """A member under its checked path; None for one that is hidden, or neither folder nor picture."""
+    """A member under its checked path; None for one that is hidden, or neither folder nor image."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts:
         raise UserError(f"{origin}: the path of its member {name!r} leads out of it; pack it anew")
@@ -322,7 +322,7 @@ def _chunks(path: Path, decompress: _Decompress, limit: int) -> Iterator[bytes]:
 
 
 def _broken(member: _Member, reason: str) -> BrokenImageError:
-    return BrokenImageError(f"{one_line(member.path)}: cannot be read as a picture ({reason})")
+    return BrokenImageError(f"{one_line(member.path)}: cannot be read as an image ({reason})")
 
 
 def _unreadable(path: Path, kind: str, error: BaseException) -> UserError:

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of the training pictures.
+    """Augmentation of the training images.
 
     Raises:
         UserError: a value that cannot be, or two options of which one would have no effect.
     """
 
     crop: Literal["auto", "rrc", "pad"] = "auto"
-    """``rrc``: a random part of the picture, resized; ``pad``: the whole picture, moved at random
+    """``rrc``: a random part of the image, resized; ``pad``: the whole image, moved at random
     over a black border; ``auto``: ``pad`` for inputs up to 64 px, else ``rrc``."""
     scale: tuple[float, float] | None = None
-    """Smallest and largest share of the picture's area that ``rrc`` takes; 0.08 and 1 where not given."""
+    """Smallest and largest share of the image's area that ``rrc`` takes; 0.08 and 1 where not given."""
     ratio: tuple[float, float] | None = None
     """Smallest and largest ratio of width to height that ``rrc`` takes; 3/4 and 4/3 where not given."""
     pad: int | None = None
-    """Pixels by which ``pad`` moves the picture at most; an eighth of the input where not given."""
+    """Pixels by which ``pad`` moves the image at most; an eighth of the input where not given."""
     hflip: float | None = None
     """Probability of mirroring left to right; 0.5 where not given, and 0 for ``digits``."""
     color_jitter: float = 0.0
@@ -73,7 +73,7 @@ class AugmentConfig:
             )
 
     def for_source(self, source: ImageSource | ImageStream) -> AugmentConfig:
-        """The same with ``hflip`` decided: where not given, 0 for pictures that must not be mirrored."""
+        """The same with ``hflip`` decided: where not given, 0 for images that must not be mirrored."""
         if self.hflip is not None:
             return self
         return replace(self, hflip=0.5 if source.mirrorable else 0.0)

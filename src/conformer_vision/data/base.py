@@ -1,4 +1,4 @@
-"""What every source of labelled pictures offers, and the rules of splits and class names."""
+"""What every source of labelled images offers, and the rules of splits and class names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Split = Literal["train", "val", "all"]
 
 
 class ImageSource(ABC):
-    """Labelled pictures by number; a map-style dataset for torch, picklable for its workers.
+    """Labelled images by number; a map-style dataset for torch, picklable for its workers.
 
     Attributes:
         classes: the class names; a label is an index into them.
-        labels: one label per picture.
-        mirrorable: whether a picture mirrored left to right is still of its class.
+        labels: one label per image.
+        mirrorable: whether an image mirrored left to right is still of its class.
     """
 
     mirrorable = True
@@ -37,19 +37,19 @@ class ImageSource(ABC):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """RGB picture and label.
+        """RGB image and label.
 
         Raises:
-            BrokenImageError: the picture cannot be decoded.
+            BrokenImageError: the image cannot be decoded.
         """
         return self.image(index), self.labels[index]
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
 
     def file(self, index: int) -> Path | bytes | None:
-        """The picture before decoding: its path or its file's bytes; None where the source keeps pixels.
+        """The image before decoding: its path or its file's bytes; None where the source keeps pixels.
 
         Raises:
             BrokenImageError: the file cannot be taken out of what holds it.
@@ -58,14 +58,14 @@ class ImageSource(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What a message calls the picture: its path, or its file and row (the first is 0)."""
+        """What a message calls the image: its path, or its file and row (the first is 0)."""
 
 
 class SubsetSource(ImageSource):
-    """Some pictures of another source, with its classes, labels and names.
+    """Some images of another source, with its classes, labels and names.
 
     Args:
-        source: where the pictures come from.
+        source: where the images come from.
         rows: their numbers in it, in the order they get here.
     """
 
@@ -76,21 +76,21 @@ class SubsetSource(ImageSource):
         super().__init__(source.classes, (source.labels[row] for row in self._rows))
 
     def image(self, index: int) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
         return self._source.image(self._rows[index])
 
     def file(self, index: int) -> Path | bytes | None:
-        """The picture's file in the source."""
+        """The image's file in the source."""
         return self._source.file(self._rows[index])
 
     def name(self, index: int) -> str:
-        """The picture's name in the source."""
+        """The image's name in the source."""
         return self._source.name(self._rows[index])
 
 
 @dataclass(frozen=True)
 class Splitting:
-    """How a set without a split of its own is cut into training and validation pictures.
+    """How a set without a split of its own is cut into training and validation images.
 
     Attributes:
         val_fraction: share of every class held out; see `stratified_split`.
@@ -132,17 +132,17 @@ class Splitting:
         origin: str,
         parts: Mapping[Split, NDArray[np.int64]] | None = None,
     ) -> NDArray[np.int64]:
-        """Indices of the split's pictures among all that ``labels`` lists.
+        """Indices of the split's images among all that ``labels`` lists.
 
         Args:
-            labels: one label per picture.
+            labels: one label per image.
             split: the part to take.
             origin: what an error calls the set.
-            parts: indices of the training and validation pictures of a set with a split of its own.
+            parts: indices of the training and validation images of a set with a split of its own.
                 ``train`` alone, or where there are folds, is cut as a set without one.
 
         Raises:
-            UserError: more folds than any class has pictures, or no training pictures to take.
+            UserError: more folds than any class has images, or no training images to take.
         """
         import numpy as np
 
@@ -152,7 +152,7 @@ class Splitting:
             drawn: NDArray[np.int64] = whole[self._draw(np.asarray(labels)[whole], split, origin=origin)]
             return drawn
         if "train" not in parts and (split == "train" or self.folds is not None):
-            raise UserError(f"{origin} holds validation pictures but none for training; add some")
+            raise UserError(f"{origin} holds validation images but none for training; add some")
         return np.concatenate(
             [parts[part] for part in ("train", "val") if part in parts and split in (part, "all")]
         )
@@ -168,7 +168,7 @@ def stratified_split(
 ) -> dict[Split, NDArray[np.int64]]:
     """Indices per split, ascending; the same seed gives the same split everywhere.
 
-    Of every class about ``val_fraction`` is held out: at least one picture where it has two or
+    Of every class about ``val_fraction`` is held out: at least one image where it has two or
     more, and never all of them.
     """
     import numpy as np
@@ -188,12 +188,12 @@ def stratified_fold(
 ) -> dict[Split, NDArray[np.int64]]:
     """Indices per split, ascending, where fold number ``fold`` of ``folds`` is held out.
 
-    Every picture is held out in exactly one fold, and the counts of a class differ by at most one
-    between folds (scikit-learn's ``StratifiedKFold``). A class with fewer pictures than folds is
+    Every image is held out in exactly one fold, and the counts of a class differ by at most one
+    between folds (scikit-learn's ``StratifiedKFold``). A class with fewer images than folds is
     missing from some of them.
 
     Raises:
-        UserError: more folds than the largest class has pictures; ``origin`` is what it calls the set.
+        UserError: more folds than the largest class has images; ``origin`` is what it calls the set.
     """
     import warnings
 
@@ -204,10 +204,10 @@ def stratified_fold(
     largest = int(np.unique(array, return_counts=True)[1].max(initial=0))
     if largest < folds:
         raise UserError(
-            f"folds {folds}: no class of {origin} has so many pictures, the largest has {largest}; give fewer"
+            f"folds {folds}: no class of {origin} has so many images, the largest has {largest}; give fewer"
         )
     cut = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
-    with warnings.catch_warnings():  # about classes with fewer pictures than folds; see above
+    with warnings.catch_warnings():  # about classes with fewer images than folds; see above
         warnings.simplefilter("ignore", UserWarning)
         train, val = list(cut.split(np.zeros(len(array)), array))[fold]
     return {"train": train, "val": val, "all": np.arange(len(array))}

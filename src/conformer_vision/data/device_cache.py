@@ -1,6 +1,6 @@
-"""Pictures that are decoded once, kept in the memory of the device, and augmented there in whole batches.
+"""Images that are decoded once, kept in the memory of the device, and augmented there in whole batches.
 
-For small pictures and a GPU: reading processes cannot decode and augment as many as it trains on.
+For small images and a GPU: reading processes cannot decode and augment as many as it trains on.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ _RESAMPLINGS = {"nearest": "nearest", "bilinear": "bilinear"}
 
 
 class DeviceCache:
-    """All pictures of a source as one tensor in the memory of a device.
+    """All images of a source as one tensor in the memory of a device.
 
     Args:
-        source: the pictures.
-        preprocessing: of the model: `ModelCard.preprocessing`.
-        edge: pixels of the shorter edge that they are kept at, in the shape of the network's input; pictures
+        source: the images.
+        preprocessing: of the model: `ModelSpec.preprocessing`.
+        edge: pixels of the shorter edge that they are kept at, in the shape of the network's input; images
             of another shape are cut to it at the centre, as evaluation does.
         device: where to keep them.
         workers: processes that decode them.
 
     Attributes:
-        images: (N, C, H, W), uint8, on the device; black where a picture is broken.
-        broken: what is wrong with a picture, by its number.
+        images: (N, C, H, W), uint8, on the device; black where an image is broken.
+        broken: what is wrong with an image, by its number.
         seconds: that decoding took.
 
     Raises:
@@ -90,38 +90,38 @@ class DeviceCache:
     def __str__(self) -> str:
         count, _, height, width = self.images.shape
         return (
-            f"{count:,} pictures of {height}x{width} kept on {self.images.device} "
+            f"{count:,} images of {height}x{width} kept on {self.images.device} "
             f"({_bytes(self.images.nbytes)}), decoded in {self.seconds:.1f} s"
         )
 
     def standing_in(self, number: int) -> int:
-        """The picture itself, or for a broken one the next that is not.
+        """The image itself, or for a broken one the next that is not.
 
         Raises:
-            BrokenImageError: a hundred pictures in a row are broken.
+            BrokenImageError: a hundred images in a row are broken.
         """
         last = min(MOST_REPLACED, len(self.source))
         for ahead in range(last):
             if (found := (number + ahead) % len(self.source)) not in self.broken:
                 return found
-        raise BrokenImageError(f"{self.broken[number]}; nor can the {last - 1} pictures after it")
+        raise BrokenImageError(f"{self.broken[number]}; nor can the {last - 1} images after it")
 
     def take(self, numbers: Sequence[int]) -> Tensor:
-        """These pictures, (B, C, H, W), on a scale of 0 to 1."""
+        """These images, (B, C, H, W), on a scale of 0 to 1."""
         return self.images[torch.tensor(numbers, device=self.images.device)].float() / 255
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Pictures of a scale of 0 to 1 as the network takes them."""
+        """Images of a scale of 0 to 1 as the network takes them."""
         return (images - self._mean) / self._std
 
 
 class DeviceLoader(Positioned):
-    """Batches of pictures out of a `DeviceCache`, on its device; otherwise as an `ImageLoader`'s.
+    """Batches of images out of a `DeviceCache`, on its device; otherwise as an `ImageLoader`'s.
 
     Args:
-        cache: the pictures.
+        cache: the images.
         order: which of them make which batch.
-        augment: for training; see `DeviceAugmentation`. None for evaluation, where a broken picture is not
+        augment: for training; see `DeviceAugmentation`. None for evaluation, where a broken image is not
             replaced.
     """
 
@@ -153,7 +153,7 @@ class DeviceLoader(Positioned):
                 numbers = [self.cache.standing_in(number) for number in numbers]
                 counted = [True] * len(numbers)
                 with generators_kept(), torch.no_grad():
-                    # Of the first picture: a run that goes on draws what it would have drawn.
+                    # Of the first image: a run that goes on draws what it would have drawn.
                     seed_generators(int(draws[0].seed or 0))
                     images = self.cache.normalized(self.augment(self.cache.take(numbers)))
                     images = self.augment.erased(images)
@@ -170,21 +170,21 @@ class DeviceLoader(Positioned):
 
 
 class DeviceAugmentation:
-    """Augmentation of whole batches by kornia, in which each picture's is drawn by itself.
+    """Augmentation of whole batches by kornia, in which each image's is drawn by itself.
 
     Args:
         augment: which; ``hflip`` decided.
-        cached: pixels of the shorter edge of the pictures that come.
-        preprocessing: of the model: `ModelCard.preprocessing`.
+        cached: pixels of the shorter edge of the images that come.
+        preprocessing: of the model: `ModelSpec.preprocessing`.
 
     Raises:
-        UserError: a policy of timm, which works on single pictures; kornia is missing.
+        UserError: a policy of timm, which works on single images; kornia is missing.
     """
 
     def __init__(self, augment: AugmentConfig, *, cached: int, preprocessing: dict[str, Any]) -> None:
         if augment.auto_augment:
             raise UserError(
-                f"auto_augment {augment.auto_augment!r} works on single pictures before they reach the "
+                f"auto_augment {augment.auto_augment!r} works on single images before they reach the "
                 "device; leave it or device_cache out"
             )
         kornia = _kornia()
@@ -192,7 +192,7 @@ class DeviceAugmentation:
         self._cached = _scaled(preprocessing, cached)
         stages: list[nn.Module] = []
         if augment.crop_for(*self._size) == "pad":
-            # Pictures larger than the input are moved as far in proportion.
+            # Images larger than the input are moved as far in proportion.
             pad = round((augment.pad or max(self._size) // 8) * cached / min(self._size))
             stages.append(
                 kornia.RandomCrop(self._cached, padding=pad, cropping_mode="resample", resample="nearest")
@@ -214,19 +214,19 @@ class DeviceAugmentation:
         self._erase = random_erasing(augment)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pictures on a scale of 0 to 1 as the cache has them, to such of the network's input size."""
+        """Images on a scale of 0 to 1 as the cache has them, to such of the network's input size."""
         images = self._stages(images).clamp(0, 1)  # bicubic resampling overshoots
         if self._cached == self._size:
             return images
         return interpolate(images, size=self._size, mode="bilinear", antialias=True)
 
     def erased(self, images: Tensor) -> Tensor:
-        """Normalised pictures, out of which rectangles are erased where the configuration says so."""
+        """Normalised images, out of which rectangles are erased where the configuration says so."""
         return images if self._erase is None else self._erase(images)
 
 
 class _ToBytes:
-    """A transform to the scale of 0 to 1, back to the bytes that its pictures had."""
+    """A transform to the scale of 0 to 1, back to the bytes that its images had."""
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
@@ -262,7 +262,7 @@ def _check_memory(shape: tuple[int, ...], device: torch.device) -> None:
         return  # the others do not say
     if needed > free:
         raise UserError(
-            f"device_cache: {shape[0]:,} pictures of {shape[2]}x{shape[3]} take {_bytes(needed)}, and "
+            f"device_cache: {shape[0]:,} images of {shape[2]}x{shape[3]} take {_bytes(needed)}, and "
             f"{device} has {_bytes(free)} left; give a lower device_cache, or leave it out"
         )
 

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: real pictures that are there wherever the package is."""
+"""scikit-learn's handwritten digits: real images that are there wherever the package is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DigitsSource(ImageSource):
         self._pixels = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
 
     def image(self, index: int) -> Image.Image:
-        """RGB picture of 8 × 8 pixels."""
+        """RGB image of 8 × 8 pixels."""
         return Image.fromarray(self._pixels[index]).convert("RGB")
 
     def name(self, index: int) -> str:

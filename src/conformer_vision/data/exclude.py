@@ -1,6 +1,6 @@
-"""Lists of pictures to leave out: plain text, one picture a line.
+"""Lists of images to leave out: plain text, one image a line.
 
-A line is the picture's name as the source and its messages give it (``ImageSource.name``), then,
+A line is the image's name as the source and its messages give it (``ImageSource.name``), then,
 if wanted, white space, ``#`` and the reason. Empty lines and lines that begin with ``#`` are
 comments. A name that such a line cannot hold (with a line break, white space at an end, white space
 before ``#``, bytes that are not UTF-8, or ``"`` or ``#`` at its start) is written as a JSON string.
@@ -26,17 +26,17 @@ from conformer_vision.files import atomic_path
 
 from .base import ImageSource, SubsetSource, some_names
 
-_HEADER = "# Pictures to leave out: one name a line, and after # the reason."
+_HEADER = "# Images to leave out: one name a line, and after # the reason."
 _NAMED_ROW = re.compile(r"(digits|hfds/.*|torch/.*) row [0-9]+", re.DOTALL)
 _COMMENT = re.compile(r"\s#")
 
 
 class ExcludedSource(SubsetSource):
-    """A source without some of its pictures.
+    """A source without some of its images.
 
     Attributes:
-        unmatched: the names to leave out, in normal form, that no picture of the source has. A list
-            for a whole set names pictures of both its splits, so a name is wrong where it is
+        unmatched: the names to leave out, in normal form, that no image of the source has. A list
+            for a whole set names images of both its splits, so a name is wrong where it is
             unmatched in each of them.
     """
 
@@ -46,16 +46,16 @@ class ExcludedSource(SubsetSource):
 
 
 def exclude(source: ImageSource, names: Iterable[str], *, every_class: bool = True) -> ExcludedSource:
-    """The source without the pictures of these names; its classes stay as they are.
+    """The source without the images of these names; its classes stay as they are.
 
     Args:
-        source: the pictures.
+        source: the images.
         names: names as ``source.name`` gives them; see above for how they are compared.
-        every_class: refuse to leave out the last picture of a class. False where a class may do
+        every_class: refuse to leave out the last image of a class. False where a class may do
             without, as in validation.
 
     Raises:
-        UserError: no picture would be left, of the source or of a class.
+        UserError: no image would be left, of the source or of a class.
     """
     wanted = {normal_name(name) for name in names}
     found = set()
@@ -69,13 +69,13 @@ def exclude(source: ImageSource, names: Iterable[str], *, every_class: bool = Tr
     if not wanted:
         rows = list(range(len(source)))
     if found and not rows:
-        raise UserError(f"all {len(source)} pictures are to be left out; shorten the list of exclusions")
+        raise UserError(f"all {len(source)} images are to be left out; shorten the list of exclusions")
     if found and every_class:
         labels = np.asarray(source.labels)
         lost = sorted(set(labels.tolist()) - set(labels[rows].tolist()))
         if lost:
             raise UserError(
-                f"every picture of the class {some_names(source.classes[label] for label in lost)} "
+                f"every image of the class {some_names(source.classes[label] for label in lost)} "
                 "is to be left out; keep some, or take the class out of the data"
             )
     return ExcludedSource(source, rows, unmatched=frozenset(wanted - found))
@@ -115,7 +115,7 @@ def write_exclusions(path: str | Path, entries: Iterable[tuple[str, str]]) -> No
 
     Args:
         path: file to write.
-        entries: name and reason of each picture; paths are written as absolute ones.
+        entries: name and reason of each image; paths are written as absolute ones.
 
     Raises:
         UserError: the file cannot be written.

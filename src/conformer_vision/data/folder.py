@@ -1,6 +1,6 @@
 """A folder of class folders, as torchvision's ImageFolder and timm read it.
 
-timm's own reader names a picture's class by the innermost folder, follows link loops and drops
+timm's own reader names an image's class by the innermost folder, follows link loops and drops
 empty classes without a word; here the class is the folder below the root, whatever lies deeper.
 `archive` applies the same rules to what a zip or tar archive holds.
 """
@@ -21,31 +21,31 @@ from .base import ImageSource, Split, Splitting, match_classes, one_line, some_n
 from .images import find_images, is_image_name, natural_key, open_image
 
 VAL_NAMES = ("val", "validation", "valid", "test")
-"""Names of a folder or split of validation pictures; the first that is there is taken."""
+"""Names of a folder or split of validation images; the first that is there is taken."""
 
 
 class FolderSource(ImageSource):
-    """Picture files with the class of the folder they lie in."""
+    """Image files with the class of the folder they lie in."""
 
     def __init__(self, classes: Sequence[str], paths: Sequence[str], labels: Sequence[int]) -> None:
         super().__init__(classes, labels)
         self._paths = tuple(paths)
 
     def image(self, index: int) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
         return open_image(self.file(index))
 
     def file(self, index: int) -> Path:
-        """The picture's path."""
+        """The image's path."""
         return Path(self._paths[index])
 
     def name(self, index: int) -> str:
-        """The picture's path."""
+        """The image's path."""
         return self._paths[index]
 
 
 class Tree(ABC):
-    """Folders and picture files below a root, on disk or in an archive, all named by paths.
+    """Folders and image files below a root, on disk or in an archive, all named by paths.
 
     Attributes:
         root: path of the root.
@@ -58,22 +58,22 @@ class Tree(ABC):
         """Names, not paths, of the folders in a folder, in natural order; hidden ones are left out."""
 
     @abstractmethod
-    def pictures(self, folder: str) -> list[str]:
-        """Paths of the pictures in and below a folder, in natural order; hidden ones are left out."""
+    def images(self, folder: str) -> list[str]:
+        """Paths of the images in and below a folder, in natural order; hidden ones are left out."""
 
     @abstractmethod
-    def has_loose_pictures(self, folder: str) -> bool:
-        """Whether a folder itself, not one below it, holds a picture."""
+    def has_loose_images(self, folder: str) -> bool:
+        """Whether a folder itself, not one below it, holds an image."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures by their paths, with labels.
+    """Images by their paths, with labels.
 
     Attributes:
         classes: class names.
-        paths: one path per picture.
-        labels: one index into ``classes`` per picture.
+        paths: one path per image.
+        labels: one index into ``classes`` per image.
     """
 
     classes: Sequence[str]
@@ -81,7 +81,7 @@ class Labelled:
     labels: list[int]
 
     def select(self, rows: Iterable[int]) -> Labelled:
-        """The pictures of these numbers."""
+        """The images of these numbers."""
         pairs = [(self.paths[i], self.labels[i]) for i in rows]
         return Labelled(self.classes, [path for path, _ in pairs], [label for _, label in pairs])
 
@@ -89,7 +89,7 @@ class Labelled:
 def open_folder(
     root: Path, *, split: Split, splitting: Splitting, classes: Sequence[str] | None
 ) -> FolderSource:
-    """Reads ``root/CLASS/**/picture`` or ``root/{train,val}/CLASS/**/picture``.
+    """Reads ``root/CLASS/**/image`` or ``root/{train,val}/CLASS/**/image``.
 
     The rules are those of `read_tree`; arguments and errors are those of `open_source`.
     """
@@ -98,10 +98,10 @@ def open_folder(
 
 
 def read_tree(tree: Tree, *, split: Split, splitting: Splitting, classes: Sequence[str] | None) -> Labelled:
-    """Pictures ``CLASS/**/picture`` or ``{train,val}/CLASS/**/picture`` of one split.
+    """Images ``CLASS/**/image`` or ``{train,val}/CLASS/**/image`` of one split.
 
     The root holds splits where both ``train`` and one of ``val``, ``validation``, ``valid``,
-    ``test`` are there, or one of them and no other folder with pictures; else it holds classes.
+    ``test`` are there, or one of them and no other folder with images; else it holds classes.
     A ``train`` without the other, and a root of classes, is split by seed. Folds cut ``train``.
 
     Raises:
@@ -121,7 +121,7 @@ def read_tree(tree: Tree, *, split: Split, splitting: Splitting, classes: Sequen
         if "train" not in parts and (split == "train" or splitting.folds is not None):
             raise UserError(
                 f"{tree.root} holds {os.path.basename(parts['val'])} but no train; "
-                f"put the training pictures into {os.path.join(tree.root, 'train')}"
+                f"put the training images into {os.path.join(tree.root, 'train')}"
             )
         found.extend(_scan(tree, parts[part]) for part in wanted if part in parts)
     own = sorted({name for labelled in found for name in labelled.classes}, key=natural_key)
@@ -137,21 +137,21 @@ def read_tree(tree: Tree, *, split: Split, splitting: Splitting, classes: Sequen
 def _scan(tree: Tree, root: str) -> Labelled:
     classes = tree.folders(root)
     if not classes:
-        found = "pictures but no class folders" if tree.has_loose_pictures(root) else "no class folders"
+        found = "images but no class folders" if tree.has_loose_images(root) else "no class folders"
         raise UserError(
-            f"{one_line(root)} holds {found}; put the pictures of each class into a folder of its own, "
+            f"{one_line(root)} holds {found}; put the images of each class into a folder of its own, "
             f"as {one_line(os.path.join(root, 'cat', '1.jpg'))}"
         )
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        pictures = tree.pictures(os.path.join(root, name))
-        if not pictures:
+        images = tree.images(os.path.join(root, name))
+        if not images:
             raise UserError(
-                f"class folder {one_line(os.path.join(root, name))} holds no pictures; add some or remove it"
+                f"class folder {one_line(os.path.join(root, name))} holds no images; add some or remove it"
             )
-        paths += pictures
-        labels += [label] * len(pictures)
+        paths += images
+        labels += [label] * len(images)
     return Labelled(classes, paths, labels)
 
 
@@ -165,7 +165,7 @@ def _split_folders(tree: Tree) -> dict[Split, str]:
     if val is not None:
         parts["val"] = os.path.join(tree.root, val)
     others = [name for name in folders if name != "train" and name not in VAL_NAMES]
-    if len(parts) == 1 and any(tree.pictures(os.path.join(tree.root, name)) for name in others):
+    if len(parts) == 1 and any(tree.images(os.path.join(tree.root, name)) for name in others):
         return {}
     return parts
 
@@ -194,10 +194,10 @@ class _DiskTree(Tree):
                 (e.name for e in entries if not e.name.startswith(".") and e.is_dir()), key=natural_key
             )
 
-    def pictures(self, folder: str) -> list[str]:
+    def images(self, folder: str) -> list[str]:
         return [str(path) for path in find_images(folder)]
 
-    def has_loose_pictures(self, folder: str) -> bool:
+    def has_loose_images(self, folder: str) -> bool:
         with _listing(folder) as entries:
             return any(is_image_name(entry.name) for entry in entries)
 

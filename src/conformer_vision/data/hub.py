@@ -31,16 +31,16 @@ class HubSource(ImageSource):
     """Rows of sets that ``datasets`` has opened; they stay in its memory-mapped Arrow files.
 
     Args:
-        pictures: sets of one column, ``Image(decode=False)``.
+        images: sets of one column, ``Image(decode=False)``.
         origins: what messages call each of them.
-        rows: the row of each picture, counted over all sets.
+        rows: the row of each image, counted over all sets.
         classes: as in `ImageSource`.
         labels: as in `ImageSource`.
     """
 
     def __init__(
         self,
-        pictures: Sequence[datasets.Dataset],
+        images: Sequence[datasets.Dataset],
         origins: Sequence[str],
         *,
         rows: NDArray[np.int64],
@@ -48,25 +48,25 @@ class HubSource(ImageSource):
         labels: NDArray[np.int64],
     ) -> None:
         super().__init__(classes, labels)
-        self._pictures = tuple(pictures)
+        self._images = tuple(images)
         self._origins = tuple(origins)
-        self._starts = list(accumulate((len(part) for part in pictures), initial=0))
+        self._starts = list(accumulate((len(part) for part in images), initial=0))
         self._rows = rows
 
     def image(self, index: int) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
         file, name = self.file(index), self.name(index)
         return open_image(file, name=name if isinstance(file, bytes) else f"{file} ({name})")
 
     def file(self, index: int) -> Path | bytes:
-        """The picture's bytes in the row, or else the path there."""
+        """The image's bytes in the row, or else the path there."""
         part, row = self._place(index)
-        (stored,) = self._pictures[part][row].values()
+        (stored,) = self._images[part][row].values()
         data, path = (None, None) if stored is None else (stored.get("bytes"), stored.get("path"))
         if data is not None:
             return bytes(data)
         if path is None:
-            raise BrokenImageError(f"{self.name(index)}: cannot be read as a picture (the row has none)")
+            raise BrokenImageError(f"{self.name(index)}: cannot be read as an image (the row has none)")
         return Path(path)
 
     def name(self, index: int) -> str:
@@ -105,16 +105,16 @@ def open_hub(
 ) -> HubSource:
     """Reads a set of the Hugging Face hub, or a local folder that ``datasets`` can read.
 
-    Training pictures are those of the split ``train``, validation pictures those of the first of
+    Training images are those of the split ``train``, validation images those of the first of
     ``val``, ``validation``, ``valid``, ``test`` that is there. A set without one of the latter is split by
-    seed. Pictures are the column of type ``Image``, labels a ``ClassLabel`` or a column of strings or
+    seed. Images are the column of type ``Image``, labels a ``ClassLabel`` or a column of strings or
     integers; of several, the one named as `table.IMAGE_COLUMNS` or `table.LABEL_COLUMNS`. Code that
     a set brings along is never run.
 
     Args:
         name: ``NAME`` or ``NAME:CONFIG``; NAME as the hub has it, or a path with ``./`` or ``/`` in front.
         split: as in `open_source`.
-        splitting: how to cut a set without validation pictures.
+        splitting: how to cut a set without validation images.
         classes: as in `open_source`.
         data_dir: cache to keep the set in; that of ``datasets`` where None.
 
@@ -169,7 +169,7 @@ class _Part:
         column = self.data.select_columns([self.label]).with_format("arrow")[:].column(0)
         return label_values(column, name=self.label, where=self.where)
 
-    def pictures(self) -> datasets.Dataset:
+    def images(self) -> datasets.Dataset:
         from datasets import Image as ImageFeature
 
         alone = self.data.select_columns([self.image]).with_format(None)
@@ -208,9 +208,9 @@ def _open(
     whole = {} if list(row_parts) == ["all"] else row_parts
     rows = splitting.rows(labels, split, origin=origin, parts=whole)
     with quiet_datasets():
-        pictures = [part.pictures() for part in parts]
+        images = [part.images() for part in parts]
     return HubSource(
-        pictures,
+        images,
         [part.origin for part in parts],
         rows=rows,
         classes=names,
@@ -258,7 +258,7 @@ def _part(data: datasets.Dataset, origin: str) -> _Part:
     image = _pick(images, IMAGE_COLUMNS) or (images[0] if len(images) == 1 else None)
     label = _pick([*declared, *plain], LABEL_COLUMNS) or (declared[0] if len(declared) == 1 else None)
     for column, wanted, holds in (
-        (image, IMAGE_COLUMNS, "pictures (of type Image)"),
+        (image, IMAGE_COLUMNS, "images (of type Image)"),
         (label, LABEL_COLUMNS, "labels (of type ClassLabel, string or integer)"),
     ):
         if column is None:

@@ -1,4 +1,4 @@
-"""Opening picture files, whatever they hold, as 8-bit RGB; needs Pillow, and NumPy for deep grey."""
+"""Opening image files, whatever they hold, as 8-bit RGB; needs Pillow, and NumPy for deep grey."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 IMAGE_EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
 )
-"""Lower-case suffixes of the files that count as pictures in a folder."""
+"""Lower-case suffixes of the files that count as images in a folder."""
 
 MAX_PIXELS = 178_956_970
-"""Largest picture that is decoded: where Pillow itself refuses (2 × 1 GiB / 4 / 3 pixels)."""
+"""Largest image that is decoded: where Pillow itself refuses (2 × 1 GiB / 4 / 3 pixels)."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # MPO opens through JPEG
 _BAND_PIXELS = 1 << 22
 _ORIENTATION = 0x0112
-_UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
+_UPRIGHT = {  # EXIF orientation -> what turns the stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -46,11 +46,11 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class BrokenImageError(UserError):
-    """A picture that cannot be decoded, is too big, or is not there; the line names it."""
+    """An image that cannot be decoded, is too big, or is not there; the line names it."""
 
 
 class _RefusedError(Exception):
-    """Why a picture is not decoded; its name is added by `open_image`."""
+    """Why an image is not decoded; its name is added by `open_image`."""
 
 
 def open_image(
@@ -59,30 +59,30 @@ def open_image(
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Decodes a picture to upright 8-bit RGB (H × W × 3).
+    """Decodes an image to upright 8-bit RGB (H × W × 3).
 
     JPEG, MPO, PNG, WebP, BMP, TIFF and GIF; of several frames the first. The EXIF orientation is
     applied; alpha and transparent palette entries are composited on white. Grey of 16 bits is
     divided by 257; so are 32-bit integers within 0..65535. Floats within 0..1 are multiplied by
     255, floats within 0..255 rounded. Integers and floats beyond that are stretched from the
-    picture's minimum and maximum to 0..255.
+    image's minimum and maximum to 0..255.
 
     Args:
         source: path, the file's bytes, or a binary file open for reading.
-        name: what an error calls the picture; the path where not given.
+        name: what an error calls the image; the path where not given.
         max_pixels: most pixels (height × width) to decode, judged by the header; `MAX_PIXELS` at most.
 
     Raises:
-        BrokenImageError: the picture cannot be decoded, for whatever reason; nothing else is raised.
+        BrokenImageError: the image cannot be decoded, for whatever reason; nothing else is raised.
     """
     try:
-        with warnings.catch_warnings():  # Pillow warns about sizes and metadata; a picture is good or refused
+        with warnings.catch_warnings():  # Pillow warns about sizes and metadata; an image is good or refused
             warnings.simplefilter("ignore")
             return _decode(source, max_pixels)
     # Pillow's decoders raise SyntaxError, struct.error, IndexError, ... on damaged bytes.
     except Exception as error:
         label = _one_line(name or _name_of(source))
-        raise BrokenImageError(f"{label}: cannot be read as a picture ({_reason(error)})") from error
+        raise BrokenImageError(f"{label}: cannot be read as an image ({_reason(error)})") from error
 
 
 def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int) -> Image.Image:
@@ -103,8 +103,8 @@ def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int) 
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
-    del image  # of a large picture it takes as much as a turned copy will
-    rgb.info.clear()  # what describes the stored picture, as "transparency", does not describe this one
+    del image  # of a large image it takes as much as a turned copy will
+    rgb.info.clear()  # what describes the stored image, as "transparency", does not describe this one
     return rgb if upright is None else rgb.transpose(upright)
 
 
@@ -130,7 +130,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Boxes of whole rows, together the picture: copies of all of a large one would take gigabytes."""
+    """Boxes of whole rows, together the image: copies of all of a large one would take gigabytes."""
     rows = max(_BAND_PIXELS // image.width, 1)
     return [
         (0, top, image.width, min(top + rows, image.height)) for top in range(0, max(image.height, 1), rows)
@@ -138,7 +138,7 @@ def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
 
 
 def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What turns any rows of the picture to RGB."""
+    """What turns any rows of the image to RGB."""
     if image.mode == "F" or image.mode.startswith("I"):  # I, I;16, I;16B, ...
         return _deep_grey_converter(image)
     if image.has_transparency_data:
@@ -187,7 +187,7 @@ def _divided_by_257(values: NDArray[Any]) -> NDArray[Any]:
 
 def _name_of(source: object) -> str:
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
-    return os.fspath(name) if isinstance(name, (str, os.PathLike)) else "picture"
+    return os.fspath(name) if isinstance(name, (str, os.PathLike)) else "image"
 
 
 def _reason(error: Exception) -> str:
@@ -214,7 +214,7 @@ def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Pictures in and below the folder, by suffix, in natural order of their paths.
+    """Images in and below the folder, by suffix, in natural order of their paths.
 
     Hidden files and folders are left out. Links to folders are followed, each folder once and
     none upwards, so a loop of links ends.
@@ -238,7 +238,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the file name, by its suffix, is that of a picture, and is not hidden."""
+    """Whether the file name, by its suffix, is that of an image, and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 

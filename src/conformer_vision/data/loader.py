@@ -1,4 +1,4 @@
-"""Batches of transformed pictures."""
+"""Batches of transformed images."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from .streams.order import StreamOrder
 from .transforms import Transform
 
 NOT_COUNTED = -100
-"""Label of a picture that is to be left out: broken, or there to fill a batch up (torch's ignore_index)."""
+"""Label of an image that is to be left out: broken, or there to fill a batch up (torch's ignore_index)."""
 MOST_REPLACED = 100
-"""Broken pictures in a row after which it is not single pictures that are broken."""
+"""Broken images in a row after which it is not single images that are broken."""
 
 
 _WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 
 class Batch(NamedTuple):
-    """Pictures of one forward pass."""
+    """Images of one forward pass."""
 
     images: Tensor
     """(B, C, H, W), normalised."""
     labels: Tensor
     """(B,), int64; `NOT_COUNTED` where there is nothing to count."""
     indices: Tensor
-    """(B,), int64: number of each picture in its source; -1 in a stream."""
+    """(B,), int64: number of each image in its source; -1 in a stream."""
     broken: list[str]
-    """What was wrong with the pictures that could not be read, one line each with their names."""
+    """What was wrong with the images that could not be read, one line each with their names."""
 
 
 class _Sample(NamedTuple):
@@ -78,7 +78,7 @@ class Positioned:
 
 
 class ImageLoader(Positioned, DataLoader[Any]):
-    """Batches of pictures, read and transformed one by one."""
+    """Batches of images, read and transformed one by one."""
 
     def __init__(self, *arguments: Any, length: int | None = None, **options: Any) -> None:
         Positioned.__init__(self)
@@ -113,33 +113,33 @@ def training_loader(
     accumulate: int = 1,
     sampling: Sampling = "shuffle",
     repeats: int = 1,
-    epoch_pictures: int | None = None,
+    epoch_images: int | None = None,
 ) -> ImageLoader:
     """Augmented batches in an order of their own in every epoch; see `TrainingOrder`.
 
-    The seed decides order and augmentation, whatever the number of workers. A broken picture is
+    The seed decides order and augmentation, whatever the number of workers. A broken image is
     replaced by the next one of the source and named in the batch.
 
     Args:
-        source: the pictures.
-        transform: from RGB picture to tensor; see `transforms.build_transform`.
-        batch_size: pictures per step of the optimiser, over all processes.
-        workers: processes that read pictures; they stay between epochs. 0 reads in this process.
+        source: the images.
+        transform: from RGB image to tensor; see `transforms.build_transform`.
+        batch_size: images per step of the optimiser, over all processes.
+        workers: processes that read images; they stay between epochs. 0 reads in this process.
         seed: see above.
         share: this process among those that train together.
         accumulate: batches per step.
         sampling: ``shuffle`` or ``balanced``.
-        repeats: times that an epoch shows a picture.
-        epoch_pictures: pictures that make an epoch of a stream, which may not know its length.
+        repeats: times that an epoch shows an image.
+        epoch_images: images that make an epoch of a stream, which may not know its length.
 
     Raises:
         UserError: a value that cannot be. Iteration raises `BrokenImageError` where a hundred
-            pictures in a row are broken.
+            images in a row are broken.
     """
     _check(batch_size, workers)
     if isinstance(source, ImageStream):
         order = StreamOrder(
-            source, batch_size, seed=seed, share=share, accumulate=accumulate, pictures=epoch_pictures
+            source, batch_size, seed=seed, share=share, accumulate=accumulate, images=epoch_images
         )
         return ImageLoader(
             _Streamed(order, transform),
@@ -170,13 +170,13 @@ def evaluation_loader(
     workers: int,
     share: Share = Share(),  # noqa: B008  # immutable
 ) -> ImageLoader:
-    """Every picture once over all processes; a broken one is named, and its label is `NOT_COUNTED`.
+    """Every image once over all processes; a broken one is named, and its label is `NOT_COUNTED`.
 
     Args:
-        source: the pictures.
-        transform: from RGB picture to tensor.
-        batch_size: pictures per batch and process.
-        workers: processes that read pictures; 0 reads in this one.
+        source: the images.
+        transform: from RGB image to tensor.
+        batch_size: images per batch and process.
+        workers: processes that read images; 0 reads in this one.
         share: this process among those that evaluate together.
 
     Raises:
@@ -184,7 +184,7 @@ def evaluation_loader(
     """
     _check(batch_size, workers)
     if isinstance(source, ImageStream):
-        order = StreamOrder(source, batch_size, seed=None, share=share, accumulate=1, pictures=None)
+        order = StreamOrder(source, batch_size, seed=None, share=share, accumulate=1, images=None)
         return ImageLoader(_Streamed(order, transform), batch_size=batch_size, **_options(workers))
     return ImageLoader(
         _Transformed(source, transform, replace_broken=False),
@@ -194,7 +194,7 @@ def evaluation_loader(
 
 
 class _Transformed(Dataset[_Sample | BrokenImageError]):
-    """Transformed pictures by their draws."""
+    """Transformed images by their draws."""
 
     def __init__(self, source: ImageSource, transform: Transform, *, replace_broken: bool) -> None:
         self.source = source
@@ -225,11 +225,11 @@ class _Transformed(Dataset[_Sample | BrokenImageError]):
                 continue
             label = label if draw.counted else NOT_COUNTED
             return _Sample(_transformed(self.transform, image, draw.seed), label, index, tuple(broken))
-        return BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} pictures after it")
+        return BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} images after it")
 
 
 class _Streamed(IterableDataset[_Sample | BrokenImageError]):
-    """Transformed pictures of a stream; this worker's part of this process's share."""
+    """Transformed images of a stream; this worker's part of this process's share."""
 
     def __init__(self, order: StreamOrder, transform: Transform) -> None:
         self.order = order
@@ -237,7 +237,7 @@ class _Streamed(IterableDataset[_Sample | BrokenImageError]):
 
     def __iter__(self) -> Iterator[_Sample | BrokenImageError]:
         broken: list[str] = []
-        waiting: list[int | None] = []  # the seeds of places whose pictures are broken
+        waiting: list[int | None] = []  # the seeds of places whose images are broken
         for item, seed in self.order.items():
             if isinstance(item.image, BrokenImageError):
                 broken.append(str(item.image))
@@ -247,12 +247,12 @@ class _Streamed(IterableDataset[_Sample | BrokenImageError]):
                     continue
                 waiting.append(seed)
                 if len(waiting) == MOST_REPLACED:
-                    error = BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} pictures after it")
+                    error = BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} images after it")
                     while True:  # until the batch is full: an incomplete one would be dropped
                         yield error
                 continue
-            # The next good picture stands in for the broken ones before it, whatever was read earlier:
-            # so an epoch goes on by the number of its pictures alone.
+            # The next good image stands in for the broken ones before it, whatever was read earlier:
+            # so an epoch goes on by the number of its images alone.
             for each in (*waiting, seed):
                 with generators_kept():
                     tensor = _transformed(self.transform, item.image, each)

@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PIXELS = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "qmnist")  # sets kept as arrays
-_FILES = ("imagenet", "inat", "inaturalist", "places365")  # sets of picture files
+_FILES = ("imagenet", "inat", "inaturalist", "places365")  # sets of image files
 _FOLDERS = ("folder", "image_folder")
 _CHARACTERS = ("kmnist", "mnist", "qmnist")  # mirrored, a character is none or another
 
 
 class PixelSource(ImageSource):
-    """Pictures kept in memory.
+    """Images kept in memory.
 
     Args:
         classes: as in `ImageSource`.
         pixels: (N, H, W) of grey values or (N, H, W, 3), 8 bits.
-        names: what messages call each picture.
+        names: what messages call each image.
         labels: as in `ImageSource`.
         mirrorable: as in `ImageSource`.
     """
@@ -59,7 +59,7 @@ class PixelSource(ImageSource):
         self._names = tuple(names)
 
     def image(self, index: int) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
         return Image.fromarray(self._pixels[index]).convert("RGB")
 
     def name(self, index: int) -> str:
@@ -77,7 +77,7 @@ def open_named(
 ) -> ImageSource:
     """Opens a set of torchvision.
 
-    Validation pictures are the set's test or validation part. What is not in ``data_dir`` is
+    Validation images are the set's test or validation part. What is not in ``data_dir`` is
     downloaded there, as far as torchvision can do so; it checks the files it unpickles by their MD5.
 
     Args:
@@ -116,7 +116,7 @@ def open_named(
     rows = np.arange(len(labels))
     if splitting.folds is not None:
         rows = splitting.rows(labels, split, origin=f"torch/{key}")
-    called = [picture for part in parts.values() for picture in part.names]
+    called = [image for part in parts.values() for image in part.names]
     picked = [called[row] for row in rows]
     numbers = np.asarray(index)[labels[rows]]
     if key in _FILES:
@@ -133,7 +133,7 @@ def open_named(
 
 @dataclass(frozen=True)
 class _Part:
-    """One split of a set: its pixels, or None where the names are paths of picture files."""
+    """One split of a set: its pixels, or None where the names are paths of image files."""
 
     classes: list[str]
     names: list[str]
@@ -154,7 +154,7 @@ def _load(key: str, root: Path, part: Split) -> _Part:
     if key in _FILES:
         return _Part(classes, [str(path) for path, _ in data.imgs], np.asarray(data.targets, np.int64), None)
     labels = np.asarray(data.targets, np.int64)
-    if labels.ndim == 2:  # QMNIST keeps more than the digit about each picture
+    if labels.ndim == 2:  # QMNIST keeps more than the digit about each image
         labels = labels[:, 0]
     pixels = np.asarray(data.data)
     if len(pixels) != len(labels) or not len(labels) or not 0 <= labels.min() <= labels.max() < len(classes):

@@ -1,4 +1,4 @@
-"""Which pictures make which batch, decided by numbers alone.
+"""Which images make which batch, decided by numbers alone.
 
 A batch depends on the seed, the epoch and its number, not on the worker that reads it nor on what was
 read before. So a run can go on in the middle of an epoch, with other workers, and draw the same.
@@ -19,14 +19,14 @@ Sampling = Literal["shuffle", "balanced"]
 
 
 class Draw(NamedTuple):
-    """One picture of a batch."""
+    """One image of a batch."""
 
     number: int
     """Its number in the source."""
     seed: int | None = None
     """Seed of its augmentation; None draws from no seed."""
     counted: bool = True
-    """False for a picture that only fills a batch up, so that all processes have equally many."""
+    """False for an image that only fills a batch up, so that all processes have equally many."""
 
 
 class Share(NamedTuple):
@@ -39,18 +39,18 @@ class Share(NamedTuple):
 class TrainingOrder(Sampler[list[Draw]]):
     """Batches of one epoch, as a batch sampler of torch's DataLoader.
 
-    A step of the optimiser takes ``batch_size`` pictures: those of all processes, in ``accumulate``
+    A step of the optimiser takes ``batch_size`` images: those of all processes, in ``accumulate``
     batches each. What is left at the end of an epoch and fills no step is left out.
 
     Args:
-        labels: one per picture.
-        batch_size: pictures per step, over all processes.
+        labels: one per image.
+        batch_size: images per step, over all processes.
         seed: seed of the order and the augmentation.
         share: this process.
         accumulate: batches per step and process.
-        sampling: ``shuffle`` takes every picture once an epoch; ``balanced`` draws with replacement
+        sampling: ``shuffle`` takes every image once an epoch; ``balanced`` draws with replacement
             so that all classes come equally often.
-        repeats: how often an epoch shows a picture, each time augmented anew, while its length stays
+        repeats: how often an epoch shows an image, each time augmented anew, while its length stays
             the same (repeated augmentation, Hoffer et al. 2020); 1 turns it off.
 
     Attributes:
@@ -58,7 +58,7 @@ class TrainingOrder(Sampler[list[Draw]]):
         start: number of its batch to begin at.
 
     Raises:
-        UserError: a batch size that processes and batches cannot share, or more than the pictures.
+        UserError: a batch size that processes and batches cannot share, or more than the images.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class TrainingOrder(Sampler[list[Draw]]):
     ) -> None:
         if len(labels) < batch_size:
             raise UserError(
-                f"batch_size {batch_size} is more than the {len(labels)} pictures; give a smaller one"
+                f"batch_size {batch_size} is more than the {len(labels)} images; give a smaller one"
             )
-        self.per_batch = pictures_per_batch(batch_size, share.world_size, accumulate)
+        self.per_batch = images_per_batch(batch_size, share.world_size, accumulate)
         self.batch_size = batch_size
         self.seed = seed
         self.share = share
@@ -84,19 +84,19 @@ class TrainingOrder(Sampler[list[Draw]]):
         self.repeats = repeats
         self.epoch = 0
         self.start = 0
-        self._pictures = len(labels)
+        self._images = len(labels)
         self._weights = _class_weights(labels) if sampling == "balanced" else None
 
     def __len__(self) -> int:
         """Batches of an epoch, from its beginning, for this process."""
-        return self._pictures // self.batch_size * self.accumulate
+        return self._images // self.batch_size * self.accumulate
 
     def __iter__(self) -> Iterator[list[Draw]]:
         indices, seeds = self._drawn()
         rank, world_size = self.share
         for number in range(self.start, len(self)):
             step, part = divmod(number, self.accumulate)
-            # Every so-manieth of a step's pictures: repeated ones go to different batches, and two processes
+            # Every so-manieth of a step's images: repeated ones go to different batches, and two processes
             # take the batches that one process would take in two parts.
             first = step * self.batch_size + part * world_size + rank
             mine = slice(first, (step + 1) * self.batch_size, world_size * self.accumulate)
@@ -106,31 +106,31 @@ class TrainingOrder(Sampler[list[Draw]]):
     def _drawn(self) -> tuple[NDArray[Any], NDArray[Any]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         if self._weights is not None:
-            indices = rng.choice(self._pictures, size=self._pictures, p=self._weights)
+            indices = rng.choice(self._images, size=self._images, p=self._weights)
         else:
-            indices = rng.permutation(self._pictures)
-        indices = np.repeat(indices[: -(-self._pictures // self.repeats)], self.repeats)[: self._pictures]
-        return indices, rng.integers(2**63, size=self._pictures)
+            indices = rng.permutation(self._images)
+        indices = np.repeat(indices[: -(-self._images // self.repeats)], self.repeats)[: self._images]
+        return indices, rng.integers(2**63, size=self._images)
 
 
 class EvaluationOrder(Sampler[list[Draw]]):
-    """Every picture once over all processes, in the source's order, as a batch sampler.
+    """Every image once over all processes, in the source's order, as a batch sampler.
 
-    All processes have equally many batches of equal sizes: one that has a picture less than another
+    All processes have equally many batches of equal sizes: one that has an image less than another
     gets one that does not count.
 
     Args:
-        pictures: how many there are.
-        batch_size: pictures per batch and process.
+        images: how many there are.
+        batch_size: images per batch and process.
         share: this process.
     """
 
-    def __init__(self, pictures: int, batch_size: int, *, share: Share = Share()) -> None:  # noqa: B008
+    def __init__(self, images: int, batch_size: int, *, share: Share = Share()) -> None:  # noqa: B008
         self.batch_size = batch_size
         rank, world_size = share
-        each = -(-pictures // world_size)
+        each = -(-images // world_size)
         places = range(rank, each * world_size, world_size)
-        self._draws = [Draw(place % pictures, counted=place < pictures) for place in places]
+        self._draws = [Draw(place % images, counted=place < images) for place in places]
 
     def __len__(self) -> int:
         return -(-len(self._draws) // self.batch_size)
@@ -140,11 +140,11 @@ class EvaluationOrder(Sampler[list[Draw]]):
             yield self._draws[start : start + self.batch_size]
 
 
-def pictures_per_batch(batch_size: int, world_size: int, accumulate: int) -> int:
-    """Pictures of one forward pass of one process.
+def images_per_batch(batch_size: int, world_size: int, accumulate: int) -> int:
+    """Images of one forward pass of one process.
 
     Raises:
-        UserError: the step's pictures cannot be shared out evenly.
+        UserError: the step's images cannot be shared out evenly.
     """
     parts = world_size * accumulate
     if batch_size % parts:

@@ -1,6 +1,6 @@
-"""Parquet in the Hugging Face image layout: a column of pictures or of their paths, and one of labels.
+"""Parquet in the Hugging Face image layout: a column of images or of their paths, and one of labels.
 
-The pictures stay in the memory-mapped Arrow file that ``datasets`` keeps in its cache, so a set
+The images stay in the memory-mapped Arrow file that ``datasets`` keeps in its cache, so a set
 larger than memory works and worker processes share it. Rows are taken from the Arrow column
 itself: ``datasets``' own access to a row costs a third of decoding a small JPEG.
 """
@@ -37,8 +37,8 @@ _TRAIN_WORDS = {"train", "training"}
 _VAL_WORDS = ({"val", "valid", "validation"}, {"test"})  # the first kind that is there is taken
 
 
-class PictureColumn:
-    """A piece of a column of pictures: of files' bytes, of paths, or of a struct of both.
+class ImageColumn:
+    """A piece of a column of images: of files' bytes, of paths, or of a struct of both.
 
     Args:
         chunk: an Arrow array of binary, string, or struct with the fields ``bytes`` or ``path``.
@@ -48,14 +48,14 @@ class PictureColumn:
         import pyarrow as pa
         from pyarrow import compute
 
-        self._columns = [chunk]  # what holds a row's picture, in the order of preference
+        self._columns = [chunk]  # what holds a row's image, in the order of preference
         if pa.types.is_struct(chunk.type):
             fields = {field.name for field in chunk.type}
             self._columns = [
                 compute.struct_field(chunk, name) for name in ("bytes", "path") if name in fields
             ]
 
-    def picture(self, row: int) -> bytes | str:
+    def image(self, row: int) -> bytes | str:
         """The row's bytes or path."""
         values = (column[row].as_py() for column in self._columns)
         stored: bytes | str = next((value for value in values if value is not None), b"")
@@ -75,14 +75,14 @@ class ParquetSource(ImageSource):
     """Rows of parquet files.
 
     Args:
-        files: the files that the pictures come from.
+        files: the files that the images come from.
         images: their image columns, one after the other, as a dataset of one column.
-        rows: the row of each picture, counted over all files.
+        rows: the row of each image, counted over all files.
         classes: as in `ImageSource`.
         labels: as in `ImageSource`.
 
     Raises:
-        UserError: a row without a picture.
+        UserError: a row without an image.
     """
 
     def __init__(
@@ -103,15 +103,15 @@ class ParquetSource(ImageSource):
         self._check_no_null()
 
     def image(self, index: int) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
         file, name = self.file(index), self.name(index)
         return open_image(file, name=name if isinstance(file, bytes) else f"{file} ({name})")
 
     def file(self, index: int) -> Path | bytes:
-        """The picture's bytes in the row, or else the path there, which counts from the parquet file."""
+        """The image's bytes in the row, or else the path there, which counts from the parquet file."""
         row = int(self._rows[index])
         chunk = bisect_right(self._chunk_starts, row) - 1
-        stored = self._chunks[chunk].picture(row - self._chunk_starts[chunk])
+        stored = self._chunks[chunk].image(row - self._chunk_starts[chunk])
         if isinstance(stored, bytes):
             return stored
         return Path(os.path.join(self._paths[bisect_right(self._file_starts, row) - 1].parent, stored))
@@ -125,9 +125,9 @@ class ParquetSource(ImageSource):
         return f"{self._paths[file]} row {row - self._file_starts[file]}"
 
     def _open_chunks(self) -> None:
-        """The pictures as Arrow arrays, views of the memory-mapped file, and their first rows."""
+        """The images as Arrow arrays, views of the memory-mapped file, and their first rows."""
         chunks = self._images.data.column(0).chunks
-        self._chunks = [PictureColumn(chunk) for chunk in chunks]
+        self._chunks = [ImageColumn(chunk) for chunk in chunks]
         self._chunk_starts = list(accumulate((len(chunk) for chunk in chunks), initial=0))
 
     def _check_no_null(self) -> None:
@@ -135,7 +135,7 @@ class ParquetSource(ImageSource):
             row = chunk.first_missing()
             if row is not None:
                 raise UserError(
-                    f"{self._row_name(start + row)} holds no picture (its bytes are null); remove the row"
+                    f"{self._row_name(start + row)} holds no image (its bytes are null); remove the row"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -239,14 +239,14 @@ def _read_images(files: Sequence[ParquetFile]) -> datasets.Dataset:
 
     by_column = dict.fromkeys(file.image for file in files)
     if len(by_column) > 1:
-        raise UserError(f"the pictures lie in columns of different names: {', '.join(by_column)}")
+        raise UserError(f"the images lie in columns of different names: {', '.join(by_column)}")
     paths = [glob.escape(str(file.path.resolve())) for file in files]  # `datasets` takes them as patterns
     try:
         with quiet_datasets():
             return Dataset.from_parquet(paths, columns=list(by_column))
     except (DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"the pictures of {files[0].path} cannot be read ({reason})") from error
+        raise UserError(f"the images of {files[0].path} cannot be read ({reason})") from error
 
 
 @contextmanager

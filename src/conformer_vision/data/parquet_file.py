@@ -25,7 +25,7 @@ class ParquetFile:
     """A parquet file whose schema has been checked.
 
     Attributes:
-        image: name of the column of pictures; of the layout's names the first that is there.
+        image: name of the column of images; of the layout's names the first that is there.
         label: name of the column of labels, likewise.
         class_names: names that the label column declares (``ClassLabel``), or None.
         has_splits: whether there is a column of strings that says which split a row belongs to.
@@ -56,7 +56,7 @@ class ParquetFile:
             raise UserError(
                 f"{path} cannot be read as parquet ({reason}); give a parquet file or class folders"
             ) from error
-        image = _find_column(schema, IMAGE_COLUMNS, path=path, holds="pictures")
+        image = _find_column(schema, IMAGE_COLUMNS, path=path, holds="images")
         label = _find_column(schema, LABEL_COLUMNS, path=path, holds="labels")
         _check_types(schema, image, label, path=path)
         return cls(
@@ -205,7 +205,7 @@ def _check_types(schema: pa.Schema, image: str, label: str, *, path: Path) -> No
     )
     if not usable:
         raise UserError(
-            f"{path}: column {image!r} holds {stored}; pictures must be stored as files' bytes or paths "
+            f"{path}: column {image!r} holds {stored}; images must be stored as files' bytes or paths "
             "(binary, string, or a struct with the fields bytes and path)"
         )
     stored = schema.field(label).type

@@ -1,4 +1,4 @@
-"""One way to open labelled pictures, whatever form they come in."""
+"""One way to open labelled images, whatever form they come in."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def open_source(
     classes: Sequence[str] | None = None,
     data_dir: str | Path | None = None,
 ) -> ImageSource:
-    """Opens one part of a set of labelled pictures.
+    """Opens one part of a set of labelled images.
 
     Args:
-        spec: what holds the pictures. The names and prefixes below win over a file or folder that is
+        spec: what holds the images. The names and prefixes below win over a file or folder that is
             called so; give that as ``./digits``.
 
             - a folder of class folders, or with ``train`` and ``val`` of class folders
@@ -51,7 +51,7 @@ def open_source(
             - the name ``digits``, scikit-learn's 1,797 handwritten digits
         split: ``train`` or ``val``, or ``all`` for both together.
         val_fraction: share of every class held out where the set has no split of its own; at
-            least one picture of a class that has two.
+            least one image of a class that has two.
         seed: seed of that split.
         folds: number of stratified folds to cut the set, or its training part where it has a
             split of its own, into; the share is then not used.
@@ -66,8 +66,8 @@ def open_source(
     """
     if is_stream(spec):
         raise UserError(
-            f"{spec} is a stream, whose pictures cannot be taken by number; give it to training or "
-            "evaluation, or copy the pictures into class folders"
+            f"{spec} is a stream, whose images cannot be taken by number; give it to training or "
+            "evaluation, or copy the images into class folders"
         )
     splitting = _splitting(split, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold)
     name = None if isinstance(spec, Path) else spec
@@ -99,7 +99,7 @@ def open_data(
     classes: Sequence[str] | None = None,
     data_dir: str | Path | None = None,
 ) -> ImageSource | ImageStream:
-    """Opens one part of a set, a stream of pictures among them; else as `open_source`.
+    """Opens one part of a set, a stream of images among them; else as `open_source`.
 
     Streams are ``hfids/NAME``, ``wds/...``, ``litdata/...`` and a folder in litdata's format; see
     `streams.open_stream`.
@@ -125,7 +125,7 @@ def open_data(
 
 
 def is_stream(spec: str | Path) -> bool:
-    """Whether the pictures of the set come one after the other: a stream's prefix, or litdata's folder."""
+    """Whether the images of the set come one after the other: a stream's prefix, or litdata's folder."""
     if not isinstance(spec, Path) and _prefix(spec) in _STREAM_PREFIXES:
         return True
     index = _local_path(spec) / "index.json"
@@ -190,21 +190,21 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def write_examples(source: ImageSource, folder: str | Path, *, count: int, seed: int = 0) -> list[Path]:
-    """Writes pictures drawn at random as PNG files ``CLASS_NUMBER.png``, in the order of their numbers.
+    """Writes images drawn at random as PNG files ``CLASS_NUMBER.png``, in the order of their numbers.
 
     Args:
         source: where to draw from.
         folder: made where it is missing.
-        count: pictures to write.
+        count: images to write.
         seed: seed of the draw.
 
     Raises:
-        UserError: more pictures than the source has, or a folder that cannot be written.
+        UserError: more images than the source has, or a folder that cannot be written.
     """
     import numpy as np
 
     if not 0 < count <= len(source):
-        raise UserError(f"count {count}: must be from 1 to the {len(source)} pictures of the source")
+        raise UserError(f"count {count}: must be from 1 to the {len(source)} images of the source")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

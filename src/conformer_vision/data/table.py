@@ -1,4 +1,4 @@
-"""A table of pictures: a CSV or TSV file with a column of paths, one of labels and perhaps one of splits.
+"""A table of images: a CSV or TSV file with a column of paths, one of labels and perhaps one of splits.
 
 The names of the columns and what a split may be called hold for parquet files too.
 """
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IMAGE_COLUMNS = ("image", "img", "path", "file", "file_name", "filename", "filepath")
-"""Names of a column of pictures; the first that is there is taken."""
+"""Names of a column of images; the first that is there is taken."""
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 """Names of a column of labels, likewise."""
 
 SPLIT_COLUMN = "split"
-"""Name of the column that says which part a picture belongs to."""
+"""Name of the column that says which part an image belongs to."""
 
 
 class TableSource(ImageSource):
-    """Picture files that a table lists.
+    """Image files that a table lists.
 
     Args:
         classes: as in `ImageSource`.
         table: the table's path.
-        paths: the pictures' paths.
+        paths: the images' paths.
         lines: the line of the table that each comes from, from 1.
         labels: as in `ImageSource`.
     """
@@ -61,16 +61,16 @@ class TableSource(ImageSource):
         self._lines = tuple(lines)
 
     def image(self, index: int) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
         path = self._paths[index]
         return open_image(path, name=f"{path} ({self._table} line {self._lines[index]})")
 
     def file(self, index: int) -> Path:
-        """The picture's path."""
+        """The image's path."""
         return Path(self._paths[index])
 
     def name(self, index: int) -> str:
-        """The picture's path."""
+        """The image's path."""
         return self._paths[index]
 
 
@@ -104,7 +104,7 @@ def open_table(
     return TableSource(
         names,
         path,
-        paths=[os.path.join(path.parent, table.pictures[row]) for row in rows],
+        paths=[os.path.join(path.parent, table.images[row]) for row in rows],
         lines=[table.lines[row] for row in rows],
         labels=[index[label] for label in labels[rows]],
     )
@@ -142,7 +142,7 @@ def split_parts(words: Sequence[str], *, where: Callable[[int], str]) -> dict[Sp
 
 
 def missing_column(wanted: Sequence[str], there: Sequence[str], *, path: Path, holds: str) -> UserError:
-    """The error for a file without a column of pictures or labels."""
+    """The error for a file without a column of images or labels."""
     return UserError(
         f"{path} has no column of {holds}; it needs one named {' or '.join(wanted)}, "
         f"it has {some_names(there, most=20)}"
@@ -154,7 +154,7 @@ class _Table:
     """Columns of a table, without its header and empty lines."""
 
     path: Path
-    pictures: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
@@ -169,7 +169,7 @@ def _read(path: Path) -> _Table:
     names = [name.strip().lower() for name in header]
     if not any(names):
         raise UserError(f"{path} is empty; its first line must name the columns, as path,label")
-    picture = _find(names, IMAGE_COLUMNS, path=path, holds="pictures")
+    image = _find(names, IMAGE_COLUMNS, path=path, holds="images")
     label = _find(names, LABEL_COLUMNS, path=path, holds="labels")
     split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
     table = _Table(path)
@@ -180,11 +180,11 @@ def _read(path: Path) -> _Table:
                 "put values with a separator in them into double quotes"
             )
         cells += [""] * (len(names) - len(cells))
-        if not cells[picture].strip() or "\0" in cells[picture]:
-            raise UserError(f"{path} line {line} has no path of a picture (column {header[picture]!r})")
+        if not cells[image].strip() or "\0" in cells[image]:
+            raise UserError(f"{path} line {line} has no path of an image (column {header[image]!r})")
         if not cells[label].strip():
             raise UserError(f"{path} line {line} has no label (column {header[label]!r} is empty)")
-        table.pictures.append(cells[picture])
+        table.images.append(cells[image])
         table.labels.append(cells[label].strip())
         table.lines.append(line)
         if split is not None:

@@ -1,4 +1,4 @@
-"""From an RGB picture to the normalised tensor that a network takes, by timm's transforms."""
+"""From an RGB image to the normalised tensor that a network takes, by timm's transforms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .augment import AugmentConfig
 Transform = Callable[[Image.Image], Tensor]
 
 _MOST_ELONGATED = 64
-"""Largest ratio of a picture's edges that is resized as a whole."""
+"""Largest ratio of an image's edges that is resized as a whole."""
 
 
 def build_transform(
@@ -35,14 +35,14 @@ def build_transform(
     crop_mode: str,
     augment: AugmentConfig | None,
 ) -> Transform:
-    """RGB picture of any size to a float tensor (C, H, W), normalised.
+    """RGB image of any size to a float tensor (C, H, W), normalised.
 
     Args:
-        input_size: (C, H, W); C = 1 turns the picture to grey.
+        input_size: (C, H, W); C = 1 turns the image to grey.
         mean: one number per channel, on the scale 0..1.
         std: likewise.
         interpolation: of every resizing; one of `INTERPOLATIONS`.
-        crop_pct: without augmentation: share of the resized picture's edge that the crop keeps.
+        crop_pct: without augmentation: share of the resized image's edge that the crop keeps.
         crop_mode: without augmentation: ``center`` resizes the short edge and crops, ``squash``
             gives up the aspect ratio, ``border`` resizes the long edge and pads.
         augment: random transforms for training; None for evaluation.
@@ -69,7 +69,7 @@ def build_transform(
             ]
         before, erase = [*primary, *secondary], random_erasing(augment)
     grey = [transforms.Grayscale()] if channels == 1 else []
-    # timm's last two stages, ToTensor and Normalize, take longer than all others on a small picture.
+    # timm's last two stages, ToTensor and Normalize, take longer than all others on a small image.
     composed: Transform = transforms.Compose(
         [
             _Shortened(height, width),
@@ -83,7 +83,7 @@ def build_transform(
 
 
 def random_erasing(augment: AugmentConfig) -> Callable[[Tensor], Tensor] | None:
-    """Erasing of a random rectangle in a normalised picture, or in each of a batch; None where it is off."""
+    """Erasing of a random rectangle in a normalised image, or in each of a batch; None where it is off."""
     if not augment.re_prob:
         return None
     return RandomErasing(augment.re_prob, mode=augment.re_mode, device="cpu")
@@ -130,7 +130,7 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
 
 
 class _Shortened:
-    """Keeps the middle of a picture that is extremely long or high, and all of any other.
+    """Keeps the middle of an image that is extremely long or high, and all of any other.
 
     Resized by its short edge, a line of 65,000 pixels would take 12 GB; crops never see its ends.
     """
@@ -153,7 +153,7 @@ class _Shortened:
 
 
 class _ToNormalizedTensor:
-    """8-bit picture to (value / 255 - mean) / std as a float tensor (C, H, W)."""
+    """8-bit image to (value / 255 - mean) / std as a float tensor (C, H, W)."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         import numpy as np
@@ -184,7 +184,7 @@ def _checked(
     channels, height, width = input_size
     if channels not in (1, 3):
         raise UserError(
-            f"input_size {tuple(input_size)}: pictures have 3 channels, or 1 turned to grey, not {channels}"
+            f"input_size {tuple(input_size)}: images have 3 channels, or 1 turned to grey, not {channels}"
         )
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:

@@ -16,7 +16,7 @@ from .formats import Precision
 from .graph import has_fixed_size
 
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": 5e-1}
-"""Largest difference of a picture's logits, relative to their norm; beyond it the file is wrong."""
+"""Largest difference of an image's logits, relative to their norm; beyond it the file is wrong."""
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,32 @@ class Difference:
     """How far the answers of a file lie from its model's."""
 
     relative: float
-    """Largest over pictures and heads: norm of the logits' difference over the norm of the logits."""
+    """Largest over images and heads: norm of the logits' difference over the norm of the logits."""
     probability: float
     """Largest difference of a probability of the prediction, at temperature 1."""
     agreement: float
-    """Share of the pictures with the same first class."""
-    pictures: int
-    """Number of pictures, in batches of several sizes."""
+    """Share of the images with the same first class."""
+    images: int
+    """Number of images, in batches of several sizes."""
 
 
-def compare(path: Path, model: nn.Module, pictures: Tensor, *, precision: Precision) -> Difference:
-    """Measures a file against its model: all pictures at once, one alone, and pictures of another size.
+def compare(path: Path, model: nn.Module, images: Tensor, *, precision: Precision) -> Difference:
+    """Measures a file against its model: all images at once, one alone, and images of another size.
 
     Args:
         path: of the file.
         model: in eval mode, float32, on the CPU.
-        pictures: (B, C, H, W), real ones as the model takes them.
+        images: (B, C, H, W), real ones as the model takes them.
         precision: of the file.
 
     Raises:
         UserError: the answers differ by more than the precision explains, or the file cannot be run.
     """
     network = open_network(path, device="cpu")
-    batches = [pictures, pictures[:1]]
-    if not has_fixed_size(model, network.card):
-        height, width = pictures.shape[2:]
-        batches.append(F.interpolate(pictures[:2], size=(height + 17, width + 32), mode="bilinear"))
+    batches = [images, images[:1]]
+    if not has_fixed_size(model, network.spec):
+        height, width = images.shape[2:]
+        batches.append(F.interpolate(images[:2], size=(height + 17, width + 32), mode="bilinear"))
     relative, probability, same = 0.0, 0.0, []
     for batch in batches:
         with torch.inference_mode():
@@ -59,7 +59,7 @@ def compare(path: Path, model: nn.Module, pictures: Tensor, *, precision: Precis
         except Exception as error:  # every runtime has its own
             shape = "x".join(map(str, batch.shape))
             raise UserError(
-                f"{network.card.model} exported cannot take {shape} pictures ({first_line(error)})"
+                f"{network.spec.model} exported cannot take {shape} images ({first_line(error)})"
             ) from error
         if actual.keys() != expected.keys():
             raise UserError(f"{path} has the heads {', '.join(actual)}, not {', '.join(expected)}")

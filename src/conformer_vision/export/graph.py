@@ -1,4 +1,4 @@
-"""A model as a graph of operators, for any number of pictures and, where the model allows it, of any size."""
+"""A model as a graph of operators, for any number of images and, where the model allows it, of any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram, export
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.networks import INPUT
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import ModelCard
+from conformer_vision.models.saved import ModelSpec
 
 from .formats import Precision
 
@@ -63,37 +63,37 @@ def inference_form(model: nn.Module, precision: Precision) -> nn.Module:
     return ThreeHeads(model, dtype) if isinstance(model, Conformer) else OneHead(model, dtype)
 
 
-def has_fixed_size(model: nn.Module, card: ModelCard) -> bool:
-    """Whether the exported model takes pictures of the card's size alone.
+def has_fixed_size(model: nn.Module, spec: ModelSpec) -> bool:
+    """Whether the exported model takes images of the spec's size alone.
 
     torch.export makes a constant of a size of 1, so that a Conformer whose last map has a single cell at the
-    card's size gets that size alone; so does every other model, which may have more such conditions.
+    spec's size gets that size alone; so does every other model, which may have more such conditions.
     """
     if not isinstance(model, Conformer):
         return True
-    return min(card.input_size[1:]) <= int(model.feature_info[-1]["reduction"])
+    return min(spec.input_size[1:]) <= int(model.feature_info[-1]["reduction"])
 
 
-def example(model: nn.Module, card: ModelCard) -> Tensor:
-    """Two pictures (2, C, H, W) that no size is a coincidence of: H and W differ where they may."""
-    channels, height, width = card.input_size
-    return torch.zeros(2, channels, height if has_fixed_size(model, card) else height + 32, width)
+def example(model: nn.Module, spec: ModelSpec) -> Tensor:
+    """Two images (2, C, H, W) that no size is a coincidence of: H and W differ where they may."""
+    channels, height, width = spec.input_size
+    return torch.zeros(2, channels, height if has_fixed_size(model, spec) else height + 32, width)
 
 
-def build_program(model: nn.Module, card: ModelCard, precision: Precision) -> ExportedProgram:
+def build_program(model: nn.Module, spec: ModelSpec, precision: Precision) -> ExportedProgram:
     """The graph of `inference_form`.
 
     Raises:
         UserError: the model cannot be exported.
     """
     form = inference_form(model, precision)
-    size = {} if has_fixed_size(model, card) else {2: Dim.AUTO, 3: Dim.AUTO}
+    size = {} if has_fixed_size(model, spec) else {2: Dim.AUTO, 3: Dim.AUTO}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = export(form, (example(model, card),), dynamic_shapes={INPUT: {0: Dim.AUTO, **size}})
+            program = export(form, (example(model, spec),), dynamic_shapes={INPUT: {0: Dim.AUTO, **size}})
     except Exception as error:  # of another model's code, torch.export raises anything
-        raise UserError(f"model {card.model} cannot be exported ({first_line(error)})") from error
+        raise UserError(f"model {spec.model} cannot be exported ({first_line(error)})") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     return program

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError
 from conformer_vision.inference.networks import INPUT, OUTPUTS, PRECISION_KEY
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import METADATA_KEY, ModelCard
+from conformer_vision.models.saved import METADATA_KEY, ModelSpec
 
 from .formats import Precision
 from .graph import build_program
@@ -28,37 +28,37 @@ _AXES = ("batch", "channels", "height", "width")
 
 
 def write_onnx(
-    model: nn.Module, card: ModelCard, path: Path, *, precision: Precision, calibration: Sequence[Tensor] = ()
+    model: nn.Module, spec: ModelSpec, path: Path, *, precision: Precision, calibration: Sequence[Tensor] = ()
 ) -> tuple[str, ...]:
-    """One file with the weights, the model card and the precision in its metadata.
+    """One file with the weights, the model spec and the precision in its metadata.
 
     Args:
         model: any of timm's registry.
-        card: goes into the file.
+        spec: goes into the file.
         path: of the file.
         precision: fp32, fp16 or int8.
-        calibration: for int8: prepared pictures (B, C, H, W).
+        calibration: for int8: prepared images (B, C, H, W).
 
     Returns:
         The parts that int8 leaves in float.
 
     Raises:
-        UserError: a model that cannot be exported, int8 without pictures, or a file larger than the 2 GB that
+        UserError: a model that cannot be exported, int8 without images, or a file larger than the 2 GB that
             the format has.
     """
     import onnx
 
-    proto, kept = build_onnx(model, card, precision=precision, calibration=calibration)
+    proto, kept = build_onnx(model, spec, precision=precision, calibration=calibration)
     try:
         onnx.save(proto, path)
     except ValueError as error:  # protobuf's limit
-        raise UserError(f"{card.model} is too large for one ONNX file ({error})") from error
+        raise UserError(f"{spec.model} is too large for one ONNX file ({error})") from error
     return kept
 
 
 def build_onnx(
     model: nn.Module,
-    card: ModelCard,
+    spec: ModelSpec,
     *,
     precision: Precision,
     calibration: Sequence[Tensor] = (),
@@ -70,7 +70,7 @@ def build_onnx(
     """
     import onnx
 
-    program = build_program(model, card, precision)
+    program = build_program(model, spec, precision)
     names = list(OUTPUTS.values())[: 3 if isinstance(model, Conformer) else 1]
     with torch.no_grad(), _quiet():
         exported = torch.onnx.export(
@@ -83,7 +83,7 @@ def build_onnx(
             verbose=False,
         )
     if exported is None:
-        raise UserError(f"model {card.model} cannot be exported to ONNX")
+        raise UserError(f"model {spec.model} cannot be exported to ONNX")
     proto = exported.model_proto
     _name_nodes(proto)
     _strip(proto)
@@ -95,7 +95,7 @@ def build_onnx(
         from .quantize import quantize
 
         proto, kept = quantize(proto, calibration, signed=signed)
-    onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json(), PRECISION_KEY: precision})
+    onnx.helper.set_model_props(proto, {METADATA_KEY: spec.to_json(), PRECISION_KEY: precision})
     return proto, kept
 
 

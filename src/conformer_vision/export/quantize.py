@@ -1,4 +1,4 @@
-"""int8 by onnxruntime's static quantisation: QDQ pairs, weights per channel, ranges from real pictures.
+"""int8 by onnxruntime's static quantisation: QDQ pairs, weights per channel, ranges from real images.
 
 Layers with weights are quantised: convolutions and linear layers. What lies between them stays float, above
 all the sums: the class token is doubled in every coupled block, so that 8 bits for the tokens' sum leave
@@ -28,7 +28,7 @@ LARGEST_ERROR = 0.1
 MOST_PARTS = 0.3
 """Share of the parts that may be kept in float."""
 _MEASURED = 8
-"""Pictures that parts are measured with."""
+"""Images that parts are measured with."""
 _OPERATORS = ["Conv", "Gemm", "MatMul"]
 
 
@@ -39,15 +39,15 @@ def quantize(
 
     Args:
         proto: ``onnx.ModelProto`` in float32, whose nodes are named ``PART/OPERATOR``.
-        calibration: prepared pictures, each (B, C, H, W).
+        calibration: prepared images, each (B, C, H, W).
         signed: activations below and above 0 become int8 around 0, which OpenVINO computes with; otherwise
             all become uint8 with a zero point, which is finer and costs onnxruntime nothing.
 
     Raises:
-        UserError: no pictures.
+        UserError: no images.
     """
     if not calibration:
-        raise UserError("precision int8 needs pictures to calibrate with: give labelled ones with --data")
+        raise UserError("precision int8 needs images to calibrate with: give labelled ones with --data")
     with tempfile.TemporaryDirectory(prefix="conformer-vision-") as folder, _quiet():
         quantizer = _Quantizer(proto, calibration, Path(folder), signed=signed)
         parts = quantizer.parts()
@@ -90,7 +90,7 @@ class _Quantizer:
                 for name, data in self._ranges.data.items()
                 if float(np.min(data.range_value[0])) < 0
             }
-        self._pictures = np.concatenate([batch.numpy() for batch in calibration])[:_MEASURED]
+        self._images = np.concatenate([batch.numpy() for batch in calibration])[:_MEASURED]
         self._expected = self._logits(self._model)
 
     def parts(self) -> list[str]:
@@ -120,7 +120,7 @@ class _Quantizer:
         return quantizer.model.model
 
     def error(self, quantized: Any) -> float:
-        """Largest relative difference of a picture's logits from those of the float model."""
+        """Largest relative difference of an image's logits from those of the float model."""
         difference = np.linalg.norm(self._logits(quantized) - self._expected, axis=1)
         return float((difference / np.linalg.norm(self._expected, axis=1)).max())
 
@@ -149,11 +149,11 @@ class _Quantizer:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        return session.run(None, {INPUT: self._pictures})[0]
+        return session.run(None, {INPUT: self._images})[0]
 
 
 class _Reader:
-    """Pictures as onnxruntime's calibrators ask for them."""
+    """Images as onnxruntime's calibrators ask for them."""
 
     def __init__(self, calibration: Sequence[Tensor]) -> None:
         self._batches = iter(calibration)

@@ -18,15 +18,15 @@ from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.evaluation import Evaluation, data_of_run, evaluate, open_labelled
 from conformer_vision.models.published import is_published, load_published
-from conformer_vision.models.saved import ModelCard, load_model, weights_file
+from conformer_vision.models.saved import ModelSpec, load_model, weights_file
 
 from .compare import Difference, compare
 from .formats import Format, Precision, check_supported, suffix
-from .pictures import prepared, sample_photos
+from .images import prepared, sample_photos
 from .write import write_network
 
 _CHECKED = 16
-"""Pictures that a file is checked with."""
+"""Images that a file is checked with."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Exported:
     format: Format
     precision: Precision
     difference: Difference
-    """From the model, on real pictures."""
+    """From the model, on real images."""
     kept_float: tuple[str, ...]
     """Parts of the network that int8 leaves in float, because they change the answers most."""
     accuracy: tuple[Evaluation, Evaluation] | None
@@ -51,7 +51,7 @@ def export(
     precision: Precision = "fp32",
     output: str | Path | None = None,
     data: str | None = None,
-    calibration_pictures: int = 128,
+    calibration_images: int = 128,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Writes a trained model in another format, and checks the file against the model.
@@ -62,51 +62,51 @@ def export(
         precision: of its arithmetic.
         output: the file; ``model.SUFFIX`` in the run folder, or ``model-PRECISION.SUFFIX``, where not given;
             for published weights ``NAME.SUFFIX`` or ``NAME-PRECISION.SUFFIX`` in the working directory.
-        data: labelled pictures, as training takes them; where not given, those of the run's ``config.yaml``.
+        data: labelled images, as training takes them; where not given, those of the run's ``config.yaml``.
             int8 is calibrated on the training part and measured on the validation part.
-        calibration_pictures: for int8: how many.
+        calibration_images: for int8: how many.
         say: is told each step, in one line.
 
     Raises:
         UserError: a format or precision that there is not, a missing library, no trained model, int8 without
-            pictures, a file that cannot be written, or one whose answers are not the model's. Nothing is left
+            images, a file that cannot be written, or one whose answers are not the model's. Nothing is left
             behind, and what lay at ``output`` stays.
     """
     check_supported(format, precision)
-    if calibration_pictures < 1:
-        raise UserError(f"calibration_pictures {calibration_pictures}: must be 1 or more")
+    if calibration_images < 1:
+        raise UserError(f"calibration_images {calibration_images}: must be 1 or more")
     published = is_published(run)
     source = Path(run) if published else weights_file(run)
     target = _target(Path(run), source, format, precision) if output is None else Path(output)
     _check_target(target, format, source)
-    model, card = load_published(str(run)) if published else load_model(source)
-    pictures = _find_pictures(source, data, card, needed=precision == "int8")
-    checked = sample_photos(card)
+    model, spec = load_published(str(run)) if published else load_model(source)
+    images = _find_images(source, data, spec, needed=precision == "int8")
+    checked = sample_photos(spec)
     calibration: list[Tensor] = []
-    if pictures is not None:
-        checked = torch.cat(list(prepared(pictures.part("val"), card, count=_CHECKED)) or [checked])
+    if images is not None:
+        checked = torch.cat(list(prepared(images.part("val"), spec, count=_CHECKED)) or [checked])
         if precision == "int8":
-            calibration = list(prepared(pictures.part("train"), card, count=calibration_pictures))
-            say(f"calibrating on {sum(map(len, calibration))} training pictures of {pictures.data}")
+            calibration = list(prepared(images.part("train"), spec, count=calibration_images))
+            say(f"calibrating on {sum(map(len, calibration))} training images of {images.data}")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as temporary:
         written = Path(temporary, target.name)
         kept = write_network(
-            model, card, written, format=format, precision=precision, calibration=calibration
+            model, spec, written, format=format, precision=precision, calibration=calibration
         )
         say("checking the file")
         difference = compare(written, model, checked, precision=precision)
         accuracy = None
-        if precision == "int8" and pictures is not None:
-            say("measuring the model and the file on the validation pictures")
-            before, after = (evaluate(file, **pictures.settings) for file in (source, written))
+        if precision == "int8" and images is not None:
+            say("measuring the model and the file on the validation images")
+            before, after = (evaluate(file, **images.settings) for file in (source, written))
             accuracy = before, after
         _move(written, target)
     return Exported(target, format, precision, difference, kept, accuracy)
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """Labelled pictures and how they are split."""
+class _Images:
+    """Labelled images and how they are split."""
 
     settings: dict[str, Any]
     classes: tuple[str, ...]
@@ -119,21 +119,21 @@ class _Pictures:
         return open_labelled(**self.settings, split=split, classes=self.classes, exclude=None)
 
 
-def _find_pictures(source: Path, data: str | None, card: ModelCard, *, needed: bool) -> _Pictures | None:
-    """The pictures that are given, else those of the run, where they can be opened."""
+def _find_images(source: Path, data: str | None, spec: ModelSpec, *, needed: bool) -> _Images | None:
+    """The images that are given, else those of the run, where they can be opened."""
     settings = data_of_run(source)
     if data is not None:
         settings["data"] = data
-    hint = "precision int8 needs pictures to calibrate with"
+    hint = "precision int8 needs images to calibrate with"
     if settings["data"] is None:
         if needed:
             raise UserError(f"{hint}, and no config.yaml beside {source} names any; give them with --data")
         return None
-    pictures = _Pictures(settings, card.classes)
+    images = _Images(settings, spec.classes)
     try:
-        pictures.part("val")
+        images.part("val")
         if needed:
-            pictures.part("train")
+            images.part("train")
     except UserError as error:
         if data is None and needed:
             raise UserError(
@@ -142,7 +142,7 @@ def _find_pictures(source: Path, data: str | None, card: ModelCard, *, needed: b
         if data is not None:
             raise
         return None
-    return pictures
+    return images
 
 
 def _target(run: Path, source: Path, format: Format, precision: Precision) -> Path:  # noqa: A002

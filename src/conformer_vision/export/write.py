@@ -8,14 +8,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from conformer_vision.models.saved import ModelCard
+from conformer_vision.models.saved import ModelSpec
 
 from .formats import Format, Precision, check_supported
 
 
 def write_network(
     model: nn.Module,
-    card: ModelCard,
+    spec: ModelSpec,
     path: str | Path,
     *,
     format: Format,  # noqa: A002 - the option's name
@@ -28,40 +28,40 @@ def write_network(
 
     Args:
         model: any of timm's registry; left as it was.
-        card: of the model; goes into the file.
+        spec: of the model; goes into the file.
         path: with the format's suffix; not written in one step.
         format: of the file.
         precision: of its arithmetic.
-        calibration: for int8: prepared pictures (B, C, H, W), from which the ranges of activations come.
+        calibration: for int8: prepared images (B, C, H, W), from which the ranges of activations come.
 
     Returns:
         The parts of the network that int8 leaves in float.
 
     Raises:
-        UserError: as `check_supported`, int8 without pictures, a model that cannot be exported, or a file
+        UserError: as `check_supported`, int8 without images, a model that cannot be exported, or a file
             that cannot be written.
     """
     check_supported(format, precision)
     path = Path(path)
-    card = replace(card, fused=False)
+    spec = replace(spec, fused=False)
     if format == "fused":
         from .torch_files import write_fused
 
-        write_fused(model, card, path, precision=precision)
+        write_fused(model, spec, path, precision=precision)
     elif format == "torch-export":
         from .torch_files import write_torch_export
 
-        write_torch_export(model, card, path, precision=precision)
+        write_torch_export(model, spec, path, precision=precision)
     elif format == "torchscript":
         from .torch_files import write_torchscript
 
-        write_torchscript(model, card, path, precision=precision)
+        write_torchscript(model, spec, path, precision=precision)
     elif format == "onnx":
         from .onnx_file import write_onnx
 
-        return write_onnx(model, card, path, precision=precision, calibration=calibration)
+        return write_onnx(model, spec, path, precision=precision, calibration=calibration)
     else:
         from .openvino_file import write_openvino
 
-        return write_openvino(model, card, path, precision=precision, calibration=calibration)
+        return write_openvino(model, spec, path, precision=precision, calibration=calibration)
     return ()

@@ -1,4 +1,4 @@
-"""Using a trained model: its accuracy on labelled pictures, its answers for others."""
+"""Using a trained model: its accuracy on labelled images, its answers for others."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

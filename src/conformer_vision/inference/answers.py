@@ -1,4 +1,4 @@
-"""One pass over labelled pictures: the logits of every head, and what could not be read."""
+"""One pass over labelled images: the logits of every head, and what could not be read."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from conformer_vision.inference.runtime import TrainedModel
 
 @dataclass(frozen=True)
 class Answers:
-    """The logits of every head for some pictures; the broken ones are left out."""
+    """The logits of every head for some images; the broken ones are left out."""
 
     logits: dict[str, Tensor]
     """Head -> (B, K) float32, on the model's device; all finite."""
     labels: Tensor
     """(B,) int64, true classes, on the model's device."""
     indices: Tensor
-    """(B,) int64, on the CPU: numbers of the pictures in their source; -1 in a stream."""
+    """(B,) int64, on the CPU: numbers of the images in their source; -1 in a stream."""
     order: Tensor
-    """(B,) int64, on the CPU: numbers of the pictures in the pass, broken ones counted too, from 0."""
+    """(B,) int64, on the CPU: numbers of the images in the pass, broken ones counted too, from 0."""
 
 
 def answers(
@@ -36,18 +36,18 @@ def answers(
     workers: int,
     broken: list[str],
 ) -> Iterator[Answers]:
-    """Every picture of a source once through a model, batch by batch.
+    """Every image of a source once through a model, batch by batch.
 
     Args:
         trained: the model.
-        source: the pictures.
-        batch_size: pictures per forward pass.
-        workers: processes that read pictures; 0 reads them in this one.
-        broken: gets one line, with the name and the reason, for each picture that cannot be read.
+        source: the images.
+        batch_size: images per forward pass.
+        workers: processes that read images; 0 reads them in this one.
+        broken: gets one line, with the name and the reason, for each image that cannot be read.
 
     Raises:
         UserError: an output that is not finite, a batch size or number of workers that cannot be, or
-            no picture that can be read.
+            no image that can be read.
     """
     seen = read = 0
     for batch in batches(trained, source, batch_size=batch_size, workers=workers):
@@ -62,11 +62,11 @@ def answers(
         seen += len(batch.labels)
         read += len(kept)
     if not read:
-        raise UserError(f"none of the {seen} pictures can be read; the first: {broken[0] if broken else '-'}")
+        raise UserError(f"none of the {seen} images can be read; the first: {broken[0] if broken else '-'}")
 
 
 def batches(
     trained: TrainedModel, source: ImageSource | ImageStream, *, batch_size: int, workers: int
 ) -> Iterator[Batch]:
-    """The pictures as the model takes them; always in the same order for one number of workers."""
+    """The images as the model takes them; always in the same order for one number of workers."""
     return iter(evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers))

@@ -19,14 +19,14 @@ from torchmetrics.classification import MulticlassCalibrationError
 BINS = 15
 LOWEST, HIGHEST = 0.05, 20.0
 """Bounds of the temperature."""
-MIN_PICTURES = 50
+MIN_IMAGES = 50
 """Below, a fitted temperature would say more about chance than about the model."""
-_CHUNK = 8192  # pictures at a time: of 1,000 classes 32 MB
+_CHUNK = 8192  # images at a time: of 1,000 classes 32 MB
 
 
 @dataclass(frozen=True)
 class Bin:
-    """The pictures whose first choice has a probability between two bounds."""
+    """The images whose first choice has a probability between two bounds."""
 
     low: float
     high: float
@@ -44,7 +44,7 @@ class Reliability:
     nll: float
     """Mean negative log-likelihood of the true class, in nats."""
     ece: float
-    """Expected calibration error: the mean gap of the bins, weighted by their pictures; in [0, 1]."""
+    """Expected calibration error: the mean gap of the bins, weighted by their images; in [0, 1]."""
     bins: tuple[Bin, ...]
     """`BINS` bins of equal width over [0, 1]."""
 
@@ -54,11 +54,11 @@ class Calibration:
     """The temperature of a model, and what it brings."""
 
     temperature: float
-    """Fitted on all pictures; 1 where it could not be fitted."""
+    """Fitted on all images; 1 where it could not be fitted."""
     before: Reliability
     """At temperature 1."""
     after: Reliability | None
-    """Each half of the pictures at the temperature fitted on the other half; None without a fit."""
+    """Each half of the images at the temperature fitted on the other half; None without a fit."""
     note: str | None
     """Why the temperature stayed 1, or that it stands at a bound."""
 
@@ -97,9 +97,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def calibrate(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Calibration:
-    """Fits the temperature, and measures its effect on pictures that it was not fitted on.
+    """Fits the temperature, and measures its effect on images that it was not fitted on.
 
-    For the measurement the pictures are cut into two halves with equal shares of right answers;
+    For the measurement the images are cut into two halves with equal shares of right answers;
     each is scaled by the temperature of the other (two-fold cross-fitting).
 
     Args:
@@ -126,7 +126,7 @@ def reliability(logits: Tensor, labels: Tensor, temperatures: Tensor) -> Reliabi
     Args:
         logits: (N, K).
         labels: (N,), true classes.
-        temperatures: (N,), one per picture.
+        temperatures: (N,), one per image.
     """
     error = ExpectedCalibrationError(logits.shape[1])
     nll = 0.0
@@ -144,13 +144,13 @@ def reliability(logits: Tensor, labels: Tensor, temperatures: Tensor) -> Reliabi
 
 def _why_not(right: Tensor, labels: Tensor) -> str | None:
     """Why no temperature is fitted, if so."""
-    pictures, wrong = len(right), int((~right).sum())
-    if pictures < MIN_PICTURES:
-        return f"{pictures} pictures are too few to fit a temperature ({MIN_PICTURES} are needed)"
+    images, wrong = len(right), int((~right).sum())
+    if images < MIN_IMAGES:
+        return f"{images} images are too few to fit a temperature ({MIN_IMAGES} are needed)"
     if len(labels.unique()) == 1:
-        return "all pictures are of one class; a temperature fitted to them would not hold for others"
-    if wrong < 2 or pictures - wrong < 2:
-        return f"{wrong:,} of {pictures:,} answers are wrong; fitting needs two right and two wrong ones"
+        return "all images are of one class; a temperature fitted to them would not hold for others"
+    if wrong < 2 or images - wrong < 2:
+        return f"{wrong:,} of {images:,} answers are wrong; fitting needs two right and two wrong ones"
     return None
 
 

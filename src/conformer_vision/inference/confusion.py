@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture, readable from 2 to some hundred classes."""
+"""A confusion matrix as an image, readable from 2 to some hundred classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_NAME_LENGTH = 24
 def save_confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path) -> None:
     """Draws counts of (true class, predicted class) and writes a PNG, in one step or not at all.
 
-    Colours show shares of the true class, rows without pictures are grey. Up to 20 classes the
+    Colours show shares of the true class, rows without images are grey. Up to 20 classes the
     counts are written in, up to 40 the class names stand at the axes.
 
     Args:
@@ -69,7 +69,7 @@ def draw_confusion_matrix(counts: npt.NDArray[np.int64], classes: Sequence[str])
         _write_counts(axes, counts, norm(shares).filled(0))
     samples = int(counts.sum())
     accuracy = 100 * float(np.trace(counts)) / max(samples, 1)
-    axes.set_title(f"top-1 {accuracy:.1f} % of {samples:,} pictures", fontsize=11)
+    axes.set_title(f"top-1 {accuracy:.1f} % of {samples:,} images", fontsize=11)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Accuracy of a trained model on labelled pictures, for each head in one pass."""
+"""Accuracy of a trained model on labelled images, for each head in one pass."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Evaluation:
     """
 
     samples: int
-    """Number of pictures, those that could not be read left out."""
+    """Number of images, those that could not be read left out."""
     top1: dict[str, float]
-    """Share of pictures whose class has the largest logit."""
+    """Share of images whose class has the largest logit."""
     top5: dict[str, float] | None
     """Share whose class is among the five largest; None with fewer than five classes."""
     loss: dict[str, float]
@@ -49,17 +49,17 @@ class Evaluation:
     ece: float
     """Expected calibration error of the prediction at the model's temperature (15 bins), in [0, 1]."""
     per_class: dict[str, float | None]
-    """Top-1 of the prediction among the pictures of each class; None for a class without pictures."""
+    """Top-1 of the prediction among the images of each class; None for a class without images."""
     confusion: list[list[int]]
     """Counts of the prediction; row: true class, column: predicted class."""
     classes: tuple[str, ...]
     """Names of the rows and columns."""
     seconds: float
-    """Time of the pass, reading of the pictures included, loading of the model not."""
+    """Time of the pass, reading of the images included, loading of the model not."""
     images_per_second: float
-    """Pictures in that time."""
+    """Images in that time."""
     broken: list[str]
-    """One line, with the name and the reason, for each picture that could not be read."""
+    """One line, with the name and the reason, for each image that could not be read."""
 
     def to_json(self) -> str:
         """One JSON object of all fields."""
@@ -91,26 +91,26 @@ def evaluate(
         data: a source as `open_source` takes it, or a stream; its classes are matched to the model's
             by name.
         split: the part of the source; ``all`` for a source that is a test set as a whole.
-        batch_size: pictures per forward pass.
-        workers: processes that read pictures; 0 reads them in this one.
+        batch_size: images per forward pass.
+        workers: processes that read images; 0 reads them in this one.
         device: ``auto`` or a torch device.
         input_size: pixels of the square input, or (height, width), in place of the model's own.
         val_fraction: share held out, for a source without a split of its own. Where not given, the
-            run's own (config.yaml), so that pictures it was trained on stay out; else 0.1.
+            run's own (config.yaml), so that images it was trained on stay out; else 0.1.
         seed: seed of that split; where not given, likewise the run's own, else 0.
         folds: number of folds the source is cut into; where not given, likewise the run's own.
         fold: the fold held out, from 0; where not given, likewise the run's own, else 0.
         data_dir: where sets given by name lie; where not given, likewise the run's own.
-        exclude: list of pictures to leave out (`data.exclude`). The run's own list is not applied.
+        exclude: list of images to leave out (`data.exclude`). The run's own list is not applied.
         confusion_matrix: PNG to write.
 
     Raises:
         UserError: what `load_model` or `open_data` refuse, an input size that the model cannot take, no
-            picture that can be read, a model whose output is not finite. Single broken pictures are left
+            image that can be read, a model whose output is not finite. Single broken images are left
             out and named in the result.
     """
     trained = TrainedModel(run, device=device, input_size=input_size)
-    classes = trained.card.classes
+    classes = trained.spec.classes
     check_classes(trained)
     given = {"val_fraction": val_fraction, "seed": seed, "folds": folds, "fold": fold, "data_dir": data_dir}
     settings = data_of_run(trained.path) | {k: value for k, value in given.items() if value is not None}
@@ -132,8 +132,8 @@ def check_classes(trained: TrainedModel) -> None:
     Raises:
         UserError: it has one.
     """
-    if len(trained.card.classes) < 2:
-        only = trained.card.classes[0]
+    if len(trained.spec.classes) < 2:
+        only = trained.spec.classes[0]
         raise UserError(f"{trained.path} has a single class ({only}); there is nothing to measure")
 
 
@@ -149,7 +149,7 @@ def open_labelled(
     fold: int,
     data_dir: str | None,
 ) -> ImageSource | ImageStream:
-    """`open_data` without the pictures of a list.
+    """`open_data` without the images of a list.
 
     Raises:
         UserError: as `open_data` and `read_exclusions`, or a list for a stream.
@@ -167,7 +167,7 @@ def open_labelled(
     if exclude is None:
         return source
     if isinstance(source, ImageStream):
-        raise UserError(f"exclude {exclude}: pictures of the stream {data} cannot be left out by name")
+        raise UserError(f"exclude {exclude}: images of the stream {data} cannot be left out by name")
     return without(source, read_exclusions(exclude), every_class=False)
 
 
@@ -209,8 +209,8 @@ class Meter:
     """
 
     def __init__(self, trained: TrainedModel) -> None:
-        self._classes = len(trained.card.classes)
-        self._temperature = trained.card.temperature
+        self._classes = len(trained.spec.classes)
+        self._temperature = trained.spec.temperature
         self._device = trained.device
         self._heads: dict[str, MetricCollection] = {}
         self._losses: dict[str, MeanMetric] = {}
@@ -245,7 +245,7 @@ class Meter:
         Args:
             classes: names of the K classes.
             start: reading of ``time.perf_counter`` before the pass.
-            broken: one line for each picture that could not be read.
+            broken: one line for each image that could not be read.
         """
         confusion: list[list[int]] = self._confusion.compute().tolist()
         seconds = time.perf_counter() - start

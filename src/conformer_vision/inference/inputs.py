@@ -1,4 +1,4 @@
-"""What a user may give to be classified, as one stream of named pictures."""
+"""What a user may give to be classified, as one stream of named images."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from PIL import Image
 from conformer_vision.data import IMAGE_EXTENSIONS, BrokenImageError, find_images, open_image
 from conformer_vision.errors import UserError
 
-Picture = str | os.PathLike[str] | bytes | Image.Image
+ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
 
 @dataclass(frozen=True, slots=True)
-class NamedPicture:
-    """A picture still to be read, and the name under which it is answered."""
+class NamedImage:
+    """An image still to be read, and the name under which it is answered."""
 
     name: str
     source: Path | bytes | Image.Image
 
     def open(self) -> Image.Image:
-        """The picture as `open_image` gives it: upright, 8-bit RGB.
+        """The image as `open_image` gives it: upright, 8-bit RGB.
 
         Raises:
             BrokenImageError: it cannot be read; the line names it.
@@ -35,32 +35,32 @@ class NamedPicture:
             file = _as_file(self.source)
         except Exception as error:  # Pillow's decoders raise anything on damaged data
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise BrokenImageError(f"{self.name}: cannot be read as a picture ({reason})") from error
+            raise BrokenImageError(f"{self.name}: cannot be read as an image ({reason})") from error
         return open_image(file, name=self.name)
 
 
-def named_pictures(inputs: Picture | Iterable[Picture]) -> Iterator[NamedPicture]:
-    """The inputs in order; a folder stands for the pictures in it and below, in natural order.
+def named_images(inputs: ImageInput | Iterable[ImageInput]) -> Iterator[NamedImage]:
+    """The inputs in order; a folder stands for the images in it and below, in natural order.
 
-    Files are named by their path, PIL pictures by their ``filename`` where they have one, and what
+    Files are named by their path, PIL images by their ``filename`` where they have one, and what
     has no name by its number among the inputs, from 1.
 
     Raises:
-        UserError: a folder without pictures, or an input of another type.
+        UserError: a folder without images, or an input of another type.
     """
     if isinstance(inputs, (str, os.PathLike, bytes, Image.Image)):
         inputs = (inputs,)
     for number, item in enumerate(inputs, start=1):
         if isinstance(item, (bytes, bytearray, memoryview)):
-            yield NamedPicture(f"picture {number}", bytes(item))
+            yield NamedImage(f"image {number}", bytes(item))
         elif isinstance(item, Image.Image):
-            yield NamedPicture(str(getattr(item, "filename", "") or f"picture {number}"), item)
+            yield NamedImage(str(getattr(item, "filename", "") or f"image {number}"), item)
         elif isinstance(item, (str, os.PathLike)):
             for path in _files(Path(item)):
-                yield NamedPicture(str(path), path)
+                yield NamedImage(str(path), path)
         else:
             raise UserError(
-                f"input {number} is of type {type(item).__name__}; give paths, bytes or PIL pictures"
+                f"input {number} is of type {type(item).__name__}; give paths, bytes or PIL images"
             )
 
 
@@ -70,12 +70,12 @@ def _files(path: Path) -> list[Path]:
     if found := find_images(path):
         return found
     raise UserError(
-        f"{path} holds no pictures ({', '.join(sorted(IMAGE_EXTENSIONS))}); give a folder that does"
+        f"{path} holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))}); give a folder that does"
     )
 
 
 def _as_file(image: Image.Image) -> BytesIO:
-    """A PIL picture as a lossless file, so that the rules of `open_image` hold for it too."""
+    """A PIL image as a lossless file, so that the rules of `open_image` hold for it too."""
     buffer = BytesIO()
     if image.mode.startswith("I") or image.mode == "F":
         image.save(buffer, "TIFF", exif=image.getexif())

@@ -1,4 +1,4 @@
-"""Networks that give logits for pictures, whatever file holds them: a run's weights, or an export of them."""
+"""Networks that give logits for images, whatever file holds them: a run's weights, or an export of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conformer_vision.models.saved import (
     BEST_WEIGHTS,
     LAST_WEIGHTS,
     METADATA_KEY,
-    ModelCard,
+    ModelSpec,
     load_model,
     weights_file,
 )
@@ -33,9 +33,9 @@ _ORDER = ("conv", "trans", FUSED)
 
 
 class Network(Protocol):
-    """Logits of pictures."""
+    """Logits of images."""
 
-    card: ModelCard
+    spec: ModelSpec
     device: torch.device
     """Where the logits are."""
     parameters: int | None
@@ -45,7 +45,7 @@ class Network(Protocol):
         """Logits per head, each (B, K) float32: ``fused``, and ``conv`` and ``trans`` of a Conformer.
 
         Args:
-            images: (B, C, H, W) as the card's preprocessing gives them.
+            images: (B, C, H, W) as the spec's preprocessing gives them.
         """
 
 
@@ -58,7 +58,7 @@ def open_network(path: str | Path, *, device: str | torch.device = "auto") -> Ne
         device: ``auto`` (CUDA where there is one and the file can use it), or a torch device.
 
     Raises:
-        UserError: no such file, not what its suffix says, no model card in it, no library to run it with
+        UserError: no such file, not what its suffix says, no model spec in it, no library to run it with
             (the line names the pip command), or a device that cannot be used.
     """
     if is_published(path):
@@ -98,9 +98,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
 class WeightsNetwork:
     """A trained model of timm's registry; a Conformer is fused."""
 
-    def __init__(self, model: nn.Module, card: ModelCard, device: str | torch.device) -> None:
+    def __init__(self, model: nn.Module, spec: ModelSpec, device: str | torch.device) -> None:
         self.device = resolve_device(device)
-        self.card = card
+        self.spec = spec
         self.parameters: int | None = sum(parameter.numel() for parameter in model.parameters())
         if isinstance(model, Conformer) and not model.fused:
             model = model.fuse()
@@ -149,7 +149,7 @@ class OnnxNetwork:
             raise
         except Exception as error:  # onnxruntime has a dozen kinds of its own
             raise UserError(f"{path}: onnxruntime cannot run it ({first_line(error)})") from error
-        self.card = _card(metadata.get(METADATA_KEY), path)
+        self.spec = _spec(metadata.get(METADATA_KEY), path)
         self.precision = metadata.get(PRECISION_KEY)
         names = [output.name for output in self._session.get_outputs()]
         self._heads = _heads(names, path)
@@ -179,7 +179,7 @@ class OpenVinoNetwork:
             model = core.read_model(path)
             info = {
                 key: str(model.get_rt_info([METADATA_KEY, key]).value)
-                for key in ("card", PRECISION_KEY)
+                for key in ("spec", PRECISION_KEY)
                 if model.has_rt_info([METADATA_KEY, key])
             }
             # Left to itself OpenVINO takes bfloat16 where the processor has it.
@@ -195,7 +195,7 @@ class OpenVinoNetwork:
             )
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot run it ({first_line(error)})") from error
-        self.card = _card(info.get("card"), path)
+        self.spec = _spec(info.get("spec"), path)
         self.precision = info.get(PRECISION_KEY)
         self._heads = _heads([name for put in self._compiled.outputs for name in put.names], path)
 
@@ -219,7 +219,7 @@ class TorchExportNetwork:
             self._module = program.module().to(self.device)
         except Exception as error:  # torch raises whatever the first damaged part leads to
             raise UserError(f"{path}: torch.export cannot load it ({first_line(error)})") from error
-        self.card = _card(extra[METADATA_KEY], path)
+        self.spec = _spec(extra[METADATA_KEY], path)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -242,7 +242,7 @@ class TorchScriptNetwork:
                 self._module = torch.jit.load(path, map_location=self.device, _extra_files=extra).eval()
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{path}: torch.jit cannot load it ({first_line(error)})") from error
-        self.card = _card(_text(extra[METADATA_KEY]), path)
+        self.spec = _spec(_text(extra[METADATA_KEY]), path)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -284,11 +284,11 @@ def _heads(names: list[str], path: Path) -> list[str]:
     return found
 
 
-def _card(text: str | None, path: Path) -> ModelCard:
+def _spec(text: str | None, path: Path) -> ModelSpec:
     if not text:
-        raise UserError(f"{path} has no model card; 'conformer-vision export' writes one into its files")
+        raise UserError(f"{path} has no model spec; 'conformer-vision export' writes one into its files")
     try:
-        return ModelCard.from_json(text)
+        return ModelSpec.from_json(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

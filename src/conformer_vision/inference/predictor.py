@@ -1,4 +1,4 @@
-"""Classifying pictures with a trained model, as a stream."""
+"""Classifying images with a trained model, as a stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError
-from conformer_vision.inference.inputs import NamedPicture, Picture, named_pictures
+from conformer_vision.inference.inputs import ImageInput, NamedImage, named_images
 from conformer_vision.inference.networks import FUSED
 from conformer_vision.inference.runtime import InputSize, TrainedModel
 from conformer_vision.models.variants import SHIPPED
@@ -31,10 +31,10 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one picture: classes by falling probability, or an error."""
+    """The answer for one image: classes by falling probability, or an error."""
 
     name: str
-    """Path of the file, or the name given to a picture without one."""
+    """Path of the file, or the name given to an image without one."""
     labels: tuple[str, ...]
     """The top-k classes; empty with an error."""
     probabilities: tuple[float, ...]
@@ -48,13 +48,13 @@ class Prediction:
 
 
 class Predictor:
-    """Classifies pictures with a trained model.
+    """Classifies images with a trained model.
 
     Args:
         run: run folder, .safetensors file, exported file, or the name of a model of timm with published
             weights; where not given, the weights that come with the package (docs/weights.md).
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, or another of torch's.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         input_size: pixels of the square input, or (height, width), in place of the model's own.
 
     Raises:
@@ -83,40 +83,40 @@ class Predictor:
     @property
     def classes(self) -> tuple[str, ...]:
         """What the classes are called, in the order of the model's outputs."""
-        return self._trained.card.labels
+        return self._trained.spec.labels
 
-    def __call__(self, inputs: Picture | Iterable[Picture], *, top_k: int = 5) -> list[Prediction]:
+    def __call__(self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int = 5) -> list[Prediction]:
         """`predict`, all answers at once."""
         return list(self.predict(inputs, top_k=top_k))
 
-    def predict(self, inputs: Picture | Iterable[Picture], *, top_k: int = 5) -> Iterator[Prediction]:
-        """Answers for pictures, in the order given, while later ones are being read.
+    def predict(self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int = 5) -> Iterator[Prediction]:
+        """Answers for images, in the order given, while later ones are being read.
 
-        At most two batches of pictures are held (of a folder, the names of all), so millions will do.
+        At most two batches of images are held (of a folder, the names of all), so millions will do.
 
         Args:
-            inputs: one or many of: a path of a file or of a folder (the pictures in and below it, in
-                natural order), the bytes of a file, a PIL picture.
-            top_k: classes per picture; all of them where the model has fewer.
+            inputs: one or many of: a path of a file or of a folder (the images in and below it, in
+                natural order), the bytes of a file, a PIL image.
+            top_k: classes per image; all of them where the model has fewer.
 
         Raises:
-            UserError: ``top_k`` below 1, or a folder without pictures; at once where ``inputs`` is a
-                path, list or tuple, else when it is reached. A missing, broken or oversized picture raises
+            UserError: ``top_k`` below 1, or a folder without images; at once where ``inputs`` is a
+                path, list or tuple, else when it is reached. A missing, broken or oversized image raises
                 nothing: its `Prediction` has an ``error``.
         """
         if top_k < 1:
             raise UserError(f"top_k {top_k}: must be 1 or more")
-        pictures = named_pictures(inputs)
+        images = named_images(inputs)
         if isinstance(inputs, (str, os.PathLike, list, tuple)):  # names alone: mistakes show before any work
-            pictures = iter(list(pictures))
-        return self._stream(pictures, min(top_k, len(self.classes)))
+            images = iter(list(images))
+        return self._stream(images, min(top_k, len(self.classes)))
 
-    def _stream(self, pictures: Iterator[NamedPicture], top_k: int) -> Iterator[Prediction]:
+    def _stream(self, images: Iterator[NamedImage], top_k: int) -> Iterator[Prediction]:
         pending: deque[tuple[str, Future[Tensor | str]]] = deque()
-        pool = ThreadPoolExecutor(self._readers, thread_name_prefix="read-pictures")
+        pool = ThreadPoolExecutor(self._readers, thread_name_prefix="read-images")
         try:
-            for picture in pictures:
-                pending.append((picture.name, self._submit(pool, picture)))
+            for image in images:
+                pending.append((image.name, self._submit(pool, image)))
                 if len(pending) == 2 * self._batch_size:
                     yield from self._answer([pending.popleft() for _ in range(self._batch_size)], top_k)
             while pending:
@@ -125,18 +125,18 @@ class Predictor:
         finally:  # also where the caller stops early
             pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, picture: NamedPicture) -> Future[Tensor | str]:
-        if not isinstance(picture.source, Image.Image):
-            return pool.submit(self._read, picture)
+    def _submit(self, pool: ThreadPoolExecutor, image: NamedImage) -> Future[Tensor | str]:
+        if not isinstance(image.source, Image.Image):
+            return pool.submit(self._read, image)
         # The caller's own object: it may be given twice or changed later, so it is read here and now.
         done: Future[Tensor | str] = Future()
-        done.set_result(self._read(picture))
+        done.set_result(self._read(image))
         return done
 
-    def _read(self, picture: NamedPicture) -> Tensor | str:
+    def _read(self, image: NamedImage) -> Tensor | str:
         """The model's input (C, H, W), or the line that says why there is none."""
         try:
-            return self._trained.transform(picture.open())
+            return self._trained.transform(image.open())
         except BrokenImageError as error:
             return str(error)
 
@@ -157,13 +157,13 @@ class Predictor:
                     name, labels, probabilities, conv=first.get("conv"), trans=first.get("trans")
                 )
 
-    def _classify(self, pictures: Tensor, top_k: int) -> Iterator[_Answer | None]:
-        """One answer per picture of (B, C, H, W); None where the output is not finite."""
-        heads = {name: values.cpu() for name, values in self._trained.probabilities(pictures).items()}
+    def _classify(self, images: Tensor, top_k: int) -> Iterator[_Answer | None]:
+        """One answer per image of (B, C, H, W); None where the output is not finite."""
+        heads = {name: values.cpu() for name, values in self._trained.probabilities(images).items()}
         values, indices = heads[FUSED].topk(top_k, dim=1)
         first = {name: probabilities.max(dim=1) for name, probabilities in heads.items() if name != FUSED}
         finite = torch.stack([p.isfinite().all(dim=1) for p in heads.values()]).all(dim=0)
-        for i in range(len(pictures)):
+        for i in range(len(images)):
             if not finite[i]:
                 yield None
                 continue

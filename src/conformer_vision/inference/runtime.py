@@ -14,13 +14,13 @@ from conformer_vision.data import build_transform
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.networks import FUSED, Network, open_network
 from conformer_vision.models.published import is_published
-from conformer_vision.models.saved import ModelCard, weights_file
+from conformer_vision.models.saved import ModelSpec, weights_file
 
 InputSize = int | tuple[int, int]
 
 
 class TrainedModel:
-    """A trained or exported model, ready for pictures: network, card, device and evaluation transform.
+    """A trained or exported model, ready for images: network, spec, device and evaluation transform.
 
     ``path`` is the file that it comes from, or the name of published weights.
 
@@ -28,7 +28,7 @@ class TrainedModel:
         run: run folder, .safetensors file, exported file, or the name of a model of timm with published
             weights.
         device: ``auto`` or a torch device.
-        input_size: pixels of the square input, or (height, width), in place of the card's.
+        input_size: pixels of the square input, or (height, width), in place of the spec's.
 
     Raises:
         UserError: as `open_network`; an input size that the network cannot take.
@@ -39,11 +39,11 @@ class TrainedModel:
     ) -> None:
         self.path = Path(run) if is_published(run) else weights_file(run)
         self.network = open_network(self.path, device=device)
-        self.card = self.network.card
+        self.spec = self.network.spec
         if input_size is not None:
-            self.card = _resized(self.card, input_size, self.network)
+            self.spec = _resized(self.spec, input_size, self.network)
         self.device = self.network.device
-        self.transform = eval_transform(self.card)
+        self.transform = eval_transform(self.spec)
 
     def logits(self, batch: Tensor) -> dict[str, Tensor]:
         """Logits per head, each (B, K) float32: ``conv``, ``trans`` and ``fused``, or ``fused`` alone.
@@ -54,35 +54,35 @@ class TrainedModel:
         return self.network(batch)
 
     def probabilities(self, batch: Tensor) -> dict[str, Tensor]:
-        """Probabilities per head, each (B, K); those of ``fused`` at the card's temperature.
+        """Probabilities per head, each (B, K); those of ``fused`` at the spec's temperature.
 
         Args:
             batch: as for `logits`.
         """
         heads = self.logits(batch)
         return {
-            name: (logits / self.card.temperature if name == FUSED else logits).softmax(dim=1)
+            name: (logits / self.spec.temperature if name == FUSED else logits).softmax(dim=1)
             for name, logits in heads.items()
         }
 
 
-def _resized(card: ModelCard, input_size: InputSize, network: Network) -> ModelCard:
-    """The card with another input size, once a black picture of that size has gone through the network."""
+def _resized(spec: ModelSpec, input_size: InputSize, network: Network) -> ModelSpec:
+    """The spec with another input size, once a black image of that size has gone through the network."""
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
     if min(height, width) < 1:
         raise UserError(f"input_size {height}x{width}: must be 1 pixel or more")
-    resized = replace(card, input_size=(card.in_chans, height, width))
+    resized = replace(spec, input_size=(spec.in_chans, height, width))
     try:
         network(torch.zeros(1, *resized.input_size))
     except Exception as error:  # every library that runs networks has kinds of its own
-        own = "x".join(map(str, card.input_size[1:]))
+        own = "x".join(map(str, spec.input_size[1:]))
         raise UserError(
-            f"input_size {height}x{width}: {card.model} cannot take it ({first_line(error)}); "
+            f"input_size {height}x{width}: {spec.model} cannot take it ({first_line(error)}); "
             f"its own size is {own}"
         ) from error
     return resized
 
 
-def eval_transform(card: ModelCard) -> Callable[[Image.Image], Tensor]:
-    """Resize, centre crop and normalisation that the card asks for: RGB picture to (C, H, W)."""
-    return build_transform(**card.preprocessing, augment=None)
+def eval_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
+    """Resize, centre crop and normalisation that the spec asks for: RGB image to (C, H, W)."""
+    return build_transform(**spec.preprocessing, augment=None)

@@ -1,6 +1,6 @@
 """The parts of a Conformer: bottlenecks, the two couplings, and the blocks that join them.
 
-Shapes: B pictures, C channels of a map, H x W its size, N patch tokens, D embedding width.
+Shapes: B images, C channels of a map, H x W its size, N patch tokens, D embedding width.
 """
 
 from collections.abc import Callable

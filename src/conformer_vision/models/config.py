@@ -11,8 +11,8 @@ class ConformerConfig:
 
     Attributes:
         patch_size: side of a patch in pixels; one token stands for one patch.
-        stem_stride: how far the stem reduces the picture: 4 (7x7 convolution and max pool, as published),
-            2 or 1 (one 3x3 convolution, for small pictures).
+        stem_stride: how far the stem reduces the image: 4 (7x7 convolution and max pool, as published),
+            2 or 1 (one 3x3 convolution, for small images).
         stem_width: channels after the stem.
         channel_ratio: channels of the first stage of the CNN branch over 64; the widths double twice.
         embed_dim: width of a token.

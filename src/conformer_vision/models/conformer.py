@@ -4,7 +4,7 @@ Peng et al., "Conformer: Local Features Coupling Global Representations for Visu
 ICCV 2021, arXiv 2105.03889. Section and figure numbers refer to that paper. It is not the speech
 model of the same name.
 
-Shapes: B pictures, C channels of a map, H x W its size, N patch tokens, D embedding width.
+Shapes: B images, C channels of a map, H x W its size, N patch tokens, D embedding width.
 """
 
 from copy import deepcopy
@@ -61,7 +61,7 @@ class Conformer(nn.Module):
         Args:
             config: what network to build.
             num_classes: classes of both heads; 0 leaves the heads out.
-            in_chans: channels of the picture.
+            in_chans: channels of the image.
             global_pool: "avg", or "" to leave out pooling and heads (then num_classes has to be 0).
 
         Raises:
@@ -238,7 +238,7 @@ class Conformer(nn.Module):
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Take the stem's map, give a map and tokens (B, 1 + N, D), class token first, for the blocks."""
         x = self.stem_pool(x)
-        # Zeros at bottom and right, so that whole patches cover a picture of any size.
+        # Zeros at bottom and right, so that whole patches cover an image of any size.
         height, width, unit = x.shape[2], x.shape[3], self.pad_to
         rows, cols = (height + unit - 1) // unit, (width + unit - 1) // unit
         x = F.pad(x, (0, cols * unit - width, 0, rows * unit - height))
@@ -253,7 +253,7 @@ class Conformer(nn.Module):
         return torch.cat([x, token[:, :, None, None].expand(-1, -1, x.shape[2], x.shape[3])], dim=1)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Take pictures (B, in_chans, H, W), give one tensor (B, C + D, H / 32, W / 32).
+        """Take images (B, in_chans, H, W), give one tensor (B, C + D, H / 32, W / 32).
 
         The first C channels are the last map, the other D the normalised class token, the same at every
         position: one NCHW tensor as timm and its clients expect, whose spatial mean is both heads' input.
@@ -270,7 +270,7 @@ class Conformer(nn.Module):
         return self._features(x, tokens)
 
     def forward_branches(self, x: Tensor) -> BranchLogits:
-        """Take pictures (B, in_chans, H, W), give the logits of the convolution and the transformer head."""
+        """Take images (B, in_chans, H, W), give the logits of the convolution and the transformer head."""
         if self.trans_head is None or self.global_pool == "":
             raise ValueError("a model without its class token or its pooling has no two heads")
         conv, trans = self._pool(self.forward_features(x))
@@ -301,7 +301,7 @@ class Conformer(nn.Module):
         return not hasattr(self.stem, "bn")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take pictures (B, in_chans, H, W), normalised, H and W from 32; give logits (B, num_classes)."""
+        """Take images (B, in_chans, H, W), normalised, H and W from 32; give logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     # ---- intermediate features -----------------------------------------------------------------
@@ -319,7 +319,7 @@ class Conformer(nn.Module):
         """Give the maps of feature levels: the stem and blocks 4, 8, 11, 12 at strides 2, 4, 8, 16, 32.
 
         Args:
-            x: pictures (B, in_chans, H, W).
+            x: images (B, in_chans, H, W).
             indices: the last n levels if int, all if None, else the levels' numbers.
             norm: normalise the tokens returned by `return_tokens`; maps have no final norm.
             stop_early: stop behind the last level asked for.

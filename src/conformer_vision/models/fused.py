@@ -3,7 +3,7 @@
 `Conformer.fuse` makes them of the trained parts; they compute the same up to rounding. In channels-last
 layout a map's positions are tokens in memory already, so that neither coupling copies.
 
-Shapes: B pictures, C channels of a map, H x W its size, N patch tokens, D embedding width.
+Shapes: B images, C channels of a map, H x W its size, N patch tokens, D embedding width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Published weights by their name in timm's registry, with the card that their use needs."""
+"""Published weights by their name in timm's registry, with the spec that their use needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from torch import nn
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.models.saved import ModelCard, load_model
+from conformer_vision.models.saved import ModelSpec, load_model
 
 __all__ = ["is_published", "load_published"]
 
@@ -20,14 +20,14 @@ def is_published(name: str | Path) -> bool:
     return not Path(name).exists() and timm.is_model(str(name))
 
 
-def load_published(name: str) -> tuple[nn.Module, ModelCard]:
+def load_published(name: str) -> tuple[nn.Module, ModelSpec]:
     """A model with its published weights, in eval mode; those not in the package are downloaded once.
 
     Args:
         name: in timm's registry, with or without the tag behind the dot that names the weights.
 
     Returns:
-        The model and its card. The classes of ImageNet weights are WordNet numbers ("n01440764"), as folders
+        The model and its spec. The classes of ImageNet weights are WordNet numbers ("n01440764"), as folders
         of ImageNet are called, and their descriptions are in English.
 
     Raises:
@@ -35,7 +35,7 @@ def load_published(name: str) -> tuple[nn.Module, ModelCard]:
             those of ImageNet.
     """
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and cfg.file:  # comes with the package, and has a card
+    if cfg is not None and cfg.file:  # comes with the package, and has a spec
         return load_model(cfg.file)
     if cfg is None or not cfg.has_weights:
         known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")) or "none of this model"
@@ -46,10 +46,10 @@ def load_published(name: str) -> tuple[nn.Module, ModelCard]:
         raise
     except Exception as error:  # of the hub, of the network, of the file
         raise UserError(f"the weights of {name} cannot be fetched ({first_line(error)})") from error
-    return model.eval(), _card(name, model)
+    return model.eval(), _spec(name, model)
 
 
-def _card(name: str, model: nn.Module) -> ModelCard:
+def _spec(name: str, model: nn.Module) -> ModelSpec:
     subset = infer_imagenet_subset(model)
     if subset is None:
         raise UserError(
@@ -63,7 +63,7 @@ def _card(name: str, model: nn.Module) -> ModelCard:
     descriptions = (
         f"{text} ({name})" if twice[text] > 1 else text for text, name in zip(texts, classes, strict=True)
     )
-    return ModelCard(
+    return ModelSpec(
         name.partition(".")[0],
         classes=tuple(classes),
         descriptions=tuple(descriptions),

@@ -34,7 +34,7 @@ VARIANTS: dict[str, ConformerConfig] = {
     "conformer_base_patch16_224": ConformerConfig(channel_ratio=6.0, embed_dim=576, num_heads=9),
     # A small budget: under 8 M parameters. Bottlenecks that start as their shortcuts learn faster.
     "conformer_nano_patch16_224": _NANO,
-    # Small pictures: 8 x 8 tokens from 32 and from 64 pixels.
+    # Small images: 8 x 8 tokens from 32 and from 64 pixels.
     "conformer_nano_patch4_32": replace(_NANO, patch_size=4, stem_stride=1),
     "conformer_nano_patch8_64": replace(_NANO, patch_size=8, stem_stride=2),
     "conformer_tiny_patch4_32": replace(_TINY, patch_size=4, stem_stride=1),
@@ -156,25 +156,25 @@ def conformer_nano_patch16_224(pretrained: bool = False, **kwargs: Any) -> Confo
 
 @register_model
 def conformer_nano_patch4_32(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-nano/4 with a stem of stride 1: 32-pixel pictures keep 8 x 8 tokens."""
+    """Conformer-nano/4 with a stem of stride 1: 32-pixel images keep 8 x 8 tokens."""
     return _create("conformer_nano_patch4_32", pretrained, kwargs)
 
 
 @register_model
 def conformer_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-nano/8 with a stem of stride 2: 64-pixel pictures keep 8 x 8 tokens."""
+    """Conformer-nano/8 with a stem of stride 2: 64-pixel images keep 8 x 8 tokens."""
     return _create("conformer_nano_patch8_64", pretrained, kwargs)
 
 
 @register_model
 def conformer_tiny_patch4_32(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-Ti/4 with a stem of stride 1: 32-pixel pictures keep 8 x 8 tokens."""
+    """Conformer-Ti/4 with a stem of stride 1: 32-pixel images keep 8 x 8 tokens."""
     return _create("conformer_tiny_patch4_32", pretrained, kwargs)
 
 
 @register_model
 def conformer_tiny_patch8_64(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-Ti/8 with a stem of stride 2: 64-pixel pictures keep 8 x 8 tokens."""
+    """Conformer-Ti/8 with a stem of stride 2: 64-pixel images keep 8 x 8 tokens."""
     return _create("conformer_tiny_patch8_64", pretrained, kwargs)
 
 
@@ -185,9 +185,9 @@ def describe_variants() -> list[dict[str, Any]]:
         with torch.device("meta"):
             model = create_model(name, num_classes=1000).eval()
             size = resolve_model_data_config(model)["input_size"][-1]
-            picture = torch.empty(1, 3, size, size)
+            image = torch.empty(1, 3, size, size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(picture)
+            model(image)
         rows.append(
             {
                 "name": name,

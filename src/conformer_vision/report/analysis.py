@@ -19,7 +19,7 @@ CASES = ("both", "conv", "trans", "neither")
 
 
 class Choices(NamedTuple):
-    """A head's first choice for every picture."""
+    """A head's first choice for every image."""
 
     classes: Tensor
     """(N,) int64."""
@@ -29,7 +29,7 @@ class Choices(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The answers for all pictures of a pass, on the CPU."""
+    """The answers for all images of a pass, on the CPU."""
 
     labels: Tensor
     """(N,), true classes."""
@@ -88,13 +88,13 @@ def worst_errors(outcome: Outcome, *, temperature: float, most: int) -> list[int
 
 
 class Pair(NamedTuple):
-    """Pictures of one class that were taken for another."""
+    """Images of one class that were taken for another."""
 
     true: int
     predicted: int
-    pictures: int
+    images: int
     share: float
-    """Of the pictures of the true class."""
+    """Of the images of the true class."""
 
 
 def confused_pairs(confusion: Sequence[Sequence[int]], *, most: int) -> list[Pair]:
@@ -117,13 +117,13 @@ class ClassRow(NamedTuple):
     total: int
     right: int
     top1: float | None
-    """None without pictures."""
+    """None without images."""
     rival: Pair | None
     """What it is most often taken for."""
 
 
 def class_rows(confusion: Sequence[Sequence[int]]) -> list[ClassRow]:
-    """All classes, the worst first, those without pictures last."""
+    """All classes, the worst first, those without images last."""
     rows = []
     for label, counts in enumerate(confusion):
         total, right = sum(counts), counts[label]
@@ -136,7 +136,7 @@ def class_rows(confusion: Sequence[Sequence[int]]) -> list[ClassRow]:
 
 @dataclass(frozen=True)
 class BranchCase:
-    """The pictures for which certain branches are right."""
+    """The images for which certain branches are right."""
 
     case: str
     """One of `CASES`."""
@@ -154,7 +154,7 @@ class BranchStudy:
     cases: dict[str, BranchCase]
     """By the names in `CASES`."""
     different: int
-    """Pictures for which the branches name different classes."""
+    """Images for which the branches name different classes."""
     conv_right: int
     """Of these, the convolution branch is right."""
     trans_right: int

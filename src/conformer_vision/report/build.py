@@ -1,4 +1,4 @@
-"""From a run folder to its report: the pass over the validation pictures, the temperature, the page."""
+"""From a run folder to its report: the pass over the validation images, the temperature, the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conformer_vision.inference.answers import answers
 from conformer_vision.inference.calibration import Calibration, calibrate
 from conformer_vision.inference.evaluation import Evaluation, Meter, check_classes, open_labelled
 from conformer_vision.inference.runtime import TrainedModel
-from conformer_vision.models.saved import BEST_WEIGHTS, LAST_WEIGHTS, ModelCard, save_temperature
+from conformer_vision.models.saved import BEST_WEIGHTS, LAST_WEIGHTS, ModelSpec, save_temperature
 from conformer_vision.report.analysis import (
     BranchStudy,
     Collector,
@@ -26,7 +26,7 @@ from conformer_vision.report.analysis import (
     study_branches,
     worst_errors,
 )
-from conformer_vision.report.pictures import Thumbnail, thumbnails
+from conformer_vision.report.images import Thumbnail, thumbnails
 from conformer_vision.training.config import TrainConfig
 from conformer_vision.training.recipe import read_config
 
@@ -34,9 +34,9 @@ REPORT_FILE = "report.html"
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
 WORST = 24
-"""Errors shown with their pictures."""
+"""Errors shown with their images."""
 EXAMPLES = 8
-"""Pictures shown for each way in which the branches are right or wrong."""
+"""Images shown for each way in which the branches are right or wrong."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Findings:
     """Of ``metrics.csv``, one per epoch."""
     weights: str
     """Name of the file with the weights."""
-    card: ModelCard
+    spec: ModelSpec
     """With the temperature that was fitted."""
     parameters: int | None
     device: str
@@ -62,14 +62,14 @@ class Findings:
     worst: list[int]
     """Rows of the outcome."""
     study: BranchStudy | None
-    pictures: dict[int, Thumbnail]
+    images: dict[int, Thumbnail]
     """Of the rows in ``worst`` and ``study``."""
     notes: list[str]
     """What a reader should know before the numbers."""
 
     @property
     def broken(self) -> list[str]:
-        """One line for each picture that could not be read."""
+        """One line for each image that could not be read."""
         return self.evaluation.broken
 
 
@@ -81,20 +81,20 @@ def write_report(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Path:
-    """Measures a run on its validation pictures, stores the temperature, writes ``report.html``.
+    """Measures a run on its validation images, stores the temperature, writes ``report.html``.
 
     Args:
         folder: a run folder.
         data: the run's data where it lies elsewhere now; else as its ``config.yaml`` says.
         device: ``auto`` or a torch device.
-        batch_size: pictures per forward pass.
-        workers: processes that read pictures; 0 reads them in this one.
+        batch_size: images per forward pass.
+        workers: processes that read images; 0 reads them in this one.
 
     Returns:
         The page's path.
 
     Raises:
-        UserError: no run folder, its data is not there or of other classes, no picture that can be read,
+        UserError: no run folder, its data is not there or of other classes, no image that can be read,
             or a folder that cannot be written.
     """
     return save_report(examine(folder, data=data, device=device, batch_size=batch_size, workers=workers))
@@ -121,7 +121,7 @@ def examine(
     source = open_labelled(
         data,
         split="val",
-        classes=trained.card.classes,
+        classes=trained.spec.classes,
         exclude=exclude,
         val_fraction=config.val_fraction,
         seed=config.seed,
@@ -130,14 +130,14 @@ def examine(
         data_dir=config.data_dir,
     )
     if isinstance(source, ImageSource) and not len(source):
-        raise UserError(f"{data} has no validation pictures to report on")
+        raise UserError(f"{data} has no validation images to report on")
     broken: list[str] = []
     start = time.perf_counter()
     meter, collector = Meter(trained), Collector()
     for part in answers(trained, source, batch_size=batch_size, workers=workers, broken=broken):
         meter.update(part.logits, part.labels)
         collector.add(part)
-    evaluation = meter.evaluation(trained.card.classes, start, broken=broken)
+    evaluation = meter.evaluation(trained.spec.classes, start, broken=broken)
     outcome = collector.outcome()
     calibration = calibrate(outcome.logits, outcome.labels, seed=config.seed)
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
@@ -152,7 +152,7 @@ def examine(
         config_text=(folder / CONFIG_FILE).read_text(encoding="utf-8"),
         rows=rows,
         weights=trained.path.name,
-        card=trained.card,
+        spec=trained.spec,
         parameters=trained.network.parameters,
         device=_device_name(trained.device),
         evaluation=evaluation,
@@ -160,7 +160,7 @@ def examine(
         outcome=outcome,
         worst=worst,
         study=study,
-        pictures=thumbnails(shown, outcome, source, trained=trained, batch_size=batch_size, workers=workers),
+        images=thumbnails(shown, outcome, source, trained=trained, batch_size=batch_size, workers=workers),
         notes=notes,
     )
 
@@ -228,10 +228,10 @@ def _notes(config: TrainConfig, trained: TrainedModel) -> tuple[list[str], str |
         )
     exclude = config.exclude
     if exclude is not None and not Path(exclude).is_file():
-        notes.append(f"The list {exclude} of pictures to leave out is gone: all pictures are measured.")
+        notes.append(f"The list {exclude} of images to leave out is gone: all images are measured.")
         exclude = None
     elif exclude is not None:
-        notes.append(f"Pictures listed in {exclude} are left out, as in training.")
+        notes.append(f"Images listed in {exclude} are left out, as in training.")
     return notes, exclude
 
 

@@ -44,7 +44,7 @@ _CASE_ORDERS = {
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a head says of a picture."""
+    """What a head says of an image."""
 
     head: str
     label: str
@@ -54,7 +54,7 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with the opinions about it."""
+    """An image with the opinions about it."""
 
     name: str
     short: str
@@ -116,7 +116,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "findings": findings,
         "evaluation": evaluation,
         "calibration": calibration,
-        "card": findings.card,
+        "spec": findings.spec,
         "config": findings.config,
         "classes": classes,
         "heads": [(HEADS[head] if len(order) > 1 else "Model", head) for head in order],
@@ -156,11 +156,11 @@ class _Examples:
     def make(self, row: int) -> Example:
         classes = self._findings.evaluation.classes
         label = int(self._findings.outcome.labels[row])
-        picture = self._findings.pictures[row]
+        image = self._findings.images[row]
         return Example(
-            name=picture.name,
-            short=_short(picture.name),
-            data=picture.data,
+            name=image.name,
+            short=_short(image.name),
+            data=image.data,
             true=classes[label],
             opinions=[
                 Opinion(head, classes[chosen], float(choices.probabilities[row]), chosen == label)
@@ -239,7 +239,7 @@ def _training(findings: Findings) -> dict[str, float | int | None]:
         "waiting": median(waiting) if waiting else None,
         "pass_size": pass_size,
         "peak_memory_mb": peak,
-        "memory_per_picture": None if peak is None or pass_size is None else peak / pass_size,
+        "memory_per_image": None if peak is None or pass_size is None else peak / pass_size,
     }
 
 

@@ -1,4 +1,4 @@
-"""Counting the pictures that turn out to be broken while training reads them."""
+"""Counting the images that turn out to be broken while training reads them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ..errors import UserError
 from ..files import atomic_path
 from .processes import is_first
 
-BROKEN_FILE = "broken_pictures.txt"
+BROKEN_FILE = "broken_images.txt"
 _MOST_SHOWN = 10
 _FEWEST_READ = 100
-"""Pictures of a stream before a share of them says something."""
+"""Images of a stream before a share of them says something."""
 
 
-class BrokenPictures(Callback):
-    """Names every broken picture once, and ends training where too large a share is broken.
+class BrokenImages(Callback):
+    """Names every broken image once, and ends training where too large a share is broken.
 
     Args:
-        folder: where the list is written, as ``broken_pictures.txt``.
-        pictures: how many there are; None for a stream, of which those read so far count.
+        folder: where the list is written, as ``broken_images.txt``.
+        images: how many there are; None for a stream, of which those read so far count.
         most: the largest share of them, in [0, 1].
     """
 
-    def __init__(self, folder: Path, *, pictures: int | None, most: float) -> None:
+    def __init__(self, folder: Path, *, images: int | None, most: float) -> None:
         self.folder = folder
-        self.pictures = pictures
+        self.images = images
         self.most = most
         self.lines: list[str] = []
         self._known: set[str] = set()
@@ -64,10 +64,10 @@ class BrokenPictures(Callback):
         if len(self.lines) > _MOST_SHOWN >= len(self.lines) - len(new):
             print(f"skipped: more; all are listed in {self.folder / BROKEN_FILE}", file=sys.stderr)
         self._write()
-        of = max(self._read, _FEWEST_READ) if self.pictures is None else self.pictures
+        of = max(self._read, _FEWEST_READ) if self.images is None else self.images
         if len(self.lines) > self.most * of:
             raise UserError(
-                f"{len(self.lines)} of {of} pictures are broken, more than max_broken {self.most:g} allows; "
+                f"{len(self.lines)} of {of} images are broken, more than max_broken {self.most:g} allows; "
                 f"the first: {self.lines[0]}; find all with conformer-vision check, or raise max_broken"
             )
 

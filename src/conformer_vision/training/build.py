@@ -1,4 +1,4 @@
-"""From a configuration to a network, its card and its data: everything that can be wrong is found here."""
+"""From a configuration to a network, its spec and its data: everything that can be wrong is found here."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..data.base import some_names
 from ..data.device_cache import DeviceAugmentation, DeviceCache, DeviceLoader
 from ..data.exclude import exclude, read_exclusions
 from ..data.loader import ImageLoader, evaluation_loader, training_loader
-from ..data.order import EvaluationOrder, Share, TrainingOrder, pictures_per_batch
+from ..data.order import EvaluationOrder, Share, TrainingOrder, images_per_batch
 from ..data.sources import open_data
 from ..data.streams.base import ImageStream
 from ..errors import UserError, first_line
 from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint
-from ..models.saved import ModelCard
+from ..models.saved import ModelSpec
 from ..parsing import nearest
 from .config import TrainConfig
 from .memory import largest_batch, training_step
@@ -37,11 +37,11 @@ Data = ImageSource | ImageStream
 Loader = ImageLoader | DeviceLoader
 
 
-def open_pictures(config: TrainConfig) -> tuple[Data, Data]:
-    """Training and validation pictures.
+def open_images(config: TrainConfig) -> tuple[Data, Data]:
+    """Training and validation images.
 
     Raises:
-        UserError: what `open_data` or an exclusion list refuse, no picture to validate on, or options
+        UserError: what `open_data` or an exclusion list refuse, no image to validate on, or options
             that streams do not have.
     """
     split = partial(
@@ -60,12 +60,12 @@ def open_pictures(config: TrainConfig) -> tuple[Data, Data]:
     if isinstance(train, ImageStream) or isinstance(val, ImageStream):
         _check_stream_options(config)
         return train, val
-    if config.epoch_pictures is not None:
-        raise UserError(f"epoch_pictures is for streams; {config.data} has {len(train)} training pictures")
+    if config.epoch_images is not None:
+        raise UserError(f"epoch_images is for streams; {config.data} has {len(train)} training images")
     if config.exclude is not None:
         train, val = _without_excluded(train, val, config.exclude)
     if not len(val):
-        raise UserError(f"{config.data} leaves no picture to validate on; raise val_fraction or add pictures")
+        raise UserError(f"{config.data} leaves no image to validate on; raise val_fraction or add images")
     return train, val
 
 
@@ -85,7 +85,7 @@ def _without_excluded(train: ImageSource, val: ImageSource, path: str) -> tuple[
     kept_train, kept_val = exclude(train, names), exclude(val, names, every_class=False)
     if unknown := kept_train.unmatched & kept_val.unmatched:
         raise UserError(
-            f"{path} names pictures that the data does not have: {some_names(sorted(unknown), most=3)}; "
+            f"{path} names images that the data does not have: {some_names(sorted(unknown), most=3)}; "
             "write the list anew with conformer-vision check --fix"
         )
     return kept_train, kept_val
@@ -147,7 +147,7 @@ def _check_options(config: TrainConfig, model: nn.Module) -> None:
             raise UserError(f"grad_checkpointing: model {config.model} has none; leave it out") from error
 
 
-def build_card(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) -> ModelCard:
+def build_spec(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) -> ModelSpec:
     """What a user of the trained weights needs: how to build the network and prepare its input.
 
     Raises:
@@ -156,12 +156,12 @@ def build_card(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) 
     data = resolve_model_data_config(model)
     height, width = config.image_size or data["input_size"][1:]
     mean, std = data["mean"], data["std"]
-    if config.in_chans == 1:  # grey pictures: the mean of what the colours had
+    if config.in_chans == 1:  # grey images: the mean of what the colours had
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    # A small picture is used whole: the border that a photo can lose may hold what it shows.
+    # A small image is used whole: the border that a photo can lose may hold what it shows.
     crop_pct = config.crop_pct or (1.0 if max(height, width) <= 64 else data["crop_pct"])
     kwargs = config.model_kwargs | _fixed_size(config)
-    card = ModelCard(
+    spec = ModelSpec(
         model=config.model,
         model_kwargs={name: value for name, value in kwargs.items() if not name.endswith("_rate")},
         classes=classes,
@@ -172,43 +172,43 @@ def build_card(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) 
         crop_pct=crop_pct,
         crop_mode=data["crop_mode"],
     )
-    _check_size(model, card)
+    _check_size(model, spec)
     if config.progressive_from is not None:
-        _check_progressive(model, card, config)
+        _check_progressive(model, spec, config)
     if config.batch_size != "auto" and config.batch_size <= config.accumulate:
-        _check_single(model, card)
-    return card
+        _check_single(model, spec)
+    return spec
 
 
 def build_loaders(
-    config: TrainConfig, train: Data, val: Data, card: ModelCard, *, share: Share, device: torch.device
+    config: TrainConfig, train: Data, val: Data, spec: ModelSpec, *, share: Share, device: torch.device
 ) -> tuple[Loader, Loader]:
-    """Batches of augmented training pictures, and of the validation pictures as evaluation sees them.
+    """Batches of augmented training images, and of the validation images as evaluation sees them.
 
     Args:
         config: of the run, with a batch size.
-        train: training pictures.
-        val: validation pictures.
-        card: of the model.
+        train: training images.
+        val: validation images.
+        spec: of the model.
         share: this process.
         device: that it computes on, for ``device_cache``.
 
     Raises:
-        UserError: a batch that cannot be shared out or mixed, or is larger than the set; pictures that
+        UserError: a batch that cannot be shared out or mixed, or is larger than the set; images that
             ``device_cache`` cannot keep.
     """
-    size = config.pictures_per_step
-    each = pictures_per_batch(size, share.world_size, config.accumulate)
+    size = config.images_per_step
+    each = images_per_batch(size, share.world_size, config.accumulate)
     if each % 2 and (config.mixup or config.cutmix):
         raise UserError(
-            f"batch_size {size}: mixup and cutmix need an even number of pictures per pass, not {each}"
+            f"batch_size {size}: mixup and cutmix need an even number of images per pass, not {each}"
         )
     if config.device_cache is not None:
         if isinstance(train, ImageStream) or isinstance(val, ImageStream):
             raise UserError(f"device_cache cannot keep the stream {config.data}; leave it out")
-        return _cached_loaders(config, train, val, card, share=share, device=device)
-    augmented = build_transform(**card.preprocessing, augment=config.augment.for_source(train))
-    plain = build_transform(**card.preprocessing, augment=None)
+        return _cached_loaders(config, train, val, spec, share=share, device=device)
+    augmented = build_transform(**spec.preprocessing, augment=config.augment.for_source(train))
+    plain = build_transform(**spec.preprocessing, augment=None)
     return (
         training_loader(
             train,
@@ -220,7 +220,7 @@ def build_loaders(
             accumulate=config.accumulate,
             sampling=config.sampling,
             repeats=config.aug_repeats,
-            epoch_pictures=config.epoch_pictures,
+            epoch_images=config.epoch_images,
         ),
         evaluation_loader(val, plain, batch_size=each, workers=config.workers, share=share),
     )
@@ -230,20 +230,20 @@ def _cached_loaders(
     config: TrainConfig,
     train: ImageSource,
     val: ImageSource,
-    card: ModelCard,
+    spec: ModelSpec,
     *,
     share: Share,
     device: torch.device,
 ) -> tuple[DeviceLoader, DeviceLoader]:
     """The same out of the device's memory."""
-    size, edge = card.input_size[1:], int(config.device_cache or 0)
+    size, edge = spec.input_size[1:], int(config.device_cache or 0)
     if edge < min(size):
         raise UserError(
             f"device_cache {edge}: is less than the input's {min(size)} pixels; give {min(size)} or more"
         )
     order = TrainingOrder(
         train.labels,
-        config.pictures_per_step,
+        config.images_per_step,
         seed=config.seed,
         share=share,
         accumulate=config.accumulate,
@@ -251,38 +251,38 @@ def _cached_loaders(
         repeats=config.aug_repeats,
     )
     augment = DeviceAugmentation(
-        config.augment.for_source(train), cached=edge, preprocessing=card.preprocessing
+        config.augment.for_source(train), cached=edge, preprocessing=spec.preprocessing
     )
     keep = partial(DeviceCache, device=device, workers=config.workers)
-    whole = card.preprocessing | {"crop_pct": 1.0, "crop_mode": "center"}  # augmentation crops
+    whole = spec.preprocessing | {"crop_pct": 1.0, "crop_mode": "center"}  # augmentation crops
     kept = keep(train, preprocessing=whole, edge=edge)
     if share.rank == 0:
         print(kept, flush=True)
     return (
         DeviceLoader(kept, order, augment),
         DeviceLoader(
-            keep(val, preprocessing=card.preprocessing, edge=min(size)),
+            keep(val, preprocessing=spec.preprocessing, edge=min(size)),
             EvaluationOrder(len(val), order.per_batch, share=share),
         ),
     )
 
 
-def find_batch_size(config: TrainConfig, model: nn.Module, card: ModelCard, *, most: int) -> int:
-    """The largest number of pictures per pass that fits into memory, a power of two.
+def find_batch_size(config: TrainConfig, model: nn.Module, spec: ModelSpec, *, most: int) -> int:
+    """The largest number of images per pass that fits into memory, a power of two.
 
     Args:
         config: of the run.
         model: is left as it was.
-        card: for the input's size.
+        spec: for the input's size.
         most: no more than this.
 
     Raises:
-        UserError: not even two pictures fit.
+        UserError: not even two images fit.
     """
     cuda = config.device in ("auto", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "mps" if config.device == "mps" else "cpu")
     probe = deepcopy(model).to(device).train()
-    step = training_step(probe, image_shape=card.input_size, precision=config.precision, device=device)
+    step = training_step(probe, image_shape=spec.input_size, precision=config.precision, device=device)
     return largest_batch(step, device, most=most)
 
 
@@ -299,7 +299,7 @@ def check_optimizer(config: TrainConfig, model: nn.Module) -> None:
         raise UserError(f"optimizer {config.optimizer!r}: {first_line(error)}{hint}") from error
 
 
-def resolved(config: TrainConfig, source: Data, card: ModelCard) -> TrainConfig:
+def resolved(config: TrainConfig, source: Data, spec: ModelSpec) -> TrainConfig:
     """The configuration with everything decided that was left to the model or the data.
 
     The run folder is left out: the same recipe gives another run another folder.
@@ -308,8 +308,8 @@ def resolved(config: TrainConfig, source: Data, card: ModelCard) -> TrainConfig:
         config,
         output=None,
         auto_resume=False,
-        input_size=card.input_size[1:],
-        crop_pct=card.crop_pct,
+        input_size=spec.input_size[1:],
+        crop_pct=spec.crop_pct,
         augment=config.augment.for_source(source),
     )
 
@@ -321,39 +321,39 @@ def _fixed_size(config: TrainConfig) -> dict[str, Any]:
     return {"img_size": list(config.image_size)} if fixed and config.image_size else {}
 
 
-def _check_size(model: nn.Module, card: ModelCard, *, name: str = "input_size") -> None:
-    """One picture through the network, without changing it."""
-    height, width = card.input_size[1:]
+def _check_size(model: nn.Module, spec: ModelSpec, *, name: str = "input_size") -> None:
+    """One image through the network, without changing it."""
+    height, width = spec.input_size[1:]
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            model(torch.zeros(1, *card.input_size))
+            model(torch.zeros(1, *spec.input_size))
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         own = resolve_model_data_config(model)["input_size"][1:]
         raise UserError(
-            f"{name} {height}x{width}: {card.model} cannot take it ({first_line(error)}); "
+            f"{name} {height}x{width}: {spec.model} cannot take it ({first_line(error)}); "
             f"its own size is {own[0]}x{own[1]}"
         ) from error
     finally:
         model.train(training)
 
 
-def _check_progressive(model: nn.Module, card: ModelCard, config: TrainConfig) -> None:
+def _check_progressive(model: nn.Module, spec: ModelSpec, config: TrainConfig) -> None:
     """The sizes that a run goes through, smallest first."""
-    start, full = int(config.progressive_from or 0), card.input_size[1:]
+    start, full = int(config.progressive_from or 0), spec.input_size[1:]
     if start >= min(full):
         raise UserError(f"progressive_from {start}: must be below input_size, {full[0]}x{full[1]}")
     height, width = progressive_size(start, full, 0.0)
-    _check_size(model, replace(card, input_size=(card.in_chans, height, width)), name="progressive_from")
+    _check_size(model, replace(spec, input_size=(spec.in_chans, height, width)), name="progressive_from")
 
 
-def _check_single(model: nn.Module, card: ModelCard) -> None:
-    """BatchNorm cannot be trained where one picture leaves one value per channel."""
+def _check_single(model: nn.Module, spec: ModelSpec) -> None:
+    """BatchNorm cannot be trained where one image leaves one value per channel."""
     try:
         with torch.no_grad():
-            deepcopy(model).train()(torch.zeros(1, *card.input_size))
+            deepcopy(model).train()(torch.zeros(1, *spec.input_size))
     except ValueError as error:
         raise UserError(
-            f"batch_size 1: {card.model} cannot be trained on single pictures of this size; give 2 or more"
+            f"batch_size 1: {spec.model} cannot be trained on single images of this size; give 2 or more"
         ) from error

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from ..files import atomic_path
-from ..models.saved import BEST_WEIGHTS, LAST_WEIGHTS, ModelCard, save_weights
+from ..models.saved import BEST_WEIGHTS, LAST_WEIGHTS, ModelSpec, save_weights
 from .averaging import Averaging
 from .curves import draw_curves
 from .interrupt import Interrupted, InterruptFlag
@@ -25,7 +25,7 @@ LAST_CHECKPOINT = "last.ckpt"
 TOP_FOLDER = "top"
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
-CURVES_EVERY_SECONDS = 10  # a drawing takes half a second, an epoch on few pictures no longer than that
+CURVES_EVERY_SECONDS = 10  # a drawing takes half a second, an epoch on few images no longer than that
 
 Row = dict[str, float]
 """One epoch's numbers by column name."""
@@ -36,12 +36,12 @@ class Recorder(Callback):
 
     ``lr`` is the highest of the epoch's last step, ``seconds`` run from the start of training,
     ``images_per_second`` is the speed of training without validation, ``waiting`` the share of that time
-    in which the step waited for pictures, ``peak_memory_mb`` the most memory so far: of the GPU, or of
+    in which the step waited for images, ``peak_memory_mb`` the most memory so far: of the GPU, or of
     the process (training and its reading, without workers).
 
     Args:
         clock: started here with training; its reserve becomes what the last validation took.
-        batch_size: pictures per step.
+        batch_size: images per step.
     """
 
     def __init__(self, clock: Clock, *, batch_size: int) -> None:
@@ -154,7 +154,7 @@ class RunFolder(Callback):
     Args:
         folder: the run folder.
         model: the network whose weights are kept.
-        card: what is kept with them.
+        spec: what is kept with them.
         recorder: of the metrics.
         interrupt: set by a signal.
         averaging: the average that is kept in place of the model's own weights, if any.
@@ -167,7 +167,7 @@ class RunFolder(Callback):
         folder: Path,
         *,
         model: nn.Module,
-        card: ModelCard,
+        spec: ModelSpec,
         recorder: Recorder,
         interrupt: InterruptFlag,
         averaging: Averaging | None = None,
@@ -176,7 +176,7 @@ class RunFolder(Callback):
     ) -> None:
         self.folder = folder
         self.model = model
-        self.card = card
+        self.spec = spec
         self.recorder = recorder
         self.interrupt = interrupt
         self.averaging = averaging
@@ -243,7 +243,7 @@ class RunFolder(Callback):
 
     def _save(self, weights: dict[str, Tensor], name: str) -> None:
         if is_first():
-            save_weights(weights, self.card, self.folder / name)
+            save_weights(weights, self.spec, self.folder / name)
 
     def _keep_top(self, weights: dict[str, Tensor], score: tuple[float, float], *, epoch: int) -> None:
         if not self.top_k:

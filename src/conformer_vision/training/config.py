@@ -48,7 +48,7 @@ class TrainConfig:
     """
 
     data: str
-    """Labelled pictures: a folder of class folders, an archive of them, a table (CSV, parquet), ``digits``,
+    """Labelled images: a folder of class folders, an archive of them, a table (CSV, parquet), ``digits``,
     or a set by name or in shards; docs/data.md has them all."""
     output: str | None = None
     """Run folder to write; ``runs/MODEL-DATE-TIME`` where not given."""
@@ -63,15 +63,15 @@ class TrainConfig:
     fold: int = 0
     """Which of the ``folds`` to validate on, from 0."""
     exclude: str | None = None
-    """List of pictures to leave out, as ``conformer-vision check --fix`` writes it."""
+    """List of images to leave out, as ``conformer-vision check --fix`` writes it."""
     max_broken: float = 0.01
-    """Largest share of the pictures that may turn out to be broken; they are skipped and named."""
+    """Largest share of the images that may turn out to be broken; they are skipped and named."""
     sampling: Sampling = "shuffle"
-    """``shuffle``: every picture once an epoch; ``balanced``: all classes equally often."""
+    """``shuffle``: every image once an epoch; ``balanced``: all classes equally often."""
     aug_repeats: int = 1
-    """Times that an epoch shows a picture, each augmented anew; its length stays (repeated augmentation)."""
-    epoch_pictures: int | None = None
-    """Pictures that make an epoch of streamed data, which may not know its length."""
+    """Times that an epoch shows an image, each augmented anew; its length stays (repeated augmentation)."""
+    epoch_images: int | None = None
+    """Images that make an epoch of streamed data, which may not know its length."""
     model: str = "conformer_nano_patch16_224"
     """Any model of timm's registry, as ``conformer-vision models`` and ``timm.list_models()`` list them."""
     pretrained: bool = False
@@ -89,17 +89,17 @@ class TrainConfig:
     input_size: InputSize | None = None
     """Pixels of the square input, or ``[height, width]``; the model's own where not given."""
     progressive_from: int | None = None
-    """Train at smaller pictures first: pixels of the shorter side at the start, from which the input grows to
+    """Train at smaller images first: pixels of the shorter side at the start, from which the input grows to
     ``input_size`` in four equal parts of the run (progressive resizing)."""
     in_chans: Channels = 3
-    """Channels of the input: 3, or 1 for pictures turned to grey."""
+    """Channels of the input: 3, or 1 for images turned to grey."""
     crop_pct: float | None = None
-    """Share of the resized picture's edge that the central crop of validation keeps; where not given 1 for
+    """Share of the resized image's edge that the central crop of validation keeps; where not given 1 for
     inputs up to 64 px, else the model's own."""
     seed: int = 0
-    """Seed of the split, the initial weights, the order of the pictures and the augmentation."""
+    """Seed of the split, the initial weights, the order of the images and the augmentation."""
     epochs: int = 30
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     max_steps: int | None = None
     """End after so many optimiser steps, with the learning-rate schedule fitted to them."""
     max_minutes: float | None = None
@@ -107,15 +107,15 @@ class TrainConfig:
     patience: int | None = None
     """End when top-1 has not risen for so many epochs (early stopping)."""
     batch_size: BatchSize = 64
-    """Pictures per optimiser step, over all processes and ``accumulate``; the last, incomplete one of an
+    """Images per optimiser step, over all processes and ``accumulate``; the last, incomplete one of an
     epoch is left out. ``auto`` finds the largest that fits into memory."""
     accumulate: int = 1
     """Forward and backward passes per optimiser step, each over its part of the batch."""
     workers: int = 2
-    """Processes that read and augment pictures; 0 does so in the training process."""
+    """Processes that read and augment images; 0 does so in the training process."""
     device_cache: int | None = None
-    """Decode all pictures once, at so many pixels of the shorter edge, keep them in the device's memory and
-    augment them there, in whole batches: for small pictures on a GPU. Where not given each is read anew."""
+    """Decode all images once, at so many pixels of the shorter edge, keep them in the device's memory and
+    augment them there, in whole batches: for small images on a GPU. Where not given each is read anew."""
     optimizer: str = "adamw"
     """Optimiser by its timm name, as ``timm.optim.list_optimizers()`` lists them."""
     lr: float = 1e-3
@@ -149,11 +149,11 @@ class TrainConfig:
     conv_drop_path_rate: float | None = None
     """Stochastic depth of the fusion bottlenecks of a Conformer; the model's own where not given."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Augmentation of the training pictures."""
+    """Augmentation of the training images."""
     precision: Precision = "32"
     """Arithmetic: float32, or bfloat16 or float16 (GPU only) where autocast deems it safe."""
     channels_last: bool = False
-    """Keep pictures and convolutions in memory with their channels last, which suits bfloat16 and float16."""
+    """Keep images and convolutions in memory with their channels last, which suits bfloat16 and float16."""
     compile: bool = False
     """Compile the training step's network with torch.compile: minutes at the start, faster steps."""
     grad_checkpointing: bool = False
@@ -167,7 +167,7 @@ class TrainConfig:
     strategy: Strategy = "auto"
     """``ddp``: every process holds all weights; ``fsdp``: they are shared out; ``auto``: ddp for several."""
     sync_bn: bool = False
-    """BatchNorm over the pictures of all processes (GPU only); otherwise each over its own."""
+    """BatchNorm over the images of all processes (GPU only); otherwise each over its own."""
     save_top_k: int = 0
     """Also keep the weights of the k best epochs, in ``top/``."""
     save_minutes: float = 15.0
@@ -205,7 +205,7 @@ class TrainConfig:
                 "clip_grad",
                 "save_minutes",
             ),
-            *("aug_repeats", "epoch_pictures", "nodes", "progressive_from", "device_cache"),
+            *("aug_repeats", "epoch_images", "nodes", "progressive_from", "device_cache"),
         )
         not_negative = (
             *("workers", "seed", "weight_decay", "warmup_epochs", "min_lr", "mixup", "cutmix", "max_broken"),
@@ -240,7 +240,7 @@ class TrainConfig:
         if self.fold >= (self.folds or 1):
             raise UserError(f"fold {self.fold}: must be below folds, {self.folds or 'which is not given'}")
         if self.aug_repeats > 1 and self.sampling == "balanced":
-            raise UserError("aug_repeats and sampling balanced both choose the pictures; keep one of them")
+            raise UserError("aug_repeats and sampling balanced both choose the images; keep one of them")
         if self.device_cache is not None and self.batch_size == "auto":
             raise UserError("batch_size auto does not count what device_cache keeps; give a number")
         if self.strategy == "fsdp" and self.ema_decay is not None:
@@ -260,7 +260,7 @@ class TrainConfig:
             raise UserError(f"{name} {value}: must be {wanted}")
 
     @property
-    def pictures_per_step(self) -> int:
+    def images_per_step(self) -> int:
         """``batch_size`` as a number.
 
         Raises:

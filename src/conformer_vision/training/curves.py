@@ -1,4 +1,4 @@
-"""The curves of a run as a picture."""
+"""The curves of a run as an image."""
 
 from __future__ import annotations
 

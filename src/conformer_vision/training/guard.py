@@ -42,7 +42,7 @@ class NotFinite(Exception):  # noqa: N818  # raised to leave the step
     Attributes:
         parameter: the first parameter with such a gradient; None where the loss is it.
         images: the step's input (B, C, H, W), after MixUp.
-        pictures: numbers of its pictures in the source.
+        indices: numbers of its images in the source.
         draw: what `seed_step` took before the step, so that it can be computed again.
     """
 
@@ -50,13 +50,13 @@ class NotFinite(Exception):  # noqa: N818  # raised to leave the step
         self,
         *,
         images: Tensor,
-        pictures: Sequence[int],
+        indices: Sequence[int],
         draw: tuple[int, int, int, int],
         parameter: str | None = None,
     ) -> None:
         super().__init__("not finite")
         self.images = images
-        self.pictures = list(pictures)
+        self.indices = list(indices)
         self.draw = draw
         self.parameter = parameter
 
@@ -77,14 +77,14 @@ class Diagnosis:
     """Optimiser steps done before."""
     lr: float
     precision: str
-    pictures: list[str]
-    """Names of the pictures of the batch."""
+    images: list[str]
+    """Names of the images of the batch."""
     remedy: str
 
     def __str__(self) -> str:
         where = f"{self.module} ({self.branch})" if self.branch else self.module
         what = {
-            "input": "the pictures of the batch hold values that are not finite",
+            "input": "the images of the batch hold values that are not finite",
             "weights": f"the weights {where} are not finite",
             "output": f"the output of {where} is the first that is not finite",
             "loss": "all outputs are finite, the loss is not",
@@ -114,7 +114,7 @@ def diagnose(
         model: with the weights of the step.
         failure: of the step.
         autocast: the precision's context for the forward pass.
-        step: ``epoch``, ``step``, ``lr``, ``precision`` and ``pictures`` of the `Diagnosis`.
+        step: ``epoch``, ``step``, ``lr``, ``precision`` and ``images`` of the `Diagnosis`.
     """
     what, name = _find(model, failure, autocast)
     branch = ""
@@ -168,7 +168,7 @@ def _finite(tensor: Tensor) -> bool:
 
 def _remedy(what: str, step: dict[str, Any]) -> str:
     if what == "input":
-        return f"look at the pictures that {REPORT_FILE} names"
+        return f"look at the images that {REPORT_FILE} names"
     hints = [f"lower lr (to {step['lr'] / 3:.1g}, say)", "set clip_grad to 1"]
     if step["precision"] != "32":
         hints.append("use precision " + ("bf16-mixed or 32" if step["precision"] == "16-mixed" else "32"))

@@ -49,6 +49,6 @@ class BranchLoss(nn.Module):
 
 
 def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the pictures of KL(teacher || student), both (B, K); the teacher gets no gradient."""
+    """Mean over the images of KL(teacher || student), both (B, K); the teacher gets no gradient."""
     wanted = F.log_softmax(teacher.detach().float(), dim=1)
     return F.kl_div(F.log_softmax(logits.float(), dim=1), wanted, reduction="batchmean", log_target=True)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..data.order import Share
 from ..errors import UserError
 from ..files import atomic_path
-from .build import build_card, build_loaders, build_model, check_optimizer, open_pictures
+from .build import build_loaders, build_model, build_spec, check_optimizer, open_images
 from .config import TrainConfig
 from .guard import NotFinite
 from .module import ClassifierModule
@@ -61,13 +61,13 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
         raise UserError("batch_size auto: lr-find needs the number; train prints the one it finds")
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
         lightning.seed_everything(config.seed, workers=True, verbose=False)
-        train, val = open_pictures(config)
+        train, val = open_images(config)
         model = build_model(config, len(train.classes))
-        card = build_card(config, model, train.classes)
+        spec = build_spec(config, model, train.classes)
         check_optimizer(config, model)
         trainer = build_trainer(config, Path(folder), callbacks=[])
         device = trainer.strategy.root_device
-        loaders = build_loaders(config, train, val, card, share=Share(), device=device)
+        loaders = build_loaders(config, train, val, spec, share=Share(), device=device)
         module = ClassifierModule(
             model,
             config,

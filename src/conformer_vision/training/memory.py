@@ -36,12 +36,12 @@ def largest_batch(step: Callable[[int], None], device: torch.device, *, most: in
     process, so the need is extrapolated from smaller steps.
 
     Args:
-        step: forward and backward pass, and optimiser, over so many pictures.
+        step: forward and backward pass, and optimiser, over so many images.
         device: where.
         most: no larger than this.
 
     Raises:
-        UserError: not even two pictures fit.
+        UserError: not even two images fit.
     """
     size, fits = max(min(_FIRST, most), 1), 0
     needs: list[tuple[int, int]] = []
@@ -61,7 +61,7 @@ def largest_batch(step: Callable[[int], None], device: torch.device, *, most: in
         size *= 2
     if not fits:
         raise UserError(
-            f"batch_size auto: not even {min(_FIRST, most)} pictures fit into the memory of {device}; "
+            f"batch_size auto: not even {min(_FIRST, most)} images fit into the memory of {device}; "
             "give a smaller model, a smaller input_size or grad_checkpointing"
         )
     return fits

@@ -112,12 +112,12 @@ class ClassifierModule(lightning.LightningModule):
         self._stepped_on = (images, batch.indices, draw)
         # A single process must not leave a step alone that the others wait in.
         if not bool(self._everywhere(torch.isfinite(loss))):
-            raise NotFinite(images=images, pictures=batch.indices.tolist(), draw=draw)
+            raise NotFinite(images=images, indices=batch.indices.tolist(), draw=draw)
         self.log("train_loss", loss, batch_size=len(images))
         return loss
 
     def _shrink(self, images: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) at the size that this part of the run trains at."""
+        """Images (B, C, H, W) at the size that this part of the run trains at."""
         start = self.config.progressive_from
         if start is None:
             return images
@@ -138,7 +138,7 @@ class ClassifierModule(lightning.LightningModule):
         if not bool(torch.isfinite(torch.stack([norm.to(self.device) for norm in norms])).all()):
             name = next(n for n, norm in zip(gradients, norms, strict=True) if not bool(torch.isfinite(norm)))
             images, indices, draw = self._stepped_on
-            raise NotFinite(images=images, pictures=indices.tolist(), draw=draw, parameter=name)
+            raise NotFinite(images=images, indices=indices.tolist(), draw=draw, parameter=name)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, target = self._arrange(batch.images), batch.labels
@@ -158,11 +158,11 @@ class ClassifierModule(lightning.LightningModule):
                 metric.update(outputs[name.rsplit("_", 1)[1]], target)
 
     def on_validation_epoch_start(self) -> None:
-        if self.trainer.world_size > 1:  # every process has met other pictures
+        if self.trainer.world_size > 1:  # every process has met other images
             distribute_bn(self.model, self.trainer.world_size, reduce=True)
 
     def on_validation_epoch_end(self) -> None:
-        # Computed here and not by `log`, which would do so only for processes that saw a picture.
+        # Computed here and not by `log`, which would do so only for processes that saw an image.
         self.log("val_loss", self.mean_val_loss.compute(), rank_zero_only=False)
         self.mean_val_loss.reset()
         for name, metric in self.accuracy.items():

@@ -39,7 +39,7 @@ class EpochBar(Callback):
 
     Args:
         console: to draw on; lines that it prints appear above the bar.
-        batch_size: pictures per step.
+        batch_size: images per step.
     """
 
     def __init__(self, console: Console, *, batch_size: int) -> None:

@@ -24,17 +24,17 @@ from ..data.order import Share
 from ..data.streams.base import ImageStream
 from ..errors import UserError
 from ..files import atomic_path, remove_leftovers
-from ..models.saved import ModelCard
+from ..models.saved import ModelSpec
 from .averaging import Averaging
-from .broken import BROKEN_FILE, BrokenPictures
+from .broken import BROKEN_FILE, BrokenImages
 from .build import (
     Data,
-    build_card,
     build_loaders,
     build_model,
+    build_spec,
     check_optimizer,
     find_batch_size,
-    open_pictures,
+    open_images,
     resolved,
 )
 from .callbacks import LAST_CHECKPOINT, Limits, Recorder, RunFolder
@@ -65,8 +65,8 @@ def train(config: TrainConfig) -> Path:
         metrics.csv, curves.png and report.html.
 
     Raises:
-        UserError: a value, a file or a picture that cannot be; found before the first step, but for
-            pictures that turn out to be broken.
+        UserError: a value, a file or an image that cannot be; found before the first step, but for
+            images that turn out to be broken.
         TrainingDivergedError: the loss or a gradient is not finite; the run folder keeps the last state
             that was, and not_finite.json says where it began.
         TrainingInterrupted: Ctrl-C, SIGTERM or SLURM's warning; the run folder holds what `resume`
@@ -108,21 +108,21 @@ def _resume(folder: Path, *, progress: Progress | None, auto_resume: bool = Fals
 def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
     with quiet_lightning():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
-        train_source, val_source = open_pictures(config)
+        train_source, val_source = open_images(config)
         # A run that goes on has its weights in the checkpoint; those it began with may be gone by now.
         model = build_model(config if checkpoint is None else _unloaded(config), len(train_source.classes))
-        card = build_card(config, model, train_source.classes)
+        spec = build_spec(config, model, train_source.classes)
         check_optimizer(config, model)
-        config = _with_batch_size(config, model, card, train_source)
+        config = _with_batch_size(config, model, spec, train_source)
 
         clock = Clock(None if config.max_minutes is None else 60 * config.max_minutes)
-        parts = _Callbacks(config, folder, clock, model, card, _count(train_source, val_source))
+        parts = _Callbacks(config, folder, clock, model, spec, _count(train_source, val_source))
         trainer = build_trainer(config, folder, callbacks=parts.in_order)
         loaders = build_loaders(
             config,
             train_source,
             val_source,
-            card,
+            spec,
             share=Share(trainer.global_rank, trainer.world_size),
             device=trainer.strategy.root_device,
         )
@@ -145,8 +145,8 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
         if is_first():
             _make_folder(folder)  # not before everything else is found to be right
             remove_leftovers(folder)
-            _write_text(folder / CONFIG_FILE, resolved(config, train_source, card).to_yaml())
-            _write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in card.classes))
+            _write_text(folder / CONFIG_FILE, resolved(config, train_source, spec).to_yaml())
+            _write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in spec.classes))
         try:
             if config.loggers and is_first():
                 trainer.loggers = start_loggers(config.loggers, folder)
@@ -191,20 +191,20 @@ def _unloaded(config: TrainConfig) -> TrainConfig:
     return replace(config, pretrained=False, checkpoint=None, reset_head=False)
 
 
-def _with_batch_size(config: TrainConfig, model: nn.Module, card: ModelCard, source: Data) -> TrainConfig:
+def _with_batch_size(config: TrainConfig, model: nn.Module, spec: ModelSpec, source: Data) -> TrainConfig:
     """The configuration with a number for ``batch_size auto``."""
     if config.batch_size != "auto":
         return config
     if math.prod(count_processes(config)) > 1:
         raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
-    most = config.epoch_pictures if isinstance(source, ImageStream) else len(source)
-    found = find_batch_size(config, model, card, most=max((most or 4096) // config.accumulate, 1))
+    most = config.epoch_images if isinstance(source, ImageStream) else len(source)
+    found = find_batch_size(config, model, spec, most=max((most or 4096) // config.accumulate, 1))
     print(f"batch_size: {found * config.accumulate}", flush=True)
     return replace(config, batch_size=found * config.accumulate)
 
 
 def _count(train: Data, val: Data) -> int | None:
-    """Pictures altogether; None where a stream does not know."""
+    """Images altogether; None where a stream does not know."""
     if isinstance(train, ImageStream) or isinstance(val, ImageStream):
         return None
     return len(train) + len(val)
@@ -219,12 +219,12 @@ class _Callbacks:
         folder: Path,
         clock: Clock,
         model: nn.Module,
-        card: ModelCard,
-        pictures: int | None,
+        spec: ModelSpec,
+        images: int | None,
     ) -> None:
         self.interrupt = InterruptFlag()
         self.restored = Restored()
-        recorder = Recorder(clock, batch_size=config.pictures_per_step)
+        recorder = Recorder(clock, batch_size=config.images_per_step)
         shown, self.bar = _progress(config, recorder)
         averaging = None
         if config.ema_decay is not None:
@@ -232,7 +232,7 @@ class _Callbacks:
         run_folder = RunFolder(
             folder,
             model=model,
-            card=card,
+            spec=spec,
             recorder=recorder,
             interrupt=self.interrupt,
             averaging=averaging,
@@ -244,7 +244,7 @@ class _Callbacks:
             self.in_order.append(LearningRateMonitor("step"))
         if averaging is not None:
             self.in_order.append(averaging)
-        self.in_order += [BrokenPictures(folder, pictures=pictures, most=config.max_broken), recorder]
+        self.in_order += [BrokenImages(folder, images=images, most=config.max_broken), recorder]
         if config.patience is not None:
             self.in_order.append(
                 EarlyStopping("val_top1_fused", mode="max", patience=config.patience, check_finite=False)
@@ -260,7 +260,7 @@ def _diverged(
     folder: Path,
     source: Data,
 ) -> TrainingDivergedError:
-    names = [] if isinstance(source, ImageStream) else [source.name(i) for i in failure.pictures]
+    names = [] if isinstance(source, ImageStream) else [source.name(i) for i in failure.indices]
     diagnosis = diagnose(
         module.model,
         failure,
@@ -269,11 +269,11 @@ def _diverged(
         step=trainer.global_step,
         lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
         precision=config.precision,
-        pictures=names,
+        images=names,
     )
     if is_first():
         diagnosis.write(folder)
-    return TrainingDivergedError(f"{diagnosis} ({folder / REPORT_FILE} names the pictures)")
+    return TrainingDivergedError(f"{diagnosis} ({folder / REPORT_FILE} names the images)")
 
 
 def _progress(config: TrainConfig, recorder: Recorder) -> tuple[list[lightning.Callback], EpochBar | None]:
@@ -284,7 +284,7 @@ def _progress(config: TrainConfig, recorder: Recorder) -> tuple[list[lightning.C
     if not terminal:
         return [EpochLines(recorder, lambda line: print(line, flush=True))], None
     console = Console()
-    bar = EpochBar(console, batch_size=config.pictures_per_step // config.accumulate)
+    bar = EpochBar(console, batch_size=config.images_per_step // config.accumulate)
     return [bar, EpochLines(recorder, lambda line: console.print(line, highlight=False))], bar
 
 

@@ -90,7 +90,7 @@ class WarmupCosine:
 
 
 def progressive_size(start: int, full: tuple[int, int], gone: float) -> tuple[int, int]:
-    """Height and width of the training pictures in a run whose input grows in four equal parts.
+    """Height and width of the training images in a run whose input grows in four equal parts.
 
     Args:
         start: pixels of the shorter side in the first part.

@@ -44,7 +44,7 @@ def build_trainer(
             callbacks=callbacks,
             default_root_dir=folder,
             logger=bool(config.loggers) and DummyLogger(),  # its place is taken when training begins
-            use_distributed_sampler=False,  # our own orders share the pictures out
+            use_distributed_sampler=False,  # our own orders share the images out
             enable_checkpointing=False,  # RunFolder writes: atomically, and weights that need no pickle
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -16,12 +16,12 @@ NAMES = ("x", "y", "z")
 
 
 def colour(number: int) -> tuple[int, int, int]:
-    """The colour of picture ``number``, which tells it from every other."""
+    """The colour of image ``number``, which tells it from every other."""
     return (number % 256, number // 256, 7)
 
 
 def numbers(items: Sequence[StreamedImage]) -> list[int]:
-    """The numbers of the pictures, by their colours."""
+    """The numbers of the images, by their colours."""
     found = []
     for item in items:
         assert not isinstance(item.image, Exception), item.image
@@ -77,7 +77,7 @@ def open_split(spec: str | Path, split: str = "all", **options: Any) -> ImageStr
 def write_set(
     tmp_path: Path, encode: Callable[..., bytes], parquet: Callable[..., Path]
 ) -> Callable[..., str]:
-    """Writes pictures 0, 1, ... of labels 0, 1, 2, 0, ... in shards of the given lengths; gives the spec."""
+    """Writes images 0, 1, ... of labels 0, 1, 2, 0, ... in shards of the given lengths; gives the spec."""
 
     def write(
         kind: str,
@@ -89,13 +89,13 @@ def write_set(
     ) -> str:
         root = tmp_path / kind / folder
         count = sum(lengths)
-        pictures = [encode(colour(first + number)) for number in range(count)]
+        files = [encode(colour(first + number)) for number in range(count)]
         for number, data in (images or {}).items():
-            pictures[number] = data
+            files[number] = data
         labels = [(first + number) % 3 for number in range(count)]
         if kind == "litdata":
             assert len(set(lengths[:-1])) <= 1
-            samples = [{"image": p, "label": n} for p, n in zip(pictures, labels, strict=True)]
+            samples = [{"image": p, "label": n} for p, n in zip(files, labels, strict=True)]
             write_litdata(root, samples, per_chunk=lengths[0])
         place = 0
         for shard, length in enumerate(lengths):
@@ -105,15 +105,15 @@ def write_set(
                     f"{root}/{folder}-{shard:05d}-of-{len(lengths):05d}.parquet",
                     labels[part],
                     names=NAMES,
-                    images=pictures[part],
+                    images=files[part],
                 )
             elif kind == "webdataset":
                 pytest.importorskip("webdataset")
-                files: list[tuple[str, bytes]] = []
+                members: list[tuple[str, bytes]] = []
                 for number in range(place, place + length):
-                    files.append((f"{number:04d}.cls", str(labels[number]).encode()))
-                    files.append((f"{number:04d}.png", pictures[number]))
-                write_tar(root / f"shard-{shard:03d}.tar", files)
+                    members.append((f"{number:04d}.cls", str(labels[number]).encode()))
+                    members.append((f"{number:04d}.png", files[number]))
+                write_tar(root / f"shard-{shard:03d}.tar", members)
             place += length
         if kind != "hub":
             (root / "classes.txt").write_text("\n".join(NAMES) + "\n")

@@ -26,7 +26,7 @@ def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @kinds
 @pytest.mark.parametrize("lengths", [[7], [6, 3], [4, 4, 4], [5, 5, 5, 1]], ids=len)
-def test_every_picture_once_in_any_number_of_parts(
+def test_every_image_once_in_any_number_of_parts(
     kind: str, lengths: list[int], write_set: WriteSet, tools: Any
 ) -> None:
     stream = tools.open(write_set(kind, lengths))
@@ -44,7 +44,7 @@ def test_every_picture_once_in_any_number_of_parts(
 
 
 @kinds
-def test_start_equals_dropping_pictures_and_decodes_none(
+def test_start_equals_dropping_images_and_decodes_none(
     kind: str, write_set: WriteSet, tools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from conformer_vision.data.streams import base
@@ -77,7 +77,7 @@ def test_seed_decides_the_order(kind: str, write_set: WriteSet, tools: Any) -> N
 
     assert order(1) == order(1) != order(2)
     assert order(None) == list(range(60))
-    # Shards are permuted, and pictures within them.
+    # Shards are permuted, and images within them.
     shards = {tuple(dict.fromkeys(number // 20 for number in order(seed))) for seed in range(6)}
     assert len(shards) > 2
     moved = sum(abs(a - b) > 1 for a, b in zip(order(1), order(1)[1:], strict=False))
@@ -199,7 +199,7 @@ def test_a_missing_package_is_named(
 
 
 @kinds
-def test_a_broken_picture_is_an_item(
+def test_a_broken_image_is_an_item(
     kind: str, write_set: WriteSet, tools: Any, encode: Callable[..., bytes]
 ) -> None:
     spec = write_set(kind, [4], images={1: encode((1, 0, 7))[:40], 2: b""})

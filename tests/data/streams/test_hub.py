@@ -72,7 +72,7 @@ def test_rows_that_lack_something(tmp_path: Path, tools: Any, parquet: WriteParq
     assert [items[0].label, items[4].label] == [0, 1]
 
 
-def test_pictures_beside_the_rows(tmp_path: Path, tools: Any, class_folders: Any) -> None:
+def test_images_beside_the_rows(tmp_path: Path, tools: Any, class_folders: Any) -> None:
     """Class folders, which `datasets` reads as paths."""
     class_folders(tmp_path / "d" / "train", ["a", "b"], 3)
     stream = tools.open(f"hfids/{tmp_path}/d")
@@ -99,7 +99,7 @@ def test_labels_without_names(tmp_path: Path, tools: Any, parquet: WriteParquet)
 
 def test_other_columns_and_splits(tmp_path: Path, tools: Any, parquet: WriteParquet) -> None:
     parquet("d/train.parquet", [0, 1], names=["x", "y"], columns=("photo", "label"))
-    with pytest.raises(UserError, match="has no column of pictures; it needs one named image or img"):
+    with pytest.raises(UserError, match="has no column of images; it needs one named image or img"):
         tools.open(f"hfids/{tmp_path}/d")
     parquet("e/part.parquet", [0, 1], names=["x", "y"], columns=("img", "fine_label"))
     assert [item.label for item in read(tools.open(f"hfids/{tmp_path}/e"))] == [0, 1]

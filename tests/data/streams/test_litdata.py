@@ -97,8 +97,8 @@ def test_indexes_that_cannot_be(
     assert "index.json" in str(caught.value)
 
 
-def test_kinds_of_pictures(tmp_path: Path, tools: Any, encode: Encode) -> None:
-    """PIL pictures of several modes, litdata's own JPEG, and paths."""
+def test_kinds_of_images(tmp_path: Path, tools: Any, encode: Encode) -> None:
+    """PIL images of several modes, litdata's own JPEG, and paths."""
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side
     Image.new("RGB", (8, 4), "red").save(tmp_path / "side.jpg", exif=exif)
@@ -143,8 +143,8 @@ def test_labels_and_class_names(tmp_path: Path, tools: Any, encode: Encode) -> N
         "2",
         "3",
     )
-    other = tools.write_litdata(tmp_path / "o", [{"picture": encode(), "label": 0}], per_chunk=2)
-    with pytest.raises(UserError, match="its samples have no image, they have picture, label"):
+    other = tools.write_litdata(tmp_path / "o", [{"image": encode(), "label": 0}], per_chunk=2)
+    with pytest.raises(UserError, match="its samples have no image, they have image, label"):
         tools.open(other)
 
 

@@ -21,7 +21,7 @@ from conformer_vision.errors import UserError
 
 
 class Numbers(ImageStream):
-    """Pictures whose colour is their number; part ``p`` of ``n`` has every n-th, or what ``cut`` says."""
+    """Images whose colour is their number; part ``p`` of ``n`` has every n-th, or what ``cut`` says."""
 
     classes = ("a", "b", "c")
 
@@ -42,7 +42,7 @@ class Numbers(ImageStream):
         if seed is not None:
             numbers = np.random.default_rng((seed, part)).permutation(numbers).tolist()
         for number in numbers[start:]:
-            name = f"picture {number}"
+            name = f"image {number}"
             image: Any = Image.new("RGB", (4, 4), (number, 0, 0))
             if number in self._broken:
                 image = BrokenImageError(f"{name}: cannot be read")
@@ -90,7 +90,7 @@ def test_an_epoch_has_equally_many_batches_everywhere(world_size: int, accumulat
     assert {len(rank) for rank in ranks} == {50 // 8 * accumulate}
     assert {len(batch.labels) for rank in ranks for batch in rank} == {8 // world_size // accumulate}
     numbers = [number for rank in ranks for batch in seen(rank) for number in batch]
-    assert len(numbers) == len(set(numbers)) == 48, "no picture twice where parts are equally long"
+    assert len(numbers) == len(set(numbers)) == 48, "no image twice where parts are equally long"
     for rank in ranks:
         for batch in rank:
             assert batch.labels.tolist() == (batch.images[:, 0].flatten().int() % 3).tolist()
@@ -105,30 +105,30 @@ def test_every_epoch_has_its_own_order_and_augmentation() -> None:
     assert same(first, epoch(loader(Numbers(40))))
     assert not same(first, epoch(loader(Numbers(40), seed=1)))
     drawn = [float(x) for batch in first + second for x in batch.images[:, 1].flatten()]
-    assert len(set(drawn)) == len(drawn), "no two pictures are augmented alike"
+    assert len(set(drawn)) == len(drawn), "no two images are augmented alike"
 
 
-def test_epoch_pictures() -> None:
+def test_epoch_images() -> None:
     stream = Numbers(40)
     assert len(loader(stream)) == 10
-    assert len(loader(stream, epoch_pictures=19)) == len(epoch(loader(stream, epoch_pictures=19))) == 4
-    longer = epoch(loader(stream, epoch_pictures=100))
+    assert len(loader(stream, epoch_images=19)) == len(epoch(loader(stream, epoch_images=19))) == 4
+    longer = epoch(loader(stream, epoch_images=100))
     assert len(longer) == 25
     counts = Counter(flat(longer))
     assert counts.keys() == set(range(40))
     assert set(counts.values()) == {2, 3}, "it begins again when all were seen"
 
 
-def test_unknown_length_needs_epoch_pictures() -> None:
+def test_unknown_length_needs_epoch_images() -> None:
     stream = Numbers(40, known=False)
-    with pytest.raises(UserError, match=r"length of this stream is not known; give epoch_pictures") as caught:
+    with pytest.raises(UserError, match=r"length of this stream is not known; give epoch_images") as caught:
         loader(stream)
     assert "\n" not in str(caught.value)
-    assert len(epoch(loader(stream, epoch_pictures=12))) == 3
-    with pytest.raises(UserError, match="batch_size 13 is more than the 12 pictures of an epoch"):
-        loader(stream, epoch_pictures=12, batch_size=13)
+    assert len(epoch(loader(stream, epoch_images=12))) == 3
+    with pytest.raises(UserError, match="batch_size 13 is more than the 12 images of an epoch"):
+        loader(stream, epoch_images=12, batch_size=13)
     with pytest.raises(UserError, match="batch_size 13: cannot be shared evenly by 2 processes; give 12"):
-        loader(stream, epoch_pictures=20, batch_size=13, share=Share(0, 2))
+        loader(stream, epoch_images=20, batch_size=13, share=Share(0, 2))
 
 
 def test_parts_that_end_early_begin_again() -> None:
@@ -144,7 +144,7 @@ def test_parts_that_end_early_begin_again() -> None:
 
 
 def test_empty_part_ends() -> None:
-    order = StreamOrder(Numbers(6, lengths=(6, 0)), 2, seed=0, share=Share(1, 2), accumulate=1, pictures=None)
+    order = StreamOrder(Numbers(6, lengths=(6, 0)), 2, seed=0, share=Share(1, 2), accumulate=1, images=None)
     assert list(order.items()) == []
 
 
@@ -153,7 +153,7 @@ def test_empty_part_ends() -> None:
 def test_going_on_at_any_batch_gives_the_rest(rank: int, lengths: tuple[int, ...]) -> None:
     """Also where a part had begun again by then, once or several times."""
     stream = Numbers(40, lengths=lengths)
-    options: Any = {"share": Share(rank, 2), "batch_size": 4, "epoch_pictures": 60}
+    options: Any = {"share": Share(rank, 2), "batch_size": 4, "epoch_images": 60}
     whole = loader(stream, **options)
     whole.position = lambda: (3, 0)
     batches = epoch(whole)
@@ -167,7 +167,7 @@ def test_going_on_at_any_batch_gives_the_rest(rank: int, lengths: tuple[int, ...
 @pytest.mark.parametrize("workers", [1, 2])
 def test_going_on_with_workers(workers: int) -> None:
     """A worker begins with the part whose turn it is."""
-    options: Any = {"workers": workers, "share": Share(1, 2), "epoch_pictures": 60}
+    options: Any = {"workers": workers, "share": Share(1, 2), "epoch_images": 60}
     stream = Numbers(41)
     whole = loader(stream, **options)
     first, second = epoch(whole), epoch(whole)
@@ -180,8 +180,8 @@ def test_going_on_with_workers(workers: int) -> None:
 
 
 @pytest.mark.parametrize("first_broken", [False, True])
-def test_going_on_with_broken_pictures(first_broken: bool) -> None:
-    """A broken picture changes no other: its place is filled, wherever the run was left."""
+def test_going_on_with_broken_images(first_broken: bool) -> None:
+    """A broken image changes no other: its place is filled, wherever the run was left."""
     order = [item.name for item in islice(Numbers(40).read(seed=_pass_seed(), part=0, parts=1), 40)]
     broken = tuple(
         int(order[place].split()[1]) for place in ((0, 1, 12, 13) if first_broken else (5, 12, 13))
@@ -194,7 +194,7 @@ def test_going_on_with_broken_pictures(first_broken: bool) -> None:
     wanted = [int(name.split()[1]) for name in order]
     assert all(mine == n for mine, n in zip(numbers, wanted, strict=True) if n not in broken)
     assert sorted(line for batch in whole for line in batch.broken) == sorted(
-        f"picture {number}: cannot be read" for number in broken
+        f"image {number}: cannot be read" for number in broken
     )
     for start in range(1, 10):
         rest = loader(stream)
@@ -203,21 +203,19 @@ def test_going_on_with_broken_pictures(first_broken: bool) -> None:
 
 
 def _pass_seed() -> int:
-    order = StreamOrder(Numbers(40), 4, seed=0, share=Share(), accumulate=1, pictures=None)
+    order = StreamOrder(Numbers(40), 4, seed=0, share=Share(), accumulate=1, images=None)
     return order._pass_seed(0)
 
 
-def test_nothing_but_broken_pictures_ends() -> None:
+def test_nothing_but_broken_images_ends() -> None:
     stream = Numbers(10, broken=tuple(range(10)))
-    with pytest.raises(
-        BrokenImageError, match=r"picture \d: cannot be read; nor can the 99 pictures"
-    ) as caught:
+    with pytest.raises(BrokenImageError, match=r"image \d: cannot be read; nor can the 99 images") as caught:
         epoch(loader(stream))
     assert "\n" not in str(caught.value)
 
 
 def test_order_goes_to_a_spawned_worker() -> None:
-    order = StreamOrder(Numbers(10), 2, seed=0, share=Share(), accumulate=1, pictures=None)
+    order = StreamOrder(Numbers(10), 2, seed=0, share=Share(), accumulate=1, images=None)
     assert order.per_batch == 2
     assert pickle.loads(pickle.dumps(order.stream)).length == 10
 
@@ -227,7 +225,7 @@ def test_order_goes_to_a_spawned_worker() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_evaluation_has_every_picture_once(world_size: int, workers: int) -> None:
+def test_evaluation_has_every_image_once(world_size: int, workers: int) -> None:
     batches: list[Batch] = []
     for rank in range(world_size):
         batches += epoch(
@@ -238,17 +236,17 @@ def test_evaluation_has_every_picture_once(world_size: int, workers: int) -> Non
     assert sorted(flat(batches)) == list(range(23))
 
 
-def test_broken_picture_of_evaluation_is_not_counted() -> None:
+def test_broken_image_of_evaluation_is_not_counted() -> None:
     made = evaluation_loader(Numbers(6, broken=(2,)), noisy, batch_size=4, workers=0)
     for _ in range(2):
         batches = epoch(made)
         labels = torch.cat([batch.labels for batch in batches]).tolist()
         assert labels == [0, 1, NOT_COUNTED, 0, 1, 2]
-        assert [batch.broken for batch in batches] == [["picture 2: cannot be read"], []]
+        assert [batch.broken for batch in batches] == [["image 2: cannot be read"], []]
         assert batches[0].images[2].eq(0).all()
 
 
-def test_all_pictures_of_evaluation_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_images_of_evaluation_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     made: Callable[[], Any] = lambda: evaluation_loader(  # noqa: E731
         Numbers(3, broken=(0, 1, 2)), noisy, batch_size=4, workers=0
     )

@@ -22,10 +22,10 @@ def read(stream: Any, **options: Any) -> list[Any]:
 
 @pytest.mark.parametrize(("format", "prefix"), [("webdataset", "wds"), ("litdata", "litdata")])
 def test_digits_come_back(format: Any, prefix: str, tmp_path: Path, tools: Any) -> None:  # noqa: A002
-    """Real pictures, the same in every pixel."""
+    """Real images, the same in every pixel."""
     pytest.importorskip(format)
     source = open_source("digits", split="val")
-    files = write_shards(source, tmp_path / "s", format=format, pictures_per_shard=50)
+    files = write_shards(source, tmp_path / "s", format=format, images_per_shard=50)
     assert len(files) == -(-len(source) // 50) and all(file.is_file() for file in files)
     stream = tools.open(f"{prefix}/{tmp_path}/s")
     assert (stream.classes, stream.length, stream.parts) == (source.classes, len(source), len(files))
@@ -39,7 +39,7 @@ def test_digits_come_back(format: Any, prefix: str, tmp_path: Path, tools: Any) 
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.name.startswith(".")) == []
 
 
-def test_picture_files_go_in_as_they_are(
+def test_image_files_go_in_as_they_are(
     tmp_path: Path, class_folders: Callable[..., Path], tools: Any
 ) -> None:
     root = class_folders(tmp_path / "in", ["a", "b"], 4)
@@ -48,7 +48,7 @@ def test_picture_files_go_in_as_they_are(
     source[0][0].save(jpeg, "JPEG", quality=50)
     source = open_source(root, split="all")
     shards = [
-        write_shards(source, tmp_path / name, format="webdataset", pictures_per_shard=4, seed=seed)
+        write_shards(source, tmp_path / name, format="webdataset", images_per_shard=4, seed=seed)
         for name, seed in (("s", 0), ("same", 0), ("other", 1))
     ]
     contents = [[file.read_bytes() for file in files] for files in shards]
@@ -65,7 +65,7 @@ def test_timm_reads_them(tmp_path: Path) -> None:
     from timm.data import create_dataset
 
     source = open_source("digits", split="val")
-    write_shards(source, tmp_path / "s", format="webdataset", pictures_per_shard=60)
+    write_shards(source, tmp_path / "s", format="webdataset", images_per_shard=60)
     dataset = create_dataset(
         "wds/s", root=str(tmp_path / "s"), split="train", is_training=False, batch_size=8
     )
@@ -82,18 +82,18 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for folder, options, words in [
         ("full", {}, "is not empty"),
         ("file", {}, "cannot make the folder"),
-        ("s", {"pictures_per_shard": 0}, "pictures_per_shard 0"),
+        ("s", {"images_per_shard": 0}, "images_per_shard 0"),
         ("s", {"format": "zip"}, "must be webdataset or litdata"),
     ]:
-        arguments: Any = {"format": "webdataset", "pictures_per_shard": 5} | options
+        arguments: Any = {"format": "webdataset", "images_per_shard": 5} | options
         with pytest.raises(UserError, match=words):
             write_shards(source, tmp_path / folder, **arguments)
 
 
 def test_example(tmp_path: Path, tools: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     script = ROOT / "examples" / "write_shards.py"
-    arguments = ["digits", str(tmp_path / "s"), "--pictures_per_shard", "500"]
+    arguments = ["digits", str(tmp_path / "s"), "--images_per_shard", "500"]
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     runpy.run_path(str(script), run_name="__main__")
-    assert capsys.readouterr().out.startswith("1797 pictures in 4 shards")
+    assert capsys.readouterr().out.startswith("1797 images in 4 shards")
     assert tools.open(f"wds/{tmp_path}/s").length == 1797

@@ -56,22 +56,22 @@ def test_nothing_is_unpickled(tmp_path: Path, tools: Any, encode: Encode) -> Non
     assert (tmp_path / "exploded").exists()
 
 
-def test_kinds_of_labels_and_pictures(tmp_path: Path, tools: Any, encode: Encode) -> None:
-    picture = [encode(tools.colour(number), kind=kind) for number, kind in enumerate(["PNG", "BMP", "TIFF"])]
+def test_kinds_of_labels_and_images(tmp_path: Path, tools: Any, encode: Encode) -> None:
+    image = [encode(tools.colour(number), kind=kind) for number, kind in enumerate(["PNG", "BMP", "TIFF"])]
     tools.write_tar(
         tmp_path / "a.tar",
         [
-            ("d/0.PNG", picture[0]),
+            ("d/0.PNG", image[0]),
             ("d/0.cls", b" 1\n"),
             ("d/1.json", b'{"label": "y"}'),
-            ("d/1.bmp", picture[1]),
-            ("d/2.tiff", picture[2]),
+            ("d/1.bmp", image[1]),
+            ("d/2.tiff", image[2]),
             ("d/2.txt", "ü\n".encode()),
-            ("d/3.png", picture[0]),
+            ("d/3.png", image[0]),
             ("d/3.cls", b"x"),
             ("d/3.txt", b"a caption, which is not the label"),
             ("d/4.json", b'{"label": 2}'),
-            ("d/4.png", picture[0]),
+            ("d/4.png", image[0]),
         ],
     )
     (tmp_path / "classes.txt").write_text("x\ny\nü\n", encoding="utf-8")
@@ -107,7 +107,7 @@ def test_samples_that_lack_something(tmp_path: Path, tools: Any, encode: Encode)
     found = problems(items)
     expected = [
         "no label",
-        "no picture",
+        "no image",
         "out of range",
         "out of range",
         "(json) cannot",
@@ -122,12 +122,12 @@ def test_samples_that_lack_something(tmp_path: Path, tools: Any, encode: Encode)
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_truncated_anywhere(mode: str, tmp_path: Path, tools: Any, encode: Encode) -> None:
-    """Whatever the place, the pictures before it are read, and one more item names the shard."""
+    """Whatever the place, the images before it are read, and one more item names the shard."""
     files = []
     for number in range(3):
         files += [(f"{number}.cls", b"0"), (f"{number}.png", encode(tools.colour(number)))]
     whole = tools.write_tar(tmp_path / "whole.tar", files, mode=mode).read_bytes()
-    length = 3 * 512 + len(encode(tools.colour(0)))  # two headers, a label and a picture
+    length = 3 * 512 + len(encode(tools.colour(0)))  # two headers, a label and an image
     end = len(whole) if mode != "w" else 3 * 2048 + 511  # in the mark that ends the archive
     shard = tmp_path / "s" / "a.tar"
     shard.parent.mkdir()

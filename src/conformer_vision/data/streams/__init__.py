@@ -1,4 +1,4 @@
-"""Streams: sets of pictures larger than the disk, read one picture after the other.
+"""Streams: sets of images larger than the disk, read one image after the other.
 
 The names below are imported when first used; the formats' libraries when a stream is opened.
 """

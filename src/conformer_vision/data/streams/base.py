@@ -1,4 +1,4 @@
-"""What every stream of labelled pictures offers, and how its shards are shared, ordered and split."""
+"""What every stream of labelled images offers, and how its shards are shared, ordered and split."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from ..base import Split, Splitting
 
 SHUFFLE_BUFFER = 1000
-"""Encoded pictures that are held in memory to draw the next one from."""
+"""Encoded images that are held in memory to draw the next one from."""
 
 
 class StreamedImage(NamedTuple):
-    """One picture of a stream.
+    """One image of a stream.
 
     Attributes:
-        name: what a message calls the picture: its shard and its place in it.
-        image: the RGB picture, or why there is none; a broken picture does not end the stream.
+        name: what a message calls the image: its shard and its place in it.
+        image: the RGB image, or why there is none; a broken image does not end the stream.
         label: an index into the stream's classes; -1 where the label cannot be told, of which
             ``image`` is then the error.
     """
@@ -40,12 +40,12 @@ class StreamedImage(NamedTuple):
 
 
 class ImageStream(ABC):
-    """Labelled pictures one after the other, picklable for worker processes.
+    """Labelled images one after the other, picklable for worker processes.
 
     Attributes:
         classes: the class names; a label is an index into them.
-        mirrorable: whether a picture mirrored left to right is still of its class.
-        length: pictures of the split, where the set says it; None where it does not.
+        mirrorable: whether an image mirrored left to right is still of its class.
+        length: images of the split, where the set says it; None where it does not.
         parts: the largest number of readers that can share the stream without reading anything
             twice: the number of its shards, 1 or more.
     """
@@ -57,16 +57,16 @@ class ImageStream(ABC):
 
     @abstractmethod
     def read(self, *, seed: int | None, part: int, parts: int, start: int = 0) -> Iterator[StreamedImage]:
-        """The pictures of one of ``parts`` disjoint parts, which together are the split, each once.
+        """The images of one of ``parts`` disjoint parts, which together are the split, each once.
 
-        The same arguments give the same pictures in the same order in any process.
+        The same arguments give the same images in the same order in any process.
 
         Args:
             seed: decides the order; None for the stored order.
             part: the part to read, from 0.
             parts: number of parts. With more of them than the stream has shards, several parts read
-                the same shard, and each decodes pictures of its own.
-            start: pictures of that order to leave out at the beginning; they are not decoded.
+                the same shard, and each decodes images of its own.
+            start: images of that order to leave out at the beginning; they are not decoded.
 
         Raises:
             UserError: a part or start that cannot be.
@@ -74,7 +74,7 @@ class ImageStream(ABC):
 
 
 class Record(NamedTuple):
-    """A picture before it is decoded.
+    """An image before it is decoded.
 
     Attributes:
         encoded: the file's bytes or path, a function that reads the bytes, or what is wrong.
@@ -96,7 +96,7 @@ class Record(NamedTuple):
             return broken_record(self.name, f"cannot be read ({one_line(error)})")
 
     def decoded(self) -> StreamedImage:
-        """The picture; nothing is raised."""
+        """The image; nothing is raised."""
         encoded = self.loaded().encoded
         if isinstance(encoded, BrokenImageError):
             return StreamedImage(self.name, encoded, self.label)
@@ -109,15 +109,15 @@ class Record(NamedTuple):
 
 
 def broken_record(name: str, problem: str, *, damage: bool = False) -> Record:
-    """A record that stands for a picture that is not there."""
+    """A record that stands for an image that is not there."""
     return Record(name, -1, BrokenImageError(f"{name}: {problem}"), damage)
 
 
 class Cut:
-    """Which pictures of a set without a split of its own belong to a split.
+    """Which images of a set without a split of its own belong to a split.
 
     The validation part is whole shards where a number of them comes within a quarter of the
-    share asked for; else pictures are drawn in every shard, each by its place in the shard.
+    share asked for; else images are drawn in every shard, each by its place in the shard.
 
     Args:
         split: the split wanted.
@@ -145,7 +145,7 @@ class Cut:
             self.shards = sorted(order[:held_out] if split == "val" else order[held_out:])
 
     def keeps(self, shard: int) -> Iterator[bool]:
-        """For each picture of a shard, in stored order and without end, whether it belongs to the split."""
+        """For each image of a shard, in stored order and without end, whether it belongs to the split."""
         import numpy as np
 
         rng = np.random.default_rng((self.seed, shard))
@@ -161,7 +161,7 @@ class Cut:
         return (record for record, keep in kept if keep or record.damage)
 
     def count(self, shard: int, length: int) -> int:
-        """Of the ``length`` pictures of one of the cut's shards, how many belong to the split."""
+        """Of the ``length`` images of one of the cut's shards, how many belong to the split."""
         if self.split == "all" or self.whole_shards:
             return length
         return sum(islice(self.keeps(shard), length))
@@ -175,7 +175,7 @@ class ShardedStream(ImageStream):
     Args:
         classes: the class names.
         cut: the shards, by number, and what of them belongs to the split.
-        lengths: pictures of each shard of the whole set, where they are known.
+        lengths: images of each shard of the whole set, where they are known.
     """
 
     def __init__(self, classes: Sequence[str], *, cut: Cut, lengths: Sequence[int] | None = None) -> None:
@@ -190,7 +190,7 @@ class ShardedStream(ImageStream):
         """The records of a shard in stored order; where it is damaged, up to there and one that says so."""
 
     def read(self, *, seed: int | None, part: int, parts: int, start: int = 0) -> Iterator[StreamedImage]:
-        """See `ImageStream.read`; pictures are drawn from a buffer of `SHUFFLE_BUFFER` encoded ones."""
+        """See `ImageStream.read`; images are drawn from a buffer of `SHUFFLE_BUFFER` encoded ones."""
         shards, dealt = self._share(seed, part, parts, start)
         records = chain.from_iterable(
             islice(self._cut.select(shard, self._records(shard)), dealt.start, None, dealt.step)
@@ -203,7 +203,7 @@ class ShardedStream(ImageStream):
         return (record.decoded() for record in ordered)
 
     def _share(self, seed: int | None, part: int, parts: int, start: int) -> tuple[list[int], slice]:
-        """The shards that the part reads, in their order, and which pictures of each."""
+        """The shards that the part reads, in their order, and which images of each."""
         import numpy as np
 
         if not 0 <= part < parts:

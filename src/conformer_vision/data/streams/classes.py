@@ -24,8 +24,8 @@ class SetInfo:
 
     Attributes:
         classes: names of the classes, in the order of the labels' numbers; None where not said.
-        lengths: pictures by the path of the shard.
-        mirrorable: whether a picture mirrored left to right is still of its class.
+        lengths: images by the path of the shard.
+        mirrorable: whether an image mirrored left to right is still of its class.
     """
 
     classes: tuple[str, ...] | None = None
@@ -91,7 +91,7 @@ def match_labels(
     if own is None:
         own = find() if wanted is None else wanted
     if not own:
-        raise UserError(f"{origin} holds no pictures")
+        raise UserError(f"{origin} holds no images")
     names, index = match_classes(own, wanted, origin=origin)
     return names, Labels(own, index)
 

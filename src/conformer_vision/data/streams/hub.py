@@ -33,9 +33,9 @@ class HubStream(ShardedStream):
         parts: the datasets and what a message calls each, one after the other.
         classes: class names.
         labels: tells the index of a stored label.
-        columns: the columns of pictures and labels.
+        columns: the columns of images and labels.
         cut: as in `ShardedStream`, over the shards of all parts.
-        length: pictures, where it is known and nothing is cut.
+        length: images, where it is known and nothing is cut.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class HubStream(ShardedStream):
             return Record(name, number, encoded)
         if isinstance(path, str) and encoded is None:
             return Record(name, number, partial(_read_path, path))
-        return broken_record(name, "it holds no picture (null)")
+        return broken_record(name, "it holds no image (null)")
 
 
 def open_hub_stream(
@@ -98,7 +98,7 @@ def open_hub_stream(
     classes: Sequence[str] | None,
     data_dir: Path | None = None,
 ) -> HubStream:
-    """Opens a set with a column of pictures (``image`` or ``img``) and one of labels (``label``, ...).
+    """Opens a set with a column of images (``image`` or ``img``) and one of labels (``label``, ...).
 
     ``train`` is the training part, and ``validation``, ``val``, ``valid`` or else ``test`` the
     validation part. A set with a single split is cut. Class names are those of a ``ClassLabel``.
@@ -125,7 +125,7 @@ def open_hub_stream(
     first = by_split.get("train", used[0])
     features = _features(found[first], origin=spec)
     columns = (
-        _column(features, _IMAGE_COLUMNS, origin=spec, holds="pictures"),
+        _column(features, _IMAGE_COLUMNS, origin=spec, holds="images"),
         _column(features, _LABEL_COLUMNS, origin=spec, holds="labels"),
     )
     own = _class_names(features[columns[1]])
@@ -145,7 +145,7 @@ def _load(name: str, data_dir: Path | None) -> dict[str, datasets.IterableDatase
     import datasets
 
     path, colon, config = name.rpartition(":")
-    # A colon in a path, as in "C:/pictures", is not that of a configuration.
+    # A colon in a path, as in "C:/images", is not that of a configuration.
     if not colon or re.search(r"[/\\]", config) or len(path) < 2:
         path, config = name, ""
     try:
@@ -195,7 +195,7 @@ def _class_names(feature: Any) -> Sequence[str] | None:
 def _encoded(
     part: datasets.IterableDataset, columns: tuple[str, str], features: Mapping[str, Any]
 ) -> datasets.IterableDataset:
-    """The two columns, the pictures as they are stored."""
+    """The two columns, the images as they are stored."""
     import datasets
 
     part = part.select_columns(list(columns))
@@ -216,7 +216,7 @@ def _length(found: Mapping[str, datasets.IterableDataset], used: Sequence[str]) 
 
 
 def _read_path(path: str) -> bytes:
-    """The bytes of a picture that is stored beside its row, where fsspec finds it."""
+    """The bytes of an image that is stored beside its row, where fsspec finds it."""
     with require("fsspec").open(path, "rb") as file:
         data: bytes = file.read()
     return data

@@ -30,11 +30,11 @@ _SERIALIZERS = frozenset(
     {"bool", "bytes", "float", "image", "int", "jpeg", "json", "pil", "str", "text"}
     | {"no_header_numpy", "no_header_tensor", "numpy", "tensor"}
 )
-"""Serializers of litdata that only read data; others unpickle it, or decode what is not a picture."""
+"""Serializers of litdata that only read data; others unpickle it, or decode what is not an image."""
 
 
 class _Stored:
-    """For reading, in place of a serializer of litdata's: leaves a picture's bytes as they are stored."""
+    """For reading, in place of a serializer of litdata's: leaves an image's bytes as they are stored."""
 
     def deserialize(self, data: Any) -> bytes:
         return bytes(data)
@@ -47,7 +47,7 @@ class _Stored:
 
 
 class _StoredPixels(_Stored):
-    """The same for pixels, which litdata's own serializer turns into a picture later."""
+    """The same for pixels, which litdata's own serializer turns into an image later."""
 
     def deserialize(self, data: Any) -> Any:
         return partial(_encode_pixels, bytes(data))
@@ -60,9 +60,9 @@ class LitdataFolder:
     Attributes:
         path: the folder.
         chunks: names of the chunks' files.
-        lengths: pictures of each chunk.
+        lengths: images of each chunk.
         sizes: bytes of each chunk's file.
-        image: key of the picture in a sample.
+        image: key of the image in a sample.
         label: key of the label.
     """
 
@@ -99,11 +99,11 @@ class LitdataFolder:
         if refused or len(keys) != len(formats):
             raise UserError(
                 f"{index}: its samples hold {some_names(refused or ['nested values'])}, which can run code "
-                "or is no picture; write them again with image as bytes and label as int or str"
+                "or is no image; write them again with image as bytes and label as int or str"
             )
         if config.get("encryption") or config.get("item_loader", "PyTreeLoader") != "PyTreeLoader":
             raise UserError(f"{index}: encrypted samples, tokens and parquet are not read")
-        if config.get("compression"):  # a whole block would be unpacked for every picture drawn from it
+        if config.get("compression"):  # a whole block would be unpacked for every image drawn from it
             raise UserError(f"{index}: compressed chunks are not read; write them again without compression")
         odd = next((name for name in files if os.path.basename(name) != name or name in ("", "..")), None)
         if odd is not None or min(lengths, default=0) < 0:
@@ -151,7 +151,7 @@ class LitdataFolder:
 class LitdataStream(ShardedStream):
     """Samples of litdata folders; a chunk is a shard.
 
-    Shuffled are the chunks, and the pictures of each, all of them: a picture is read when its turn
+    Shuffled are the chunks, and the images of each, all of them: an image is read when its turn
     comes, and what is left out at the beginning is not.
 
     Args:
@@ -206,7 +206,7 @@ class LitdataStream(ShardedStream):
             start = max(start - len(places), 0)
 
     def _places(self, shard: int) -> list[int]:
-        """Numbers, in their chunk, of the pictures that belong to the split."""
+        """Numbers, in their chunk, of the images that belong to the split."""
         folder, chunk, _ = self._chunks[shard]
         places = range(folder.lengths[chunk])
         if self._cut.split == "all" or self._cut.whole_shards:
@@ -247,7 +247,7 @@ class LitdataStream(ShardedStream):
             return Record(name, number, folder.path / stored)
         if callable(stored):
             return Record(name, number, stored)
-        return broken_record(name, f"its image is {type(stored).__name__}, not the bytes of a picture file")
+        return broken_record(name, f"its image is {type(stored).__name__}, not the bytes of an image file")
 
 
 def open_litdata(
@@ -260,7 +260,7 @@ def open_litdata(
 ) -> LitdataStream:
     """Opens a folder that ``litdata.optimize`` wrote, or one with such folders ``train`` and ``val``.
 
-    A sample is a dict with ``image``, the bytes or path of a picture file or a PIL picture, and
+    A sample is a dict with ``image``, the bytes or path of an image file or a PIL image, and
     ``label``, a number or a class name. Names come from ``classes.txt`` in the folder; where there
     is none, all labels are read once. Pickled samples are refused.
 
@@ -325,7 +325,7 @@ def _names_in(folder: LitdataFolder) -> list[str]:
     for number in range(sum(folder.lengths)):
         try:
             label = read(number)[folder.label]
-        except Exception:  # reading the pictures says what is damaged, and where
+        except Exception:  # reading the images says what is damaged, and where
             continue
         if isinstance(label, (int, str)):
             stored.add(label)
@@ -336,7 +336,7 @@ def _names_in(folder: LitdataFolder) -> list[str]:
 
 
 def _encode_pixels(data: bytes) -> bytes:
-    """A picture file of the pixels that litdata's serializer stored; TIFF has all kinds of pixels."""
+    """An image file of the pixels that litdata's serializer stored; TIFF has all kinds of pixels."""
     image = require("litdata.streaming.serializers").PILSerializer.deserialize(data)
     buffer = BytesIO()
     image.save(buffer, "TIFF")

@@ -22,13 +22,13 @@ def open_stream(
     classes: Sequence[str] | None = None,
     data_dir: str | Path | None = None,
 ) -> ImageStream:
-    """Opens one part of a set of labelled pictures that is read one picture after the other.
+    """Opens one part of a set of labelled images that is read one image after the other.
 
     A set with parts for training and validation keeps them. Of one without, a share is held out:
-    whole shards where there are enough of them, else pictures drawn in every shard.
+    whole shards where there are enough of them, else images drawn in every shard.
 
     Args:
-        spec: what holds the pictures.
+        spec: what holds the images.
 
             - ``hfids/NAME`` or ``hfids/NAME:CONFIG``, a set of the Hugging Face hub or a local folder
               that ``datasets`` can load (`hub.open_hub_stream`)

@@ -1,4 +1,4 @@
-"""Which pictures of a stream make which batch, so that an epoch can go on where it was left."""
+"""Which images of a stream make which batch, so that an epoch can go on where it was left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import get_worker_info
 
 from conformer_vision.errors import UserError
 
-from ..order import Share, pictures_per_batch
+from ..order import Share, images_per_batch
 from .base import ImageStream, StreamedImage
 
 
@@ -19,18 +19,18 @@ class StreamOrder:
 
     Every worker of every process reads a part of its own. In training a part that ends early begins
     again in another order, so that all processes have equally many batches; in evaluation every
-    picture comes once.
+    image comes once.
 
     Args:
-        stream: the pictures.
-        batch_size: pictures per step over all processes in training, per batch in evaluation.
+        stream: the images.
+        batch_size: images per step over all processes in training, per batch in evaluation.
         seed: decides the order and the augmentation; None for evaluation, in the stored order.
         share: this process.
         accumulate: batches per step and process.
-        pictures: pictures that make an epoch; the stream's length where None.
+        images: images that make an epoch; the stream's length where None.
 
     Raises:
-        UserError: training on a stream that does not know its length, without ``pictures``, or with
+        UserError: training on a stream that does not know its length, without ``images``, or with
             fewer than a step takes.
     """
 
@@ -42,7 +42,7 @@ class StreamOrder:
         seed: int | None,
         share: Share,
         accumulate: int,
-        pictures: int | None,
+        images: int | None,
     ) -> None:
         self.stream = stream
         self.seed = seed
@@ -53,16 +53,15 @@ class StreamOrder:
         # Shared memory: workers stay over the epochs and see these numbers change.
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
         if self.endless:
-            self.per_batch = pictures_per_batch(batch_size, share.world_size, accumulate)
-            total = stream.length if pictures is None else pictures
+            self.per_batch = images_per_batch(batch_size, share.world_size, accumulate)
+            total = stream.length if images is None else images
             if total is None:
                 raise UserError(
-                    "the length of this stream is not known; give epoch_pictures, the pictures of an epoch"
+                    "the length of this stream is not known; give epoch_images, the images of an epoch"
                 )
             if total < batch_size:
                 raise UserError(
-                    f"batch_size {batch_size} is more than the {total} pictures of an epoch; "
-                    "give a smaller one"
+                    f"batch_size {batch_size} is more than the {total} images of an epoch; give a smaller one"
                 )
             self._length = total // batch_size * accumulate
 
@@ -89,7 +88,7 @@ class StreamOrder:
         self._position[1] = value
 
     def items(self) -> Iterator[tuple[StreamedImage, int | None]]:
-        """Pictures of this worker's part, each with the seed of its augmentation."""
+        """Images of this worker's part, each with the seed of its augmentation."""
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         rank, world_size = self.share

@@ -1,4 +1,4 @@
-"""Writing pictures as shards, to be streamed."""
+"""Writing images as shards, to be streamed."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def write_shards(
     folder: str | Path,
     *,
     format: ShardFormat,  # noqa: A002  # the word that users know
-    pictures_per_shard: int,
+    images_per_shard: int,
     seed: int = 0,
 ) -> list[Path]:
-    """Writes all pictures of a source as shards that `open_stream` reads.
+    """Writes all images of a source as shards that `open_stream` reads.
 
-    Picture files go in as they are; pictures of other sources as PNG. Their order is drawn by seed,
-    so that every shard holds pictures of all classes. ``classes.txt`` and ``_info.json`` are written
+    Image files go in as they are; images of other sources as PNG. Their order is drawn by seed,
+    so that every shard holds images of all classes. ``classes.txt`` and ``_info.json`` are written
     beside the shards.
 
     Args:
-        source: the pictures.
+        source: the images.
         folder: made where it is missing; empty.
         format: ``webdataset`` for tar files, ``litdata`` for its chunks.
-        pictures_per_shard: pictures in each shard but the last.
+        images_per_shard: images in each shard but the last.
         seed: seed of the order.
 
     Returns:
@@ -46,12 +46,12 @@ def write_shards(
 
     Raises:
         UserError: a folder that is not empty or cannot be written, a number that cannot be, a
-            broken picture.
+            broken image.
     """
     if format not in ("webdataset", "litdata"):
         raise UserError(f"format {format!r}: must be webdataset or litdata")
-    if pictures_per_shard < 1:
-        raise UserError(f"pictures_per_shard {pictures_per_shard}: must be 1 or more")
+    if images_per_shard < 1:
+        raise UserError(f"images_per_shard {images_per_shard}: must be 1 or more")
     bad = next((name for name in source.classes if name != name.strip() or "\n" in name), None)
     if bad is not None:
         raise UserError(f"class {bad!r}: {CLASSES_FILE} cannot hold this name; it has a line break or edges")
@@ -63,11 +63,11 @@ def write_shards(
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {one_line(error)}") from error
     write = _write_tars if format == "webdataset" else _write_chunks
-    files = write(source, folder, _order(len(source), seed), pictures_per_shard)
+    files = write(source, folder, _order(len(source), seed), images_per_shard)
     with atomic_path(folder / CLASSES_FILE) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in source.classes), encoding="utf-8")
     with atomic_path(folder / INFO_FILE) as temporary:
-        temporary.write_text(json.dumps(_info(source, files, pictures_per_shard), indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(_info(source, files, images_per_shard), indent=1), encoding="utf-8")
     return files
 
 
@@ -78,10 +78,10 @@ def _order(length: int, seed: int) -> list[int]:
     return order
 
 
-def _info(source: ImageSource, files: list[Path], pictures_per_shard: int) -> dict[str, Any]:
+def _info(source: ImageSource, files: list[Path], images_per_shard: int) -> dict[str, Any]:
     """timm's layout, from which its reader of shards takes their lengths; the rest is ours."""
     count = len(source)
-    lengths = [min(pictures_per_shard, count - first) for first in range(0, count, pictures_per_shard)]
+    lengths = [min(images_per_shard, count - first) for first in range(0, count, images_per_shard)]
     names = [file.name for file in files]
     split = {"name": "train", "num_samples": count, "filenames": names, "shard_lengths": lengths}
     return {"mirrorable": source.mirrorable, "splits": {"train": split}}
@@ -92,7 +92,7 @@ def _write_tars(source: ImageSource, folder: Path, order: list[int], per_shard: 
     files = []
     for number, first in enumerate(range(0, len(order), per_shard)):
         path = folder / f"shard-{number:06d}.tar"
-        # The same pictures make the same file: no times, no user.
+        # The same images make the same file: no times, no user.
         with (
             atomic_path(path) as temporary,
             open(temporary, "wb") as file,
@@ -121,9 +121,9 @@ def _write_chunks(source: ImageSource, folder: Path, order: list[int], per_shard
 
 
 def _encoded(source: ImageSource, index: int) -> tuple[str, bytes, int]:
-    """Suffix, bytes and label of a picture."""
+    """Suffix, bytes and label of an image."""
     label = source.labels[index]
-    path = Path(source.name(index))  # sources of files call a picture by its path
+    path = Path(source.name(index))  # sources of files call an image by its path
     if is_image_name(path.name) and path.is_file():
         return path.suffix.lower().removeprefix("."), path.read_bytes(), label
     buffer = BytesIO()

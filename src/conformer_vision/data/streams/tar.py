@@ -1,4 +1,4 @@
-"""One tar shard in WebDataset's layout: pictures and labels as files ``KEY.jpg`` and ``KEY.cls``."""
+"""One tar shard in WebDataset's layout: images and labels as files ``KEY.jpg`` and ``KEY.cls``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 from ..images import IMAGE_EXTENSIONS
 from .base import one_line, require
 
-_PICTURES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_EXTENSIONS)
+_IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_EXTENSIONS)
 _LABELS = ("cls", "json", "txt")  # what is there first tells the label
 _MOST_LABEL_BYTES = 1 << 20
 _TIMEOUT = 60  # seconds without a byte from a server
@@ -64,14 +64,14 @@ class Sample(NamedTuple):
     """What a shard stores under one key.
 
     Attributes:
-        name: the picture file's name; the key where there is none.
-        picture: the picture file's bytes, or where they are; None where there is none.
+        name: the image file's name; the key where there is none.
+        image: the image file's bytes, or where they are; None where there is none.
         label: a number or a class name; None where there is none.
         problem: why there is no label, where it cannot be read.
     """
 
     name: str
-    picture: bytes | Span | None
+    image: bytes | Span | None
     label: int | str | None
     problem: str = "it has no label (a .cls, .json or .txt file of the same name)"
 
@@ -95,15 +95,15 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header is damaged, {error}") from error
 
 
-def read_samples(shard: TarShard, *, pictures: bool = True) -> Iterator[Sample]:
+def read_samples(shard: TarShard, *, images: bool = True) -> Iterator[Sample]:
     """The samples of a shard, in stored order.
 
-    Pictures of an uncompressed local shard are not read, only found. Of other files than pictures
+    Images of an uncompressed local shard are not read, only found. Of other files than images
     and labels nothing is read; nothing is unpickled.
 
     Args:
         shard: where it is.
-        pictures: False for the labels alone.
+        images: False for the labels alone.
 
     Raises:
         DamagedShardError: after the samples before the damage.
@@ -112,22 +112,22 @@ def read_samples(shard: TarShard, *, pictures: bool = True) -> Iterator[Sample]:
     group = require("webdataset.tariterators").group_by_keys
     held: Sample | None = None
     try:
-        for files in group(_files(shard, damage, pictures=pictures)):
+        for files in group(_files(shard, damage, images=images)):
             if held is not None:
                 yield held
             held = _sample(files)
     except ValueError as error:  # two files of the same name
         damage.append(error)
     # Of the sample that the damage is in, a file may be missing.
-    if held is not None and (not damage or (held.picture is not None and held.label is not None)):
+    if held is not None and (not damage or (held.image is not None and held.label is not None)):
         yield held
     if damage:
         raise DamagedShardError(one_line(damage[0])) from damage[0]
 
 
-def _files(shard: TarShard, damage: list[Exception], *, pictures: bool) -> Iterator[dict[str, Any]]:
+def _files(shard: TarShard, damage: list[Exception], *, images: bool) -> Iterator[dict[str, Any]]:
     """Files as `group_by_keys` takes them; ends at a damage, which is added to the list."""
-    kinds = _PICTURES.union(_LABELS) if pictures else frozenset(_LABELS)
+    kinds = _IMAGES.union(_LABELS) if images else frozenset(_LABELS)
     try:
         with _opened(shard) as (archive, seekable):
             size = Path(shard.path).stat().st_size if seekable else None
@@ -139,10 +139,10 @@ def _files(shard: TarShard, damage: list[Exception], *, pictures: bool) -> Itera
                 if size is not None and member.offset_data + member.size > size:
                     raise EOFError(f"it ends in the middle of {member.name}")
                 data: bytes | Span
-                if seekable and kind in _PICTURES and not member.issparse():
+                if seekable and kind in _IMAGES and not member.issparse():
                     data = Span(shard.path, member.offset_data, member.size)
                 else:
-                    data = _content(archive, member, most=None if kind in _PICTURES else _MOST_LABEL_BYTES)
+                    data = _content(archive, member, most=None if kind in _IMAGES else _MOST_LABEL_BYTES)
                 yield {"fname": member.name, "data": data, "__url__": shard.path}
     except Exception as error:  # tarfile, zlib, lzma, a server: each has errors of its own
         damage.append(error)
@@ -181,7 +181,7 @@ def _is_plain(file: IO[bytes]) -> bool:
 
 def _sample(files: dict[str, Any]) -> Sample:
     key = files["__key__"]
-    kind = next((kind for kind in files if kind in _PICTURES), None)
+    kind = next((kind for kind in files if kind in _IMAGES), None)
     sample = Sample(key, None, None) if kind is None else Sample(f"{key}.{kind}", files[kind], None)
     kind = next((kind for kind in _LABELS if kind in files), None)
     if kind is None:
@@ -211,6 +211,6 @@ def is_remote(path: str) -> bool:
     return path.lower().startswith(("http://", "https://"))
 
 
-def picture_reader(picture: bytes | Span) -> Any:
+def image_reader(image: bytes | Span) -> Any:
     """What a `base.Record` takes: the bytes, or a function that reads them."""
-    return picture if isinstance(picture, bytes) else partial(Span.read, picture)
+    return image if isinstance(image, bytes) else partial(Span.read, image)

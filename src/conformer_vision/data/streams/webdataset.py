@@ -16,7 +16,7 @@ from conformer_vision.errors import UserError
 from ..images import natural_key
 from .base import Cut, Labels, Record, ShardedStream, broken_record, one_line, require
 from .classes import CLASSES_FILE, SetInfo, match_labels, names_of, parse_classes, read_info
-from .tar import DamagedShardError, TarShard, is_remote, picture_reader, read_samples
+from .tar import DamagedShardError, TarShard, image_reader, is_remote, read_samples
 
 if TYPE_CHECKING:
     from ..base import Split, Splitting
@@ -52,8 +52,8 @@ class WebDatasetStream(ShardedStream):
         try:
             for sample in read_samples(place):
                 name = f"{place.name}/{sample.name}"
-                if sample.picture is None:
-                    yield broken_record(name, "it has a label but no picture")
+                if sample.image is None:
+                    yield broken_record(name, "it has a label but no image")
                 elif sample.label is None:
                     yield broken_record(name, sample.problem)
                 else:
@@ -62,7 +62,7 @@ class WebDatasetStream(ShardedStream):
                     except LookupError as error:
                         yield broken_record(name, one_line(error))
                     else:
-                        yield Record(name, label, picture_reader(sample.picture))
+                        yield Record(name, label, image_reader(sample.image))
         except DamagedShardError as error:
             yield broken_record(place.name, f"the shard cannot be read to its end ({error})", damage=True)
 
@@ -75,13 +75,13 @@ def open_webdataset(
     classes: Sequence[str] | None,
     data_dir: Path | None = None,
 ) -> WebDatasetStream:
-    """Opens tar shards of files ``KEY.jpg`` (or another picture) and ``KEY.cls``, ``.json`` or ``.txt``.
+    """Opens tar shards of files ``KEY.jpg`` (or another image) and ``KEY.cls``, ``.json`` or ``.txt``.
 
     ``.cls`` holds a class's number or name, ``.json`` either one under ``label``, ``.txt`` a name.
     Class names come from ``classes.txt`` (one per line), ``_info.json`` or ``dataset_info.json``
     beside the shards; where there are none, all labels of local shards are read once, and classes
     are the names that occur, sorted, or ``0`` to the largest number. ``_info.json`` in timm's layout
-    also gives the number of pictures.
+    also gives the number of images.
 
     Args:
         pattern: a folder of shards, or with ``train`` and ``val`` of shards; a path or http(s)
@@ -214,10 +214,10 @@ def _names_in(shards: Sequence[TarShard]) -> list[str]:
     for shard in shards:
         try:
             stored.update(
-                sample.label for sample in read_samples(shard, pictures=False) if sample.label is not None
+                sample.label for sample in read_samples(shard, images=False) if sample.label is not None
             )
         except DamagedShardError:
-            continue  # reading the pictures says so, at its place
+            continue  # reading the images says so, at its place
     try:
         return names_of(stored)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Small copies of pictures as data that a page holds itself."""
+"""Small copies of images as data that a page holds itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conformer_vision.data import BrokenImageError, ImageSource
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.inference.answers import batches
 from conformer_vision.inference.runtime import TrainedModel
-from conformer_vision.models.saved import ModelCard
+from conformer_vision.models.saved import ModelSpec
 from conformer_vision.report.analysis import Outcome
 
 LONGEST = 96
@@ -25,12 +25,12 @@ _LOSSLESS = 48  # up to this many pixels PNG costs no more than JPEG, and every 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture of the page."""
+    """An image of the page."""
 
     name: str
     """As the source names it."""
     data: str | None
-    """``data:image/...`` URI; None where the picture could not be read again."""
+    """``data:image/...`` URI; None where the image could not be read again."""
 
 
 def thumbnails(
@@ -42,15 +42,15 @@ def thumbnails(
     batch_size: int,
     workers: int,
 ) -> dict[int, Thumbnail]:
-    """Small copies of the pictures in some rows of an outcome.
+    """Small copies of the images in some rows of an outcome.
 
-    A picture of a stream cannot be taken by number: the stream is read once more, and the copy is
+    An image of a stream cannot be taken by number: the stream is read once more, and the copy is
     of what the network sees.
 
     Args:
         rows: numbers from 0 to N - 1.
         outcome: of the pass.
-        source: its pictures.
+        source: its images.
         trained: the model of the pass.
         batch_size: that of the pass.
         workers: that of the pass, as it decides the order of a stream.
@@ -63,23 +63,23 @@ def thumbnails(
     for batch in batches(trained, source, batch_size=batch_size, workers=workers):
         for place in range(len(batch.labels)):
             if (row := wanted.get(seen + place)) is not None:
-                image = as_seen(batch.images[place], trained.card)
-                found[row] = Thumbnail(f"picture {seen + place + 1} of the stream", encoded(image))
+                image = as_seen(batch.images[place], trained.spec)
+                found[row] = Thumbnail(f"image {seen + place + 1} of the stream", encoded(image))
         seen += len(batch.labels)
         if len(found) == len(wanted):
             break
     return found
 
 
-def as_seen(picture: Tensor, card: ModelCard) -> Image.Image:
-    """A network's input (C, H, W) as a picture."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (card.mean, card.std))
-    pixels = ((picture * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+def as_seen(image: Tensor, spec: ModelSpec) -> Image.Image:
+    """A network's input (C, H, W) as an image."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+    pixels = ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 def encoded(image: Image.Image) -> str:
-    """A small copy as a ``data:`` URI: PNG for tiny pictures, else JPEG."""
+    """A small copy as a ``data:`` URI: PNG for tiny images, else JPEG."""
     image = image.copy()
     image.thumbnail((LONGEST, LONGEST))
     kind = "png" if max(image.size) <= _LOSSLESS else "jpeg"

@@ -1,4 +1,4 @@
-"""Real pictures to check and calibrate with."""
+"""Real images to check and calibrate with."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from conformer_vision.data import ImageSource
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.inference.runtime import eval_transform
-from conformer_vision.models.saved import ModelCard
+from conformer_vision.models.saved import ModelSpec
 
 _BATCH = 8
 
 
-def sample_photos(card: ModelCard) -> Tensor:
+def sample_photos(spec: ModelSpec) -> Tensor:
     """Eight prepared crops (8, C, H, W) of the two photos that scikit-learn ships."""
     from sklearn.datasets import load_sample_images
 
-    transform = eval_transform(card)
+    transform = eval_transform(spec)
     crops = []
     for photo in load_sample_images().images:
         image = Image.fromarray(photo)
@@ -32,14 +32,14 @@ def sample_photos(card: ModelCard) -> Tensor:
     return torch.stack(crops)
 
 
-def prepared(source: ImageSource | ImageStream, card: ModelCard, *, count: int) -> Iterator[Tensor]:
-    """Batches (B, C, H, W) of up to ``count`` pictures that can be read, evenly drawn from a source."""
+def prepared(source: ImageSource | ImageStream, spec: ModelSpec, *, count: int) -> Iterator[Tensor]:
+    """Batches (B, C, H, W) of up to ``count`` images that can be read, evenly drawn from a source."""
     if not isinstance(source, ImageStream):
         from conformer_vision.data.base import SubsetSource
 
         step = max(len(source) // count, 1)
         source = SubsetSource(source, range(0, len(source), step)[:count])
-    loader = evaluation_loader(source, eval_transform(card), batch_size=_BATCH, workers=0)
+    loader = evaluation_loader(source, eval_transform(spec), batch_size=_BATCH, workers=0)
     for batch in islice(loader, -(-count // _BATCH)):
         readable = batch.images[batch.labels >= 0]
         if len(readable):

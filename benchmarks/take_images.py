@@ -1,7 +1,7 @@
-"""Write some classes of a set of labelled pictures, or a share of all, as a parquet file.
+"""Write some classes of a set of labelled images, or a share of all, as a parquet file.
 
-    python benchmarks/take_pictures.py cifar10/train.parquet one-percent.parquet --share 0.01
-    python benchmarks/take_pictures.py 'tiny-imagenet-200/train-*.parquet' train.parquet --classes classes.txt
+    python benchmarks/take_images.py cifar10/train.parquet one-percent.parquet --share 0.01
+    python benchmarks/take_images.py 'tiny-imagenet-200/train-*.parquet' train.parquet --classes classes.txt
 
 A share is the same of every class, drawn with a seed (docs/results.md uses 0); rows keep their order. The
 classes are the lines of a text file, named as in the files' metadata (Hugging Face `datasets`).
@@ -17,7 +17,7 @@ import datasets
 from sklearn.model_selection import train_test_split
 
 
-def take_pictures(
+def take_images(
     source: str, target: Path, *, share: float | None = None, classes: list[str] | None = None, seed: int = 0
 ) -> int:
     """Write the part and give its number of rows.
@@ -56,7 +56,7 @@ def take_pictures(
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Take a part of a set of labelled pictures")
+    parser = argparse.ArgumentParser(description="Take a part of a set of labelled images")
     parser.add_argument("source", help="parquet files; a glob in quotes for several")
     parser.add_argument("target", type=Path)
     parser.add_argument("--share", type=float, help="of every class, in (0, 1)")
@@ -64,10 +64,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     classes = options.classes and options.classes.read_text(encoding="utf-8").splitlines()
-    rows = take_pictures(
+    rows = take_images(
         options.source, options.target, share=options.share, classes=classes, seed=options.seed
     )
-    print(f"{options.target}: {rows:,} pictures")
+    print(f"{options.target}: {rows:,} images")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Write some pictures of a source to a folder, as files to try `conformer-vision predict` on.
+"""Write some images of a source to a folder, as files to try `conformer-vision predict` on.
 
-For instance: python examples/write_pictures.py digits pictures --count 12
+For instance: python examples/write_images.py digits images --count 12
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from conformer_vision.data import open_source, write_examples
 
 
 def main() -> None:
-    """Draw from the held-out pictures, which training has not seen."""
-    parser = argparse.ArgumentParser(description="Write held-out pictures of a source to a folder.")
+    """Draw from the held-out images, which training has not seen."""
+    parser = argparse.ArgumentParser(description="Write held-out images of a source to a folder.")
     parser.add_argument("source", help="folder of class folders, parquet, or digits")
     parser.add_argument("folder", type=Path, help="where to write them")
     parser.add_argument("--count", type=int, default=12, help="how many")
@@ -21,7 +21,7 @@ def main() -> None:
     args = parser.parse_args()
     source = open_source(args.source, split="val", seed=args.seed)
     paths = write_examples(source, args.folder, count=args.count, seed=args.seed)
-    print(f"{len(paths)} held-out pictures in {args.folder}")
+    print(f"{len(paths)} held-out images in {args.folder}")
 
 
 if __name__ == "__main__":
