@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from conformer_vision.data import build_transform, open_source
+from conformer_vision.data import build_transform, open_images, require_source
 from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.data.loader import training_loader
 from conformer_vision.training import TrainConfig, train
@@ -140,7 +140,7 @@ def our_loader(spec: Path, task: Task, workers: int) -> Iterable[Any]:
         crop_mode="center",
         augment=AugmentConfig(),
     )
-    source = open_source(spec, split="all")
+    source = open_images(spec, "all")
     return training_loader(source, transform, batch_size=task.batch, workers=workers, seed=0)
 
 
@@ -206,7 +206,7 @@ def images_of(data: Path | None, task: Task) -> Iterable[tuple[Image.Image, str]
     """Those of the set where they are of the task's size, else pieces of photos."""
     if data is None:
         return cut_up(task)
-    source = open_source(data, split="all")
+    source = require_source(open_images(data, "all"), name=data)
     if (max(source.image(0).size) <= SMALL) != (task.size <= SMALL):
         return cut_up(task)
     if len(source) < task.count:

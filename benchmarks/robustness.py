@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, affine
 
-from conformer_vision.data import open_source
+from conformer_vision.data import open_images, require_source
 from conformer_vision.inference.answers import batches
 from conformer_vision.inference.networks import FUSED
 from conformer_vision.inference.runtime import TrainedModel
@@ -47,7 +47,7 @@ def moved_accuracy(weights: Path, data: Path) -> dict[str, float]:
         data: labelled images, all of which are used.
     """
     trained = TrainedModel(weights, device="auto")
-    source = open_source(data, split="all", classes=trained.spec.classes)
+    source = require_source(open_images(data, "all", classes=trained.spec.classes), name=data)
     right = dict.fromkeys(MOVEMENTS, 0)
     for batch in batches(trained, source, batch_size=64, workers=0):
         for name, move in MOVEMENTS.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from conformer_vision.data import open_source, write_examples
+from conformer_vision.data import Splitting, open_images, require_source, write_examples
 
 
 def main() -> None:
@@ -19,7 +19,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=12, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the draw")
     args = parser.parse_args()
-    source = open_source(args.source, split="val", seed=args.seed)
+    images = open_images(args.source, "val", Splitting(seed=args.seed))
+    source = require_source(images, name=args.source)
     paths = write_examples(source, args.folder, count=args.count, seed=args.seed)
     print(f"{len(paths)} held-out images in {args.folder}")
 

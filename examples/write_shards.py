@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from conformer_vision.data import open_source
+from conformer_vision.data import Splitting, open_images, require_source
 from conformer_vision.data.streams import write_shards
 
 
@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("--split", choices=["train", "val", "all"], default="all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the order")
     args = parser.parse_args()
-    source = open_source(args.source, split=args.split, seed=args.seed)
+    images = open_images(args.source, args.split, Splitting(seed=args.seed))
+    source = require_source(images, name=args.source)
     files = write_shards(
         source,
         args.folder,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from command_line import TINY, run
-from conformer_vision.data import open_source
-from conformer_vision.data.sources import write_examples
+from conformer_vision.data.opening import write_examples
+from image_sets import opened
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -32,6 +32,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three digits, one of them broken."""
     folder = tmp_path_factory.mktemp("images")
-    first, *_ = write_examples(open_source("digits", split="all"), folder, count=3)
+    first, *_ = write_examples(opened("digits", split="all"), folder, count=3)
     first.write_bytes(b"no image")
     return folder

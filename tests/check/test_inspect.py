@@ -19,9 +19,9 @@ from conformer_vision.check.inspect import (
     inspect_image,
     page_thumbnail,
 )
-from conformer_vision.data import open_source
 from conformer_vision.data.base import ImageSource, SubsetSource
 from conformer_vision.data.folder import FolderSource
+from image_sets import opened
 
 MakeImage = Callable[..., Image.Image]
 
@@ -171,20 +171,20 @@ def test_file_gives_what_is_decoded(make_image: MakeImage, tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         for number in range(2):
             save(make_image(number), tmp_path / name / f"{number}.png")
-    source = open_source(tmp_path, split="all")
+    source = opened(tmp_path, split="all")
     assert [source.file(index) for index in range(4)] == [Path(source.name(index)) for index in range(4)]
     assert SubsetSource(source, [2]).file(0) == tmp_path / "b/0.png"
 
     content = [(tmp_path / "a" / f"{number}.png").read_bytes() for number in (0, 1)]
     pq.write_table(pa.table({"image": content * 2, "label": ["a", "b"] * 2}), tmp_path / "set.parquet")
-    rows = open_source(tmp_path / "set.parquet", split="all")
+    rows = opened(tmp_path / "set.parquet", split="all")
     assert [rows.file(index) for index in range(4)] == content * 2
-    assert open_source("digits", split="all").file(0) is None
+    assert opened("digits", split="all").file(0) is None
     assert source.image(0).size == (96, 72), "nothing is left behind"
 
 
 def test_place_and_name() -> None:
-    digits = [open_source("digits", split=split) for split in ("train", "val")]
+    digits = [opened("digits", split=split) for split in ("train", "val")]
     reader = ImageReader(digits, Limits())
     assert len(reader) == 1797
     places = [reader.place(number) for number in (0, 1617, 1618, 1796)]

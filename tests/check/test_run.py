@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from conformer_vision.check import CheckResult, check
-from conformer_vision.data import open_source
+from conformer_vision.data import Splitting
 from conformer_vision.data.exclude import exclude, read_exclusions
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_the_exclusion_list_mends_the_set(checked: Any, bad: Any) -> None:
         "train/cat/1.png",
         "train/<script>alert(1)/conflict.png",
     }
-    train, val = (exclude(open_source(bad.root, split=split), names) for split in ("train", "val"))
+    train, val = (exclude(opened(bad.root, split=split), names) for split in ("train", "val"))
     assert not train.unmatched & val.unmatched, "every name is that of an image"
     for source in (train, val):
         for index in range(len(source)):
@@ -128,7 +129,7 @@ def test_options_have_an_effect(clean: Path, tmp_path: Path, make_image: Callabl
             path = tmp_path / "set" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             make_image(number if name == "a" else number + 50).save(path)
-    halves = check(tmp_path / "set", workers=1, val_fraction=0.5)
+    halves = check(tmp_path / "set", workers=1, splitting=Splitting(0.5))
     assert [split.images for split in halves.splits] == [10, 10]
     image = make_image(0).rotate(2)
     image.save(tmp_path / "set/a/turned.png")
@@ -153,20 +154,20 @@ def test_classes_out_of_balance(tmp_path: Path, make_image: Callable[..., Image.
 def test_data_dir_reaches_the_source(monkeypatch: pytest.MonkeyPatch, clean: Path) -> None:
     given = []
 
-    def source(data: object, *, split: Any, data_dir: object, **_: object) -> object:
+    def source(data: object, split: Any, _: object, *, data_dir: object) -> object:
         given.append((data, split, data_dir))
-        return open_source(clean, split=split)
+        return opened(clean, split=split)
 
-    monkeypatch.setattr("conformer_vision.check.run.open_source", source)
+    monkeypatch.setattr("conformer_vision.check.run.open_images", source)
     check("torch/mnist", workers=1, data_dir="there")
     assert given == [("torch/mnist", "train", "there"), ("torch/mnist", "val", "there")]
 
 
 def test_images_that_kill_or_stop_their_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    def source(data: object, *, split: str, **_: object) -> deadly.DeadlySource:
+    def source(data: object, split: str, *_: object, **__: object) -> deadly.DeadlySource:
         return deadly.DeadlySource(range(0, 250, 10) if split == "train" else [251, 253], split=split)
 
-    monkeypatch.setattr("conformer_vision.check.run.open_source", source)
+    monkeypatch.setattr("conformer_vision.check.run.open_images", source)
     result = check("deadly", workers=2, timeout=5)
     broken = {found.image.name: found.detail for found in result.findings if found.kind == "broken"}
     assert broken == {
@@ -187,7 +188,6 @@ def test_images_that_kill_or_stop_their_reader(monkeypatch: pytest.MonkeyPatch) 
         ({"distance": -1}, "distance -1: must be"),
         ({"timeout": 0.0}, "timeout 0.0: must be above 0"),
         ({"timeout": float("nan")}, "timeout nan: must be above 0"),
-        ({"val_fraction": 2.0}, "val_fraction 2.0: must be between"),
         ({"page": "missing/page.html"}, "cannot write missing/page.html: there is no folder missing"),
         ({"fix": "."}, r"cannot write \.: it is a folder"),
     ],

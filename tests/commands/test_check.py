@@ -103,7 +103,7 @@ class Endless(ImageSource):
         threading.Event().wait()
 
 if __name__ == "__main__":
-    run.open_source = lambda data, *, split, **_: Endless(split)
+    run.open_images = lambda data, split, *_, **__: Endless(split)
     parser = command.build_parser()
     try:
         command.run(parser.parse_args(sys.orig_argv[2:]), parser)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from conformer_vision.data import BrokenImageError, archive, open_source
+from conformer_vision.data import BrokenImageError, archive
 from conformer_vision.data.base import ImageSource
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 Folders = Callable[..., Path]
 KINDS = ("zip", "tar", "tar.gz", "tgz", "tar.xz", "tar.bz2")
@@ -61,7 +62,7 @@ def test_an_archive_reads_as_its_folder(
     (root / "__MACOSX" / "cat").rmdir()
     (root / "__MACOSX").rmdir()
     for split in ("train", "val", "all"):
-        folder, packed = (open_source(p, split=split, val_fraction=0.3) for p in (root, path))
+        folder, packed = (opened(p, split=split, val_fraction=0.3) for p in (root, path))
         assert packed.classes == folder.classes == ("cat", "Dog2", "dog10")
         inner = path / "photos" if prefix == "photos/" else path
         assert _content(packed, inner) == _content(folder, root)
@@ -76,16 +77,16 @@ def test_train_and_val_folders(tmp_path: Path, class_folders: Folders, kind: str
     class_folders(tmp_path / "set" / "train", ["a", "b"], count=4)
     class_folders(tmp_path / "set" / "valid", ["a", "b"], count=2)
     path = pack(tmp_path / f"set.{kind}", tmp_path / "set", prefix=prefix)
-    assert [len(open_source(path, split=split)) for split in ("train", "val", "all")] == [8, 4, 12]
-    assert [len(open_source(path, split=split, folds=4)) for split in ("train", "val", "all")] == [6, 2, 8]
+    assert [len(opened(path, split=split)) for split in ("train", "val", "all")] == [8, 4, 12]
+    assert [len(opened(path, split=split, folds=4)) for split in ("train", "val", "all")] == [6, 2, 8]
 
 
 def test_a_split_folder_is_not_looked_through(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path / "set" / "val", ["a", "b"], count=2)
     path = pack(tmp_path / "set.zip", tmp_path / "set")
-    assert len(open_source(path, split="val")) == 4
+    assert len(opened(path, split="val")) == 4
     with pytest.raises(UserError, match=r"set\.zip holds val but no train"):
-        open_source(path, split="train")
+        opened(path, split="train")
 
 
 def _read_all(source: ImageSource) -> list[int]:
@@ -95,7 +96,7 @@ def _read_all(source: ImageSource) -> list[int]:
 @pytest.mark.parametrize(("method", "kind"), [("fork", "zip"), ("fork", "tar"), ("spawn", "tar")])
 def test_processes_read_at_once(tmp_path: Path, class_folders: Folders, kind: str, method: str) -> None:
     path = pack(tmp_path / f"set.{kind}", class_folders(tmp_path / "set", ["a", "b"], count=60))
-    source = open_source(path, split="all")
+    source = opened(path, split="all")
     reds = _read_all(source)  # opens the zip in this process before the fork
     with get_context(method).Pool(2) as pool:
         assert pool.map(_read_all, [source] * 4) == [reds] * 4
@@ -107,18 +108,18 @@ def test_compressed_tar_is_decompressed_once(
 ) -> None:
     root = class_folders(tmp_path / "set", ["a", "b"], count=2)
     path = pack(tmp_path / "set.tar.gz", root)
-    assert len(open_source(path, split="all")) == 4
+    assert len(opened(path, split="all")) == 4
     (cached,) = (tmp_path / "cache" / "conformer-vision" / "archives").iterdir()
     stamp = cached.stat().st_mtime_ns
-    assert len(open_source(path, split="train")) == 2
+    assert len(opened(path, split="train")) == 2
     assert cached.stat().st_mtime_ns == stamp
     class_folders(root, ["c"], count=2)
     pack(path, root)
-    assert len(open_source(path, split="all")) == 6
+    assert len(opened(path, split="all")) == 6
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"set\.tar\.gz has to be decompressed once.*set XDG_CACHE_HOME"):
-        open_source(path, split="all")
+        opened(path, split="all")
 
 
 def test_a_tar_that_fills_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +130,7 @@ def test_a_tar_that_fills_the_disk_is_refused(tmp_path: Path, monkeypatch: pytes
         info.size = 4 << 20
         out.addfile(info, io.BytesIO(bytes(info.size)))
     with pytest.raises(UserError, match=r"bomb\.tar\.xz grows to more than 1048576 bytes"):
-        open_source(path, split="all")
+        opened(path, split="all")
     assert not list((tmp_path / "cache").rglob("*.tar"))
 
 
@@ -139,7 +140,7 @@ def test_a_image_of_impossible_size_is_broken(
 ) -> None:
     root = class_folders(tmp_path / "set", ["a", "b"], count=2)
     (root / "a" / "0.png").write_bytes(bytes(2000))
-    source = open_source(pack(tmp_path / f"set.{kind}", root), split="all")
+    source = opened(pack(tmp_path / f"set.{kind}", root), split="all")
     monkeypatch.setattr(archive, "MAX_IMAGE_BYTES", 1000)
     with pytest.raises(
         BrokenImageError, match=rf"set\.{kind}/a/0\.png: .*2000 bytes are more than the limit"
@@ -156,7 +157,7 @@ def test_a_zip_that_lies_about_a_size_is_broken(tmp_path: Path) -> None:
     data = path.read_bytes().replace((1 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little"))
     path.write_bytes(data)
     with pytest.raises(BrokenImageError, match=r"set\.zip/a/1\.png"):
-        open_source(path, split="all")[0]
+        opened(path, split="all")[0]
 
 
 def _members(path: Path, *names: str, edit: Callable[[tarfile.TarInfo], None] | None = None) -> Path:
@@ -196,7 +197,7 @@ def test_wrong_members_of_a_tar_are_named(
 ) -> None:
     path = _members(tmp_path / "set.tar", "a/1.png", "b/1.png", name, edit=edit)
     with pytest.raises(UserError, match=rf"set\.tar: .*{message}") as caught:
-        open_source(path, split="all")
+        opened(path, split="all")
     assert "\n" not in str(caught.value)
 
 
@@ -213,14 +214,14 @@ def test_wrong_members_of_a_zip_are_named(tmp_path: Path) -> None:
             info.external_attr = mode << 16
             out.writestr(info, b"x")
         with pytest.raises(UserError, match=rf"set\.zip: .*{message}"):
-            open_source(path, split="all")
+            opened(path, split="all")
     with zipfile.ZipFile(path, "w") as out:
         out.writestr("a/1.png", b"x")
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\1\2") + 8] |= 1  # the flag of encryption in the central directory
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"'a/1\.png' is encrypted"):
-        open_source(path, split="all")
+        opened(path, split="all")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,7 +236,7 @@ def test_damaged_archives_are_named(tmp_path: Path, class_folders: Folders, kind
     with pytest.raises(
         UserError, match=rf"set\.{kind} cannot be read as a (zip|tar|compressed tar)"
     ) as caught:
-        open_source(path, split="all")
+        opened(path, split="all")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.tar"))
 
@@ -248,7 +249,7 @@ def test_a_damaged_header_does_not_end_a_tar_early(tmp_path: Path, class_folders
     data[offset : offset + 20] = b"?" * 20
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"set\.tar cannot be read as a tar archive \(bad header at byte"):
-        open_source(path, split="all")
+        opened(path, split="all")
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -258,7 +259,7 @@ def test_damage_to_a_image_is_named_when_it_is_read(
     root = class_folders(tmp_path / "set", ["a", "b"], count=3)
     (root / "a" / "1.png").write_bytes(b"broken" * 20)
     path = pack(tmp_path / f"set.{kind}", root)
-    source = open_source(path, split="all")
+    source = opened(path, split="all")
     with pytest.raises(BrokenImageError, match=rf"set\.{kind}/a/1\.png: cannot be read as an image"):
         source[1]
     source[2]
@@ -272,6 +273,6 @@ def test_empty_classes_and_loose_images(tmp_path: Path, class_folders: Folders) 
     (root / "vacant").mkdir()
     for kind in ("zip", "tar"):
         with pytest.raises(UserError, match=rf"class folder .*set\.{kind}/vacant holds no images"):
-            open_source(pack(tmp_path / f"set.{kind}", root), split="all")
+            opened(pack(tmp_path / f"set.{kind}", root), split="all")
         with pytest.raises(UserError, match=rf"a\.{kind} holds images but no class folders"):
-            open_source(pack(tmp_path / f"a.{kind}", root / "a"), split="all")
+            opened(pack(tmp_path / f"a.{kind}", root / "a"), split="all")

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from batches import same
-from conformer_vision.data import AugmentConfig, BrokenImageError, ImageSource, build_transform, open_source
+from conformer_vision.data import AugmentConfig, BrokenImageError, ImageSource, build_transform
 from conformer_vision.data.device_cache import DeviceAugmentation, DeviceCache, DeviceLoader
 from conformer_vision.data.loader import NOT_COUNTED, evaluation_loader
 from conformer_vision.data.order import EvaluationOrder, Share, TrainingOrder
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 DEVICES = [
     "cpu",
@@ -253,6 +254,6 @@ def test_without_kornia_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cache_says_what_it_keeps() -> None:
-    kept = cache(open_source("digits", split="val"))
+    kept = cache(opened("digits", split="val"))
     assert kept.images.shape == (179, 3, 32, 32)
     assert str(kept).startswith("179 images of 32x32 kept on cpu (0.5 MB), decoded in ")

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conformer_vision.data import open_source
 from conformer_vision.data.exclude import exclude, normal_name, read_exclusions, write_exclusions
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 Folders = Callable[..., Path]
 
 
 def test_images_are_left_out(tmp_path: Path, class_folders: Folders) -> None:
-    source = open_source(class_folders(tmp_path / "set", ["a", "b"], count=4), split="all")
+    source = opened(class_folders(tmp_path / "set", ["a", "b"], count=4), split="all")
     names = [source.name(i) for i in (1, 2, 7)]
     rest = exclude(source, [*names, "no/such.png"])
     assert rest.classes == source.classes
@@ -29,7 +29,7 @@ def test_images_are_left_out(tmp_path: Path, class_folders: Folders) -> None:
 
 
 def test_other_attributes_stay() -> None:
-    rest = exclude(open_source("digits", split="all"), ["digits row 0", "digits row 1797"])
+    rest = exclude(opened("digits", split="all"), ["digits row 0", "digits row 1797"])
     assert (len(rest), rest.mirrorable, rest.unmatched) == (1796, False, {"digits row 1797"})
 
 
@@ -39,15 +39,15 @@ def test_relative_and_absolute_paths_are_the_same(
     class_folders(tmp_path / "set", ["a", "b"], count=3)
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
-    relative = open_source("set", split="all")
+    relative = opened("set", split="all")
     write_exclusions("list.txt", [(relative.name(0), "")])
     monkeypatch.chdir(tmp_path / "other")
     for spec in (tmp_path / "set", Path("../set"), Path("../other/../set")):
-        assert len(exclude(open_source(spec, split="all"), read_exclusions("../list.txt"))) == 5
+        assert len(exclude(opened(spec, split="all"), read_exclusions("../list.txt"))) == 5
 
 
 def test_a_class_or_everything_cannot_be_left_out(tmp_path: Path, class_folders: Folders) -> None:
-    source = open_source(class_folders(tmp_path, ["a", "b"], count=2), split="all")
+    source = opened(class_folders(tmp_path, ["a", "b"], count=2), split="all")
     with pytest.raises(UserError, match="every image of the class b is to be left out"):
         exclude(source, [source.name(2), source.name(3)])
     assert len(exclude(source, [source.name(2), source.name(3)], every_class=False)) == 2
@@ -81,7 +81,7 @@ def test_undecodable_file_names(tmp_path: Path, class_folders: Folders, encode: 
     odd = os.fsencode(tmp_path / "set" / "a") + b"/caf\xe9 #1\n.png"
     with open(odd, "wb") as file:
         file.write(encode())
-    source = open_source(tmp_path / "set", split="all")
+    source = opened(tmp_path / "set", split="all")
     write_exclusions(tmp_path / "list.txt", [(os.fsdecode(odd), "caf\udce9 is\nodd")])
     assert len(exclude(source, read_exclusions(tmp_path / "list.txt"))) == len(source) - 1 == 4
 

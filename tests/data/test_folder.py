@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from conformer_vision.data import BrokenImageError, open_source
+from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 Folders = Callable[..., Path]
 WriteImage = Callable[..., Path]
@@ -12,7 +13,7 @@ WriteImage = Callable[..., Path]
 
 def test_class_folders_are_split_by_seed(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path, ["dog10", "Dog9", "cat"], count=10)
-    train, val = (open_source(tmp_path, split=split, val_fraction=0.2) for split in ("train", "val"))
+    train, val = (opened(tmp_path, split=split, val_fraction=0.2) for split in ("train", "val"))
     assert train.classes == val.classes == ("cat", "Dog9", "dog10")
     assert (len(train), len(val)) == (24, 6)
     names = [source.name(i) for source in (train, val) for i in range(len(source))]
@@ -23,17 +24,17 @@ def test_class_folders_are_split_by_seed(tmp_path: Path, class_folders: Folders)
             path = Path(source.name(i))
             assert source.classes[label] == path.parent.name
             assert image.getpixel((0, 0)) == (int(path.stem), 0, 0)
-    again = open_source(tmp_path, split="val", val_fraction=0.2)
-    other = open_source(tmp_path, split="val", val_fraction=0.2, seed=1)
+    again = opened(tmp_path, split="val", val_fraction=0.2)
+    other = opened(tmp_path, split="val", val_fraction=0.2, seed=1)
     assert [again.name(i) for i in range(6)] == [val.name(i) for i in range(6)]
     assert [other.name(i) for i in range(6)] != [val.name(i) for i in range(6)]
-    assert len(open_source(tmp_path, split="all")) == 30
+    assert len(opened(tmp_path, split="all")) == 30
 
 
 def test_nested_upper_case_and_hidden(tmp_path: Path, write_image: WriteImage) -> None:
     for name in ("cat/deep/er/1.PNG", "cat/2.png", "dog/1.png", "dog/.3.png", ".cache/4.png", "loose.png"):
         write_image(tmp_path / name)
-    source = open_source(tmp_path, split="all")
+    source = opened(tmp_path, split="all")
     assert source.classes == ("cat", "dog")
     assert [Path(source.name(i)).name for i in range(len(source))] == ["2.png", "1.PNG", "1.png"]
     assert list(source.labels) == [0, 0, 1]
@@ -46,7 +47,7 @@ def test_links(tmp_path: Path, class_folders: Folders) -> None:
     (root / "cat").symlink_to(tmp_path / "store" / "cat")
     (root / "dog" / "more").symlink_to(tmp_path / "store" / "dog")
     (root / "dog" / "loop").symlink_to(root)
-    assert list(open_source(root, split="all").labels) == [0, 0, 0, 1, 1, 1]
+    assert list(opened(root, split="all").labels) == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
@@ -54,44 +55,44 @@ def test_train_and_val_folders(tmp_path: Path, class_folders: Folders, val: str)
     class_folders(tmp_path / "train", ["a", "b"], count=4)
     class_folders(tmp_path / val, ["a", "b"], count=2)
     class_folders(tmp_path / "unused", ["c"])
-    assert list(open_source(tmp_path, split="train").labels) == [0] * 4 + [1] * 4
-    held_out = open_source(tmp_path, split="val")
+    assert list(opened(tmp_path, split="train").labels) == [0] * 4 + [1] * 4
+    held_out = opened(tmp_path, split="val")
     assert list(held_out.labels) == [0, 0, 1, 1]
     assert Path(held_out.name(0)).parent.parent.name == val
-    assert len(open_source(tmp_path, split="all")) == 12
+    assert len(opened(tmp_path, split="all")) == 12
 
 
 def test_val_comes_before_test(tmp_path: Path, class_folders: Folders) -> None:
     for name, count in (("train", 3), ("val", 2), ("test", 1)):
         class_folders(tmp_path / name, ["a", "b"], count=count)
-    assert len(open_source(tmp_path, split="val")) == 4
+    assert len(opened(tmp_path, split="val")) == 4
 
 
 def test_train_alone_is_split_by_seed(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path / "train", ["a", "b"], count=4)
-    train, val = (open_source(tmp_path, split=split) for split in ("train", "val"))
+    train, val = (opened(tmp_path, split=split) for split in ("train", "val"))
     assert (train.classes, len(train), len(val)) == (("a", "b"), 6, 2)
 
 
 def test_a_class_may_be_called_train(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path, ["bus", "train"])
-    assert open_source(tmp_path, split="train").classes == ("bus", "train")
+    assert opened(tmp_path, split="train").classes == ("bus", "train")
 
 
 def test_classes_of_a_model_are_matched_by_name(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path, ["a", "c"], count=2)
-    source = open_source(tmp_path, split="all", classes=["c", "b", "a"])
+    source = opened(tmp_path, split="all", classes=["c", "b", "a"])
     assert source.classes == ("c", "b", "a")
     assert [source.classes[label] for label in source.labels] == ["a", "a", "c", "c"]
     with pytest.raises(UserError, match=r"does not know the class c; it knows a, b"):
-        open_source(tmp_path, split="all", classes=["a", "b"])
+        opened(tmp_path, split="all", classes=["a", "b"])
 
 
 def test_evaluation_needs_no_train_and_not_every_class(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path / "val", ["b"], count=2)
-    assert list(open_source(tmp_path, split="val", classes=["a", "b"]).labels) == [1, 1]
+    assert list(opened(tmp_path, split="val", classes=["a", "b"]).labels) == [1, 1]
     with pytest.raises(UserError, match=r"holds val but no train"):
-        open_source(tmp_path, split="train", classes=["a", "b"])
+        opened(tmp_path, split="train", classes=["a", "b"])
 
 
 def _empty_class(root: Path, write_image: WriteImage) -> None:
@@ -138,7 +139,7 @@ def test_wrong_layouts_are_named(
 ) -> None:
     make(tmp_path, write_image)
     with pytest.raises(UserError, match=message) as caught:
-        open_source(tmp_path, split="train")
+        opened(tmp_path, split="train")
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -146,7 +147,7 @@ def test_wrong_layouts_are_named(
 def test_broken_image_is_named_when_it_is_read(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path, ["a", "b"])
     (tmp_path / "a" / "1.png").write_bytes(b"broken")
-    source = open_source(tmp_path, split="all")
+    source = opened(tmp_path, split="all")
     source[0]
     with pytest.raises(BrokenImageError, match=r"a/1\.png"):
         source[1]

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from conformer_vision.data import BrokenImageError, open_source
+from conformer_vision.data import BrokenImageError
 from conformer_vision.data.base import ImageSource
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 datasets = pytest.importorskip("datasets")
 
@@ -46,11 +47,11 @@ def _reds(source: ImageSource) -> list[int]:
 
 def test_saved_set(tmp_path: Path, make: Callable[..., Any]) -> None:
     make([0, 1] * 5).save_to_disk(tmp_path / "set")
-    source = open_source(tmp_path / "set", split="all")
+    source = opened(tmp_path / "set", split="all")
     assert (source.classes, list(source.labels)) == (("x", "y"), [0, 1] * 5)
     assert _reds(source) == list(range(10))
     assert source.name(9) == f"{tmp_path / 'set'} row 9"
-    train, val = (open_source(tmp_path / "set", split=split, val_fraction=0.4) for split in ("train", "val"))
+    train, val = (opened(tmp_path / "set", split=split, val_fraction=0.4) for split in ("train", "val"))
     assert sorted(_reds(train) + _reds(val)) == list(range(10))
     assert list(val.labels) == [red % 2 for red in _reds(val)]
     again = pickle.loads(pickle.dumps(val))
@@ -61,17 +62,17 @@ def test_saved_set(tmp_path: Path, make: Callable[..., Any]) -> None:
 def test_saved_splits(tmp_path: Path, make: Callable[..., Any], val: str) -> None:
     splits = {"train": make([0, 1] * 3), val: make([1, 0], first=10), "extra": make([0], first=20)}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "set")
-    train, held_out, both = (open_source(tmp_path / "set", split=s) for s in ("train", "val", "all"))
+    train, held_out, both = (opened(tmp_path / "set", split=s) for s in ("train", "val", "all"))
     assert (_reds(train), _reds(held_out)) == ([0, 1, 2, 3, 4, 5], [10, 11])
     assert (_reds(both), list(both.labels)) == ([0, 1, 2, 3, 4, 5, 10, 11], [0, 1, 0, 1, 0, 1, 1, 0])
     assert held_out.name(1) == f"{tmp_path / 'set'} {val} row 1"
-    folds = [_reds(open_source(tmp_path / "set", split="val", folds=3, fold=fold)) for fold in range(3)]
+    folds = [_reds(opened(tmp_path / "set", split="val", folds=3, fold=fold)) for fold in range(3)]
     assert sorted(red for fold in folds for red in fold) == [0, 1, 2, 3, 4, 5]
 
 
 def test_shuffled_selection_of_a_set(tmp_path: Path, make: Callable[..., Any]) -> None:
     make([0, 1] * 10).shuffle(seed=1).select(range(8)).save_to_disk(tmp_path / "set")
-    source = open_source(tmp_path / "set", split="all")
+    source = opened(tmp_path / "set", split="all")
     reds = _reds(source)
     assert (len(reds), reds != sorted(reds)) == (8, True)
     assert list(source.labels) == [red % 2 for red in reds]
@@ -80,15 +81,15 @@ def test_shuffled_selection_of_a_set(tmp_path: Path, make: Callable[..., Any]) -
 @pytest.mark.parametrize("columns", [("img", "fine_label"), ("photo", "kind"), ("file", "labels")])
 def test_columns(tmp_path: Path, make: Callable[..., Any], columns: tuple[str, str]) -> None:
     make([0, 1, 1], columns=columns).save_to_disk(tmp_path / "set")
-    assert _reds(open_source(tmp_path / "set", split="all")) == [0, 1, 2]
+    assert _reds(opened(tmp_path / "set", split="all")) == [0, 1, 2]
 
 
 def test_labels_without_names(tmp_path: Path, make: Callable[..., Any]) -> None:
     for labels, classes in ((["dog", "cat", "dog"], ("cat", "dog")), ([10, 9, 10], ("9", "10"))):
         make(labels, names=None).save_to_disk(tmp_path / str(classes))
-        source = open_source(tmp_path / str(classes), split="all")
+        source = opened(tmp_path / str(classes), split="all")
         assert (source.classes, list(source.labels)) == (classes, [1, 0, 1])
-    source = open_source(tmp_path / "('9', '10')", split="all", classes=["10", "8", "9"])
+    source = opened(tmp_path / "('9', '10')", split="all", classes=["10", "8", "9"])
     assert list(source.labels) == [0, 2, 0]
 
 
@@ -111,7 +112,7 @@ def test_images_by_path_and_broken_ones(
     )
     data = data.remove_columns("image").add_column("image", column.data.column(0), feature=datasets.Image())
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: data)  # saved, paths become bytes
-    source = open_source("hfds/set", split="all")
+    source = opened("hfds/set", split="all")
     assert source[0][0].getpixel((0, 0)) == (7, 0, 0)
     for row, message in ((1, "none of JPEG"), (2, "row has none"), (3, "no such file")):
         with pytest.raises(BrokenImageError, match=rf"set row {row}.*{message}"):
@@ -124,18 +125,18 @@ def test_local_folder_through_load_dataset(
     class_folders(tmp_path / "set" / "train", ["a", "b"], count=3)
     class_folders(tmp_path / "set" / "validation", ["a", "b"], count=1)
     kept = tmp_path / "kept"
-    source = open_source(f"hfds/{tmp_path / 'set'}", split="train", data_dir=kept)
+    source = opened(f"hfds/{tmp_path / 'set'}", split="train", data_dir=kept)
     assert (source.classes, list(source.labels), _reds(source)) == (
         ("a", "b"),
         [0] * 3 + [1] * 3,
         [0, 1, 2] * 2,
     )
     assert source.name(0) == f"hfds/{tmp_path / 'set'} train row 0"
-    assert len(open_source(f"HFDS/{tmp_path / 'set'}", split="val", data_dir=kept)) == 2
+    assert len(opened(f"HFDS/{tmp_path / 'set'}", split="val", data_dir=kept)) == 2
     assert any(kept.iterdir())
     assert capfd.readouterr() == ("", "")
     with pytest.raises(UserError, match="set:small cannot be loaded"):
-        open_source(f"hfds/{tmp_path / 'set'}:small", split="train")
+        opened(f"hfds/{tmp_path / 'set'}:small", split="train")
 
 
 def test_name_and_configuration_are_passed_on(
@@ -148,8 +149,8 @@ def test_name_and_configuration_are_passed_on(
         return datasets.DatasetDict(train=make([0, 1]))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    open_source("hfds/someone/set:small", split="train", data_dir=tmp_path)
-    open_source("hfds/set", split="train")
+    opened("hfds/someone/set:small", split="train", data_dir=tmp_path)
+    opened("hfds/set", split="train")
     assert calls == [("someone/set", "small", str(tmp_path)), ("set", None, None)]
 
 
@@ -158,7 +159,7 @@ def test_code_of_a_set_is_never_run(tmp_path: Path, make: Callable[..., Any]) ->
     mark = tmp_path / "ran"
     (tmp_path / "set" / "set.py").write_text(f"open({str(mark)!r}, 'w')\n")
     with pytest.raises(UserError, match=r"cannot be loaded|no such set"):
-        open_source(f"hfds/{tmp_path / 'set'}", split="train")
+        opened(f"hfds/{tmp_path / 'set'}", split="train")
     assert not mark.exists()
 
 
@@ -181,16 +182,16 @@ def test_errors_of_the_hub_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     ):
         monkeypatch.setattr(datasets, "load_dataset", fails(error))
         with pytest.raises(UserError, match=message) as caught:
-            open_source("hfds/a/b", split="train")
+            opened("hfds/a/b", split="train")
         assert "hfds/a/b" in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="hfds/ names no set"):
-        open_source("hfds/", split="train")
+        opened("hfds/", split="train")
 
 
 def test_offline_and_not_in_the_cache() -> None:
     with pytest.raises(UserError, match="hfds/no/such cannot be loaded") as caught:
-        open_source("hfds/no/such", split="train")
+        opened("hfds/no/such", split="train")
     assert "\n" not in str(caught.value)
 
 
@@ -219,7 +220,7 @@ def test_wrong_rows_and_columns_are_named(
         data = datasets.Dataset(datasets.table.InMemoryTable(table), info=data.info)
     data.save_to_disk(tmp_path / "set")
     with pytest.raises(UserError, match=message) as caught:
-        open_source(tmp_path / "set", split="all")
+        opened(tmp_path / "set", split="all")
     assert str(tmp_path / "set") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -227,15 +228,15 @@ def test_wrong_rows_and_columns_are_named(
 def test_wrong_splits_and_damage_are_named(tmp_path: Path, make: Callable[..., Any]) -> None:
     datasets.DatasetDict(a=make([0, 1]), b=make([0, 1])).save_to_disk(tmp_path / "set")
     with pytest.raises(UserError, match="has the splits a, b, but neither train nor one of val"):
-        open_source(tmp_path / "set", split="train")
+        opened(tmp_path / "set", split="train")
     datasets.DatasetDict(train=make([0, 1]), test=make([0, 1], names="yx")).save_to_disk(tmp_path / "two")
     with pytest.raises(UserError, match=r"two train and .*two test declare different classes"):
-        open_source(tmp_path / "two", split="train")
+        opened(tmp_path / "two", split="train")
     datasets.DatasetDict(test=make([0, 1])).save_to_disk(tmp_path / "test")
-    assert len(open_source(tmp_path / "test", split="val")) == 2
+    assert len(opened(tmp_path / "test", split="val")) == 2
     with pytest.raises(UserError, match="validation images but none for training"):
-        open_source(tmp_path / "test", split="train")
+        opened(tmp_path / "test", split="train")
     (tmp_path / "set" / "dataset_dict.json").write_text("{")
     with pytest.raises(UserError, match="set cannot be read as a set saved by datasets") as caught:
-        open_source(tmp_path / "set", split="train")
+        opened(tmp_path / "set", split="train")
     assert "\n" not in str(caught.value)

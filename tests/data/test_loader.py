@@ -21,12 +21,12 @@ from conformer_vision.data import (
     ImageSource,
     build_transform,
     evaluation_loader,
-    open_source,
     training_loader,
 )
 from conformer_vision.data.loader import NOT_COUNTED, Batch, ImageLoader
 from conformer_vision.data.order import Share
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 AUGMENT = AugmentConfig(color_jitter=0.4, re_prob=0.5)
 
@@ -53,7 +53,7 @@ def evaluating(source: ImageSource, **options: Any) -> ImageLoader:
 
 
 def digits() -> ImageSource:
-    return open_source("digits", split="val")
+    return opened("digits", split="val")
 
 
 def numbers(batches: list[Batch]) -> list[int]:
@@ -257,7 +257,7 @@ def test_ninety_nine_broken_in_a_row_are_passed_over() -> None:
 
 
 def test_source_works_in_a_spawned_process(class_folders: Callable[..., Path], tmp_path: Path) -> None:
-    source = open_source(class_folders(tmp_path, ["a", "b"]), split="all")
+    source = opened(class_folders(tmp_path, ["a", "b"]), split="all")
     loader = training(source, batch_size=6, workers=1)
     loader.multiprocessing_context = "spawn"
     assert same(list(loader), list(training(source, batch_size=6)))
@@ -268,10 +268,10 @@ def test_workers_survive_signals_to_the_group() -> None:
     """Of Ctrl-C and of a scheduler: the main process decides when the workers end."""
     code = """
 import os, signal
-from conformer_vision.data import build_transform, evaluation_loader, open_source
+from conformer_vision.data import build_transform, evaluation_loader
 transform = build_transform(input_size=(3, 32, 32), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear",
                             crop_pct=1.0, crop_mode="center", augment=None)
-loader = evaluation_loader(open_source("digits", split="all"), transform, batch_size=16, workers=1)
+loader = evaluation_loader(opened("digits", split="all"), transform, batch_size=16, workers=1)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 seen = 0

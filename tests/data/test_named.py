@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from conformer_vision.data import open_source
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 WORDS = ["plane", "car", "bird"]
 
@@ -70,9 +70,7 @@ def write_mnist(root: Path, *, train: int = 20, test: int = 10) -> Path:
 
 
 def test_cifar10(cifar: Path, no_network: list[str]) -> None:
-    train, val, both = (
-        open_source("torch/cifar10", split=s, data_dir=cifar) for s in ("train", "val", "all")
-    )
+    train, val, both = (opened("torch/cifar10", split=s, data_dir=cifar) for s in ("train", "val", "all"))
     assert train.classes == tuple(WORDS)
     assert (len(train), len(val), len(both)) == (20, 6, 26)
     for source, first in ((train, 0), (val, 100)):
@@ -84,9 +82,9 @@ def test_cifar10(cifar: Path, no_network: list[str]) -> None:
     assert train.mirrorable
     again = pickle.loads(pickle.dumps(val))
     assert again[4][0].getpixel((0, 0)) == (104, 0, 0)
-    mixed = open_source("Torch/CIFAR10", split="val", data_dir=cifar, classes=["bird", "new", "car", "plane"])
+    mixed = opened("Torch/CIFAR10", split="val", data_dir=cifar, classes=["bird", "new", "car", "plane"])
     assert [mixed.classes[i] for i in mixed.labels] == [val.classes[i] for i in val.labels]
-    folds = [open_source("torch/cifar10", split="val", data_dir=cifar, folds=4, fold=i) for i in range(4)]
+    folds = [opened("torch/cifar10", split="val", data_dir=cifar, folds=4, fold=i) for i in range(4)]
     names = [fold.name(i) for fold in folds for i in range(len(fold))]
     assert sorted(names) == sorted(train.name(i) for i in range(20))
     assert folds[0][0][0].getpixel((0, 0)) == (int(folds[0].name(0).split()[-1]), 0, 0)
@@ -107,7 +105,7 @@ def test_other_pickles_are_never_opened(cifar: Path, tmp_path: Path, name: str) 
     (cifar / "cifar-10-batches-py" / name).write_bytes(trap)
     for split in ("train", "val"):
         with pytest.raises(UserError, match=rf"{name} is not the file that was published"):
-            open_source("torch/cifar10", split=split, data_dir=cifar)
+            opened("torch/cifar10", split=split, data_dir=cifar)
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)
     assert (tmp_path / "sprung").exists()  # the trap works
@@ -115,9 +113,7 @@ def test_other_pickles_are_never_opened(cifar: Path, tmp_path: Path, name: str) 
 
 def test_mnist(tmp_path: Path, no_network: list[str]) -> None:
     write_mnist(tmp_path)
-    train, val = (
-        open_source("torch/mnist", split=split, data_dir=str(tmp_path)) for split in ("train", "val")
-    )
+    train, val = (opened("torch/mnist", split=split, data_dir=str(tmp_path)) for split in ("train", "val"))
     assert (train.classes[2], len(train), len(val)) == ("2 - two", 20, 10)
     image, label = train[13]
     assert (image.mode, image.size, image.getpixel((0, 0)), label) == ("RGB", (28, 28), (13, 13, 13), 3)
@@ -128,16 +124,16 @@ def test_mnist(tmp_path: Path, no_network: list[str]) -> None:
 def test_default_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mnist(tmp_path / "conformer-vision" / "torch")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert len(open_source("torch/mnist", split="val")) == 10
+    assert len(opened("torch/mnist", split="val")) == 10
 
 
 @pytest.mark.parametrize("name", ["image_folder", "folder"])
 def test_class_folders(tmp_path: Path, class_folders: Callable[..., Path], name: str) -> None:
     class_folders(tmp_path / "train", ["a", "b"], count=3)
     class_folders(tmp_path / "val", ["a", "b"], count=1)
-    assert len(open_source(f"torch/{name}", split="train", data_dir=tmp_path)) == 6
+    assert len(opened(f"torch/{name}", split="train", data_dir=tmp_path)) == 6
     with pytest.raises(UserError, match="needs data_dir, the folder of class folders"):
-        open_source(f"torch/{name}", split="train")
+        opened(f"torch/{name}", split="train")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "qmnist"])
@@ -147,7 +143,7 @@ def test_missing_files_and_no_network(
     with pytest.raises(
         UserError, match=rf"torch/{name} can neither be read from .* nor downloaded"
     ) as caught:
-        open_source(f"torch/{name}", split="train", data_dir=tmp_path)
+        opened(f"torch/{name}", split="train", data_dir=tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert no_network
@@ -162,12 +158,12 @@ def test_damaged_mnist(tmp_path: Path, content: bytes) -> None:
         root = write_mnist(tmp_path / word)
         (root / "MNIST" / "raw" / f"{word}-ubyte").write_bytes(content)
         with pytest.raises(UserError, match=r"torch/mnist") as caught:
-            open_source("torch/mnist", split="train", data_dir=root)
+            opened("torch/mnist", split="train", data_dir=root)
         assert "\n" not in str(caught.value)
 
 
 def test_unknown_names() -> None:
     with pytest.raises(UserError, match=r"torch/cifar is not a set.*; did you mean cifar10\?"):
-        open_source("torch/cifar", split="train")
+        opened("torch/cifar", split="train")
     with pytest.raises(UserError, match=r"torch/zzzz is not a set.*; it knows cifar10, cifar100"):
-        open_source("torch/zzzz", split="train")
+        opened("torch/zzzz", split="train")

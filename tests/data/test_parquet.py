@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from conformer_vision.data import BrokenImageError, open_source
+from conformer_vision.data import BrokenImageError
 from conformer_vision.data.base import ImageSource
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 WriteParquet = Callable[..., Path]
 
@@ -18,19 +19,19 @@ def _reds(source: ImageSource) -> list[int]:
 
 def test_rows_labels_and_names(parquet: WriteParquet) -> None:
     path = parquet("set.parquet", [2, 0, 1, 1, 2, 0, 0, 1, 2, 0], names=["x", "y", "z"])
-    source = open_source(path, split="all")
+    source = opened(path, split="all")
     assert source.classes == ("x", "y", "z")
     assert list(source.labels) == [2, 0, 1, 1, 2, 0, 0, 1, 2, 0]
     assert _reds(source) == list(range(10))
     assert source.name(9) == f"{path} row 9"
-    train, val = (open_source(str(path), split=split, val_fraction=0.3) for split in ("train", "val"))
+    train, val = (opened(str(path), split=split, val_fraction=0.3) for split in ("train", "val"))
     assert sorted(_reds(train) + _reds(val)) == list(range(10))
     assert set(train.labels) == set(val.labels) == {0, 1, 2}
     assert [list(source.labels)[red] for red in _reds(val)] == list(val.labels)
 
 
 def test_pickled_source_reads_the_same(parquet: WriteParquet) -> None:
-    source = open_source(parquet("set.parquet", [0, 1] * 50, names=["x", "y"]), split="train")
+    source = opened(parquet("set.parquet", [0, 1] * 50, names=["x", "y"]), split="train")
     data = pickle.dumps(source)
     assert len(data) < 20_000  # by the path of the Arrow file, not its content
     assert _reds(pickle.loads(data)) == _reds(source)
@@ -43,27 +44,27 @@ def test_files_are_told_apart_by_name(parquet: WriteParquet, tmp_path: Path) -> 
     parquet("d/other.parquet", ["?"])
     (tmp_path / "d" / "README.md").touch()
     for spec in (tmp_path / "d", tmp_path / "d" / "t*.parquet"):
-        train, val = (open_source(spec, split=split) for split in ("train", "val"))
+        train, val = (opened(spec, split=split) for split in ("train", "val"))
         assert list(train.labels) == [0, 1, 1, 1, 0]
         assert list(val.labels) == [1]
         assert train.name(4).endswith("train-00001-of-00002.parquet row 2")
         assert val.name(0) == f"{test} row 0"
-        assert len(open_source(spec, split="all")) == 6
-    assert len(open_source(tmp_path / "d" / "train*", split="train", val_fraction=0.4)) == 3  # by seed
+        assert len(opened(spec, split="all")) == 6
+    assert len(opened(tmp_path / "d" / "train*", split="train", val_fraction=0.4)) == 3  # by seed
     parquet("d/validation.parquet", [0, 0], names=["x", "y"])
-    assert list(open_source(tmp_path / "d", split="val").labels) == [0, 0]
+    assert list(opened(tmp_path / "d", split="val").labels) == [0, 0]
 
 
 def test_data_folder_of_a_repository(parquet: WriteParquet, tmp_path: Path) -> None:
     parquet("repo/data/train.parquet", [0, 1])
     parquet("repo/data/validation.parquet", [1])
-    assert list(open_source(tmp_path / "repo", split="val").labels) == [1]
+    assert list(opened(tmp_path / "repo", split="val").labels) == [1]
 
 
 def test_labels_without_names_and_of_strings(parquet: WriteParquet) -> None:
-    source = open_source(parquet("ints.parquet", [10, 9, 10, 30]), split="all")
+    source = opened(parquet("ints.parquet", [10, 9, 10, 30]), split="all")
     assert (source.classes, list(source.labels)) == (("9", "10", "30"), [1, 0, 1, 2])
-    source = open_source(parquet("words.parquet", ["dog", "cat", "dog"]), split="all")
+    source = opened(parquet("words.parquet", ["dog", "cat", "dog"]), split="all")
     assert (source.classes, list(source.labels)) == (("cat", "dog"), [1, 0, 1])
 
 
@@ -71,12 +72,12 @@ def test_dictionary_encoded_strings(parquet: WriteParquet) -> None:
     import pyarrow as pa
 
     labels = pa.array(["dog", "cat", "dog"]).dictionary_encode()
-    assert list(open_source(parquet("words.parquet", labels), split="all").labels) == [1, 0, 1]
+    assert list(opened(parquet("words.parquet", labels), split="all").labels) == [1, 0, 1]
 
 
 @pytest.mark.parametrize("columns", [("img", "label"), ("image", "labels"), ("img", "fine_label")])
 def test_column_names(parquet: WriteParquet, columns: tuple[str, str]) -> None:
-    source = open_source(parquet("set.parquet", [0, 1, 1], names=["x", "y"], columns=columns), split="all")
+    source = opened(parquet("set.parquet", [0, 1, 1], names=["x", "y"], columns=columns), split="all")
     assert (list(source.labels), _reds(source)) == ([0, 1, 1], [0, 1, 2])
 
 
@@ -88,26 +89,26 @@ def test_column_of_plain_bytes(parquet: WriteParquet, encode: Callable[..., byte
     for binary in (pa.binary(), pa.large_binary()):
         images = pa.array([encode((7, 0, 0)), encode((8, 0, 0), kind="BMP")], binary)
         pq.write_table(pa.table({"image": images, "label": [0, 1]}), path)
-        assert _reds(open_source(path, split="all")) == [7, 8]
+        assert _reds(opened(path, split="all")) == [7, 8]
 
 
 def test_path_that_looks_like_a_pattern(parquet: WriteParquet) -> None:
     path = parquet("[a] *set?/t[r]ain.parquet", [0, 1, 1])
     for spec in (path, path.parent):
-        assert _reds(open_source(spec, split="all")) == [0, 1, 2]
+        assert _reds(opened(spec, split="all")) == [0, 1, 2]
 
 
 def test_rewritten_file_is_read_anew(parquet: WriteParquet) -> None:
-    assert len(open_source(parquet("set.parquet", [0, 1, 1]), split="all")) == 3
-    source = open_source(parquet("set.parquet", [1, 0, 1, 0, 0]), split="all")
+    assert len(opened(parquet("set.parquet", [0, 1, 1]), split="all")) == 3
+    source = opened(parquet("set.parquet", [1, 0, 1, 0, 0]), split="all")
     assert (list(source.labels), _reds(source)) == ([1, 0, 1, 0, 0], [0, 1, 2, 3, 4])
 
 
 def test_classes_of_a_model_are_matched_by_name(parquet: WriteParquet) -> None:
     path = parquet("set.parquet", [0, 1, 1], names=["x", "y"])
-    assert list(open_source(path, split="all", classes=["y", "new", "x"]).labels) == [2, 0, 0]
+    assert list(opened(path, split="all", classes=["y", "new", "x"]).labels) == [2, 0, 0]
     with pytest.raises(UserError, match="does not know the class y"):
-        open_source(path, split="all", classes=["x", "z"])
+        opened(path, split="all", classes=["x", "z"])
 
 
 def test_nothing_is_printed_and_nothing_left_beside_the_file(
@@ -117,7 +118,7 @@ def test_nothing_is_printed_and_nothing_left_beside_the_file(
 
     path = parquet("d/set.parquet", [0, 1, 1])
     for _ in range(2):
-        open_source(path, split="train")
+        opened(path, split="train")
     assert capfd.readouterr() == ("", "")
     assert list((tmp_path / "d").iterdir()) == [path]
     assert not datasets.are_progress_bars_disabled()  # as it was
@@ -125,7 +126,7 @@ def test_nothing_is_printed_and_nothing_left_beside_the_file(
 
 def test_broken_image_is_named_by_file_and_row(parquet: WriteParquet, encode: Callable[..., bytes]) -> None:
     path = parquet("set.parquet", [0, 1, 1], images=[encode(), b"broken", b""])
-    source = open_source(path, split="all")
+    source = opened(path, split="all")
     source[0]
     for row in (1, 2):
         with pytest.raises(BrokenImageError, match=rf"set\.parquet row {row}: "):
@@ -153,7 +154,7 @@ def test_wrong_rows_and_columns_are_named(
 ) -> None:
     path = parquet("set.parquet", **options)
     with pytest.raises(UserError, match=message) as caught:
-        open_source(path, split="all")
+        opened(path, split="all")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -169,7 +170,7 @@ def test_null_row_of_the_struct_is_named(
     )
     pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "set.parquet")
     with pytest.raises(UserError, match="row 1 holds no image"):
-        open_source(tmp_path / "set.parquet", split="all")
+        opened(tmp_path / "set.parquet", split="all")
 
 
 def test_decoded_pixels_are_refused(tmp_path: Path) -> None:
@@ -178,20 +179,20 @@ def test_decoded_pixels_are_refused(tmp_path: Path) -> None:
 
     pq.write_table(pa.table({"image": [[1, 2], [3, 4]], "label": [0, 1]}), tmp_path / "set.parquet")
     with pytest.raises(UserError, match=r"column 'image' holds list<.*must be stored as files' bytes"):
-        open_source(tmp_path / "set.parquet", split="all")
+        opened(tmp_path / "set.parquet", split="all")
 
 
 def test_files_that_disagree(parquet: WriteParquet, tmp_path: Path) -> None:
     parquet("a/train.parquet", [0, 1], names=["x", "y"])
     parquet("a/test.parquet", [0, 1], names=["y", "x"])
     with pytest.raises(UserError, match="declare different classes"):
-        open_source(tmp_path / "a", split="val")
+        opened(tmp_path / "a", split="val")
     parquet("b/train.parquet", ["x", "y"])
     parquet("b/test.parquet", ["x", "z"])
     with pytest.raises(
         UserError, match=r"test\.parquet row 1: label 'z' does not occur in the training part"
     ):
-        open_source(tmp_path / "b", split="val")
+        opened(tmp_path / "b", split="val")
 
 
 def test_not_parquet(tmp_path: Path, parquet: WriteParquet) -> None:
@@ -199,7 +200,7 @@ def test_not_parquet(tmp_path: Path, parquet: WriteParquet) -> None:
     for content in (b"", b"text", b"PAR1" + b"\0" * 20 + b"PAR1"):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"set\.parquet cannot be read as parquet") as caught:
-            open_source(path, split="train")
+            opened(path, split="train")
         assert "\n" not in str(caught.value)
 
 
@@ -208,15 +209,15 @@ def test_damage_behind_a_good_footer(tmp_path: Path, parquet: WriteParquet) -> N
     data = path.read_bytes()
     path.write_bytes(data[:8] + b"\xff" * 300 + data[308:])
     with pytest.raises(UserError, match=r"set\.parquet.* cannot be read") as caught:
-        open_source(path, split="train")
+        opened(path, split="train")
     assert "\n" not in str(caught.value)
 
 
 def test_cifar10(shared_dir: Path, parquet: WriteParquet) -> None:
     folder = shared_dir / "data" / "cifar10"
-    val = open_source(folder, split="val")
+    val = opened(folder, split="val")
     assert len(val) == 10_000
     assert val.classes[:2] == ("airplane", "automobile")
     assert val[0][0].size == (32, 32)
-    train = open_source(folder / "test.parquet", split="train", val_fraction=0.25)
+    train = opened(folder / "test.parquet", split="train", val_fraction=0.25)
     assert len(train) == 7_500

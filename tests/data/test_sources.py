@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from conformer_vision.data import ImageSource, Splitting, open_data, open_image, open_source, write_examples
-from conformer_vision.data.base import stratified_split
-from conformer_vision.data.sources import is_stream
+from conformer_vision.data import Splitting, open_image, open_images, require_source, write_examples
+from conformer_vision.data.opening import is_stream
+from conformer_vision.data.splits import stratified_split
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0.01, 0.99), st.integers(0, 2**31))
@@ -34,11 +35,11 @@ def test_split_is_the_same_on_every_machine() -> None:
 
 
 def test_digits() -> None:
-    train, val = (open_source("digits", split=split) for split in ("train", "val"))
+    train, val = (opened("digits", split=split) for split in ("train", "val"))
     assert len(train) + len(val) == 1797
     assert train.classes == tuple("0123456789")
     assert min(Counter(val.labels).values()) >= 17
-    image, label = open_source("digits", split="all")[0]
+    image, label = opened("digits", split="all")[0]
     assert (image.mode, image.size, label) == ("RGB", (8, 8), 0)
     assert np.asarray(image).max() == 239  # 15 of 16
     assert not train.mirrorable
@@ -47,11 +48,11 @@ def test_digits() -> None:
 
 
 def test_digits_matched_to_classes_of_a_model() -> None:
-    own = open_source("digits", split="val")
-    other = open_source("digits", split="val", classes=["none", *reversed("0123456789")])
+    own = opened("digits", split="val")
+    other = opened("digits", split="val", classes=["none", *reversed("0123456789")])
     assert [own.classes[i] for i in own.labels] == [other.classes[i] for i in other.labels]
     with pytest.raises(UserError, match="does not know the class 0"):
-        open_source("digits", split="val", classes=["cat", "dog"])
+        opened("digits", split="val", classes=["cat", "dog"])
 
 
 def test_the_name_digits_wins_over_a_folder(
@@ -59,9 +60,9 @@ def test_the_name_digits_wins_over_a_folder(
 ) -> None:
     class_folders(tmp_path / "digits", ["a", "b"])
     monkeypatch.chdir(tmp_path)
-    assert len(open_source("digits", split="train").classes) == 10
-    assert open_source("./digits", split="train").classes == ("a", "b")
-    assert open_source(Path("digits"), split="train").classes == ("a", "b")
+    assert len(opened("digits", split="train").classes) == 10
+    assert opened("./digits", split="train").classes == ("a", "b")
+    assert opened(Path("digits"), split="train").classes == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -80,28 +81,28 @@ def test_wrong_paths_are_named(tmp_path: Path, spec: str, message: str) -> None:
     (tmp_path / "photos" / "notes.txt").write_text("some notes")
     (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(UserError, match=message) as caught:
-        open_source(f"{tmp_path}/{spec}", split="train")
+        opened(f"{tmp_path}/{spec}", split="train")
     assert "\n" not in str(caught.value)
 
 
 def test_misspelt_digits() -> None:
     with pytest.raises(UserError, match="did you mean digits"):
-        open_source("digit", split="train")
+        opened("digit", split="train")
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 1.0, -1.0, float("nan")])
 def test_impossible_val_fraction(val_fraction: float) -> None:
     with pytest.raises(UserError, match="val_fraction"):
-        open_source("digits", split="train", val_fraction=val_fraction)
+        opened("digits", split="train", val_fraction=val_fraction)
 
 
 def test_impossible_split() -> None:
     with pytest.raises(UserError, match="must be train, val or all"):
-        open_source("digits", split="test")  # type: ignore[arg-type]
+        opened("digits", split="test")  # type: ignore[arg-type]
 
 
 def test_write_examples(tmp_path: Path) -> None:
-    source = open_source("digits", split="val")
+    source = opened("digits", split="val")
     paths = write_examples(source, tmp_path / "new" / "examples", count=12)
     assert sorted(path.name for path in (tmp_path / "new" / "examples").iterdir()) == sorted(
         p.name for p in paths
@@ -122,7 +123,7 @@ def test_write_examples_of_odd_class_names_and_counts(
 ) -> None:
     for name in ("b", "sea lion: *"):
         write_image(tmp_path / "in" / name / "1.png")
-    source = open_source(tmp_path / "in", split="all")
+    source = opened(tmp_path / "in", split="all")
     paths = write_examples(source, tmp_path / "out", count=2)
     assert [path.name for path in paths] == ["b_00000.png", "sea_lion__00001.png"]
     assert isinstance(open_image(paths[0]), Image.Image)
@@ -134,34 +135,24 @@ def test_write_examples_of_odd_class_names_and_counts(
         write_examples(source, tmp_path / "file" / "out", count=1)
 
 
-@pytest.mark.parametrize("spec", ["hfids/someone/set", "WDS/shards/*.tar", "litdata/set", "chunks"])
-def test_streams_are_opened_by_open_data_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
-) -> None:
-    (tmp_path / "chunks").mkdir()
-    (tmp_path / "chunks" / "index.json").write_text('{"chunks": [], "config": {}}')
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"^{re.escape(spec)} is a stream, whose images cannot be taken"):
-        open_source(spec, split="train")
+@pytest.mark.parametrize("spec", ["hfids/someone/set", "WDS/shards/*.tar"])
+def test_streams(monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
     calls = []
     monkeypatch.setattr("conformer_vision.data.streams.open_stream", lambda *a, **k: calls.append((a, k)))
-    open_data(spec, split="val", val_fraction=0.3, seed=5, classes=["a", "b"], data_dir="there")
+    images = open_images(spec, "val", Splitting(0.3, 5), classes=["a", "b"], data_dir="there")
     options = {"split": "val", "splitting": Splitting(0.3, 5), "classes": ["a", "b"], "data_dir": "there"}
     assert calls == [((spec,), options)]
-    with pytest.raises(UserError, match="must be train, val or all"):
-        open_data(spec, split="test")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"^{re.escape(spec)} is a stream, whose images cannot be taken"):
+        require_source(images, name=spec)
 
 
-def test_open_data_opens_sources_too(tmp_path: Path, class_folders: Callable[..., Path]) -> None:
+def test_folder_named_like_a_stream(tmp_path: Path, class_folders: Callable[..., Path]) -> None:
     folder = class_folders(tmp_path / "hfids", ["a", "b"])
     (folder / "index.json").write_text("{}")  # of something else
-    for spec in ("digits", folder):
-        ours = open_data(spec, split="val", folds=3, fold=1, seed=2)
-        assert isinstance(ours, ImageSource)
-        assert list(ours.labels) == list(open_source(spec, split="val", folds=3, fold=1, seed=2).labels)
+    assert len(opened(folder)) == 6
     assert not is_stream(folder)
 
 
 def test_home_of_nobody_is_a_path_like_others() -> None:
     with pytest.raises(UserError, match="~nobody-there/set does not exist"):
-        open_source("~nobody-there/set", split="train")
+        opened("~nobody-there/set", split="train")

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformer_vision.data import Splitting, open_source
+from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 Folders = Callable[..., Path]
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60)
@@ -74,11 +75,11 @@ def test_folds_are_the_same_on_every_machine() -> None:
 def test_folds_of_every_form(tmp_path: Path, class_folders: Folders, parquet: Callable[..., Path]) -> None:
     table = parquet("set.parquet", [0, 1] * 9, names=["x", "y"])
     for spec in ("digits", class_folders(tmp_path / "set", ["a", "b"], count=9), table):
-        parts = [open_source(spec, split="val", folds=3, fold=fold) for fold in range(3)]
+        parts = [opened(spec, split="val", folds=3, fold=fold) for fold in range(3)]
         names = [part.name(i) for part in parts for i in range(len(part))]
-        whole = open_source(spec, split="all", folds=3)
+        whole = opened(spec, split="all", folds=3)
         assert sorted(names) == sorted(whole.name(i) for i in range(len(whole)))
-        train = open_source(spec, split="train", folds=3, fold=2)
+        train = opened(spec, split="train", folds=3, fold=2)
         assert {train.name(i) for i in range(len(train))} == set(names[: -len(parts[2])])
 
 
@@ -90,12 +91,12 @@ def test_folds_cut_the_training_part(
     parquet("files/train.parquet", [0, 1] * 6, names=["x", "y"])
     parquet("files/val.parquet", [0, 1], names=["x", "y"])
     for root in (tmp_path / "set", tmp_path / "files"):
-        parts = [open_source(root, split=split, folds=3, fold=1) for split in ("train", "val", "all")]
+        parts = [opened(root, split=split, folds=3, fold=1) for split in ("train", "val", "all")]
         assert [len(part) for part in parts] == [8, 4, 12]
         assert all("train" in part.name(i) for part in parts for i in range(len(part)))
     class_folders(tmp_path / "only" / "val", ["a", "b"], count=4)
     with pytest.raises(UserError, match="holds val but no train"):
-        open_source(tmp_path / "only", split="val", classes=["a", "b"], folds=2)
+        opened(tmp_path / "only", split="val", classes=["a", "b"], folds=2)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,5 @@ def test_folds_cut_the_training_part(
     ],
 )
 def test_impossible_values(options: dict[str, float], message: str) -> None:
-    for opened in (lambda: Splitting(**options), lambda: open_source("digits", split="train", **options)):  # type: ignore[arg-type]
-        with pytest.raises(UserError, match=message):
-            opened()
+    with pytest.raises(UserError, match=message):
+        Splitting(**options)  # type: ignore[arg-type]

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conformer_vision.data import BrokenImageError, open_source
+from conformer_vision.data import BrokenImageError
 from conformer_vision.data.base import ImageSource
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 WriteImage = Callable[..., Path]
 
@@ -36,17 +37,17 @@ def test_rows_labels_and_names(tmp_path: Path, images: list[str]) -> None:
     labels = ["dog10", "dog9", "cat", "cat", "dog9", "dog10", "cat", "dog9"]
     rows = [("path", "label"), *zip(images, labels, strict=True)]
     path = write_table(tmp_path / "set.csv", rows)
-    source = open_source(path, split="all")
+    source = opened(path, split="all")
     assert source.classes == ("cat", "dog9", "dog10")
     assert [source.classes[label] for label in source.labels] == labels
     assert _reds(source) == list(range(8))
     assert source.name(3) == str(tmp_path / images[3])
-    train, val = (open_source(path, split=split, val_fraction=0.4) for split in ("train", "val"))
+    train, val = (opened(path, split=split, val_fraction=0.4) for split in ("train", "val"))
     assert sorted(_reds(train) + _reds(val)) == list(range(8))
     assert {source.classes[label] for label in val.labels} == set(labels)
     again = pickle.loads(pickle.dumps(val))
     assert _reds(again) == _reds(val)
-    other = open_source(path, split="all", classes=["new", "dog10", "dog9", "cat"])
+    other = opened(path, split="all", classes=["new", "dog10", "dog9", "cat"])
     assert [other.classes[label] for label in other.labels] == labels
 
 
@@ -54,7 +55,7 @@ def test_rows_labels_and_names(tmp_path: Path, images: list[str]) -> None:
 @pytest.mark.parametrize("label", ["label", "labels", "Class", "fine_label"])
 def test_column_names(tmp_path: Path, images: list[str], image: str, label: str) -> None:
     rows = [("id", label, image), *((i, i % 2, p) for i, p in enumerate(images))]
-    source = open_source(write_table(tmp_path / "set.csv", rows), split="all")
+    source = opened(write_table(tmp_path / "set.csv", rows), split="all")
     assert (source.classes, list(source.labels), _reds(source)) == (("0", "1"), [0, 1] * 4, list(range(8)))
 
 
@@ -62,13 +63,13 @@ def test_column_names(tmp_path: Path, images: list[str], image: str, label: str)
 def test_other_separators(tmp_path: Path, images: list[str], name: str, delimiter: str) -> None:
     rows = [("path", "label"), *((p, i % 2) for i, p in enumerate(images))]
     path = write_table(tmp_path / name, rows, delimiter=delimiter)
-    assert _reds(open_source(path, split="all")) == list(range(8))
+    assert _reds(opened(path, split="all")) == list(range(8))
 
 
 def test_absolute_paths_byte_order_mark_empty_lines(tmp_path: Path, images: list[str]) -> None:
     lines = ["path,label", "", f'"{tmp_path / images[0]}",a', ",", f'"{images[1]}", b ', " , "]
     (tmp_path / "set.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    source = open_source(tmp_path / "set.csv", split="all")
+    source = opened(tmp_path / "set.csv", split="all")
     assert (source.classes, list(source.labels), _reds(source)) == (("a", "b"), [0, 1], [0, 1])
 
 
@@ -80,10 +81,10 @@ def test_split_column(tmp_path: Path, images: list[str], val: str) -> None:
         *((p, i % 2, w) for i, (p, w) in enumerate(zip(images, words, strict=True))),
     ]
     path = write_table(tmp_path / "set.csv", rows)
-    assert _reds(open_source(path, split="train")) == [0, 2, 3, 5, 6]
-    assert _reds(open_source(path, split="val")) == [1, 4, 7]
-    assert sorted(_reds(open_source(path, split="all"))) == list(range(8))
-    held_out = [_reds(open_source(path, split="val", folds=2, fold=fold)) for fold in (0, 1)]
+    assert _reds(opened(path, split="train")) == [0, 2, 3, 5, 6]
+    assert _reds(opened(path, split="val")) == [1, 4, 7]
+    assert sorted(_reds(opened(path, split="all"))) == list(range(8))
+    held_out = [_reds(opened(path, split="val", folds=2, fold=fold)) for fold in (0, 1)]
     assert sorted(held_out[0] + held_out[1]) == [0, 2, 3, 5, 6]
 
 
@@ -97,12 +98,12 @@ def test_val_comes_before_test_and_train_alone_is_split_by_seed(tmp_path: Path, 
     with pytest.raises(
         UserError, match="line 5: label '1' does not occur in the training part; its classes are 0"
     ):
-        open_source(write_table(tmp_path / "a.csv", [rows[0], rows[1], rows[3], *rows[5:]]), split="val")
+        opened(write_table(tmp_path / "a.csv", [rows[0], rows[1], rows[3], *rows[5:]]), split="val")
     path = write_table(tmp_path / "set.csv", rows)
-    assert _reds(open_source(path, split="val")) == [5, 7]
-    assert open_source(path, split="train").classes == ("0", "1")
+    assert _reds(opened(path, split="val")) == [5, 7]
+    assert opened(path, split="train").classes == ("0", "1")
     path = write_table(tmp_path / "set.csv", rows[:5])
-    assert len(open_source(path, split="train")) == len(open_source(path, split="val")) == 2
+    assert len(opened(path, split="train")) == len(opened(path, split="val")) == 2
 
 
 def test_parquet_with_paths(tmp_path: Path, images: list[str]) -> None:
@@ -119,18 +120,18 @@ def test_parquet_with_paths(tmp_path: Path, images: list[str]) -> None:
         columns = {"file_name" if column is strings else "image": column, "class": [0, 0, 1, 1] * 2}
         path = tmp_path / "set.parquet"
         pq.write_table(pa.table(columns), path, row_group_size=3)
-        source = open_source(path, split="all")
+        source = opened(path, split="all")
         assert (_reds(source), list(source.labels)) == (list(range(8)), [0, 0, 1, 1] * 2)
         assert source.name(7) == f"{path} row 7"
         assert _reds(pickle.loads(pickle.dumps(source))) == list(range(8))
         pq.write_table(pa.table(columns | {"split": words}), path, row_group_size=3)
-        assert _reds(open_source(path, split="train")) == [0, 2, 4, 6]
-        assert _reds(open_source(path, split="val")) == [1, 3, 5, 7]
+        assert _reds(opened(path, split="train")) == [0, 2, 4, 6]
+        assert _reds(opened(path, split="val")) == [1, 3, 5, 7]
         pq.write_table(pa.table(columns | {"split": [*words[:7], "none"]}), path)
         with pytest.raises(
             UserError, match=r"set\.parquet row 7: split 'none'; it must be one of train, val"
         ):
-            open_source(path, split="train")
+            opened(path, split="train")
     (tmp_path / images[2]).unlink()
     with pytest.raises(BrokenImageError, match=r"/2\.png \(.*set\.parquet row 2\): .*no such file"):
         source[2]
@@ -138,7 +139,7 @@ def test_parquet_with_paths(tmp_path: Path, images: list[str]) -> None:
 
 def test_missing_image_is_named_when_it_is_read(tmp_path: Path, images: list[str]) -> None:
     rows = [("path", "label"), (images[0], "a"), ("none.png", "b"), (images[1], "b")]
-    source = open_source(write_table(tmp_path / "set.csv", rows), split="all")
+    source = opened(write_table(tmp_path / "set.csv", rows), split="all")
     source[0]
     with pytest.raises(BrokenImageError, match=r"none\.png \(.*set\.csv line 3\): .*no such file"):
         source[1]
@@ -173,7 +174,7 @@ def test_missing_image_is_named_when_it_is_read(tmp_path: Path, images: list[str
 def test_wrong_tables_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "set.csv").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        open_source(tmp_path / "set.csv", split="train")
+        opened(tmp_path / "set.csv", split="train")
     assert str(tmp_path / "set.csv") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -186,7 +187,7 @@ CELLS = st.text(st.sampled_from('ab,;"\t\r\n\0\\ é'), max_size=6)
 def test_any_text_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "set.csv").write_bytes(content)
     try:
-        source = open_source(tmp_path / "set.csv", split="all")
+        source = opened(tmp_path / "set.csv", split="all")
     except UserError as error:
         assert len(str(error).splitlines()) == 1
     else:
@@ -206,7 +207,7 @@ def test_any_text_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
 )
 def test_what_csv_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
     path = write_table(tmp_path / "set.csv", [("path", "label"), *rows])
-    source = open_source(path, split="all", classes=["a", "b,c", 'd"e', "ü"])
+    source = opened(path, split="all", classes=["a", "b,c", 'd"e', "ü"])
     assert [source.classes[label] for label in source.labels] == [label for _, label in rows]
     expected = [name if name.startswith("/") else f"{tmp_path}/{name}" for name, _ in rows]
     assert [source.name(i) for i in range(len(source))] == expected

@@ -12,9 +12,10 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from conformer_vision.data import AugmentConfig, build_transform, open_source
+from conformer_vision.data import AugmentConfig, build_transform
 from conformer_vision.data.transforms import Transform
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -77,7 +78,7 @@ def test_any_image_gets_the_input_size(width: int, height: int, crop: Any, chann
 
 
 def test_digits_are_enlarged_to_32_px() -> None:
-    image, _ = open_source("digits", split="all")[3]
+    image, _ = opened("digits", split="all")[3]
     tensor = _pixels(_build(None)(image))
     assert tensor.shape == (3, 32, 32)
     small = torch.from_numpy(np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)).copy())
@@ -138,13 +139,13 @@ def test_hflip(gradient: Image.Image, hflip: float | None, least: int, most: int
 
 
 def test_digits_are_not_mirrored_unless_asked() -> None:
-    digits = open_source("digits", split="val")
+    digits = opened("digits", split="val")
     assert AugmentConfig().for_source(digits).hflip == 0
     assert AugmentConfig(hflip=0.3).for_source(digits).hflip == 0.3
 
 
 def test_other_sources_are_mirrored(class_folders: Any, tmp_path: Any) -> None:
-    source = open_source(class_folders(tmp_path, ["a", "b"]), split="train")
+    source = opened(class_folders(tmp_path, ["a", "b"]), split="train")
     assert AugmentConfig(pad=3).for_source(source) == AugmentConfig(pad=3, hflip=0.5)
 
 

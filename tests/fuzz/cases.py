@@ -19,7 +19,7 @@ from watch import DefectError, Harness
 
 from conformer_vision.data import BrokenImageError, open_image
 from conformer_vision.data.loader import evaluation_loader, training_loader
-from conformer_vision.data.sources import open_data
+from conformer_vision.data.opening import open_images
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.data.transforms import build_transform
 from conformer_vision.errors import UserError
@@ -159,12 +159,12 @@ class Fuzz:
 
     def _broken(self, data: object) -> int:
         """Images of the folder that the loader names as broken."""
-        source = open_data(str(data), split="all")
+        source = open_images(str(data), split="all")
         loader = evaluation_loader(source, self.transform, batch_size=32, workers=0)
         return sum(len(batch.broken) for batch in loader)
 
     def _train_on(self, data: object, seed: int) -> bool:
-        source = open_data(str(data), split="train")
+        source = open_images(str(data), split="train")
         images = 64 if isinstance(source, ImageStream) else None
         loader = training_loader(
             source, self.transform, batch_size=8, workers=0, seed=seed, epoch_images=images
@@ -179,7 +179,7 @@ class Fuzz:
         classes = rng.choice([None, None, good.CLASSES])
 
         def read() -> bool:
-            source = open_data(str(data), split=split, classes=classes)
+            source = open_images(str(data), split, classes=classes)
             for _ in evaluation_loader(source, self.transform, batch_size=32, workers=0):
                 pass
             return False
@@ -213,7 +213,7 @@ class Fuzz:
             )
 
         def call() -> bool:
-            exclude(open_data(self.photos, split="all"), read_exclusions(path))
+            exclude(open_images(self.photos, split="all"), read_exclusions(path))
             return False
 
         return lambda: _refused(call)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from conformer_vision.data import build_transform, images, open_image, open_source
+from conformer_vision.data import build_transform, images, open_image
 from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.recipe import read_recipe
 from conformer_vision.training.run import resume
+from image_sets import opened
 
 CARD: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic", "crop_pct": 0.875}
 
@@ -107,7 +108,7 @@ def test_an_archive_of_thousands_of_nested_folders_is_read(good: ModuleType, tmp
         for name in good.CLASSES:
             archive.writestr(f"{name}/{'d/' * 3000}x.png", good.plain_image(0))
             archive.writestr(f"{name}/0.png", good.plain_image(1))
-    source = open_source(path, split="all")
+    source = opened(path, split="all")
     assert source.classes == good.CLASSES
     assert len(source) == 6
     assert source[0][0].size == (40, 36)

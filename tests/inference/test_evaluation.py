@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
-from conformer_vision.data import open_data
+from conformer_vision.data import Splitting, open_images
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Evaluation, evaluate
 from conformer_vision.inference.runtime import eval_transform
@@ -126,21 +127,21 @@ def test_images_held_out_in_training_are_the_ones_measured(
     (run / "config.yaml").write_text("val_fraction: 0.3\nseed: 5\n")
     asked = []
 
-    def recorded(*args: object, **kwargs: object) -> object:
-        asked.append(kwargs)
-        return open_data(*args, **kwargs)
+    def recorded(data: object, split: Any, splitting: Splitting, **options: Any) -> object:
+        asked.append((splitting, options["data_dir"]))
+        return open_images(data, split, splitting, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("conformer_vision.inference.evaluation.open_data", recorded)
+    monkeypatch.setattr("conformer_vision.inference.evaluation.open_images", recorded)
     assert evaluate(run, data, device="cpu").samples == 12
     evaluate(run / "best.safetensors", data, device="cpu")
     evaluate(run, data, device="cpu", val_fraction=0.2, seed=7)
-    assert [(k["val_fraction"], k["seed"]) for k in asked] == [(0.3, 5), (0.3, 5), (0.2, 7)]
+    assert asked == [(Splitting(0.3, 5), None), (Splitting(0.3, 5), None), (Splitting(0.2, 7), None)]
     (run / "config.yaml").write_text("folds: 4\nfold: 2\ndata_dir: somewhere\nexclude: not-applied.txt\n")
     assert evaluate(run, data, device="cpu").samples == 10
     evaluate(run, data, device="cpu", folds=5, fold=1, data_dir="elsewhere")
-    assert [(k["folds"], k["fold"], k["data_dir"]) for k in asked[3:]] == [
-        (4, 2, "somewhere"),
-        (5, 1, "elsewhere"),
+    assert asked[3:] == [
+        (Splitting(folds=4, fold=2), "somewhere"),
+        (Splitting(folds=5, fold=1), "elsewhere"),
     ]
     (run / "config.yaml").write_text("seed: seven\n")
     with pytest.raises(UserError, match=r"config\.yaml: seed 'seven' cannot be"):

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conformer_vision.data import BrokenImageError, open_source
+from conformer_vision.data import BrokenImageError
 from conformer_vision.data.streams.base import ImageStream, StreamedImage
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Predictor, evaluate
 from conformer_vision.models.saved import load_model, save_model
 from conformer_vision.report import build, examine, write_report
+from image_sets import opened
 
 from .conftest import CONFORMER, MakeRun, write_images
 
@@ -220,7 +221,7 @@ def test_hostile_names_and_ten_images(make_run: MakeRun, tmp_path: Path) -> None
     images = write_images(tmp_path / "p", {HOSTILE[0]: 6, HOSTILE[1]: 4})
     with suppress(OSError):  # not every file system takes a name that is not UTF-8
         (images / "val" / HOSTILE[1] / "0.png").rename(images / "val" / HOSTILE[1] / "\udce9.png")
-    classes = open_source(images, split="val").classes
+    classes = opened(images, split="val").classes
     folder = make_run(CONFORMER, (*classes, *HOSTILE[2:]), images)
     page = Page(write_report(folder, device="cpu"))
     check_complete(page)
@@ -291,7 +292,7 @@ def test_exclusions_of_the_run_hold(make_run: MakeRun, tmp_path: Path) -> None:
 def test_split_is_the_one_of_the_run(make_run: MakeRun) -> None:
     folder = make_run("test_resnet", [str(i) for i in range(10)], "digits", folds=4, fold=1, seed=7)
     findings = examine(folder, device="cpu")
-    val = open_source("digits", split="val", folds=4, fold=1, seed=7)
+    val = opened("digits", split="val", folds=4, fold=1, seed=7)
     assert findings.outcome.labels.tolist() == list(val.labels)
     worst = findings.worst[0]
     assert findings.images[worst].name == val.name(int(findings.outcome.indices[worst]))

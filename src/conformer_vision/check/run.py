@@ -13,7 +13,8 @@ import numpy as np
 from conformer_vision.data.base import ImageSource
 from conformer_vision.data.exclude import write_exclusions
 from conformer_vision.data.images import MAX_PIXELS
-from conformer_vision.data.sources import open_source
+from conformer_vision.data.opening import open_images, require_source
+from conformer_vision.data.splits import Split, Splitting
 from conformer_vision.errors import UserError
 
 from .duplicates import MAX_DISTANCE, Copies, find_copies
@@ -30,8 +31,7 @@ Progress = Callable[[int, int], None]
 def check(
     data: str | Path,
     *,
-    val_fraction: float = 0.1,
-    seed: int = 0,
+    splitting: Splitting = Splitting(),  # noqa: B008  # immutable
     data_dir: str | Path | None = None,
     workers: int | None = None,
     min_size: int = 8,
@@ -49,10 +49,9 @@ def check(
     is a finding. In a script, call this below ``if __name__ == "__main__":``.
 
     Args:
-        data: as in `open_source`; both train and val are read.
-        val_fraction: share of every class held out where the set has no split of its own.
-        seed: seed of that split.
-        data_dir: where sets with a name are kept, as in `open_source`.
+        data: as in `open_images`; both train and val are read.
+        splitting: how to cut a set without a split of its own.
+        data_dir: where sets with a name are kept, as in `open_images`.
         workers: processes; one per core where None.
         min_size: pixels of the short edge below which an image is tiny.
         max_pixels: pixels (height × width) above which an image is not decoded, by its header.
@@ -64,16 +63,17 @@ def check(
         progress: called after every image.
 
     Raises:
-        UserError: as `open_source`; a value that cannot be; a file that cannot be written.
+        UserError: as `open_images`; a value that cannot be; a file that cannot be written.
     """
     began = time.monotonic()
     _check_values(workers, min_size, max_pixels, distance, timeout)
     for path in (page, fix):
         if path is not None:
             _check_writable(Path(path))
-    parts = {
-        name: open_source(data, split=name, val_fraction=val_fraction, seed=seed, data_dir=data_dir)
-        for name in ("train", "val")
+    names: tuple[Split, ...] = ("train", "val")
+    parts: dict[str, ImageSource] = {
+        name: require_source(open_images(data, name, splitting, data_dir=data_dir), name=data)
+        for name in names
     }
     reader = ImageReader(list(parts.values()), Limits(min_size=min_size, max_pixels=max_pixels))
     with WorkerPool(reader, workers=workers or _cores(), timeout=timeout) as pool:

@@ -71,12 +71,12 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     if options.fix_duplicates and options.fix is None:
         raise UserError("--fix_duplicates needs --fix LIST, the list it adds to")
     from conformer_vision.check import check
+    from conformer_vision.data import Splitting
 
     with _progress() as progress:
         result = check(
             options.data,
-            val_fraction=options.val_fraction,
-            seed=options.seed,
+            splitting=Splitting(options.val_fraction, options.seed),
             data_dir=options.data_dir,
             workers=options.workers,
             min_size=options.min_size,

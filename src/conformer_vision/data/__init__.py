@@ -9,25 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .augment import AugmentConfig
-    from .base import ImageSource, Splitting
+    from .base import ImageSource
     from .images import IMAGE_EXTENSIONS, BrokenImageError, find_images, open_image
     from .loader import evaluation_loader, training_loader
-    from .sources import open_data, open_source, write_examples
+    from .opening import open_images, require_source, write_examples
+    from .splits import Splitting
     from .transforms import build_transform
 
 _HOMES = {
     "AugmentConfig": "augment",
     "ImageSource": "base",
-    "Splitting": "base",
+    "Splitting": "splits",
     "IMAGE_EXTENSIONS": "images",
     "BrokenImageError": "images",
     "find_images": "images",
     "open_image": "images",
     "evaluation_loader": "loader",
     "training_loader": "loader",
-    "open_data": "sources",
-    "open_source": "sources",
-    "write_examples": "sources",
+    "open_images": "opening",
+    "require_source": "opening",
+    "write_examples": "opening",
     "build_transform": "transforms",
 }
 
@@ -40,9 +41,9 @@ __all__ = [
     "build_transform",
     "evaluation_loader",
     "find_images",
-    "open_data",
     "open_image",
-    "open_source",
+    "open_images",
+    "require_source",
     "training_loader",
     "write_examples",
 ]

@@ -28,9 +28,10 @@ from PIL import Image
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 
-from .base import ImageSource, Split, Splitting, one_line
+from .base import ImageSource, one_line
 from .folder import VAL_NAMES, Tree, read_tree
 from .images import BrokenImageError, is_image_name, natural_key, open_image
+from .splits import Split, Splitting
 
 MAX_IMAGE_BYTES = 512 << 20
 """Largest image file that is taken out of an archive; a small archive can declare any size."""
@@ -129,7 +130,7 @@ def open_archive(
     """Reads an archive of class folders by the rules of `folder.read_tree`.
 
     A single folder that holds everything else is looked through; hidden files and ``__MACOSX``
-    are left out. Arguments and errors are those of `open_source`.
+    are left out. Arguments and errors are those of `open_images`.
 
     Raises:
         UserError: also a damaged or encrypted archive, a link in it, a path that leads out of it.

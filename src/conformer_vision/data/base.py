@@ -1,12 +1,11 @@
-"""What every source of labelled images offers, and the rules of splits and class names."""
+"""What every source of labelled images offers, and the rules of class names."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from conformer_vision.errors import UserError
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
-
-Split = Literal["train", "val", "all"]
 
 
 class ImageSource(ABC):
@@ -86,131 +83,6 @@ class SubsetSource(ImageSource):
     def name(self, index: int) -> str:
         """The image's name in the source."""
         return self._source.name(self._rows[index])
-
-
-@dataclass(frozen=True)
-class Splitting:
-    """How a set without a split of its own is cut into training and validation images.
-
-    Attributes:
-        val_fraction: share of every class held out; see `stratified_split`.
-        seed: seed of the draw; the same seed gives the same split everywhere.
-        folds: number of stratified folds, of which one is held out in place of a share of every
-            class; None for no folds. A set with a split of its own is cut within its training
-            part, and its validation part is left alone.
-        fold: the fold held out, from 0.
-
-    Raises:
-        UserError: a value that cannot be.
-    """
-
-    val_fraction: float = 0.1
-    seed: int = 0
-    folds: int | None = None
-    fold: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"val_fraction {self.val_fraction}: must be between 0 and 1, both excluded")
-        if self.seed < 0:
-            raise UserError(f"seed {self.seed}: must be 0 or more")
-        if self.folds is None:
-            if self.fold != 0:
-                raise UserError(f"fold {self.fold}: give the number of folds too")
-        elif self.folds < 2:
-            raise UserError(f"folds {self.folds}: must be 2 or more")
-        elif not 0 <= self.fold < self.folds:
-            raise UserError(
-                f"fold {self.fold}: must be from 0 to {self.folds - 1}, as there are {self.folds}"
-            )
-
-    def rows(
-        self,
-        labels: Sequence[int] | NDArray[np.int64],
-        split: Split,
-        *,
-        origin: str,
-        parts: Mapping[Split, NDArray[np.int64]] | None = None,
-    ) -> NDArray[np.int64]:
-        """Indices of the split's images among all that ``labels`` lists.
-
-        Args:
-            labels: one label per image.
-            split: the part to take.
-            origin: what an error calls the set.
-            parts: indices of the training and validation images of a set with a split of its own.
-                ``train`` alone, or where there are folds, is cut as a set without one.
-
-        Raises:
-            UserError: more folds than any class has images, or no training images to take.
-        """
-        import numpy as np
-
-        parts = parts or {}
-        if "val" not in parts or (self.folds is not None and "train" in parts):
-            whole = parts.get("train", np.arange(len(labels)))
-            drawn: NDArray[np.int64] = whole[self._draw(np.asarray(labels)[whole], split, origin=origin)]
-            return drawn
-        if "train" not in parts and (split == "train" or self.folds is not None):
-            raise UserError(f"{origin} holds validation images but none for training; add some")
-        return np.concatenate(
-            [parts[part] for part in ("train", "val") if part in parts and split in (part, "all")]
-        )
-
-    def _draw(self, labels: NDArray[np.int64], split: Split, *, origin: str) -> NDArray[np.int64]:
-        if self.folds is None:
-            return stratified_split(labels, val_fraction=self.val_fraction, seed=self.seed)[split]
-        return stratified_fold(labels, folds=self.folds, fold=self.fold, seed=self.seed, origin=origin)[split]
-
-
-def stratified_split(
-    labels: Sequence[int] | NDArray[np.int64], *, val_fraction: float, seed: int
-) -> dict[Split, NDArray[np.int64]]:
-    """Indices per split, ascending; the same seed gives the same split everywhere.
-
-    Of every class about ``val_fraction`` is held out: at least one image where it has two or
-    more, and never all of them.
-    """
-    import numpy as np
-
-    array = np.asarray(labels, dtype=np.int64)
-    rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(array), dtype=bool)
-    for label in np.unique(array):
-        members = rng.permutation(np.flatnonzero(array == label))
-        count = min(max(round(len(members) * val_fraction), 1), len(members) - 1)
-        held_out[members[:count]] = True
-    return {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out), "all": np.arange(len(array))}
-
-
-def stratified_fold(
-    labels: Sequence[int] | NDArray[np.int64], *, folds: int, fold: int, seed: int, origin: str
-) -> dict[Split, NDArray[np.int64]]:
-    """Indices per split, ascending, where fold number ``fold`` of ``folds`` is held out.
-
-    Every image is held out in exactly one fold, and the counts of a class differ by at most one
-    between folds (scikit-learn's ``StratifiedKFold``). A class with fewer images than folds is
-    missing from some of them.
-
-    Raises:
-        UserError: more folds than the largest class has images; ``origin`` is what it calls the set.
-    """
-    import warnings
-
-    import numpy as np
-    from sklearn.model_selection import StratifiedKFold
-
-    array = np.asarray(labels, dtype=np.int64)
-    largest = int(np.unique(array, return_counts=True)[1].max(initial=0))
-    if largest < folds:
-        raise UserError(
-            f"folds {folds}: no class of {origin} has so many images, the largest has {largest}; give fewer"
-        )
-    cut = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
-    with warnings.catch_warnings():  # about classes with fewer images than folds; see above
-        warnings.simplefilter("ignore", UserWarning)
-        train, val = list(cut.split(np.zeros(len(array)), array))[fold]
-    return {"train": train, "val": val, "all": np.arange(len(array))}
 
 
 def match_classes(

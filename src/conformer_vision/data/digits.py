@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from .base import ImageSource, Split, Splitting, match_classes
+from .base import ImageSource, match_classes
+from .splits import Split, Splitting
 
 
 class DigitsSource(ImageSource):

@@ -17,8 +17,9 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 
-from .base import ImageSource, Split, Splitting, match_classes, one_line, some_names
+from .base import ImageSource, match_classes, one_line, some_names
 from .images import find_images, is_image_name, natural_key, open_image
+from .splits import Split, Splitting
 
 VAL_NAMES = ("val", "validation", "valid", "test")
 """Names of a folder or split of validation images; the first that is there is taken."""
@@ -91,7 +92,7 @@ def open_folder(
 ) -> FolderSource:
     """Reads ``root/CLASS/**/image`` or ``root/{train,val}/CLASS/**/image``.
 
-    The rules are those of `read_tree`; arguments and errors are those of `open_source`.
+    The rules are those of `read_tree`; arguments and errors are those of `open_images`.
     """
     found = read_tree(_DiskTree(root), split=split, splitting=splitting, classes=classes)
     return FolderSource(found.classes, found.paths, found.labels)
@@ -105,7 +106,7 @@ def read_tree(tree: Tree, *, split: Split, splitting: Splitting, classes: Sequen
     A ``train`` without the other, and a root of classes, is split by seed. Folds cut ``train``.
 
     Raises:
-        UserError: as `open_source`.
+        UserError: as `open_images`.
     """
     parts = _split_folders(tree)
     if splitting.folds is not None and "train" in parts:

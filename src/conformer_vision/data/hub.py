@@ -14,11 +14,12 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 
-from .base import ImageSource, Split, Splitting, match_classes, some_names
+from .base import ImageSource, match_classes, some_names
 from .folder import VAL_NAMES
 from .images import BrokenImageError, natural_key, open_image
 from .parquet import quiet_datasets
 from .parquet_file import class_numbers, label_values
+from .splits import Split, Splitting
 from .table import IMAGE_COLUMNS, LABEL_COLUMNS
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class HubSource(ImageSource):
 def open_saved(path: Path, *, split: Split, splitting: Splitting, classes: Sequence[str] | None) -> HubSource:
     """Reads a folder that ``datasets``' ``save_to_disk`` wrote: one set, or several splits of it.
 
-    Splits and columns are found as by `open_hub`. Arguments and errors are those of `open_source`.
+    Splits and columns are found as by `open_hub`. Arguments and errors are those of `open_images`.
     """
     import datasets
 
@@ -113,13 +114,13 @@ def open_hub(
 
     Args:
         name: ``NAME`` or ``NAME:CONFIG``; NAME as the hub has it, or a path with ``./`` or ``/`` in front.
-        split: as in `open_source`.
+        split: as in `open_images`.
         splitting: how to cut a set without validation images.
-        classes: as in `open_source`.
+        classes: as in `open_images`.
         data_dir: cache to keep the set in; that of ``datasets`` where None.
 
     Raises:
-        UserError: as `open_source`; also no such set, no network, no access.
+        UserError: as `open_images`; also no such set, no network, no access.
     """
     import datasets
     from datasets.exceptions import DatasetNotFoundError

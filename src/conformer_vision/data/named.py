@@ -20,8 +20,9 @@ from conformer_vision.errors import UserError
 from conformer_vision.parsing import nearest
 
 from .archive import cache_folder
-from .base import ImageSource, Split, Splitting, match_classes
+from .base import ImageSource, match_classes
 from .folder import FolderSource, open_folder
+from .splits import Split, Splitting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,9 +85,9 @@ def open_named(
         name: as timm has it, whatever its case: ``cifar10``, ``cifar100``, ``mnist``, ``fashion_mnist``,
             ``kmnist``, ``qmnist``, ``places365``, ``inaturalist`` (2021), ``imagenet``; or
             ``image_folder`` for the class folders in ``data_dir``.
-        split: as in `open_source`.
+        split: as in `open_images`.
         splitting: its folds cut the training part; its share is not used.
-        classes: as in `open_source`.
+        classes: as in `open_images`.
         data_dir: where the set's files are; ``torch`` in this package's cache folder where None.
 
     Raises:

@@ -22,9 +22,10 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 
-from .base import ImageSource, Split, Splitting, match_classes
+from .base import ImageSource, match_classes
 from .images import natural_key, open_image
 from .parquet_file import ParquetFile, class_names
+from .splits import Split, Splitting
 from .table import split_parts
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def open_parquet(
     files are left alone; where not, a column ``split`` of strings parts the rows of all files as
     `table.split_parts` says, and without it they are split by seed. Class names are those
     of the column's ``ClassLabel``, else the labels that occur, sorted. Arguments and errors are
-    those of `open_source`.
+    those of `open_images`.
     """
     import numpy as np
 

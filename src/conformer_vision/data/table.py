@@ -17,9 +17,10 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 
-from .base import ImageSource, Split, Splitting, match_classes, some_names
+from .base import ImageSource, match_classes, some_names
 from .folder import VAL_NAMES
 from .images import natural_key, open_image
+from .splits import Split, Splitting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +83,7 @@ def open_table(
     Columns are found by `IMAGE_COLUMNS`, `LABEL_COLUMNS` and `SPLIT_COLUMN`, whatever their case.
     Paths count from the table's folder. Labels are the names of classes, numbers too. Where there
     is a column ``split``, its words part the set as `split_parts` says; else it is split by seed.
-    Arguments and errors are those of `open_source`.
+    Arguments and errors are those of `open_images`.
     """
     import numpy as np
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from conformer_vision.data import ImageSource
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
-from conformer_vision.inference.evaluation import Evaluation, data_of_run, evaluate, open_labelled
+from conformer_vision.inference.evaluation import Evaluation, RunData, data_of_run, evaluate, open_labelled
 from conformer_vision.models.published import is_published, load_published
 from conformer_vision.models.saved import ModelSpec, load_model, weights_file
 
@@ -98,7 +98,7 @@ def export(
         accuracy = None
         if precision == "int8" and images is not None:
             say("measuring the model and the file on the validation images")
-            before, after = (evaluate(file, **images.settings) for file in (source, written))
+            before, after = (images.evaluate(file) for file in (source, written))
             accuracy = before, after
         _move(written, target)
     return Exported(target, format, precision, difference, kept, accuracy)
@@ -108,28 +108,38 @@ def export(
 class _Images:
     """Labelled images and how they are split."""
 
-    settings: dict[str, Any]
+    data: str
+    run: RunData
     classes: tuple[str, ...]
 
-    @property
-    def data(self) -> str:
-        return str(self.settings["data"])
-
     def part(self, split: Literal["train", "val"]) -> ImageSource | ImageStream:
-        return open_labelled(**self.settings, split=split, classes=self.classes, exclude=None)
+        return open_labelled(
+            self.data, split, self.run.splitting, classes=self.classes, data_dir=self.run.data_dir
+        )
+
+    def evaluate(self, file: Path) -> Evaluation:
+        cut = self.run.splitting
+        return evaluate(
+            file,
+            self.data,
+            val_fraction=cut.val_fraction,
+            seed=cut.seed,
+            folds=cut.folds,
+            fold=cut.fold,
+            data_dir=self.run.data_dir,
+        )
 
 
 def _find_images(source: Path, data: str | None, spec: ModelSpec, *, needed: bool) -> _Images | None:
     """The images that are given, else those of the run, where they can be opened."""
-    settings = data_of_run(source)
-    if data is not None:
-        settings["data"] = data
+    run = data_of_run(source)
+    found = run.data if data is None else data
     hint = "precision int8 needs images to calibrate with"
-    if settings["data"] is None:
+    if found is None:
         if needed:
             raise UserError(f"{hint}, and no config.yaml beside {source} names any; give them with --data")
         return None
-    images = _Images(settings, spec.classes)
+    images = _Images(found, run, spec.classes)
     try:
         images.part("val")
         if needed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from conformer_vision.data import ImageSource, open_data
+from conformer_vision.data import ImageSource, Splitting, open_images, require_source
 from conformer_vision.data.exclude import exclude as without
 from conformer_vision.data.exclude import read_exclusions
 from conformer_vision.data.streams.base import ImageStream
@@ -88,7 +88,7 @@ def evaluate(
     Args:
         run: run folder, .safetensors file, exported file, or the name of a model of timm with published
             weights.
-        data: a source as `open_source` takes it, or a stream; its classes are matched to the model's
+        data: a source as `open_images` takes it; its classes are matched to the model's
             by name.
         split: the part of the source; ``all`` for a source that is a test set as a whole.
         batch_size: images per forward pass.
@@ -105,16 +105,23 @@ def evaluate(
         confusion_matrix: PNG to write.
 
     Raises:
-        UserError: what `load_model` or `open_data` refuse, an input size that the model cannot take, no
+        UserError: what `load_model` or `open_images` refuse, an input size that the model cannot take, no
             image that can be read, a model whose output is not finite. Single broken images are left
             out and named in the result.
     """
     trained = TrainedModel(run, device=device, input_size=input_size)
     classes = trained.spec.classes
     check_classes(trained)
-    given = {"val_fraction": val_fraction, "seed": seed, "folds": folds, "fold": fold, "data_dir": data_dir}
-    settings = data_of_run(trained.path) | {k: value for k, value in given.items() if value is not None}
-    source = open_labelled(**(settings | {"data": data}), split=split, classes=classes, exclude=exclude)
+    given: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed, "folds": folds, "fold": fold}
+    own = data_of_run(trained.path)
+    source = open_labelled(
+        data,
+        split,
+        replace(own.splitting, **{name: value for name, value in given.items() if value is not None}),
+        classes=classes,
+        data_dir=own.data_dir if data_dir is None else data_dir,
+        exclude=exclude,
+    )
     broken: list[str] = []
     start = time.perf_counter()
     meter = Meter(trained)
@@ -139,42 +146,42 @@ def check_classes(trained: TrainedModel) -> None:
 
 def open_labelled(
     data: str | Path,
-    *,
     split: Literal["train", "val", "all"],
+    splitting: Splitting,
+    *,
     classes: Sequence[str],
-    exclude: str | Path | None,
-    val_fraction: float,
-    seed: int,
-    folds: int | None,
-    fold: int,
     data_dir: str | None,
+    exclude: str | Path | None = None,
 ) -> ImageSource | ImageStream:
-    """`open_data` without the images of a list.
+    """`open_images` without the images of a list.
 
     Raises:
-        UserError: as `open_data` and `read_exclusions`, or a list for a stream.
+        UserError: as `open_images` and `read_exclusions`, or a list for a stream.
     """
-    source = open_data(
-        data,
-        split=split,
-        val_fraction=val_fraction,
-        seed=seed,
-        folds=folds,
-        fold=fold,
-        classes=classes,
-        data_dir=data_dir,
-    )
+    images = open_images(data, split, splitting, classes=classes, data_dir=data_dir)
     if exclude is None:
-        return source
-    if isinstance(source, ImageStream):
-        raise UserError(f"exclude {exclude}: images of the stream {data} cannot be left out by name")
+        return images
+    source = require_source(images, name=f"exclude {exclude}: {data}")
     return without(source, read_exclusions(exclude), every_class=False)
 
 
-def data_of_run(run: Path) -> dict[str, Any]:
-    """What data the config beside the weights names, None without one, and how it splits it.
+@dataclass(frozen=True)
+class RunData:
+    """The data that a run was trained on.
 
-    The keys are the arguments of `open_labelled`; without a config the split is training's default.
+    Attributes:
+        data: what its config names; None without a config.
+        splitting: how it is cut; training's default without a config.
+        data_dir: where sets with a name are kept.
+    """
+
+    data: str | None = None
+    splitting: Splitting = Splitting()  # noqa: RUF009  # immutable
+    data_dir: str | None = None
+
+
+def data_of_run(run: Path) -> RunData:
+    """The data that the config beside the weights names.
 
     Args:
         run: run folder, or a file in it.
@@ -198,7 +205,8 @@ def data_of_run(run: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):
             raise UserError(f"{config}: {name} {values[name]!r} cannot be; give {name}, or mend it")
-    return values
+    splitting = Splitting(*(values[name] for name in ("val_fraction", "seed", "folds", "fold")))
+    return RunData(values["data"], splitting, values["data_dir"])
 
 
 class Meter:

@@ -120,14 +120,11 @@ def examine(
     data = config.data if data is None else data
     source = open_labelled(
         data,
-        split="val",
+        "val",
+        config.splitting,
         classes=trained.spec.classes,
-        exclude=exclude,
-        val_fraction=config.val_fraction,
-        seed=config.seed,
-        folds=config.folds,
-        fold=config.fold,
         data_dir=config.data_dir,
+        exclude=exclude,
     )
     if isinstance(source, ImageSource) and not len(source):
         raise UserError(f"{data} has no validation images to report on")

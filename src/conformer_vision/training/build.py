@@ -12,13 +12,12 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from ..data import ImageSource, build_transform
+from ..data import ImageSource, build_transform, opening
 from ..data.base import some_names
 from ..data.device_cache import DeviceAugmentation, DeviceCache, DeviceLoader
 from ..data.exclude import exclude, read_exclusions
 from ..data.loader import ImageLoader, evaluation_loader, training_loader
 from ..data.order import EvaluationOrder, Share, TrainingOrder, images_per_batch
-from ..data.sources import open_data
 from ..data.streams.base import ImageStream
 from ..errors import UserError, first_line
 from ..models import VARIANTS, Conformer, ConformerConfig
@@ -41,18 +40,10 @@ def open_images(config: TrainConfig) -> tuple[Data, Data]:
     """Training and validation images.
 
     Raises:
-        UserError: what `open_data` or an exclusion list refuse, no image to validate on, or options
+        UserError: what `opening.open_images` or an exclusion list refuse, no image to validate on, or options
             that streams do not have.
     """
-    split = partial(
-        open_data,
-        config.data,
-        val_fraction=config.val_fraction,
-        seed=config.seed,
-        folds=config.folds,
-        fold=config.fold,
-        data_dir=config.data_dir,
-    )
+    split = partial(opening.open_images, config.data, splitting=config.splitting, data_dir=config.data_dir)
     train = split(split="train")
     val = split(split="val", classes=train.classes)
     if len(train.classes) < 2:

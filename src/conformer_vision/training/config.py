@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from ..data.augment import AugmentConfig
+from ..data.splits import Splitting
 from ..errors import UserError
 
 InputSize = int | tuple[int, int]
@@ -230,6 +231,11 @@ class TrainConfig:
         self._check("max_broken", lambda value: value <= 1, "at most 1")
         self._check("folds", lambda value: value >= 2, "2 or more")
         self._check("seed", lambda value: value < 2**32, "below 2**32")
+
+    @property
+    def splitting(self) -> Splitting:
+        """How to cut data that has no split of its own."""
+        return Splitting(self.val_fraction, self.seed, self.folds, self.fold)
 
     def _check_together(self) -> None:
         """Values that are possible alone, and options that would have no effect."""

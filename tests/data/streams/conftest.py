@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conformer_vision.data.base import Splitting
+from conformer_vision.data import Splitting
 from conformer_vision.data.streams import ImageStream, StreamedImage, open_stream
 
 KINDS = ("hub", "webdataset", "litdata")

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from conformer_vision.data import BrokenImageError
-from conformer_vision.data.base import Splitting
+from conformer_vision.data import BrokenImageError, Splitting
 from conformer_vision.data.streams import open_stream
 from conformer_vision.errors import UserError
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from conformer_vision.data import open_source
 from conformer_vision.data.streams import write_shards
 from conformer_vision.errors import UserError
+from image_sets import opened
 
 pytest.importorskip("webdataset")
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,7 +24,7 @@ def read(stream: Any, **options: Any) -> list[Any]:
 def test_digits_come_back(format: Any, prefix: str, tmp_path: Path, tools: Any) -> None:  # noqa: A002
     """Real images, the same in every pixel."""
     pytest.importorskip(format)
-    source = open_source("digits", split="val")
+    source = opened("digits", split="val")
     files = write_shards(source, tmp_path / "s", format=format, images_per_shard=50)
     assert len(files) == -(-len(source) // 50) and all(file.is_file() for file in files)
     stream = tools.open(f"{prefix}/{tmp_path}/s")
@@ -44,9 +44,9 @@ def test_image_files_go_in_as_they_are(
 ) -> None:
     root = class_folders(tmp_path / "in", ["a", "b"], 4)
     jpeg = root / "a" / "photo.JPG"
-    source = open_source("digits", split="val")
+    source = opened("digits", split="val")
     source[0][0].save(jpeg, "JPEG", quality=50)
-    source = open_source(root, split="all")
+    source = opened(root, split="all")
     shards = [
         write_shards(source, tmp_path / name, format="webdataset", images_per_shard=4, seed=seed)
         for name, seed in (("s", 0), ("same", 0), ("other", 1))
@@ -64,7 +64,7 @@ def test_image_files_go_in_as_they_are(
 def test_timm_reads_them(tmp_path: Path) -> None:
     from timm.data import create_dataset
 
-    source = open_source("digits", split="val")
+    source = opened("digits", split="val")
     write_shards(source, tmp_path / "s", format="webdataset", images_per_shard=60)
     dataset = create_dataset(
         "wds/s", root=str(tmp_path / "s"), split="train", is_training=False, batch_size=8
@@ -75,7 +75,7 @@ def test_timm_reads_them(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    source = open_source("digits", split="val")
+    source = opened("digits", split="val")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     (tmp_path / "file").touch()

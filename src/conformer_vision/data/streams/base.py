@@ -18,7 +18,7 @@ from ..images import BrokenImageError, open_image
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..base import Split, Splitting
+    from ..splits import Split, Splitting
 
 SHUFFLE_BUFFER = 1000
 """Encoded images that are held in memory to draw the next one from."""

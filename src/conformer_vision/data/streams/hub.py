@@ -17,7 +17,7 @@ from .classes import match_labels
 if TYPE_CHECKING:
     import datasets
 
-    from ..base import Split, Splitting
+    from ..splits import Split, Splitting
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")

@@ -19,7 +19,7 @@ from .base import Cut, Labels, Record, ShardedStream, StreamedImage, broken_reco
 from .classes import CLASSES_FILE, match_labels, names_of, read_info
 
 if TYPE_CHECKING:
-    from ..base import Split, Splitting
+    from ..splits import Split, Splitting
 
 _INDEX = "index.json"
 _TRAIN_FOLDERS = ("train", "training")

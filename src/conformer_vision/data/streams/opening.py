@@ -11,7 +11,7 @@ from conformer_vision.errors import UserError
 from .base import ImageStream, refuse_folds
 
 if TYPE_CHECKING:
-    from ..base import Split, Splitting
+    from ..splits import Split, Splitting
 
 
 def open_stream(

@@ -19,7 +19,7 @@ from .classes import CLASSES_FILE, SetInfo, match_labels, names_of, parse_classe
 from .tar import DamagedShardError, TarShard, image_reader, is_remote, read_samples
 
 if TYPE_CHECKING:
-    from ..base import Split, Splitting
+    from ..splits import Split, Splitting
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _TRAIN_WORDS = {"train", "training"}

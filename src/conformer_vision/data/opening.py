@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 
-from .base import ImageSource, Split, Splitting
+from .base import ImageSource
+from .splits import Split, Splitting
 
 if TYPE_CHECKING:
     from .streams.base import ImageStream
@@ -24,22 +25,19 @@ _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", "
 _TABLE_SUFFIXES = (".csv", ".tsv")
 
 
-def open_source(
+def open_images(
     spec: str | Path,
-    *,
     split: Split,
-    val_fraction: float = 0.1,
-    seed: int = 0,
-    folds: int | None = None,
-    fold: int = 0,
+    splitting: Splitting = Splitting(),  # noqa: B008  # immutable
+    *,
     classes: Sequence[str] | None = None,
     data_dir: str | Path | None = None,
-) -> ImageSource:
-    """Opens one part of a set of labelled images.
+) -> ImageSource | ImageStream:
+    """Open one split of a set of labelled images.
 
     Args:
-        spec: what holds the images. The names and prefixes below win over a file or folder that is
-            called so; give that as ``./digits``.
+        spec: what holds the images. The names and prefixes below win over a file or folder of the
+            same name; write that as ``./digits``.
 
             - a folder of class folders, or with ``train`` and ``val`` of class folders
               (`folder.open_folder`), or a zip or tar archive of one (`archive.open_archive`)
@@ -49,27 +47,23 @@ def open_source(
               Hugging Face hub (`hub.open_saved`, `hub.open_hub`)
             - ``torch/NAME`` for a set of torchvision, as timm calls it (`named.open_named`)
             - the name ``digits``, scikit-learn's 1,797 handwritten digits
+            - ``hfids/NAME`` and ``wds/...`` for streams (`streams.open_stream`)
         split: ``train`` or ``val``, or ``all`` for both together.
-        val_fraction: share of every class held out where the set has no split of its own; at
-            least one image of a class that has two.
-        seed: seed of that split.
-        folds: number of stratified folds to cut the set, or its training part where it has a
-            split of its own, into; the share is then not used.
-        fold: the fold that is the validation part, from 0; the others are for training.
+        splitting: how to cut a set that has no validation images of its own.
         classes: class names of a trained model; labels are matched to them by name.
-        data_dir: where sets with a name are kept: the cache of ``datasets`` for ``hfds/``, the root
-            for ``torch/``. Other forms do not look at it.
+        data_dir: where named sets are kept: the cache of ``datasets`` for ``hfds/`` and ``hfids/``, the
+            root for ``torch/``. Other forms ignore it.
 
     Raises:
-        UserError: nothing there, an unknown layout, an empty class, a single class, a label or a
-            class that cannot be; the line names it. Or a set that can only be streamed.
+        UserError: nothing there, an unknown layout, an empty class, a single class, or an invalid
+            label or class; the line names it.
     """
+    if split not in ("train", "val", "all"):
+        raise UserError(f"split {split!r}: must be train, val or all")
     if is_stream(spec):
-        raise UserError(
-            f"{spec} is a stream, whose images cannot be taken by number; give it to training or "
-            "evaluation, or copy the images into class folders"
-        )
-    splitting = _splitting(split, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold)
+        from .streams import open_stream
+
+        return open_stream(spec, split=split, splitting=splitting, classes=classes, data_dir=data_dir)
     name = None if isinstance(spec, Path) else spec
     if name == DIGITS:
         from .digits import DigitsSource
@@ -88,40 +82,22 @@ def open_source(
     return _open_path(_local_path(spec), split=split, splitting=splitting, classes=classes)
 
 
-def open_data(
-    spec: str | Path,
-    *,
-    split: Split,
-    val_fraction: float = 0.1,
-    seed: int = 0,
-    folds: int | None = None,
-    fold: int = 0,
-    classes: Sequence[str] | None = None,
-    data_dir: str | Path | None = None,
-) -> ImageSource | ImageStream:
-    """Opens one part of a set, a stream of images among them; else as `open_source`.
+def require_source(images: ImageSource | ImageStream, *, name: object) -> ImageSource:
+    """Narrow opened images to a source, for callers that take images by number.
 
-    Streams are ``hfids/NAME``, ``wds/...``, ``litdata/...`` and a folder in litdata's format; see
-    `streams.open_stream`.
+    Args:
+        images: what `open_images` returned.
+        name: what an error calls them, such as the spec.
 
     Raises:
-        UserError: as `open_source`.
+        UserError: the images are a stream.
     """
-    if not is_stream(spec):
-        return open_source(
-            spec,
-            split=split,
-            val_fraction=val_fraction,
-            seed=seed,
-            folds=folds,
-            fold=fold,
-            classes=classes,
-            data_dir=data_dir,
-        )
-    splitting = _splitting(split, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold)
-    from .streams import open_stream
-
-    return open_stream(spec, split=split, splitting=splitting, classes=classes, data_dir=data_dir)
+    if isinstance(images, ImageSource):
+        return images
+    raise UserError(
+        f"{name} is a stream, whose images cannot be taken by number; give it to training or "
+        "evaluation, or copy the images into class folders"
+    )
 
 
 def is_stream(spec: str | Path) -> bool:
@@ -136,12 +112,6 @@ def is_stream(spec: str | Path) -> bool:
             return b'"chunks"' in file.read(1 << 16)
     except OSError:
         return False
-
-
-def _splitting(split: Split, *, val_fraction: float, seed: int, folds: int | None, fold: int) -> Splitting:
-    if split not in ("train", "val", "all"):
-        raise UserError(f"split {split!r}: must be train, val or all")
-    return Splitting(val_fraction, seed, folds, fold)
 
 
 def _local_path(spec: str | Path) -> Path:
