@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformer_vision.data.loader import Batch
+from conformer_vision.data.loader import Batch, ImageLoader
 from conformer_vision.data.order import Share
 from conformer_vision.training import TrainConfig
-from conformer_vision.training.build import Loader, build_loaders, build_model, build_spec, open_images
+from conformer_vision.training.build import build_loaders, build_model, build_spec, open_images
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.schedule import Clock
 
@@ -20,10 +20,10 @@ def shows(*names: str) -> Callable[[Any], Any]:
     return lambda test: test
 
 
-def loaders(config: TrainConfig, share: Share = Share()) -> tuple[Loader, Loader]:  # noqa: B008
+def loaders(config: TrainConfig, share: Share = Share()) -> tuple[ImageLoader, ImageLoader]:  # noqa: B008
     sources = open_images(config)
     spec = build_spec(config, build_model(config, len(sources[0].classes)), sources[0].classes)
-    return build_loaders(config, *sources, spec, share=share, device=torch.device("cpu"))
+    return build_loaders(config, *sources, spec, share=share)
 
 
 def first_batch(config: TrainConfig, part: int) -> Batch:

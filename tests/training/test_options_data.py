@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data.augment import AugmentConfig
-from conformer_vision.data.device_cache import DeviceLoader
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
@@ -56,33 +54,6 @@ def test_data_dir(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         open_images(tiny(data="wds/photos"))
     train, val = open_images(tiny(data="wds/photos", data_dir=str(tmp_path / "sets")))
     assert train.classes == val.classes == ("a", "b")
-
-
-@shows("device_cache")
-def test_device_cache(tiny: Tiny, tmp_path: Path) -> None:
-    """The images of every batch are decoded once, and otherwise those of a training without it."""
-    still = AugmentConfig(crop="rrc", scale=(1.0, 1.0), ratio=(10 / 9, 10 / 9), hflip=0.0)
-    config = tiny(augment=still, input_size=(36, 40), crop_pct=0.5, val_fraction=0.25)
-    kept = loaders(replace(config, device_cache=36))
-    for mine, other in zip(kept, loaders(config), strict=True):
-        for a, b in zip(mine, other, strict=True):
-            assert a.indices.tolist() == b.indices.tolist()
-            assert a.labels.tolist() == b.labels.tolist()
-            torch.testing.assert_close(a.images, b.images, rtol=0, atol=1e-4)
-    assert isinstance(kept[0], DeviceLoader)
-    assert kept[0].cache.images.shape == (27, 3, 36, 40), "in the shape of the input"
-    larger = loaders(replace(config, device_cache=72))
-    assert isinstance(larger[0], DeviceLoader) and isinstance(larger[1], DeviceLoader)
-    assert larger[0].cache.images.shape == (27, 3, 72, 80), "crops are taken out of more"
-    assert larger[1].cache.images.shape == (9, 3, 36, 40)
-    assert next(iter(larger[0])).images.shape[2:] == (36, 40)
-    with pytest.raises(UserError, match="device_cache 35: is less than the input's 36 pixels; give 36"):
-        loaders(replace(config, device_cache=35))
-    with pytest.raises(UserError, match="batch_size auto does not count what device_cache keeps"):
-        replace(config, device_cache=32, batch_size="auto")
-    stream = shards(tmp_path / "shards")
-    with pytest.raises(UserError, match="device_cache cannot keep the stream"):
-        loaders(tiny(data=stream, device_cache=32))
 
 
 @shows("exclude")

@@ -96,17 +96,6 @@ def test_going_on_after_any_batch_gives_the_same_run(
         assert mine == other
 
 
-def test_going_on_with_images_kept_on_the_device(
-    tiny: Tiny, tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = EVERYTHING | {"workers": 0, "device_cache": 32, "save_top_k": 0, "epochs": 2}
-    train(tiny(**options, output=str(tmp_path / "whole")))
-    killed_after(8, tiny(**options, output=str(tmp_path / "run")), monkeypatch)
-    resume(tmp_path / "run")
-    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-
-
 def rows(run: Path) -> list[list[str]]:
     """The metrics without those of time and memory."""
     lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .streams.base import ImageStream
 
 DIGITS = "digits"
-_STREAM_PREFIXES = ("hfids", "wds", "litdata")
+_STREAM_PREFIXES = ("hfids", "wds")
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".txz", ".tbz2")
 _TABLE_SUFFIXES = (".csv", ".tsv")
 
@@ -101,17 +101,8 @@ def require_source(images: ImageSource | ImageStream, *, name: object) -> ImageS
 
 
 def is_stream(spec: str | Path) -> bool:
-    """Whether the images of the set come one after the other: a stream's prefix, or litdata's folder."""
-    if not isinstance(spec, Path) and _prefix(spec) in _STREAM_PREFIXES:
-        return True
-    index = _local_path(spec) / "index.json"
-    if not os.path.isfile(index):
-        return False
-    try:  # a folder of class folders may hold some other index.json
-        with open(index, "rb") as file:
-            return b'"chunks"' in file.read(1 << 16)
-    except OSError:
-        return False
+    """Whether the images of the set come one after the other: whether it has a stream's prefix."""
+    return not isinstance(spec, Path) and _prefix(spec) in _STREAM_PREFIXES
 
 
 def _local_path(spec: str | Path) -> Path:

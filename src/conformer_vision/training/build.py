@@ -14,10 +14,9 @@ from torch import nn
 
 from ..data import ImageSource, build_transform, opening
 from ..data.base import some_names
-from ..data.device_cache import DeviceAugmentation, DeviceCache, DeviceLoader
 from ..data.exclude import exclude, read_exclusions
 from ..data.loader import ImageLoader, evaluation_loader, training_loader
-from ..data.order import EvaluationOrder, Share, TrainingOrder, images_per_batch
+from ..data.order import Share, images_per_batch
 from ..data.streams.base import ImageStream
 from ..errors import UserError, first_line
 from ..models import VARIANTS, Conformer, ConformerConfig
@@ -33,7 +32,6 @@ _CONFORMER_OPTIONS = {field.name for field in fields(ConformerConfig)}
 
 
 Data = ImageSource | ImageStream
-Loader = ImageLoader | DeviceLoader
 
 
 def open_images(config: TrainConfig) -> tuple[Data, Data]:
@@ -172,8 +170,8 @@ def build_spec(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) 
 
 
 def build_loaders(
-    config: TrainConfig, train: Data, val: Data, spec: ModelSpec, *, share: Share, device: torch.device
-) -> tuple[Loader, Loader]:
+    config: TrainConfig, train: Data, val: Data, spec: ModelSpec, *, share: Share
+) -> tuple[ImageLoader, ImageLoader]:
     """Batches of augmented training images, and of the validation images as evaluation sees them.
 
     Args:
@@ -182,11 +180,9 @@ def build_loaders(
         val: validation images.
         spec: of the model.
         share: this process.
-        device: that it computes on, for ``device_cache``.
 
     Raises:
-        UserError: a batch that cannot be shared out or mixed, or is larger than the set; images that
-            ``device_cache`` cannot keep.
+        UserError: a batch that cannot be shared out or mixed, or is larger than the set.
     """
     size = config.images_per_step
     each = images_per_batch(size, share.world_size, config.accumulate)
@@ -194,10 +190,6 @@ def build_loaders(
         raise UserError(
             f"batch_size {size}: mixup and cutmix need an even number of images per pass, not {each}"
         )
-    if config.device_cache is not None:
-        if isinstance(train, ImageStream) or isinstance(val, ImageStream):
-            raise UserError(f"device_cache cannot keep the stream {config.data}; leave it out")
-        return _cached_loaders(config, train, val, spec, share=share, device=device)
     augmented = build_transform(**spec.preprocessing, augment=config.augment.for_source(train))
     plain = build_transform(**spec.preprocessing, augment=None)
     return (
@@ -214,47 +206,6 @@ def build_loaders(
             epoch_images=config.epoch_images,
         ),
         evaluation_loader(val, plain, batch_size=each, workers=config.workers, share=share),
-    )
-
-
-def _cached_loaders(
-    config: TrainConfig,
-    train: ImageSource,
-    val: ImageSource,
-    spec: ModelSpec,
-    *,
-    share: Share,
-    device: torch.device,
-) -> tuple[DeviceLoader, DeviceLoader]:
-    """The same out of the device's memory."""
-    size, edge = spec.input_size[1:], int(config.device_cache or 0)
-    if edge < min(size):
-        raise UserError(
-            f"device_cache {edge}: is less than the input's {min(size)} pixels; give {min(size)} or more"
-        )
-    order = TrainingOrder(
-        train.labels,
-        config.images_per_step,
-        seed=config.seed,
-        share=share,
-        accumulate=config.accumulate,
-        sampling=config.sampling,
-        repeats=config.aug_repeats,
-    )
-    augment = DeviceAugmentation(
-        config.augment.for_source(train), cached=edge, preprocessing=spec.preprocessing
-    )
-    keep = partial(DeviceCache, device=device, workers=config.workers)
-    whole = spec.preprocessing | {"crop_pct": 1.0, "crop_mode": "center"}  # augmentation crops
-    kept = keep(train, preprocessing=whole, edge=edge)
-    if share.rank == 0:
-        print(kept, flush=True)
-    return (
-        DeviceLoader(kept, order, augment),
-        DeviceLoader(
-            keep(val, preprocessing=spec.preprocessing, edge=min(size)),
-            EvaluationOrder(len(val), order.per_batch, share=share),
-        ),
     )
 
 

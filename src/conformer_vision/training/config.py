@@ -114,9 +114,6 @@ class TrainConfig:
     """Forward and backward passes per optimiser step, each over its part of the batch."""
     workers: int = 2
     """Processes that read and augment images; 0 does so in the training process."""
-    device_cache: int | None = None
-    """Decode all images once, at so many pixels of the shorter edge, keep them in the device's memory and
-    augment them there, in whole batches: for small images on a GPU. Where not given each is read anew."""
     optimizer: str = "adamw"
     """Optimiser by its timm name, as ``timm.optim.list_optimizers()`` lists them."""
     lr: float = 1e-3
@@ -206,7 +203,7 @@ class TrainConfig:
                 "clip_grad",
                 "save_minutes",
             ),
-            *("aug_repeats", "epoch_images", "nodes", "progressive_from", "device_cache"),
+            *("aug_repeats", "epoch_images", "nodes", "progressive_from"),
         )
         not_negative = (
             *("workers", "seed", "weight_decay", "warmup_epochs", "min_lr", "mixup", "cutmix", "max_broken"),
@@ -247,8 +244,6 @@ class TrainConfig:
             raise UserError(f"fold {self.fold}: must be below folds, {self.folds or 'which is not given'}")
         if self.aug_repeats > 1 and self.sampling == "balanced":
             raise UserError("aug_repeats and sampling balanced both choose the images; keep one of them")
-        if self.device_cache is not None and self.batch_size == "auto":
-            raise UserError("batch_size auto does not count what device_cache keeps; give a number")
         if self.strategy == "fsdp" and self.ema_decay is not None:
             raise UserError("ema_decay keeps a whole second model, which strategy fsdp shares out; use ddp")
         needs = (

@@ -66,8 +66,7 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
         spec = build_spec(config, model, train.classes)
         check_optimizer(config, model)
         trainer = build_trainer(config, Path(folder), callbacks=[])
-        device = trainer.strategy.root_device
-        loaders = build_loaders(config, train, val, spec, share=Share(), device=device)
+        loaders = build_loaders(config, train, val, spec, share=Share())
         module = ClassifierModule(
             model,
             config,

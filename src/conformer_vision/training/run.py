@@ -124,7 +124,6 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             val_source,
             spec,
             share=Share(trainer.global_rank, trainer.world_size),
-            device=trainer.strategy.root_device,
         )
         # At least once an epoch; lightning has the attribute without declaring it.
         trainer.log_every_n_steps = min(50, len(loaders[0]))  # type: ignore[attr-defined]

@@ -34,11 +34,10 @@ def open_stream(
               that ``datasets`` can load (`hub.open_hub_stream`)
             - ``wds/PATTERN``, tar shards: a folder, a brace or glob pattern, or http(s) addresses
               (`webdataset.open_webdataset`)
-            - ``litdata/FOLDER``, or a folder in litdata's format (`litdata.open_litdata`)
         split: ``train`` or ``val``, or ``all`` for both together.
         splitting: share held out and the seed of the draw; no folds.
         classes: class names of a trained model; labels are matched to them by name.
-        data_dir: the folder that relative paths of ``wds`` and ``litdata`` start from, and the cache
+        data_dir: the folder that relative paths of ``wds`` start from, and the cache
             of ``datasets`` for ``hfids``.
 
     Raises:
@@ -48,17 +47,12 @@ def open_stream(
     refuse_folds(splitting, origin=str(spec))
     base = None if data_dir is None else Path(data_dir).expanduser()
     prefix, slash, rest = ("", "", "") if isinstance(spec, Path) else spec.partition("/")
-    if slash and prefix.lower() in ("hfids", "wds", "litdata") and not rest:
+    if slash and prefix.lower() in ("hfids", "wds") and not rest:
         raise UserError(f"{spec} names nothing; give what to read after the slash")
     if slash and prefix.lower() == "hfids":
         from .hub import open_hub_stream
 
         return open_hub_stream(rest, split=split, splitting=splitting, classes=classes, data_dir=base)
-    if slash and prefix.lower() == "wds":
-        from .webdataset import open_webdataset
+    from .webdataset import open_webdataset
 
-        return open_webdataset(rest, split=split, splitting=splitting, classes=classes, data_dir=base)
-    from .litdata import open_litdata
-
-    folder = rest if slash and prefix.lower() == "litdata" else str(spec)
-    return open_litdata(folder, split=split, splitting=splitting, classes=classes, data_dir=base)
+    return open_webdataset(rest, split=split, splitting=splitting, classes=classes, data_dir=base)
