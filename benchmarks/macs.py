@@ -16,9 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from conformer_vision.benchmark.pairs import plain_config
-from conformer_vision.benchmark.sources import count_macs
-from reference import ReferenceConformer
+from oracle import ReferenceConformer, count_macs, plain_config
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -29,15 +29,13 @@ from torch import Tensor, nn
 
 from conformer_vision.benchmark.ceiling import measure_ceilings
 from conformer_vision.benchmark.measure import ratio, take_turns
-from conformer_vision.benchmark.pairs import build_pair
 from conformer_vision.benchmark.probe import held_memory_mb, peak_memory_mb
-from conformer_vision.benchmark.reference import ReferenceConformer
 from conformer_vision.benchmark.result import Machine, versions
-from conformer_vision.benchmark.sources import count_macs
 from conformer_vision.benchmark.subjects import measuring
 from conformer_vision.models.checkpoints import to_official
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.module import build_optimizer
+from oracle import ReferenceConformer, build_pair, count_macs
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 

@@ -1,4 +1,4 @@
-"""The fused network against the plain formulation, `benchmarks/reference.py`, and against the trained one."""
+"""The fused network against the plain formulation (`tests/oracle`) and against the trained one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
+from conformer_pairs import build_pair
 from conformer_vision import VARIANTS, Conformer
-from conformer_vision.benchmark.pairs import build_pair
 from conformer_vision.errors import UserError
 from conformer_vision.models.saved import ModelSpec, load_model, save_model
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from conformer_pairs import build_pair
 from conformer_vision import Conformer
-from conformer_vision.benchmark.pairs import build_pair
 from conformer_vision.models.blocks import Bottleneck
 from conformer_vision.models.lean import keeping_everything, may_rebuild, rebuilding
 

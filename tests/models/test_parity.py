@@ -37,7 +37,7 @@ LOGITS = {torch.float64: 1e-6, torch.float32: 1e-4}
 STATISTICS = {torch.float64: 1e-9, torch.float32: 1e-4}
 # No float32 network can have these gradients to 1e-4: the derivatives of ReLU and max pooling jump, and
 # rounding moves some values across. Noise of 1e-6 on the input of the plain formulation
-# (benchmarks/reference.py) changes norms by 1e-2 even in float64, noise of 1e-7 by 1e-5; computed in float32
+# (tests/oracle) changes norms by 1e-2 even in float64, noise of 1e-7 by 1e-5; computed in float32
 # it is up to 2.3e-2 off the goldens itself.
 GRADIENTS = {torch.float64: 1e-9, torch.float32: 1e-1}
 ZERO = {torch.float64: 1e-12, torch.float32: 1e-4}

@@ -1,4 +1,4 @@
-"""Every variant against the plain formulation of the same network, `benchmarks/reference.py`, in float64."""
+"""Every variant against the plain formulation of the same network (`tests/oracle`), in float64."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import training_step
+from conformer_pairs import build_pair, count_macs, plain_config
 from conformer_vision import VARIANTS, Conformer, load_checkpoint
-from conformer_vision.benchmark.pairs import build_pair, plain_config
-from conformer_vision.benchmark.sources import count_macs
 from conformer_vision.models.checkpoints import to_official
 from macs import count_parameters
-from reference import PUBLISHED, ReferenceConformer, build_reference, randomize_
+from plain_conformer import PUBLISHED, ReferenceConformer, build_reference, randomize_
 
 NANO = [name for name in VARIANTS if "nano" in name]
 # Not square, and padded both ways; the published stem with a second size, where that is cheap.
