@@ -1,5 +1,6 @@
 """Whole sets, each with what can be wrong."""
 
+import csv
 import json
 import shutil
 import time
@@ -92,7 +93,8 @@ def test_the_exclusion_list_mends_the_set(checked: Any, bad: Any) -> None:
     for source in (train, val):
         for index in range(len(source)):
             source.image(index)
-    reasons = dict(line.split("  # ") for line in fix.read_text().splitlines()[1:])
+    with fix.open(newline="") as file:
+        reasons = {row["image"]: row["reason"] for row in csv.DictReader(file)}
     assert reasons[str(bad.root / "train/cat/0.png")] == f"copy of {bad.root / 'val/cat/leak.png'} in val"
     assert reasons[str(bad.root / "train/cat/bomb.png")] == "gigantic: 30,000 × 30,000 pixels"
 

@@ -44,7 +44,7 @@ def test_nothing_found(images: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_something_found(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "[cat]/9.png").write_bytes(b"")
-    page, fix = tmp_path / "page.html", tmp_path / "list.txt"
+    page, fix = tmp_path / "page.html", tmp_path / "list.csv"
     assert run(images, "--workers=1", "--page", page, "--fix", fix) == 1
     out, _ = capsys.readouterr()
     assert "broken" in out
@@ -52,7 +52,7 @@ def test_something_found(images: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert f"page: {page}\n" in out
     assert f"exclusion list: {fix} (1 images)\n" in out
     assert page.read_text().startswith("<!doctype html>")
-    assert f"{images / '[cat]/9.png'}  # broken: the file is empty" in fix.read_text()
+    assert f"{images / '[cat]/9.png'},broken: the file is empty" in fix.read_text()
 
 
 def test_json_is_one_object(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

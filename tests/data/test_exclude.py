@@ -40,10 +40,10 @@ def test_relative_and_absolute_paths_are_the_same(
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
     relative = opened("set", split="all")
-    write_exclusions("list.txt", [(relative.name(0), "")])
+    write_exclusions("list.csv", [(relative.name(0), "")])
     monkeypatch.chdir(tmp_path / "other")
     for spec in (tmp_path / "set", Path("../set"), Path("../other/../set")):
-        assert len(exclude(opened(spec, split="all"), read_exclusions("../list.txt"))) == 5
+        assert len(exclude(opened(spec, split="all"), read_exclusions("../list.csv"))) == 5
 
 
 def test_a_class_or_everything_cannot_be_left_out(tmp_path: Path, class_folders: Folders) -> None:
@@ -57,9 +57,11 @@ def test_a_class_or_everything_cannot_be_left_out(tmp_path: Path, class_folders:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.text(st.characters(exclude_characters="\0")), st.text()), max_size=5))
+@given(
+    st.lists(st.tuples(st.text(st.characters(exclude_characters="\0"), min_size=1), st.text()), max_size=5)
+)
 def test_any_name_survives(tmp_path: Path, entries: list[tuple[str, str]]) -> None:
-    path = tmp_path / "list.txt"
+    path = tmp_path / "list.csv"
     write_exclusions(path, entries)
     assert read_exclusions(path) == {normal_name(name) for name, _ in entries}
 
@@ -67,9 +69,9 @@ def test_any_name_survives(tmp_path: Path, entries: list[tuple[str, str]]) -> No
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary())
 def test_any_file_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "list.txt").write_bytes(content)
+    (tmp_path / "list.csv").write_bytes(content)
     try:
-        names = read_exclusions(tmp_path / "list.txt")
+        names = read_exclusions(tmp_path / "list.csv")
     except UserError as error:
         assert "\n" not in str(error)
     else:
@@ -82,32 +84,35 @@ def test_undecodable_file_names(tmp_path: Path, class_folders: Folders, encode: 
     with open(odd, "wb") as file:
         file.write(encode())
     source = opened(tmp_path / "set", split="all")
-    write_exclusions(tmp_path / "list.txt", [(os.fsdecode(odd), "caf\udce9 is\nodd")])
-    assert len(exclude(source, read_exclusions(tmp_path / "list.txt"))) == len(source) - 1 == 4
+    write_exclusions(tmp_path / "list.csv", [(os.fsdecode(odd), "caf\udce9 is\nodd")])
+    assert len(exclude(source, read_exclusions(tmp_path / "list.csv"))) == len(source) - 1 == 4
 
 
 def test_format(tmp_path: Path) -> None:
-    path = tmp_path / "list.txt"
-    write_exclusions(path, [("/set/a b#1.png", "twice  in\n the set"), ("/set/a #2.png", "")])
-    assert path.read_text().splitlines()[1:] == ["/set/a b#1.png  # twice in the set", '"/set/a #2.png"']
-    path.write_bytes('\ufeff# note\r\n\r\n  /x/ü.png\t# why\r\n/y//./z.png\r\n"/q.png" # why\n'.encode())
-    assert read_exclusions(path) == {"/x/ü.png", "/y/z.png", "/q.png"}
+    path = tmp_path / "list.csv"
+    write_exclusions(path, [("/set/a b#1.png", "twice  in\n the set"), ('/set/a, "2".png', "")])
+    assert path.read_bytes() == (
+        b'image,reason\r\n/set/a b#1.png,twice in the set\r\n"/set/a, ""2"".png",\r\n'
+    )
+    path.write_bytes('\ufefflabel,image\n3,/x/ü.png\n\n,/y//./z.png\n1,"/q,r.png"\n'.encode())
+    assert read_exclusions(path) == {"/x/ü.png", "/y/z.png", "/q,r.png"}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"/a.png\n/caf\xe9.png", r"list\.txt line 2: not UTF-8"),
-        (b'/a.png\n"/b.png', r"list\.txt line 2: a name in quotes must be a JSON string"),
-        (b'"/b.png" broken', r"list\.txt line 1: only a comment"),
+        (b"", r"list\.csv: the first line must be image,reason"),
+        (b"/a.png\n/b.png\n", r"list\.csv: the first line must be image,reason"),
+        (b"image,reason\n/a.png,why\n,why\n", r"list\.csv line 3: the column image is empty"),
+        (b'image,reason\n"/b.png', r"list\.csv line 2: not valid CSV"),
     ],
 )
 def test_wrong_lists_are_named(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "list.txt").write_bytes(content)
+    (tmp_path / "list.csv").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        read_exclusions(tmp_path / "list.txt")
+        read_exclusions(tmp_path / "list.csv")
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"cannot read the list of exclusions .*none\.txt"):
-        read_exclusions(tmp_path / "none.txt")
-    with pytest.raises(UserError, match=r"cannot write .*no/list\.txt"):
-        write_exclusions(tmp_path / "no" / "list.txt", [])
+    with pytest.raises(UserError, match=r"cannot read the list of exclusions .*none\.csv"):
+        read_exclusions(tmp_path / "none.csv")
+    with pytest.raises(UserError, match=r"cannot write .*no/list\.csv"):
+        write_exclusions(tmp_path / "no" / "list.csv", [])

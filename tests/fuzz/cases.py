@@ -200,7 +200,7 @@ class Fuzz:
     def _exclusion(self, rng: random.Random, folder: Path) -> Callable[[], bool]:
         from conformer_vision.data.exclude import exclude, read_exclusions
 
-        path = folder / "exclude.txt"
+        path = folder / "exclude.csv"
         words = (*_WORDS, *(str(image) for image in sorted(self.photos.rglob("*.png"))), "digits row 3")
         path.write_bytes(mutate.damage_text(rng, good.exclusions(self.photos), words))
         if rng.random() < 0.05:
@@ -313,7 +313,7 @@ class Fuzz:
     def _resume(self, rng: random.Random, folder: Path) -> Callable[[], bool]:
         """The data changes between an interruption and the resumption, and then is mended."""
         shutil.copytree(self.photos, folder / "photos")
-        listed = folder / "exclude.txt"
+        listed = folder / "exclude.csv"
         listed.write_text(good.exclusions(folder / "photos"), encoding="utf-8")
         run = folder / "run"
         _interrupt(run, folder / "photos", exclude=str(listed))

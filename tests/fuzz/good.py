@@ -104,10 +104,7 @@ def table(folder: Path, *, separator: str = ",") -> str:
 
 def exclusions(folder: Path) -> str:
     """A list of two images of `class_folders` to leave out."""
-    return (
-        "# Images to leave out: one name a line, and after # the reason.\n"
-        f'{folder}/ant/1.png  # truncated\n"{folder}/bee/2.png"  # copy\n\n'
-    )
+    return f'image,reason\n{folder}/ant/1.png,truncated\n"{folder}/bee/2.png",copy\n'
 
 
 def archive(kind: str) -> bytes:

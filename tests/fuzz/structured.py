@@ -251,4 +251,5 @@ def folder(rng: random.Random, root: Path, listed: Path, originals: Sequence[tup
         words = [str(path) for path in images]
         listed.write_bytes(mutate.damage_text(rng, listed.read_text(encoding="utf-8"), words))
     else:
-        listed.write_text("".join(f"{path}\n" for path in images[rng.choice([0, 5, 12]) :]), encoding="utf-8")
+        rows = ["image,reason", *(f"{path}," for path in images[rng.choice([0, 5, 12]) :])]
+        listed.write_text("\n".join(rows), encoding="utf-8")

@@ -181,11 +181,11 @@ def test_no_image_can_be_read(resnet_run: Path, tmp_path: Path) -> None:
 
 def test_excluded_images_are_left_out(resnet_run: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "data" / "val", {"ant": 2, "bee": 3})
-    (tmp_path / "list.txt").write_text(f"{tmp_path / 'data' / 'val' / 'bee' / '1.png'}\n")
-    result = evaluate(resnet_run, tmp_path / "data", device="cpu", exclude=tmp_path / "list.txt")
+    (tmp_path / "list.csv").write_text(f"image,reason\n{tmp_path / 'data' / 'val' / 'bee' / '1.png'},\n")
+    result = evaluate(resnet_run, tmp_path / "data", device="cpu", exclude=tmp_path / "list.csv")
     assert [sum(row) for row in result.confusion] == [2, 2, 0, 0]
-    with pytest.raises(UserError, match=r"gone\.txt"):
-        evaluate(resnet_run, tmp_path / "data", device="cpu", exclude=tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"gone\.csv"):
+        evaluate(resnet_run, tmp_path / "data", device="cpu", exclude=tmp_path / "gone.csv")
 
 
 def test_temperature_changes_nll_and_ece_alone(

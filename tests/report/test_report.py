@@ -268,7 +268,7 @@ def test_broken_images_are_named(make_run: MakeRun, tmp_path: Path) -> None:
 
 def test_run_without_metrics_and_best_weights(make_run: MakeRun, tmp_path: Path) -> None:
     images = write_images(tmp_path / "p", {"cat": 5, "dog": 5})
-    folder = make_run(CONFORMER, ("cat", "dog"), tmp_path / "moved", exclude=str(tmp_path / "gone.txt"))
+    folder = make_run(CONFORMER, ("cat", "dog"), tmp_path / "moved", exclude=str(tmp_path / "gone.csv"))
     (folder / "metrics.csv").unlink()
     (folder / "best.safetensors").rename(folder / "last.safetensors")
     with pytest.raises(UserError, match="moved does not exist"):
@@ -278,14 +278,14 @@ def test_run_without_metrics_and_best_weights(make_run: MakeRun, tmp_path: Path)
     check_complete(page)
     assert "no metrics.csv in the run folder" in page.text
     assert "measured is last.safetensors" in page.text
-    assert "gone.txt of images to leave out is gone" in page.text
+    assert "gone.csv of images to leave out is gone" in page.text
     assert f"--data {images}" in page.text
 
 
 def test_exclusions_of_the_run_hold(make_run: MakeRun, tmp_path: Path) -> None:
     images = write_images(tmp_path / "p", {"cat": 5, "dog": 5})
-    (tmp_path / "list.txt").write_text(f"{images / 'val' / 'cat' / '0.png'}\n")
-    folder = make_run(CONFORMER, ("cat", "dog"), images, exclude=str(tmp_path / "list.txt"))
+    (tmp_path / "list.csv").write_text(f"image,reason\n{images / 'val' / 'cat' / '0.png'},\n")
+    folder = make_run(CONFORMER, ("cat", "dog"), images, exclude=str(tmp_path / "list.csv"))
     assert examine(folder, device="cpu").evaluation.samples == 9
 
 

@@ -58,15 +58,15 @@ def test_data_dir(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @shows("exclude")
 def test_exclude(tiny: Tiny, images: Path, tmp_path: Path) -> None:
-    listed = tmp_path / "exclude.txt"
+    listed = tmp_path / "exclude.csv"
     train, val = names(tiny())
     out = {sorted(train)[0], sorted(train)[7], sorted(val)[0]}
-    listed.write_text("".join(f"{name}\n" for name in sorted(out)))
+    listed.write_text("\n".join(["image", *sorted(out)]))
     kept_train, kept_val = names(tiny(exclude=str(listed)))
     assert kept_train == train - out
     assert kept_val == val - out
-    listed.write_text("nowhere/0.png\n")
-    with pytest.raises(UserError, match=r"exclude\.txt names images that the data does not have"):
+    listed.write_text("image\nnowhere/0.png\n")
+    with pytest.raises(UserError, match=r"exclude\.csv names images that the data does not have"):
         open_images(tiny(exclude=str(listed)))
 
 

@@ -17,7 +17,6 @@ from conformer_vision.errors import UserError
 from conformer_vision.models.saved import load_model
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.recipe import read_config, recipes
-from option_tools import shows
 
 pytestmark = pytest.mark.usefixtures("without_curves")  # but for `run`, whose training is before
 Tiny = Callable[..., TrainConfig]
@@ -30,7 +29,6 @@ FILES = {
     "last.ckpt",
     "last.safetensors",
     "metrics.csv",
-    "report.html",
 }
 """What a run folder holds at the end."""
 
@@ -39,7 +37,7 @@ FILES = {
 def config(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Three epochs of three steps."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    return tiny(epochs=3, max_steps=None, val_fraction=0.25, lr=3e-3, report=True, output=str(output))
+    return tiny(epochs=3, max_steps=None, val_fraction=0.25, lr=3e-3, output=str(output))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,6 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@shows("report")
 def test_run_folder(run: Path, config: TrainConfig) -> None:
     assert {path.name for path in run.iterdir()} == FILES
     assert (run / "classes.txt").read_text() == "blue\ngreen\nred\n"
@@ -167,7 +164,7 @@ def test_trained_with_options_and_used(
 
 def test_resnet_is_trained_by_the_same_code(tiny: Tiny, images: Path, tmp_path: Path) -> None:
     run = train(tiny(model="resnet18", model_kwargs={}, max_steps=1, output=str(tmp_path / "run")))
-    assert {path.name for path in run.iterdir()} == FILES - {"report.html", "curves.png"}
+    assert {path.name for path in run.iterdir()} == FILES - {"curves.png"}
     assert "val_top1_fused" in rows_of(run)[0]
     assert "val_top1_conv" not in rows_of(run)[0]
     assert evaluate(run, images, device="cpu").top1.keys() == {"fused"}
@@ -213,7 +210,7 @@ def test_failure_in_the_middle_leaves_what_was_trained(
     monkeypatch.setattr(ClassifierModule, "training_step", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         train(tiny(max_steps=None, output=str(tmp_path / "run")))
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"report.html", "curves.png"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"curves.png"}
 
 
 def test_foreign_files_in_the_folder_are_kept(tiny: Tiny, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.parsing import PROGRAM
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.training.config import Progress, TrainConfig
-from conformer_vision.training.recipe import config_from, find_recipe, read_recipe, recipes
+from conformer_vision.training.recipe import config_from, find_recipe, read_config, read_recipe, recipes
 
 
 def build_parser() -> ArgumentParser:
@@ -64,15 +64,27 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     """Train."""
     from conformer_vision.training import train
 
-    _say_where(train(config_from(options, parser)))
+    _finish(train(config_from(options, parser)))
     return 0
 
 
-def _say_where(folder: Path) -> None:
+def _finish(folder: Path) -> None:
+    """Write the report of a run that has ended, and say where the run is."""
     from conformer_vision.training.processes import is_first
 
-    if is_first():
-        print(f"run folder: {folder}")
+    if not is_first():
+        return
+    from conformer_vision.training.run import CONFIG_FILE
+
+    config = read_config(folder / CONFIG_FILE)
+    if config.report:
+        from conformer_vision.report import write_report
+
+        try:
+            write_report(folder, workers=config.workers, device=config.device)
+        except UserError as error:  # the run is complete without it
+            print(f"no report: {error}", file=sys.stderr)
+    print(f"run folder: {folder}")
 
 
 def resume(folder: str, arguments: list[str]) -> int:
@@ -90,7 +102,7 @@ def resume(folder: str, arguments: list[str]) -> int:
     options = parser.parse_args(arguments[1:])
     from conformer_vision.training import run as training_run
 
-    _say_where(training_run.resume(folder, progress=options.progress))
+    _finish(training_run.resume(folder, progress=options.progress))
     return 0
 
 

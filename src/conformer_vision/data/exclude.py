@@ -1,19 +1,16 @@
-"""Lists of images to leave out: plain text, one image a line.
+"""Lists of images to leave out: a CSV file with the columns ``image`` and ``reason``.
 
-A line is the image's name as the source and its messages give it (``ImageSource.name``), then,
-if wanted, white space, ``#`` and the reason. Empty lines and lines that begin with ``#`` are
-comments. A name that such a line cannot hold (with a line break, white space at an end, white space
-before ``#``, bytes that are not UTF-8, or ``"`` or ``#`` at its start) is written as a JSON string.
-
-Names are compared as absolute paths without ``.``, ``..`` and doubled slashes, links not resolved,
-so that it does not matter whether the data was given by a relative or an absolute path. A relative
-name counts from the working folder; `write_exclusions` writes absolute ones. The rows of sets that
-have a name (``digits row 5``, ``torch/mnist train row 5``) are no paths and are compared as they are.
+``image`` is the image's name as the source and its messages give it (``ImageSource.name``). Names are
+compared as absolute paths without ``.``, ``..`` and doubled slashes, links not resolved, so it does not
+matter whether the data was given by a relative or an absolute path. A relative name counts from the
+working folder; `write_exclusions` writes absolute ones. Rows of named sets (``digits row 5``,
+``torch/mnist train row 5``) are not paths and are compared as they are.
 """
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import os
 import re
 from collections.abc import Iterable
@@ -26,9 +23,8 @@ from conformer_vision.files import atomic_path
 
 from .base import ImageSource, SubsetSource, some_names
 
-_HEADER = "# Images to leave out: one name a line, and after # the reason."
+_COLUMNS = ("image", "reason")
 _NAMED_ROW = re.compile(r"(digits|hfds/.*|torch/.*) row [0-9]+", re.DOTALL)
-_COMMENT = re.compile(r"\s#")
 
 
 class ExcludedSource(SubsetSource):
@@ -87,68 +83,46 @@ def normal_name(name: str) -> str:
 
 
 def read_exclusions(path: str | Path) -> frozenset[str]:
-    """The names of a list, in the form in which they are compared.
+    """Read the names in a list, in the form in which they are compared.
 
     Raises:
-        UserError: a file that cannot be read, is not UTF-8, or has a quoted name that is no JSON string.
+        UserError: the file cannot be read, is not CSV, has no column ``image``, or lacks a name.
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        # File names need not be UTF-8: other bytes are read the way Python reads them in a path.
+        text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     except OSError as error:
         raise UserError(f"cannot read the list of exclusions {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        count = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f'{path} line {count}: not UTF-8; write such a name as a JSON string, as "caf\\udce9.jpg"'
-        ) from error
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     names = set()
-    for count, line in enumerate(text.split("\n"), start=1):
-        name = _parse(line.strip(), where=f"{path} line {count}")
-        if name is not None:
-            names.add(normal_name(name))
+    try:
+        if "image" not in (rows.fieldnames or ()):
+            raise UserError(f"{path}: the first line must be {','.join(_COLUMNS)}, as check --fix writes it")
+        for row in rows:
+            if not row["image"]:
+                raise UserError(f"{path} line {rows.line_num}: the column image is empty; name an image")
+            names.add(normal_name(row["image"]))
+    except csv.Error as error:
+        raise UserError(f"{path} line {rows.reader.line_num}: not valid CSV ({error})") from error
     return frozenset(names)
 
 
 def write_exclusions(path: str | Path, entries: Iterable[tuple[str, str]]) -> None:
-    """Writes a list that `read_exclusions` reads.
+    """Write a list that `read_exclusions` reads.
 
     Args:
         path: file to write.
-        entries: name and reason of each image; paths are written as absolute ones.
+        entries: name and reason of each image; relative paths are made absolute.
 
     Raises:
         UserError: the file cannot be written.
     """
-    lines = [_HEADER]
-    for name, reason in entries:
-        reason = " ".join(reason.encode("utf-8", "backslashreplace").decode().split())
-        lines.append(_written(normal_name(name)) + (f"  # {reason}" if reason else ""))
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-
-
-def _parse(line: str, *, where: str) -> str | None:
-    if not line or line.startswith("#"):
-        return None
-    if not line.startswith('"'):
-        return _COMMENT.split(line, maxsplit=1)[0].rstrip()
-    try:
-        name, end = json.JSONDecoder().raw_decode(line)
-    except ValueError as error:
-        raise UserError(f"{where}: a name in quotes must be a JSON string ({error})") from error
-    rest = line[end:].lstrip()
-    if rest and not rest.startswith("#"):
-        raise UserError(f"{where}: only a comment with # may follow the name in quotes, not {rest[:40]!r}")
-    return str(name)
-
-
-def _written(name: str) -> str:
-    plain = (
-        name.isprintable()  # false for line breaks and undecodable bytes
-        and name == name.strip()
-        and name != ""
-        and not name.startswith(('"', "#"))
-        and not _COMMENT.search(name)
-    )
-    return name if plain else json.dumps(name)
+    # CSV's own line end, \r\n: with another one Python 3.11 does not quote a \r inside a name.
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        writer.writerows((normal_name(name), " ".join(reason.split())) for name, reason in entries)

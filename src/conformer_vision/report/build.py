@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,62 +14,23 @@ from conformer_vision.data import ImageSource
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.answers import answers
-from conformer_vision.inference.calibration import Calibration, calibrate
-from conformer_vision.inference.evaluation import Evaluation, Meter, check_classes, open_labelled
+from conformer_vision.inference.calibration import calibrate
+from conformer_vision.inference.evaluation import Meter, check_classes, open_labelled
 from conformer_vision.inference.runtime import TrainedModel
-from conformer_vision.models.saved import BEST_WEIGHTS, LAST_WEIGHTS, ModelSpec, save_temperature
-from conformer_vision.report.analysis import (
-    BranchStudy,
-    Collector,
-    Outcome,
-    study_branches,
-    worst_errors,
-)
-from conformer_vision.report.images import Thumbnail, thumbnails
+from conformer_vision.models.saved import BEST_WEIGHTS, LAST_WEIGHTS, save_temperature
+from conformer_vision.report.analysis import Collector, study_branches, worst_errors
+from conformer_vision.report.findings import CONFIG_FILE, Findings
+from conformer_vision.report.images import thumbnails
+from conformer_vision.report.page import render
 from conformer_vision.training.config import TrainConfig
 from conformer_vision.training.recipe import read_config
 
 REPORT_FILE = "report.html"
-CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
 WORST = 24
 """Errors shown with their images."""
 EXAMPLES = 8
 """Images shown for each way in which the branches are right or wrong."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """All that a report says."""
-
-    folder: Path
-    data: str
-    """The source that was measured."""
-    config: TrainConfig
-    config_text: str
-    rows: list[dict[str, float]]
-    """Of ``metrics.csv``, one per epoch."""
-    weights: str
-    """Name of the file with the weights."""
-    spec: ModelSpec
-    """With the temperature that was fitted."""
-    parameters: int | None
-    device: str
-    evaluation: Evaluation
-    calibration: Calibration
-    outcome: Outcome
-    worst: list[int]
-    """Rows of the outcome."""
-    study: BranchStudy | None
-    images: dict[int, Thumbnail]
-    """Of the rows in ``worst`` and ``study``."""
-    notes: list[str]
-    """What a reader should know before the numbers."""
-
-    @property
-    def broken(self) -> list[str]:
-        """One line for each image that could not be read."""
-        return self.evaluation.broken
 
 
 def write_report(
@@ -168,8 +128,6 @@ def save_report(findings: Findings) -> Path:
     Raises:
         UserError: the folder cannot be written.
     """
-    from conformer_vision.report.page import render
-
     store_temperature(findings.folder / findings.weights, findings.calibration.temperature)
     path = findings.folder / REPORT_FILE
     # File names need not be UTF-8; what no encoding has is shown escaped.

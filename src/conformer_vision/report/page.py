@@ -7,18 +7,18 @@ import platform
 import shlex
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import version
 from statistics import median
 from typing import Any
 
 import jinja2
-import lightning
 import timm
 import torch
 
 import conformer_vision
 from conformer_vision.report.analysis import CASES, Choices, class_rows, confused_pairs
-from conformer_vision.report.build import CONFIG_FILE, Findings
 from conformer_vision.report.charts import curves, reliability_diagram
+from conformer_vision.report.findings import CONFIG_FILE, Findings
 
 MAX_MATRIX = 40
 """Most classes whose confusion matrix is drawn; of more the list of confusions says it better."""
@@ -139,7 +139,7 @@ def _context(findings: Findings) -> dict[str, Any]:
             "conformer-vision": conformer_vision.__version__,
             "torch": torch.__version__,
             "timm": timm.__version__,
-            "lightning": lightning.__version__,
+            "lightning": version("lightning"),
             "Python": platform.python_version(),
         },
     }

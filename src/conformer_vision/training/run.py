@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> Path:
 
     Returns:
         The run folder: config.yaml, classes.txt, best.safetensors, last.safetensors, last.ckpt,
-        metrics.csv, curves.png and report.html.
+        metrics.csv and curves.png. The command ``train`` adds report.html.
 
     Raises:
         UserError: a value, a file or an image that cannot be; found before the first step, but for
@@ -171,19 +171,7 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
                 _remove_if_unused(folder)
             if parts.bar is not None:
                 parts.bar.bar.stop()
-        if config.report and is_first():
-            _report(folder, config)
     return folder
-
-
-def _report(folder: Path, config: TrainConfig) -> None:
-    """Write the report; the run is whole without it, so what keeps it from being written is only said."""
-    from ..report import write_report
-
-    try:
-        write_report(folder, workers=config.workers, device=config.device)
-    except UserError as error:
-        print(f"no report: {error}", file=sys.stderr)
 
 
 def _unloaded(config: TrainConfig) -> TrainConfig:
