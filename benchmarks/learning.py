@@ -34,8 +34,8 @@ import ablations  # noqa: F401 - registers the networks of the ablations with ti
 from conformer_vision import TrainConfig, evaluate, train
 from conformer_vision.files import atomic_path
 from conformer_vision.inference import Evaluation
-from conformer_vision.models.saved import load_model
 from conformer_vision.training.recipe import config_from_values, find_recipe, read_recipe
+from conformer_vision.weights import load_model
 from robustness import moved_accuracy
 
 HERE = Path(__file__).resolve().parent

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from conformer_vision.models.saved import load_model, save_weights
+from conformer_vision.weights import load_model, save_weights
 
 _WORDNET = re.compile(r"n\d{8} (.+)")
 

@@ -16,7 +16,7 @@ import learning
 import robustness
 from ablations import NANO, Uncoupled
 from conformer_vision.models.blocks import Bottleneck
-from conformer_vision.models.saved import load_model
+from conformer_vision.weights import load_model
 from release import release
 from take_images import take_images
 

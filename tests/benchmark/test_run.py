@@ -13,7 +13,8 @@ from conformer_vision.benchmark import BenchmarkConfig, benchmark, prepare, run
 from conformer_vision.benchmark.run import relative_difference, with_share
 from conformer_vision.benchmark.subjects import Subject
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelSpec, save_model
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import save_model
 
 from .conftest import NANO, make_row
 
@@ -159,7 +160,7 @@ class WrittenNetwork:
     """What `Exports` wrote."""
 
     def __init__(self, path: str, device: str) -> None:
-        from conformer_vision.models.saved import load_model
+        from conformer_vision.weights import load_model
 
         self.model, self.spec = load_model(Path(path).with_suffix(".safetensors"))
 

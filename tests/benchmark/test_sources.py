@@ -13,7 +13,8 @@ from conformer_vision.benchmark import sources
 from conformer_vision.benchmark.config import BenchmarkConfig, Runtime
 from conformer_vision.benchmark.sources import CLASSES, check_names, count_macs, first_spec, open_source
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelSpec, save_model
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import save_model
 
 NANO = "conformer_nano_patch8_64"
 CARD = ModelSpec(NANO, {}, CLASSES, (3, 32, 32))

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from conformer_vision.commands import evaluate
-from conformer_vision.models.saved import ModelSpec, save_model
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import save_model
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from PIL import Image
 
 from conformer_vision.commands import report
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelSpec, save_model
+from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig
+from conformer_vision.weights import save_model
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from timm.data import create_transform
 from torch import Tensor
 
 from conformer_vision.data import AugmentConfig, build_transform
-from conformer_vision.data.transforms import Transform
 from conformer_vision.errors import UserError
+from conformer_vision.preprocessing import Transform
 from image_sets import opened
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -23,8 +23,9 @@ from conformer_vision.errors import UserError
 from conformer_vision.export import Exported, export, write_network
 from conformer_vision.export import run as export_run
 from conformer_vision.inference.networks import Network, open_network
-from conformer_vision.models.saved import ModelSpec, load_model
 from conformer_vision.models.variants import SHIPPED
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import load_model
 
 from .conftest import FILES, WITH_EXPORTS
 

@@ -11,7 +11,8 @@ import timm.data
 import torch
 from PIL import Image
 
-from conformer_vision.models.saved import ModelSpec, load_model, save_model
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import load_model, save_model
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "犬 ünï")
 

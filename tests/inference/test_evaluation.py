@@ -14,8 +14,8 @@ from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from conformer_vision.data import Splitting, open_images
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Evaluation, evaluate
-from conformer_vision.inference.runtime import eval_transform
-from conformer_vision.models.saved import load_model, save_model, save_temperature
+from conformer_vision.preprocessing import evaluation_transform
+from conformer_vision.weights import load_model, save_model, save_temperature
 
 Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
 
@@ -200,7 +200,7 @@ def test_temperature_changes_nll_and_ece_alone(
     assert result.loss == pytest.approx(evaluation.loss)
 
     model, spec = load_model(conformer_run)
-    transform, logits, labels = eval_transform(spec), [], []
+    transform, logits, labels = evaluation_transform(spec), [], []
     for path in sorted((images / "val").rglob("*.png")):
         with torch.inference_mode():
             logits.append(model(transform(Image.open(path).convert("RGB"))[None])[0])

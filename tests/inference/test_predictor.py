@@ -13,7 +13,7 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Prediction, Predictor
-from conformer_vision.models.saved import load_model, save_model, save_temperature
+from conformer_vision.weights import load_model, save_model, save_temperature
 
 Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
 

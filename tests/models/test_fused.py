@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from conformer_pairs import build_pair
 from conformer_vision import VARIANTS, Conformer
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelSpec, load_model, save_model
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import load_model, save_model
 
 NANO = [name for name in VARIANTS if "nano" in name]
 CLASSES = ("a", "b", "c", "d", "e")
@@ -194,7 +195,7 @@ def test_a_spec_that_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     other = timm.create_model("test_resnet", num_classes=5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("conformer_vision.models.saved.replace", lambda spec, **_: spec)
+        patch.setattr("conformer_vision.weights.replace", lambda spec, **_: spec)
         save_model(other, ModelSpec("test_resnet", classes=CLASSES, fused=True), path)
     with pytest.raises(UserError, match="is no Conformer"):
         load_model(path)

@@ -17,9 +17,10 @@ from conformer_vision.cli import main
 from conformer_vision.errors import UserError
 from conformer_vision.models import ConformerConfig, variants
 from conformer_vision.models.checkpoints import to_openmmlab
-from conformer_vision.models.published import is_published, load_published
-from conformer_vision.models.saved import METADATA_KEY, ModelSpec
+from conformer_vision.models.published import is_published
 from conformer_vision.models.variants import SHIPPED
+from conformer_vision.spec import METADATA_KEY, ModelSpec
+from conformer_vision.weights import load_model
 from take_images import take_images
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -46,7 +47,7 @@ def shipped_spec() -> ModelSpec:
 @pytest.mark.usefixtures("offline")
 def test_what_ships_loads_without_a_network() -> None:
     """By timm and with its spec: the same network, whose preprocessing timm knows too."""
-    model, spec = load_published(SHIPPED)
+    model, spec = load_model(SHIPPED)
     by_timm = timm.create_model(SHIPPED, pretrained=True).eval()
     assert timm.create_model(SHIPPED.partition(".")[0], pretrained=True).pretrained_cfg["tag"]
     x = torch.randn(2, *spec.input_size)
@@ -144,7 +145,7 @@ def test_imagenet_weights_are_measured_on_imagenet(
 
 
 def test_imagenet_classes_have_english_names(published: Path) -> None:
-    _, spec = load_published(TINY)
+    _, spec = load_model(TINY)
     assert spec.classes[281] == "n02123045"
     assert spec.labels[281].startswith("tabby")
     assert spec.labels[517] == "crane (n03126707)"
@@ -154,4 +155,4 @@ def test_imagenet_classes_have_english_names(published: Path) -> None:
 def test_what_is_not_published() -> None:
     assert is_published("resnet50.a1_in1k") and not is_published("resnet51")
     with pytest.raises(UserError, match="conformer_nano_patch4_32 has no published weights"):
-        load_published("conformer_nano_patch4_32")
+        load_model("conformer_nano_patch4_32")

@@ -10,8 +10,9 @@ import timm
 import torch
 from PIL import Image
 
-from conformer_vision.models.saved import ModelSpec, save_model
+from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig
+from conformer_vision.weights import save_model
 
 CONFORMER = "conformer_nano_patch8_64"
 SHALLOW = {"depths": [2, 1, 2], "zero_init_last": False}

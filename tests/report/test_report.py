@@ -19,8 +19,8 @@ from conformer_vision.data import BrokenImageError
 from conformer_vision.data.streams.base import ImageStream, StreamedImage
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Predictor, evaluate
-from conformer_vision.models.saved import load_model, save_model
 from conformer_vision.report import build, examine, write_report
+from conformer_vision.weights import load_model, save_model
 from image_sets import opened
 
 from .conftest import CONFORMER, MakeRun, write_images

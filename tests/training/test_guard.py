@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from conformer_vision.cli import main
 from conformer_vision.data import transforms
-from conformer_vision.models.saved import load_model
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.guard import TrainingDivergedError
 from conformer_vision.training.losses import BranchLoss
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.run import resume
+from conformer_vision.weights import load_model
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import load_model
 from conformer_vision.training import TrainConfig, TrainingInterrupted, train
 from conformer_vision.training.interrupt import InterruptFlag, requeue, slurm_job
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.run import resume
+from conformer_vision.weights import load_model
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import ModelSpec, load_model
+from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training import run as run_module
 from conformer_vision.training.callbacks import Recorder, RunFolder
@@ -26,6 +26,7 @@ from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.progress import EpochBar
 from conformer_vision.training.schedule import Clock
 from conformer_vision.training.trainer import build_trainer, count_processes
+from conformer_vision.weights import load_model
 from option_tools import shows
 
 pytestmark = pytest.mark.usefixtures("without_curves")

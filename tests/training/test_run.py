@@ -14,9 +14,9 @@ from torch import Tensor
 
 from conformer_vision import evaluate
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import load_model
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.recipe import read_config, recipes
+from conformer_vision.weights import load_model
 
 pytestmark = pytest.mark.usefixtures("without_curves")  # but for `run`, whose training is before
 Tiny = Callable[..., TrainConfig]

@@ -15,7 +15,8 @@ from conformer_vision.export import write_network
 from conformer_vision.export.formats import Format, check_supported, suffix
 from conformer_vision.export.images import sample_photos
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import ModelSpec, save_model
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import save_model
 
 from .config import COMPILE_MODES, TORCH_KINDS, BenchmarkConfig, Runtime
 from .sources import Source, check_names, first_spec, open_source

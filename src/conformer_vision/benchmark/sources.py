@@ -19,7 +19,9 @@ from conformer_vision.errors import UserError, first_line
 from conformer_vision.export.formats import Format, Precision, suffix
 from conformer_vision.inference.networks import open_network
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import ModelSpec, load_model, weights_file
+from conformer_vision.runs import find_model
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import load_model
 
 from .config import BenchmarkConfig, Runtime
 from .pairs import build_pair, plain_config, plain_copy
@@ -172,7 +174,7 @@ def _by_name(name: str, spec: ModelSpec) -> Source:
 
 def _by_path(name: str, spec: ModelSpec) -> Source:
     """A trained model, or an exported file, for whose time alone a reference with other weights stands."""
-    file = weights_file(name)
+    file = find_model(name).path
     precision: Precision | None = "fp32"
     if is_exported(str(file)):
         network = open_network(file, device="cpu")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from conformer_vision.inference.networks import FUSED, open_network
-from conformer_vision.models.saved import load_model
+from conformer_vision.weights import load_model
 
 from .config import COMPILE_MODES, TORCH_KINDS, Runtime
 from .reference import ReferenceConfig, ReferenceConformer

@@ -9,11 +9,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.output import console, name_broken, printable
 from conformer_vision.parsing import build_parser as plain_parser
+from conformer_vision.runs import CONFUSION_FILE
 
 if TYPE_CHECKING:
     from conformer_vision.inference import Evaluation
-
-CONFUSION_FILE = "confusion_matrix.png"
 
 
 def build_parser() -> ArgumentParser:

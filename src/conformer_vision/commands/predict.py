@@ -67,7 +67,7 @@ def _take_model(inputs: list[str]) -> tuple[str | None, list[str]]:
     Raises:
         UserError: a model alone.
     """
-    from conformer_vision.inference.networks import is_model
+    from conformer_vision.runs import is_model
 
     first, rest = inputs[0], inputs[1:]
     # Of several, only an image that is there is taken for one: a mistyped run must not pass for an image.

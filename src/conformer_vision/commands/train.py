@@ -74,7 +74,7 @@ def _finish(folder: Path) -> None:
 
     if not is_first():
         return
-    from conformer_vision.training.run import CONFIG_FILE
+    from conformer_vision.runs import CONFIG_FILE
 
     config = read_config(folder / CONFIG_FILE)
     if config.report:

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from conformer_vision.errors import UserError
+from conformer_vision.preprocessing import Transform
 
 from .base import ImageSource
 from .images import BrokenImageError
 from .order import Draw, EvaluationOrder, Sampling, Share, TrainingOrder
 from .streams.base import ImageStream
 from .streams.order import StreamOrder
-from .transforms import Transform
 
 NOT_COUNTED = -100
 """Label of an image that is to be left out: broken, or there to fill a batch up (torch's ignore_index)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, posterize
@@ -15,14 +14,10 @@ from torch import Tensor
 from torchvision import transforms
 
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import CROP_MODES, INTERPOLATIONS
+from conformer_vision.preprocessing import Transform, compose, evaluation_pipeline
+from conformer_vision.spec import CROP_MODES, INTERPOLATIONS
 
 from .augment import AugmentConfig
-
-Transform = Callable[[Image.Image], Tensor]
-
-_MOST_ELONGATED = 64
-"""Largest ratio of an image's edges that is resized as a whole."""
 
 
 def build_transform(
@@ -51,35 +46,35 @@ def build_transform(
         UserError: a value that cannot be.
     """
     channels, height, width = _checked(input_size, mean, std, interpolation, crop_pct, crop_mode)
+    if augment is None:
+        return evaluation_pipeline(
+            input_size=input_size,
+            mean=mean,
+            std=std,
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+        )
     common: dict[str, Any] = {
         "input_size": (channels, height, width),
         "interpolation": interpolation,
         "mean": tuple(mean),
         "std": tuple(std),
     }
-    if augment is None:
-        stages = create_transform(**common, crop_pct=crop_pct, crop_mode=crop_mode).transforms
-        before, erase = stages[:-2], None
-    else:
-        primary, secondary = _training_stages(common, augment)
-        if augment.crop_for(height, width) == "pad":
-            primary[:1] = [
-                ResizeKeepRatio((height, width), interpolation=interpolation),
-                transforms.RandomCrop((height, width), padding=augment.pad or max(height, width) // 8),
-            ]
-        before, erase = [*primary, *secondary], random_erasing(augment)
-    grey = [transforms.Grayscale()] if channels == 1 else []
-    # timm's last two stages, ToTensor and Normalize, take longer than all others on a small image.
-    composed: Transform = transforms.Compose(
-        [
-            _Shortened(height, width),
-            *grey,
-            *before,
-            _ToNormalizedTensor(mean, std),
-            *([erase] if erase else []),
+    primary, secondary = _training_stages(common, augment)
+    if augment.crop_for(height, width) == "pad":
+        primary[:1] = [
+            ResizeKeepRatio((height, width), interpolation=interpolation),
+            transforms.RandomCrop((height, width), padding=augment.pad or max(height, width) // 8),
         ]
+    erase = random_erasing(augment)
+    return compose(
+        [*primary, *secondary],
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        after=[] if erase is None else [erase],
     )
-    return composed
 
 
 def random_erasing(augment: AugmentConfig) -> Callable[[Tensor], Tensor] | None:
@@ -127,48 +122,6 @@ def _operations(stages: list[Any]) -> Iterator[AugmentOp]:
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     """timm's, which asks for 0 bits at the end of its scale; Pillow gave black until version 13 refused."""
     return posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
-
-
-class _Shortened:
-    """Keeps the middle of an image that is extremely long or high, and all of any other.
-
-    Resized by its short edge, a line of 65,000 pixels would take 12 GB; crops never see its ends.
-    """
-
-    def __init__(self, height: int, width: int) -> None:
-        """Takes the size of the network's input."""
-        long, short = max(height, width), min(height, width)
-        self._most = max(min(_MOST_ELONGATED, short), -(-long // short))
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        most = self._most * min(image.size)
-        if max(image.size) <= most:
-            return image
-        width, height = (min(edge, most) for edge in image.size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return image.crop((left, top, left + width, top + height))
-
-    def __repr__(self) -> str:
-        return f"Shortened(most={self._most})"
-
-
-class _ToNormalizedTensor:
-    """8-bit image to (value / 255 - mean) / std as a float tensor (C, H, W)."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        import numpy as np
-
-        self._scale = 1 / (255 * np.array(std, dtype=np.float32))
-        self._shift = -np.array(mean, dtype=np.float32) / np.array(std, dtype=np.float32)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        import numpy as np
-
-        pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1)
-        return torch.from_numpy(pixels * self._scale + self._shift).permute(2, 0, 1).contiguous()
-
-    def __repr__(self) -> str:
-        return f"ToNormalizedTensor(scale={self._scale}, shift={self._shift})"
 
 
 def _checked(

@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram, export
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.networks import INPUT
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import ModelSpec
+from conformer_vision.spec import ModelSpec
 
 from .formats import Precision
 

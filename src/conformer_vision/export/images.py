@@ -12,8 +12,8 @@ from torch import Tensor
 from conformer_vision.data import ImageSource
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.streams.base import ImageStream
-from conformer_vision.inference.runtime import eval_transform
-from conformer_vision.models.saved import ModelSpec
+from conformer_vision.preprocessing import evaluation_transform
+from conformer_vision.spec import ModelSpec
 
 _BATCH = 8
 
@@ -22,7 +22,7 @@ def sample_photos(spec: ModelSpec) -> Tensor:
     """Eight prepared crops (8, C, H, W) of the two photos that scikit-learn ships."""
     from sklearn.datasets import load_sample_images
 
-    transform = eval_transform(spec)
+    transform = evaluation_transform(spec)
     crops = []
     for photo in load_sample_images().images:
         image = Image.fromarray(photo)
@@ -39,7 +39,7 @@ def prepared(source: ImageSource | ImageStream, spec: ModelSpec, *, count: int) 
 
         step = max(len(source) // count, 1)
         source = SubsetSource(source, range(0, len(source), step)[:count])
-    loader = evaluation_loader(source, eval_transform(spec), batch_size=_BATCH, workers=0)
+    loader = evaluation_loader(source, evaluation_transform(spec), batch_size=_BATCH, workers=0)
     for batch in islice(loader, -(-count // _BATCH)):
         readable = batch.images[batch.labels >= 0]
         if len(readable):

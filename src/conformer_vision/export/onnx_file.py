@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError
 from conformer_vision.inference.networks import INPUT, OUTPUTS, PRECISION_KEY
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import METADATA_KEY, ModelSpec
+from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 from .formats import Precision
 from .graph import build_program

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
 from conformer_vision.inference.networks import PRECISION_KEY
-from conformer_vision.models.saved import METADATA_KEY, ModelSpec
+from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 from .formats import Precision
 from .onnx_file import build_onnx

@@ -17,8 +17,9 @@ from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.evaluation import Evaluation, RunData, data_of_run, evaluate, open_labelled
-from conformer_vision.models.published import is_published, load_published
-from conformer_vision.models.saved import ModelSpec, load_model, weights_file
+from conformer_vision.runs import find_model
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import load_model
 
 from .compare import Difference, compare
 from .formats import Format, Precision, check_supported, suffix
@@ -75,11 +76,11 @@ def export(
     check_supported(format, precision)
     if calibration_images < 1:
         raise UserError(f"calibration_images {calibration_images}: must be 1 or more")
-    published = is_published(run)
-    source = Path(run) if published else weights_file(run)
+    found = find_model(run)
+    source = found.path
     target = _target(Path(run), source, format, precision) if output is None else Path(output)
     _check_target(target, format, source)
-    model, spec = load_published(str(run)) if published else load_model(source)
+    model, spec = load_model(found)
     images = _find_images(source, data, spec, needed=precision == "int8")
     checked = sample_photos(spec)
     calibration: list[Tensor] = []

@@ -12,7 +12,8 @@ from torch import nn
 
 from conformer_vision.errors import UserError
 from conformer_vision.models import Conformer
-from conformer_vision.models.saved import METADATA_KEY, ModelSpec, save_model
+from conformer_vision.spec import METADATA_KEY, ModelSpec
+from conformer_vision.weights import save_model
 
 from .formats import Precision
 from .graph import build_program, example, inference_form

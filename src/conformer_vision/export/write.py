@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from conformer_vision.models.saved import ModelSpec
+from conformer_vision.spec import ModelSpec
 
 from .formats import Format, Precision, check_supported
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -26,6 +25,7 @@ from conformer_vision.inference.calibration import ExpectedCalibrationError
 from conformer_vision.inference.confusion import save_confusion_matrix
 from conformer_vision.inference.networks import FUSED
 from conformer_vision.inference.runtime import InputSize, TrainedModel
+from conformer_vision.runs import CONFIG_FILE, read_run_config
 
 
 @dataclass(frozen=True)
@@ -192,15 +192,8 @@ def data_of_run(run: Path) -> RunData:
     defaults = {"data": None, "val_fraction": 0.1, "seed": 0, "folds": None, "fold": 0, "data_dir": None}
     kinds = {"data": str | None, "val_fraction": float, "seed": int, "folds": int | None, "fold": int}
     kinds["data_dir"] = str | None
-    config = (run if run.is_dir() else run.parent) / "config.yaml"
-    try:
-        found = (
-            yaml.safe_load(config.read_text(encoding="utf-8")) if run.exists() and config.is_file() else {}
-        )
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {config}; give val_fraction and seed, or mend it") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{config} is not a run's config; give val_fraction and seed, or mend it")
+    config = (run if run.is_dir() else run.parent) / CONFIG_FILE
+    found = read_run_config(config.parent) if run.exists() and config.is_file() else {}
     values: dict[str, Any] = {name: found.get(name, default) for name, default in defaults.items()}
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):

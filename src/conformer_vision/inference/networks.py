@@ -14,15 +14,8 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.untrusted import check_export_archive, check_torchscript
 from conformer_vision.models import Conformer
-from conformer_vision.models.published import is_published, load_published
-from conformer_vision.models.saved import (
-    BEST_WEIGHTS,
-    LAST_WEIGHTS,
-    METADATA_KEY,
-    ModelSpec,
-    load_model,
-    weights_file,
-)
+from conformer_vision.spec import METADATA_KEY, ModelSpec
+from conformer_vision.weights import load_model
 
 FUSED = "fused"
 INPUT = "images"
@@ -54,26 +47,18 @@ def open_network(path: str | Path, *, device: str | torch.device = "auto") -> Ne
 
     Args:
         path: as ``conformer-vision train`` or ``export`` wrote it, or the name of a model of timm, whose
-            published weights are taken (`load_published`).
+            published weights are taken.
         device: ``auto`` (CUDA where there is one and the file can use it), or a torch device.
 
     Raises:
         UserError: no such file, not what its suffix says, no model spec in it, no library to run it with
             (the line names the pip command), or a device that cannot be used.
     """
-    if is_published(path):
-        return WeightsNetwork(*load_published(str(path)), device)
-    path = weights_file(path)
+    path = Path(path)
     opener = _OPENERS.get(path.suffix.lower())
-    return WeightsNetwork(*load_model(path), device) if opener is None else opener(path, device)
-
-
-def is_model(name: str | Path) -> bool:
-    """Whether a name is one of a model: published weights, a run folder or a file, by its suffix."""
-    path = Path(name)
-    if path.is_dir():
-        return any((path / file).is_file() for file in (BEST_WEIGHTS, LAST_WEIGHTS))
-    return path.suffix.lower() in (".safetensors", *_OPENERS) or is_published(name)
+    if opener is not None and path.is_file():
+        return opener(path, device)
+    return WeightsNetwork(*load_model(path), device)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from conformer_vision.data import build_transform
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.networks import FUSED, Network, open_network
-from conformer_vision.models.published import is_published
-from conformer_vision.models.saved import ModelSpec, weights_file
+from conformer_vision.preprocessing import evaluation_transform
+from conformer_vision.runs import find_model
+from conformer_vision.spec import ModelSpec
 
 InputSize = int | tuple[int, int]
 
@@ -37,13 +35,13 @@ class TrainedModel:
     def __init__(
         self, run: str | Path, *, device: str | torch.device = "auto", input_size: InputSize | None = None
     ) -> None:
-        self.path = Path(run) if is_published(run) else weights_file(run)
+        self.path = find_model(run).path
         self.network = open_network(self.path, device=device)
         self.spec = self.network.spec
         if input_size is not None:
             self.spec = _resized(self.spec, input_size, self.network)
         self.device = self.network.device
-        self.transform = eval_transform(self.spec)
+        self.transform = evaluation_transform(self.spec)
 
     def logits(self, batch: Tensor) -> dict[str, Tensor]:
         """Logits per head, each (B, K) float32: ``conv``, ``trans`` and ``fused``, or ``fused`` alone.
@@ -81,8 +79,3 @@ def _resized(spec: ModelSpec, input_size: InputSize, network: Network) -> ModelS
             f"its own size is {own}"
         ) from error
     return resized
-
-
-def eval_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
-    """Resize, centre crop and normalisation that the spec asks for: RGB image to (C, H, W)."""
-    return build_transform(**spec.preprocessing, augment=None)

@@ -1,42 +1,37 @@
-"""Published weights by their name in timm's registry, with the spec that their use needs."""
+"""Published weights by their name in timm's registry, and what is known about their classes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Mapping
 
 import timm
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
-from torch import nn
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.models.saved import ModelSpec, load_model
+from conformer_vision.models.layouts import convert_state_dict, unwrap_state_dict
+from conformer_vision.models.variants import VARIANTS
 
-__all__ = ["is_published", "load_published"]
-
-
-def is_published(name: str | Path) -> bool:
-    """Whether it is the name of a model of timm, such as ``resnet50.a1_in1k``, and no path."""
-    return not Path(name).exists() and timm.is_model(str(name))
+__all__ = ["create_published", "imagenet_classes", "is_published", "tell_variant"]
 
 
-def load_published(name: str) -> tuple[nn.Module, ModelSpec]:
-    """A model with its published weights, in eval mode; those not in the package are downloaded once.
+def is_published(name: str) -> bool:
+    """Tell whether timm knows a model of that name, such as ``resnet50.a1_in1k``."""
+    return timm.is_model(name)
+
+
+def create_published(name: str) -> nn.Module:
+    """Create a model with its published weights, in eval mode; they are downloaded once.
 
     Args:
-        name: in timm's registry, with or without the tag behind the dot that names the weights.
-
-    Returns:
-        The model and its spec. The classes of ImageNet weights are WordNet numbers ("n01440764"), as folders
-        of ImageNet are called, and their descriptions are in English.
+        name: Name in timm's registry; a tag behind a dot picks one of several weights.
 
     Raises:
-        UserError: no weights are published under that name, they cannot be fetched, or their classes are not
-            those of ImageNet.
+        UserError: No weights are published under that name, or they cannot be fetched.
     """
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and cfg.file:  # comes with the package, and has a spec
-        return load_model(cfg.file)
     if cfg is None or not cfg.has_weights:
         known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")) or "none of this model"
         raise UserError(f"{name} has no published weights (known: {known}); give a run folder or a file")
@@ -46,26 +41,77 @@ def load_published(name: str) -> tuple[nn.Module, ModelSpec]:
         raise
     except Exception as error:  # of the hub, of the network, of the file
         raise UserError(f"the weights of {name} cannot be fetched ({first_line(error)})") from error
-    return model.eval(), _spec(name, model)
+    return model.eval()
 
 
-def _spec(name: str, model: nn.Module) -> ModelSpec:
+def imagenet_classes(model: nn.Module, *, label: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the classes of a model for ImageNet, and their descriptions.
+
+    The classes are WordNet numbers ("n01440764"), as ImageNet's folders are called; the descriptions are
+    English and distinct.
+
+    Args:
+        model: With its number of classes.
+        label: What an error calls the weights.
+
+    Raises:
+        UserError: The number of classes is not that of a subset of ImageNet.
+    """
     subset = infer_imagenet_subset(model)
     if subset is None:
         raise UserError(
-            f"{name} has {model.num_classes} classes whose names are not known; only ImageNet's are"
+            f"{label} has {model.num_classes} classes whose names are not known; only ImageNet's are"
         )
     info = ImageNetInfo(subset)
-    data = resolve_model_data_config(model)
+    classes = tuple(info.label_names())
     texts = [info.index_to_description(index) for index in range(info.num_classes())]
     twice = Counter(texts)  # two of ImageNet's classes are called "crane"
-    classes = info.label_names()
     descriptions = (
         f"{text} ({name})" if twice[text] > 1 else text for text, name in zip(texts, classes, strict=True)
     )
-    return ModelSpec(
-        name.partition(".")[0],
-        classes=tuple(classes),
-        descriptions=tuple(descriptions),
-        **{key: data[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size")},
-    )
+    return classes, tuple(descriptions)
+
+
+def tell_variant(checkpoint: Mapping[str, object], *, label: str) -> tuple[str, int, int]:
+    """Tell which variant a checkpoint belongs to, from its architecture's name or its parameters' shapes.
+
+    Variants for several image sizes have the same parameters. A checkpoint in the authors' or OpenMMLab's
+    layout is then one of those they published.
+
+    Args:
+        checkpoint: As `read_checkpoint` gives it.
+        label: What an error calls it.
+
+    Returns:
+        The variant, and its numbers of classes and input channels.
+
+    Raises:
+        UserError: It belongs to no variant, or to several.
+    """
+    try:
+        entries = convert_state_dict(checkpoint)
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from error
+    head, stem = entries.get("conv_head.bias"), entries.get("stem.conv.weight")
+    found, num_classes, in_chans = [], 0, 0
+    if head is not None and stem is not None and head.ndim == 1 and stem.ndim == 4:
+        num_classes, in_chans = len(head), stem.shape[1]
+        shapes = _shapes(entries)
+        for name in VARIANTS:
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
+            if _shapes(model.state_dict()) == shapes:
+                found.append(name)
+    if (arch := checkpoint.get("arch")) in found:  # as timm's training script writes it
+        found = [str(arch)]
+    if len(found) > 1 and entries.keys() != unwrap_state_dict(checkpoint).keys():
+        found = [name for name in found if timm.get_pretrained_cfg(name).url]  # type: ignore[union-attr]
+    if len(found) != 1:
+        which = f"several variants ({', '.join(found)})" if found else "no variant of Conformer"
+        raise UserError(f"{label} fits {which}; create the model and call load_checkpoint(model, path)")
+    return found[0], num_classes, in_chans
+
+
+def _shapes(entries: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    counter = ".num_batches_tracked"  # not in every checkpoint
+    return {name: tuple(value.shape) for name, value in entries.items() if not name.endswith(counter)}

@@ -1,6 +1,6 @@
 """The report of a run: one HTML page about what was learned, how sure it is, and where it errs."""
 
-from .build import REPORT_FILE, examine, save_report, write_report
+from .build import examine, save_report, write_report
 from .findings import Findings
 
-__all__ = ["REPORT_FILE", "Findings", "examine", "save_report", "write_report"]
+__all__ = ["Findings", "examine", "save_report", "write_report"]

@@ -17,16 +17,15 @@ from conformer_vision.inference.answers import answers
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.evaluation import Meter, check_classes, open_labelled
 from conformer_vision.inference.runtime import TrainedModel
-from conformer_vision.models.saved import BEST_WEIGHTS, LAST_WEIGHTS, save_temperature
 from conformer_vision.report.analysis import Collector, study_branches, worst_errors
-from conformer_vision.report.findings import CONFIG_FILE, Findings
+from conformer_vision.report.findings import Findings
 from conformer_vision.report.images import thumbnails
 from conformer_vision.report.page import render
+from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRICS_FILE, REPORT_FILE
 from conformer_vision.training.config import TrainConfig
 from conformer_vision.training.recipe import read_config
+from conformer_vision.weights import save_temperature
 
-REPORT_FILE = "report.html"
-METRICS_FILE = "metrics.csv"
 WORST = 24
 """Errors shown with their images."""
 EXAMPLES = 8

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from conformer_vision.inference.calibration import Calibration
 from conformer_vision.inference.evaluation import Evaluation
-from conformer_vision.models.saved import ModelSpec
 from conformer_vision.report.analysis import BranchStudy, Outcome
 from conformer_vision.report.images import Thumbnail
+from conformer_vision.spec import ModelSpec
 from conformer_vision.training.config import TrainConfig
-
-CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from conformer_vision.data import BrokenImageError, ImageSource
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.inference.answers import batches
 from conformer_vision.inference.runtime import TrainedModel
-from conformer_vision.models.saved import ModelSpec
 from conformer_vision.report.analysis import Outcome
+from conformer_vision.spec import ModelSpec
 
 LONGEST = 96
 """Pixels of a small copy's longer edge, at most."""

@@ -18,7 +18,8 @@ import torch
 import conformer_vision
 from conformer_vision.report.analysis import CASES, Choices, class_rows, confused_pairs
 from conformer_vision.report.charts import curves, reliability_diagram
-from conformer_vision.report.findings import CONFIG_FILE, Findings
+from conformer_vision.report.findings import Findings
+from conformer_vision.runs import CONFIG_FILE
 
 MAX_MATRIX = 40
 """Most classes whose confusion matrix is drawn; of more the list of confusions says it better."""

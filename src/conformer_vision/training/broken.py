@@ -11,9 +11,9 @@ from lightning import Callback, LightningModule, Trainer
 from ..data.loader import Batch
 from ..errors import UserError
 from ..files import atomic_path
+from ..runs import BROKEN_FILE
 from .processes import is_first
 
-BROKEN_FILE = "broken_images.txt"
 _MOST_SHOWN = 10
 _FEWEST_READ = 100
 """Images of a stream before a share of them says something."""

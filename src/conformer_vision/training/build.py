@@ -21,8 +21,8 @@ from ..data.streams.base import ImageStream
 from ..errors import UserError, first_line
 from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint
-from ..models.saved import ModelSpec
 from ..parsing import nearest
+from ..spec import ModelSpec
 from .config import TrainConfig
 from .memory import largest_batch, training_step
 from .module import build_optimizer

@@ -13,7 +13,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from ..files import atomic_path
-from ..models.saved import BEST_WEIGHTS, LAST_WEIGHTS, ModelSpec, save_weights
+from ..runs import BEST_WEIGHTS, CURVES_FILE, LAST_CHECKPOINT, LAST_WEIGHTS, METRICS_FILE, TOP_FOLDER
+from ..spec import ModelSpec
+from ..weights import save_weights
 from .averaging import Averaging
 from .curves import draw_curves
 from .interrupt import Interrupted, InterruptFlag
@@ -21,10 +23,6 @@ from .memory import peak_memory
 from .processes import any_process, from_first, is_first, summed
 from .schedule import Clock
 
-LAST_CHECKPOINT = "last.ckpt"
-TOP_FOLDER = "top"
-METRICS_FILE = "metrics.csv"
-CURVES_FILE = "curves.png"
 CURVES_EVERY_SECONDS = 10  # a drawing takes half a second, an epoch on few images no longer than that
 
 Row = dict[str, float]

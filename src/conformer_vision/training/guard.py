@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import UserError
 from ..files import atomic_path
+from ..runs import NOT_FINITE_FILE
 from .seeding import seed_step
 
-REPORT_FILE = "not_finite.json"
 _BRANCHES = (  # part of a module's name -> what it belongs to, the more special first
     ("fcu_down", "coupling from the convolution to the transformer branch"),
     ("fcu_up", "coupling from the transformer to the convolution branch"),
@@ -97,7 +97,7 @@ class Diagnosis:
 
     def write(self, folder: Path) -> None:
         """Writes all of it as JSON into the run folder."""
-        with atomic_path(folder / REPORT_FILE) as temporary:
+        with atomic_path(folder / NOT_FINITE_FILE) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -168,7 +168,7 @@ def _finite(tensor: Tensor) -> bool:
 
 def _remedy(what: str, step: dict[str, Any]) -> str:
     if what == "input":
-        return f"look at the images that {REPORT_FILE} names"
+        return f"look at the images that {NOT_FINITE_FILE} names"
     hints = [f"lower lr (to {step['lr'] / 3:.1g}, say)", "set clip_grad to 1"]
     if step["precision"] != "32":
         hints.append("use precision " + ("bf16-mixed or 32" if step["precision"] == "16-mixed" else "32"))

@@ -8,16 +8,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..data.augment import AugmentConfig
 from ..errors import UserError
 from ..parsing import build_parser, nearest
+from ..runs import read_yaml
 from .config import TrainConfig
 
 _KEYS = [item.name for item in fields(TrainConfig)]
-_MOST_VALUES = 10_000
 _AUGMENT_KEYS = [item.name for item in fields(AugmentConfig)]
 
 
@@ -48,34 +47,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not YAML, or an unknown key, for which the nearest is suggested.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _check_size(values)
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise UserError(f"the recipe {path} has to be keys with values, as 'epochs: 30'")
+    values = read_yaml(path, label=f"the recipe {path}")
     _check_keys(values, _KEYS, path)
     for name, example in (("augment", "hflip: 0.5"), ("model_kwargs", "upsample: bilinear")):
         if not isinstance(values.get(name, {}), dict):
             raise UserError(f"the recipe {path}: {name} has to be keys with values, as '{example}'")
     _check_keys(values.get("augment", {}), _AUGMENT_KEYS, path)
     return values
-
-
-def _check_size(values: object) -> None:
-    """Refuses what contains itself, or by its references grows beyond any recipe."""
-    waiting, count = [values], 0
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, (dict, list, tuple, set)):
-            count += 1 + len(value)
-            if count > _MOST_VALUES:
-                raise ValueError(f"it holds more than {_MOST_VALUES} values")
-            waiting.extend([*value, *value.values()] if isinstance(value, dict) else value)
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -121,7 +99,7 @@ def _check_null(options: Namespace, cls: type, *, prefix: str = "") -> None:
             raise UserError(f"{prefix}{item.name} null: give a value, or leave it out for the default")
 
 
-def _check_keys(values: dict[object, Any], known: Collection[str], path: Path) -> None:
+def _check_keys(values: dict[Any, Any], known: Collection[str], path: Path) -> None:
     for key in values:
         if key not in known:
             raise UserError(f"the recipe {path} has an unknown key {key!r}{nearest(key, list(known))}")

@@ -24,9 +24,10 @@ from ..data.order import Share
 from ..data.streams.base import ImageStream
 from ..errors import UserError
 from ..files import atomic_path, remove_leftovers
-from ..models.saved import ModelSpec
+from ..runs import BROKEN_FILE, CLASSES_FILE, CONFIG_FILE, LAST_CHECKPOINT, NOT_FINITE_FILE
+from ..spec import ModelSpec
 from .averaging import Averaging
-from .broken import BROKEN_FILE, BrokenImages
+from .broken import BrokenImages
 from .build import (
     Data,
     build_loaders,
@@ -37,9 +38,9 @@ from .build import (
     open_images,
     resolved,
 )
-from .callbacks import LAST_CHECKPOINT, Limits, Recorder, RunFolder
+from .callbacks import Limits, Recorder, RunFolder
 from .config import Progress, TrainConfig
-from .guard import REPORT_FILE, NotFinite, TrainingDivergedError, diagnose
+from .guard import NotFinite, TrainingDivergedError, diagnose
 from .interrupt import Interrupted, InterruptFlag, TrainingInterrupted
 from .loggers import start_loggers
 from .module import ClassifierModule, ShardedModule
@@ -49,9 +50,6 @@ from .recipe import read_config
 from .schedule import Clock
 from .state import Restored, check_state, damaged
 from .trainer import build_trainer, count_processes
-
-CONFIG_FILE = "config.yaml"
-CLASSES_FILE = "classes.txt"
 
 
 def train(config: TrainConfig) -> Path:
@@ -260,7 +258,7 @@ def _diverged(
     )
     if is_first():
         diagnosis.write(folder)
-    return TrainingDivergedError(f"{diagnosis} ({folder / REPORT_FILE} names the images)")
+    return TrainingDivergedError(f"{diagnosis} ({folder / NOT_FINITE_FILE} names the images)")
 
 
 def _progress(config: TrainConfig, recorder: Recorder) -> tuple[list[lightning.Callback], EpochBar | None]:
@@ -295,7 +293,7 @@ def _make_folder(folder: Path) -> None:
 
 def _remove_if_unused(folder: Path) -> None:
     """Take back a run folder in which training never came to its first checkpoint, nor diverged."""
-    if not ((folder / LAST_CHECKPOINT).exists() or (folder / REPORT_FILE).exists()):
+    if not ((folder / LAST_CHECKPOINT).exists() or (folder / NOT_FINITE_FILE).exists()):
         for name in (CONFIG_FILE, CLASSES_FILE, BROKEN_FILE):
             (folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # something else lies in it

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from ..errors import UserError
-from ..models.saved import LAST_WEIGHTS
+from ..runs import LAST_WEIGHTS
 
 
 def check_state(path: Path, module: nn.Module) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.models.saved import METADATA_KEY, ModelSpec, load_model, save_model, save_temperature
+from conformer_vision.spec import METADATA_KEY, ModelSpec
+from conformer_vision.weights import load_model, save_model, save_temperature
 
 CARD = ModelSpec(model="test_resnet", classes=("cat", "dog", "Ünïcode 犬"), input_size=(3, 64, 48))
 
@@ -204,7 +205,7 @@ def test_failed_write_leaves_the_old_file(
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("conformer_vision.models.saved.save_file", interrupted)
+    monkeypatch.setattr("conformer_vision.weights.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_model(make_model(), CARD, saved)
     assert saved.read_bytes() == saved_bytes

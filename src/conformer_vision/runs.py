@@ -1,0 +1,151 @@
+"""The run folder: its file names, its configuration, and what a path to a model is.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from conformer_vision.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+CLASSES_FILE = "classes.txt"
+BEST_WEIGHTS = "best.safetensors"
+LAST_WEIGHTS = "last.safetensors"
+TOP_FOLDER = "top"
+"""Holds the weights of the best epochs, where several are kept."""
+LAST_CHECKPOINT = "last.ckpt"
+METRICS_FILE = "metrics.csv"
+CURVES_FILE = "curves.png"
+REPORT_FILE = "report.html"
+CONFUSION_FILE = "confusion_matrix.png"
+BROKEN_FILE = "broken_images.txt"
+NOT_FINITE_FILE = "not_finite.json"
+
+Kind = Literal["weights", "checkpoint", "onnx", "openvino", "published"]
+_KINDS: dict[str, Kind] = {
+    ".safetensors": "weights",
+    **dict.fromkeys((".ckpt", ".pth", ".pt", ".bin", ".tar"), "checkpoint"),
+    ".onnx": "onnx",
+    ".xml": "openvino",
+}
+_NOT_OPENED = {
+    ".pt2": "load it with torch.export.load in a program of your own",
+    ".torchscript": "load it with torch.jit.load in a program of your own",
+}
+
+_MOST_VALUES = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from."""
+
+    kind: Kind
+    path: Path
+    """The file, or the name of published weights."""
+
+
+def find_model(path_or_name: str | Path) -> ModelSource:
+    """Decide what a path to a model, or the name of one, means.
+
+    A run folder means its best weights; where training ended before the first validation there are none, and
+    the last weights are taken with a logged warning. An existing path wins over a published name.
+
+    Raises:
+        UserError: Nothing there, a folder without weights, or a file that is not opened.
+    """
+    path = Path(path_or_name)
+    if path.is_dir():
+        if (weights := find_weights(path)) is None:
+            raise UserError(f"{path} holds neither {BEST_WEIGHTS} nor {LAST_WEIGHTS}; is it a run folder?")
+        if weights.name != BEST_WEIGHTS:
+            _log.warning("%s has no %s (training ended early); using %s", path, BEST_WEIGHTS, LAST_WEIGHTS)
+        return ModelSource("weights", weights)
+    suffix = path.suffix.lower()
+    if path.exists():
+        if suffix in _NOT_OPENED:
+            raise UserError(
+                f"{path} is not opened here, because loading it can run code: {_NOT_OPENED[suffix]}, "
+                "or export the model to onnx or openvino"
+            )
+        if suffix not in _KINDS:
+            raise UserError(f"{path} is no model; give a run folder or a file ending in {', '.join(_KINDS)}")
+        return ModelSource(_KINDS[suffix], path)
+    if _is_published(path_or_name):
+        return ModelSource("published", path)
+    raise UserError(f"{path} does not exist; give a run folder, a weights file or the name of a timm model")
+
+
+def is_model(path_or_name: str | Path) -> bool:
+    """Tell whether a path or name means a model, by its suffix where it does not exist."""
+    path = Path(path_or_name)
+    if path.is_dir():
+        return find_weights(path) is not None
+    return path.suffix.lower() in (*_KINDS, *_NOT_OPENED) or _is_published(path_or_name)
+
+
+def find_weights(folder: Path) -> Path | None:
+    """Return the best weights of a run folder, else its last ones, else None."""
+    return next((folder / name for name in (BEST_WEIGHTS, LAST_WEIGHTS) if (folder / name).is_file()), None)
+
+
+def read_run_config(folder: str | Path) -> dict[str, Any]:
+    """Read the ``config.yaml`` of a run folder as plain values; their types are not checked.
+
+    Raises:
+        UserError: There is none, or as `read_yaml`.
+    """
+    path = Path(folder, CONFIG_FILE)
+    if not path.is_file():
+        raise UserError(f"{folder} has no {CONFIG_FILE}; give a folder that 'conformer-vision train' wrote")
+    return read_yaml(path, label=str(path))
+
+
+def read_yaml(path: Path, *, label: str) -> dict[str, Any]:
+    """Read a YAML file of names with values, of a bounded size.
+
+    Args:
+        path: The file.
+        label: What an error calls it.
+
+    Raises:
+        UserError: It cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _check_size(values)
+    except OSError as error:
+        raise UserError(f"cannot read {label}: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{label} is not YAML: {' '.join(str(error).split())}") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{label} must hold names with values, as in 'epochs: 30'")
+    return values
+
+
+def _check_size(values: object) -> None:
+    """Refuse what contains itself, or by its references grows beyond any configuration."""
+    waiting, count = [values], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (dict, list, tuple, set)):
+            count += 1 + len(value)
+            if count > _MOST_VALUES:
+                raise ValueError(f"it holds more than {_MOST_VALUES} values")
+            waiting.extend([*value, *value.values()] if isinstance(value, dict) else value)
+
+
+def _is_published(name: str | Path) -> bool:
+    from conformer_vision.models.published import is_published
+
+    return is_published(str(name))

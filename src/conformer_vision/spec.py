@@ -1,0 +1,202 @@
+"""The specification of a trained model: how to build the network and how to prepare its input.
+
+It travels as JSON in the metadata of every weights file and export. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from conformer_vision import __version__
+from conformer_vision.errors import UserError
+
+FORMAT = 1
+METADATA_KEY = "conformer_vision"
+"""Key of the specification in the metadata of a file."""
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+# Keys that were added to the format later: a file without them gets their defaults.
+_LATER_KEYS = frozenset({"temperature", "fused", "descriptions", "version"})
+# Arguments of timm.create_model that have their own field, or that would make timm read other files or the
+# network.
+_RESERVED_KWARGS = frozenset(
+    {"model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+    | {"num_classes", "in_chans", "features_only", "scriptable", "exportable", "no_jit"}
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to build a network with timm and how to prepare its input.
+
+    Args:
+        model: Name in timm's registry.
+        model_kwargs: Further arguments of ``timm.create_model``; JSON values.
+        classes: Names of the outputs, in order and distinct.
+        input_size: ``(channels, height, width)`` in pixels.
+        mean: Mean per channel, on the scale [0, 1].
+        std: Standard deviation per channel, on the same scale.
+        interpolation: How images are resized; one of `INTERPOLATIONS`.
+        crop_pct: Share of the resized image's edge that the crop keeps, in (0, 1].
+        crop_mode: ``center``, ``squash`` or ``border``, as in timm.
+        in_chans: Input channels; 0 (the default) takes them from ``input_size``.
+        temperature: Divisor of the prediction's logits before the softmax, which calibrates the probabilities
+            (Guo et al., 2017); 1 leaves them as they are.
+        fused: Whether the weights are those of `Conformer.fuse`.
+        descriptions: Readable names of the classes, in their order, where ``classes`` holds codes; or empty.
+        version: Version of the package that made the specification; empty for files older than this field.
+
+    Raises:
+        UserError: A value is invalid; the line names it.
+    """
+
+    model: str
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    in_chans: int = 0
+    temperature: float = 1.0
+    fused: bool = False
+    descriptions: tuple[str, ...] = ()
+    version: str = field(default=__version__, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "input_size", "mean", "std", "descriptions"):
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)):
+                raise UserError(f"model spec: {name} must be a list, not {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        for name, text in (("model", self.model), ("version", self.version)):
+            if not isinstance(text, str):
+                raise UserError(f"model spec: {name} must be text, not {text!r}")
+        if not self.model:
+            raise UserError("model spec: model must be the name of a timm model")
+        self._check_kwargs()
+        self._check_classes()
+        self._check_input()
+
+    def _check_kwargs(self) -> None:
+        if not isinstance(self.model_kwargs, dict) or not all(isinstance(k, str) for k in self.model_kwargs):
+            raise UserError("model spec: model_kwargs must be an object of named values")
+        if reserved := sorted(_RESERVED_KWARGS & self.model_kwargs.keys()):
+            raise UserError(f"model spec: model_kwargs may not hold {', '.join(reserved)}; leave it out")
+        try:
+            plain = json.loads(json.dumps(self.model_kwargs, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model spec: model_kwargs must hold JSON values only ({error})") from error
+        object.__setattr__(self, "model_kwargs", plain)  # a copy, as it will be read back
+
+    def _check_classes(self) -> None:
+        if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
+            raise UserError("model spec: classes must be a list of at least one name, none of them empty")
+        for name in self.classes:
+            if not _is_unicode(name):
+                raise UserError(f"model spec: the class name {name!r} is not UTF-8; rename the class")
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for i, name in enumerate(self.classes) if name in self.classes[:i])
+            raise UserError(f"model spec: the class name {twice!r} occurs twice; names must be distinct")
+        texts = self.descriptions
+        if texts and (len(texts) != len(self.classes) or not all(isinstance(t, str) and t for t in texts)):
+            raise UserError("model spec: descriptions must be one text per class, or none at all")
+
+    def _check_input(self) -> None:
+        size = self.input_size
+        if len(size) != 3 or not all(type(n) is int and n > 0 for n in size):
+            raise UserError(f"model spec: input_size must be [channels, height, width], not {list(size)}")
+        if self.in_chans == 0:
+            object.__setattr__(self, "in_chans", size[0])
+        if self.in_chans != size[0]:
+            raise UserError(f"model spec: in_chans {self.in_chans} contradicts input_size {list(size)}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != size[0] or not all(_is_number(v) for v in values):
+                raise UserError(f"model spec: {name} must be {size[0]} numbers, not {list(values)}")
+        if not all(v > 0 for v in self.std):
+            raise UserError(f"model spec: std must be positive, not {list(self.std)}")
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise UserError(f"model spec: unknown interpolation {self.interpolation!r}; one of {known}")
+        if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
+            raise UserError(f"model spec: crop_pct must be in (0, 1], not {self.crop_pct!r}")
+        if self.crop_mode not in CROP_MODES:
+            known = ", ".join(CROP_MODES)
+            raise UserError(f"model spec: unknown crop_mode {self.crop_mode!r}; one of {known}")
+        if not _is_number(self.temperature) or not self.temperature > 0:
+            raise UserError(f"model spec: temperature must be a positive number, not {self.temperature!r}")
+        if not isinstance(self.fused, bool):
+            raise UserError(f"model spec: fused must be true or false, not {self.fused!r}")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of outputs of the model."""
+        return len(self.classes)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes for people: the descriptions, where there are any."""
+        return self.descriptions or self.classes
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The values that prepare an image for the network, by name."""
+        names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        return {name: getattr(self, name) for name in names}
+
+    def to_json(self) -> str:
+        """Return the specification as one JSON object, with ``format`` and ``num_classes``."""
+        return json.dumps(
+            {"format": FORMAT, "num_classes": self.num_classes, **asdict(self)}, ensure_ascii=False
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read what `to_json` wrote.
+
+        Unknown keys are ignored: within one ``format`` a later release may only add what an earlier one can
+        do without. Another ``format`` is refused.
+
+        Raises:
+            UserError: Not JSON, another format, a missing key, or an invalid value.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"the model spec is not JSON ({error})") from error
+        if not isinstance(values, dict) or "format" not in values:
+            raise UserError("the model spec is not an object with a 'format'")
+        if values["format"] != FORMAT or type(values["format"]) is not int:
+            raise UserError(
+                f"format {values['format']!r} of the model spec is unknown here (known: {FORMAT});"
+                " update conformer-vision"
+            )
+        names = (*cls.__dataclass_fields__, "num_classes")
+        if missing := [name for name in names if name not in values and name not in _LATER_KEYS]:
+            raise UserError(f"the model spec lacks {', '.join(missing)}")
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        spec = cls(**{"version": "", **known})
+        if values["num_classes"] != spec.num_classes:
+            raise UserError(
+                f"the model spec says {values['num_classes']} classes and names {spec.num_classes}"
+            )
+        return spec
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether the text can be encoded; a folder's name that is not UTF-8 holds lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,239 @@
+"""Models with their specification: one safetensors file each, published weights, and checkpoints.
+
+The weights keep their parameter names; the metadata entry ``conformer_vision`` is a `ModelSpec` as JSON.
+Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from conformer_vision.errors import UserError
+from conformer_vision.files import atomic_path
+from conformer_vision.models import VARIANTS, Conformer
+from conformer_vision.models.checkpoints import load_checkpoint, read_checkpoint
+from conformer_vision.models.published import create_published, imagenet_classes, tell_variant
+from conformer_vision.preprocessing import Transform, evaluation_transform
+from conformer_vision.runs import LAST_CHECKPOINT, ModelSource, find_model, find_weights
+from conformer_vision.spec import METADATA_KEY, ModelSpec
+
+
+class LoadedModel(NamedTuple):
+    """A model ready for use."""
+
+    model: nn.Module
+    """On the CPU, in eval mode."""
+    spec: ModelSpec
+    transform: Transform
+    """From an RGB image to the model's input (C, H, W)."""
+
+
+def load(path_or_name: str | Path) -> LoadedModel:
+    """Load a trained model with its specification and its evaluation transform.
+
+    Args:
+        path_or_name: A run folder, a weights file, a checkpoint, or the name of published weights
+            (``conformer_small_patch16_224``, ``resnet50.a1_in1k``), which are downloaded once. A checkpoint
+            is a run's own ``last.ckpt``, or a file in the authors', OpenMMLab's or timm's layout whose
+            variant and classes can be told from its content.
+
+    Raises:
+        UserError: No such path or name, a damaged file, weights that do not fit, or an exported file, which
+            `Predictor` reads.
+    """
+    model, spec = load_model(path_or_name)
+    return LoadedModel(model, spec, evaluation_transform(spec))
+
+
+def load_model(path_or_name: str | Path | ModelSource) -> tuple[nn.Module, ModelSpec]:
+    """Load a trained model and its specification, as `load` without the transform."""
+    source = path_or_name if isinstance(path_or_name, ModelSource) else find_model(path_or_name)
+    if source.kind == "weights":
+        return _load_weights(source.path)
+    if source.kind == "checkpoint":
+        return _load_checkpoint(source.path)
+    if source.kind == "published":
+        return _load_published(str(source.path))
+    raise UserError(
+        f"{source.path} is an export, which runs in a runtime of its own; give the run folder or weights"
+    )
+
+
+def save_model(model: nn.Module, spec: ModelSpec, path: str | Path) -> None:
+    """Write parameters and buffers with the specification to a safetensors file, atomically.
+
+    The file says whether the model is fused. Tensors that share memory are written under each of their names,
+    and any memory layout (channels-last, transposed views) is made contiguous.
+
+    Raises:
+        UserError: The file cannot be written, or the specification has another number of classes than the
+            model.
+    """
+    outputs = getattr(model, "num_classes", spec.num_classes)
+    if outputs != spec.num_classes:
+        raise UserError(f"the model has {outputs} outputs, but its spec names {spec.num_classes} classes")
+    fused = isinstance(model, Conformer) and model.fused
+    save_weights(model.state_dict(), replace(spec, fused=fused), path)
+
+
+def save_weights(weights: Mapping[str, Tensor], spec: ModelSpec, path: str | Path) -> None:
+    """Write a model's state as `save_model` does, with ``spec`` as it is."""
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={METADATA_KEY: spec.to_json()})
+        except SafetensorError as error:
+            raise UserError(f"cannot write {path}: {error}") from error
+
+
+def save_temperature(path: str | Path, temperature: float) -> ModelSpec:
+    """Write another temperature into a weights file; the weights stay the same, bit for bit.
+
+    Args:
+        path: The file, replaced atomically.
+        temperature: See `ModelSpec`.
+
+    Returns:
+        The new specification.
+
+    Raises:
+        UserError: Not a weights file, an invalid temperature, or a file that cannot be written.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            spec = replace(_read_spec(metadata, path), temperature=temperature)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata | {METADATA_KEY: spec.to_json()})
+        except SafetensorError as error:
+            raise UserError(f"cannot write {path}: {error}") from error
+    return spec
+
+
+def _load_published(name: str) -> tuple[nn.Module, ModelSpec]:
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and cfg.file:  # bundled with the package, specification included
+        return _load_weights(Path(cfg.file))
+    model = create_published(name)
+    return model, _imagenet_spec(name.partition(".")[0], model, origin=name)
+
+
+def _load_checkpoint(path: Path) -> tuple[nn.Module, ModelSpec]:
+    """Load a run's own checkpoint, whose specification is beside it, or one in a known layout."""
+    if path.name == LAST_CHECKPOINT and (beside := find_weights(path.parent)) is not None:
+        model, spec = _load_weights(beside)
+    else:
+        variant, num_classes, in_chans = tell_variant(read_checkpoint(path), label=str(path))
+        model = timm.create_model(variant, num_classes=num_classes, in_chans=in_chans)
+        spec = _imagenet_spec(variant, model, origin=str(path))
+    load_checkpoint(model, path)
+    return model.eval(), spec
+
+
+def _imagenet_spec(variant: str, model: nn.Module, *, origin: str) -> ModelSpec:
+    classes, descriptions = imagenet_classes(model, label=origin)
+    data = resolve_model_data_config(model)
+    names = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size")
+    return ModelSpec(
+        variant, classes=classes, descriptions=descriptions, **{name: data[name] for name in names}
+    )
+
+
+def _load_weights(path: Path) -> tuple[nn.Module, ModelSpec]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            spec = _read_spec(file.metadata(), path)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            model = _build(spec, path)
+            _check_shapes(model, shapes, spec, path)
+            wanted = model.state_dict()
+            # Copies: in the file's memory they are not aligned, and libraries round otherwise there.
+            weights = {name: file.get_tensor(name).to(wanted[name].dtype, copy=True) for name in shapes}
+            model.load_state_dict(weights, assign=spec.model in VARIANTS)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return model.eval(), spec
+
+
+def _read_spec(metadata: dict[str, str] | None, path: Path) -> ModelSpec:
+    if metadata is None or METADATA_KEY not in metadata:
+        raise UserError(
+            f"{path} has no model spec (metadata {METADATA_KEY!r}); 'conformer-vision train' writes one"
+        )
+    try:
+        return ModelSpec.from_json(metadata[METADATA_KEY])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _build(spec: ModelSpec, path: Path) -> nn.Module:
+    # Only names of the registry: timm also takes "hf-hub:..." and "local-dir:...", which fetch things.
+    if not timm.is_model(spec.model):
+        near = difflib.get_close_matches(spec.model, timm.list_models(), n=1)
+        hint = f"; the nearest known is {near[0]!r}" if near else ""
+        raise UserError(f"{path}: timm knows no model {spec.model!r}{hint}")
+    # Drawing initial weights takes longer than reading those of the file. Other models may have buffers that
+    # the file does not hold.
+    device = torch.device("meta" if spec.model in VARIANTS else "cpu")
+    try:
+        with device:
+            model: nn.Module = timm.create_model(
+                spec.model,
+                pretrained=False,
+                num_classes=spec.num_classes,
+                in_chans=spec.in_chans,
+                **spec.model_kwargs,
+            )
+    except Exception as error:  # any timm model's own complaint about an argument
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot build {spec.model!r} with {spec.model_kwargs}: {reason}") from error
+    if not spec.fused:
+        return model
+    if not isinstance(model, Conformer):
+        raise UserError(f"{path}: the spec says fused, but {spec.model!r} is no Conformer")
+    with device:
+        return model.fuse()
+
+
+def _check_shapes(model: nn.Module, shapes: dict[str, tuple[int, ...]], spec: ModelSpec, path: Path) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    faults = {
+        "missing": sorted(wanted.keys() - shapes.keys()),
+        "unexpected": sorted(shapes.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {list(shapes[name])} for {list(wanted[name])}"
+            for name in sorted(wanted.keys() & shapes.keys())
+            if shapes[name] != wanted[name]
+        ],
+    }
+    if any(faults.values()):
+        lines = [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]
+        raise UserError(f"{path} holds weights of another model than {spec.model!r} ({'; '.join(lines)})")
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
