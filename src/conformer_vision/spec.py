@@ -19,7 +19,7 @@ METADATA_KEY = "conformer_vision"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 # Keys that were added to the format later: a file without them gets their defaults.
-_LATER_KEYS = frozenset({"temperature", "fused", "descriptions", "version"})
+_LATER_KEYS = frozenset({"temperature", "folded", "descriptions", "version"})
 # Arguments of timm.create_model that have their own field, or that would make timm read other files or the
 # network.
 _RESERVED_KWARGS = frozenset(
@@ -45,7 +45,7 @@ class ModelSpec:
         in_chans: Input channels; 0 (the default) takes them from ``input_size``.
         temperature: Divisor of the prediction's logits before the softmax, which calibrates the probabilities
             (Guo et al., 2017); 1 leaves them as they are.
-        fused: Whether the weights are those of `Conformer.fuse`.
+        folded: Whether the weights are those of `Conformer.fold`.
         descriptions: Readable names of the classes, in their order, where ``classes`` holds codes; or empty.
         version: Version of the package that made the specification; empty for files older than this field.
 
@@ -64,7 +64,7 @@ class ModelSpec:
     crop_mode: str = "center"
     in_chans: int = 0
     temperature: float = 1.0
-    fused: bool = False
+    folded: bool = False
     descriptions: tuple[str, ...] = ()
     version: str = field(default=__version__, compare=False)
 
@@ -131,8 +131,8 @@ class ModelSpec:
             raise UserError(f"model spec: unknown crop_mode {self.crop_mode!r}; one of {known}")
         if not _is_number(self.temperature) or not self.temperature > 0:
             raise UserError(f"model spec: temperature must be a positive number, not {self.temperature!r}")
-        if not isinstance(self.fused, bool):
-            raise UserError(f"model spec: fused must be true or false, not {self.fused!r}")
+        if not isinstance(self.folded, bool):
+            raise UserError(f"model spec: folded must be true or false, not {self.folded!r}")
 
     @property
     def num_classes(self) -> int:

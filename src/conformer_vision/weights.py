@@ -73,8 +73,8 @@ def load_model(path_or_name: str | Path | ModelSource) -> tuple[nn.Module, Model
 def save_model(model: nn.Module, spec: ModelSpec, path: str | Path) -> None:
     """Write parameters and buffers with the specification to a safetensors file, atomically.
 
-    The file says whether the model is fused. Tensors that share memory are written under each of their names,
-    and any memory layout (channels-last, transposed views) is made contiguous.
+    The file says whether the model is folded. Tensors that share memory are written under each of their
+    names, and any memory layout (channels-last, transposed views) is made contiguous.
 
     Raises:
         UserError: The file cannot be written, or the specification has another number of classes than the
@@ -83,8 +83,8 @@ def save_model(model: nn.Module, spec: ModelSpec, path: str | Path) -> None:
     outputs = getattr(model, "num_classes", spec.num_classes)
     if outputs != spec.num_classes:
         raise UserError(f"the model has {outputs} outputs, but its spec names {spec.num_classes} classes")
-    fused = isinstance(model, Conformer) and model.fused
-    save_weights(model.state_dict(), replace(spec, fused=fused), path)
+    folded = isinstance(model, Conformer) and model.folded
+    save_weights(model.state_dict(), replace(spec, folded=folded), path)
 
 
 def save_weights(weights: Mapping[str, Tensor], spec: ModelSpec, path: str | Path) -> None:
@@ -210,12 +210,12 @@ def _build(spec: ModelSpec, path: Path) -> nn.Module:
     except Exception as error:  # any timm model's own complaint about an argument
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot build {spec.model!r} with {spec.model_kwargs}: {reason}") from error
-    if not spec.fused:
+    if not spec.folded:
         return model
     if not isinstance(model, Conformer):
-        raise UserError(f"{path}: the spec says fused, but {spec.model!r} is no Conformer")
+        raise UserError(f"{path}: the spec says folded, but {spec.model!r} is no Conformer")
     with device:
-        return model.fuse()
+        return model.fold()
 
 
 def _check_shapes(model: nn.Module, shapes: dict[str, tuple[int, ...]], spec: ModelSpec, path: Path) -> None:

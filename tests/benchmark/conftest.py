@@ -31,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> BenchmarkConfig:
     monkeypatch.setattr(run, "probe", probe)
     monkeypatch.setattr(run, "measure_ceilings", lambda precisions, device: {"fp32": 1e12})
     return BenchmarkConfig(
-        models=(NANO,), runtimes=("eager", "fused"), batch=(2,), peers=(), repeats=2, threads=1, size=32
+        models=(NANO,), runtimes=("eager", "folded"), batch=(2,), peers=(), repeats=2, threads=1, size=32
     )
 
 
@@ -39,7 +39,7 @@ def make_row(**changes: object) -> Row:
     """A row of round numbers."""
     values: dict[str, object] = {
         "model": NANO,
-        "runtime": "fused",
+        "runtime": "folded",
         "precision": "fp32",
         "peer": False,
         "batch": 8,

@@ -20,8 +20,8 @@ from conformer_vision.errors import UserError
         ("eager", Runtime("eager")),
         ("onnx", Runtime("onnx", "fp32")),
         ("onnx-int8", Runtime("onnx", "int8")),
-        ("fused-compiled-bf16", Runtime("fused-compiled", "bf16")),
-        ("fused-max-autotune", Runtime("fused-max-autotune")),
+        ("folded-compiled-bf16", Runtime("folded-compiled", "bf16")),
+        ("folded-max-autotune", Runtime("folded-max-autotune")),
         ("torch-export-fp16", Runtime("torch-export", "fp16")),
     ],
 )
@@ -38,7 +38,7 @@ def test_runtimes(text: str, runtime: Runtime) -> None:
         ({"runtimes": ("onx",)}, "runtimes onx: must be one of .*; did you mean onnx?"),
         ({"runtimes": ("eager-int8",)}, "runtimes eager-int8: PyTorch has no int8 here"),
         ({"runtimes": ("onnx-fp8",)}, "runtimes onnx-fp8: must be one of"),
-        ({"peer_runtimes": ("fused",)}, "peer_runtimes fused: is for Conformers"),
+        ({"peer_runtimes": ("folded",)}, "peer_runtimes folded: is for Conformers"),
         ({"batch": (1, 0)}, "batch 0: must be 1 or more"),
         ({"batch": ()}, "batch: give at least one"),
         ({"repeats": 0}, "repeats 0: must be 1 or more"),
@@ -55,10 +55,10 @@ def test_impossible_values(arguments: dict[str, object], line: str) -> None:
 
 
 def test_the_reference_comes_first_and_everything_once() -> None:
-    config = BenchmarkConfig(runtimes=("fused", "reference", "fused", "fused-bf16"))
-    assert [runtime.name for runtime in config.own_runtimes] == ["reference", "fused", "fused-bf16"]
-    config = BenchmarkConfig(runtimes=("fused",), reference=False)
-    assert [runtime.name for runtime in config.own_runtimes] == ["fused"]
+    config = BenchmarkConfig(runtimes=("folded", "reference", "folded", "folded-bf16"))
+    assert [runtime.name for runtime in config.own_runtimes] == ["reference", "folded", "folded-bf16"]
+    config = BenchmarkConfig(runtimes=("folded",), reference=False)
+    assert [runtime.name for runtime in config.own_runtimes] == ["folded"]
     assert "onnx" in [runtime.name for runtime in BenchmarkConfig().own_runtimes]
 
 

@@ -21,8 +21,8 @@ SHAPE = (3, 32, 32)
 
 @pytest.fixture
 def subject(tmp_path: Path) -> Subject:
-    """A fused Conformer with its file."""
-    config = BenchmarkConfig(models=(NANO,), runtimes=("fused",), peers=(), reference=False, size=32)
+    """A folded Conformer with its file."""
+    config = BenchmarkConfig(models=(NANO,), runtimes=("folded",), peers=(), reference=False, size=32)
     prepared = prepare(config, tmp_path, device=torch.device("cpu"), say=lambda line: None)
     return prepared.subjects[0]
 

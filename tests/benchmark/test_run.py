@@ -27,7 +27,7 @@ def test_measures_everything_in_one_run(quick: BenchmarkConfig) -> None:
     assert [(row.model, row.runtime, row.batch) for row in result.rows] == [
         (model, runtime, batch)
         for batch in (1, 3)
-        for model, runtime in [(NANO, "reference"), (NANO, "eager"), (NANO, "fused"), ("resnet18", "eager")]
+        for model, runtime in [(NANO, "reference"), (NANO, "eager"), (NANO, "folded"), ("resnet18", "eager")]
     ]
     assert result.shape == (3, 32, 32)
     assert not result.wrong
@@ -41,12 +41,12 @@ def test_measures_everything_in_one_run(quick: BenchmarkConfig) -> None:
         assert row.difference is not None
         assert row.difference < 1e-5
         assert row.ratio is not None
-    reference, eager, fused, _ = result.rows[:4]
+    reference, eager, folded, _ = result.rows[:4]
     assert reference.ratio is not None and reference.ratio.median == 1
-    assert fused.ratio is not None
-    assert fused.ratio.median == pytest.approx(reference.latency_ms["p50"] / fused.latency_ms["p50"])
-    assert (reference.macs or 0) > (eager.macs or 0) == (fused.macs or 0) > 0
-    assert reference.parameters == fused.parameters
+    assert folded.ratio is not None
+    assert folded.ratio.median == pytest.approx(reference.latency_ms["p50"] / folded.latency_ms["p50"])
+    assert (reference.macs or 0) > (eager.macs or 0) == (folded.macs or 0) > 0
+    assert reference.parameters == folded.parameters
     assert any("random weights" in note for note in result.notes)
     assert "batch 1: 4 in turns" in lines
 
@@ -60,15 +60,15 @@ def test_measures_everything_in_one_run(quick: BenchmarkConfig) -> None:
 
 def test_without_a_reference_eager_is_the_baseline(quick: BenchmarkConfig) -> None:
     result = benchmark(replace(quick, reference=False))
-    assert [(row.runtime, row.baseline) for row in result.rows] == [("eager", "eager"), ("fused", "eager")]
-    result = benchmark(replace(quick, reference=False, runtimes=("fused",)))
+    assert [(row.runtime, row.baseline) for row in result.rows] == [("eager", "eager"), ("folded", "eager")]
+    result = benchmark(replace(quick, reference=False, runtimes=("folded",)))
     assert [(row.baseline, row.ratio, row.difference) for row in result.rows] == [(None, None, None)]
 
 
 def test_other_precisions_may_differ_more(quick: BenchmarkConfig) -> None:
-    result = benchmark(replace(quick, runtimes=("fused-bf16",)))
+    result = benchmark(replace(quick, runtimes=("folded-bf16",)))
     row = result.rows[-1]
-    assert (row.runtime, row.precision) == ("fused-bf16", "bf16")
+    assert (row.runtime, row.precision) == ("folded-bf16", "bf16")
     assert row.difference is not None and 1e-4 < row.difference < 0.1
     assert row.share_of_ceiling is None, "that of bfloat16 was not measured"
     assert not result.wrong
@@ -77,10 +77,10 @@ def test_other_precisions_may_differ_more(quick: BenchmarkConfig) -> None:
 @pytest.mark.parametrize(
     ("runtime", "change", "wrong"),
     [
-        ("fused", lambda x: x * 1.001, True),
-        ("fused", lambda x: x * (1 + 1e-6), False),
-        ("fused-bf16", lambda x: x * 1.01, False),
-        ("fused-bf16", lambda x: x * float("nan"), True),
+        ("folded", lambda x: x * 1.001, True),
+        ("folded", lambda x: x * (1 + 1e-6), False),
+        ("folded-bf16", lambda x: x * 1.01, False),
+        ("folded-bf16", lambda x: x * float("nan"), True),
     ],
 )
 def test_wrong_answers_are_found(
@@ -94,7 +94,7 @@ def test_wrong_answers_are_found(
 
     def open_subject(subject: Subject) -> Callable[[Tensor], Tensor]:
         call = real(subject)
-        return (lambda x: change(call(x))) if subject.runtime.kind == "fused" else call
+        return (lambda x: change(call(x))) if subject.runtime.kind == "folded" else call
 
     monkeypatch.setattr(run, "open_subject", open_subject)
     result = benchmark(replace(quick, runtimes=(runtime,)))
@@ -227,13 +227,13 @@ def test_what_was_named_has_to_work(
         benchmark(replace(quick, runtimes=runtimes))
 
 
-def test_fused_is_for_conformers(quick: BenchmarkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="resnet18 fused: only Conformers are fused"):
+def test_folded_is_for_conformers(quick: BenchmarkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="resnet18 folded: only Conformers are folded"):
         benchmark(replace(quick, models=("resnet18",)))
-    monkeypatch.setattr("conformer_vision.benchmark.config.DEFAULT_RUNTIMES", ("eager", "fused"))
+    monkeypatch.setattr("conformer_vision.benchmark.config.DEFAULT_RUNTIMES", ("eager", "folded"))
     result = benchmark(replace(quick, models=("resnet18",), runtimes=None))
     assert [row.runtime for row in result.rows] == ["eager"]
-    assert result.left_out == ("resnet18 fused: only Conformers are fused",)
+    assert result.left_out == ("resnet18 folded: only Conformers are folded",)
 
 
 def test_nothing_left(quick: BenchmarkConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_random_weights_are_the_same_in_both_formulations_and_their_statistics_s
     for module in statistics:
         assert module.running_mean is not None and module.running_mean.std() > 0.01
     # FCUDown of the plain formulation projects before it pools.
-    assert source.macs(Runtime("reference")) > source.macs(Runtime("fused")) > 1e8
+    assert source.macs(Runtime("reference")) > source.macs(Runtime("folded")) > 1e8
 
 
 def test_a_run_keeps_its_weights_in_both_formulations(weights: Path) -> None:
@@ -74,13 +74,13 @@ def test_no_plain_formulation_of_another_network(tmp_path: Path) -> None:
     assert open_source(str(path), spec).reference is None
 
 
-def test_fused_weights_are_measured_as_they_are(weights: Path, tmp_path: Path) -> None:
-    path = tmp_path / "fused.safetensors"
-    save_model(timm.create_model(NANO, num_classes=3, depths=[2, 1, 2]).eval().fuse(), OWN, path)
+def test_folded_weights_are_measured_as_they_are(weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "folded.safetensors"
+    save_model(timm.create_model(NANO, num_classes=3, depths=[2, 1, 2]).eval().fold(), OWN, path)
     source = open_source(str(path), OWN)
     assert source.file == path
-    assert source.file_runtime == Runtime("fused")
-    assert source.macs(Runtime("fused")) == open_source(str(weights), OWN).macs(Runtime("eager"))
+    assert source.file_runtime == Runtime("folded")
+    assert source.macs(Runtime("folded")) == open_source(str(weights), OWN).macs(Runtime("eager"))
 
 
 @pytest.mark.parametrize("precision", [None, "int8"])
@@ -98,7 +98,7 @@ def test_an_exported_file(precision: str | None, tmp_path: Path, monkeypatch: py
     assert source.reference is not None, "of the same size, for its time"
     assert source.parameters > 1e6
     with pytest.raises(UserError, match="runtimes has no effect on an exported file"):
-        check_names(BenchmarkConfig(models=(str(path),), runtimes=("fused",)))
+        check_names(BenchmarkConfig(models=(str(path),), runtimes=("folded",)))
 
 
 def test_a_peer_learns_the_size() -> None:

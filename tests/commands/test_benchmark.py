@@ -15,7 +15,7 @@ from conformer_vision.benchmark.result import Machine, Row
 
 ROW = Row(
     model="conformer_tiny_patch16_224",
-    runtime="fused",
+    runtime="folded",
     precision="fp32",
     peer=False,
     batch=8,
@@ -68,7 +68,7 @@ class Measured:
         (["conformer_nan_patch8_64"], "did you mean conformer_nano_patch8_64?"),
         (["nothing.onnx"], "models nothing.onnx: neither a model of timm nor a file"),
         (["--runtimes", "eager", "onx"], "runtimes onx: must be one of"),
-        (["--runtimes", "fused-int8"], "onnx-int8 and openvino-int8 have"),
+        (["--runtimes", "folded-int8"], "onnx-int8 and openvino-int8 have"),
         (["--peers", "resnet5O"], "peers resnet5O: timm knows no such model"),
         (["--batch", "0"], "batch 0: must be 1 or more"),
         (["--batch", "x"], "batch"),
@@ -90,7 +90,7 @@ def test_options_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = Measured(monkeypatch)
     run("benchmark", "--peers", "none", "--reference", "false")
     run(
-        *("benchmark", "conformer_tiny_patch16_224", "run", "--runtimes", "fused-bf16", "onnx-int8"),
+        *("benchmark", "conformer_tiny_patch16_224", "run", "--runtimes", "folded-bf16", "onnx-int8"),
         *("--batch", 1, 8, "--peers", "resnet50", "--peer-runtimes", "onnx", "--repeats", 7),
         *("--seconds", 9, "--threads", 2, "--device", "cpu", "--size", 64),
     )
@@ -99,7 +99,7 @@ def test_options_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
         BenchmarkConfig(peers=(), reference=False),
         BenchmarkConfig(
             models=("conformer_tiny_patch16_224", "run"),
-            runtimes=("fused-bf16", "onnx-int8"),
+            runtimes=("folded-bf16", "onnx-int8"),
             batch=(1, 8),
             peers=("resnet50",),
             peer_runtimes=("onnx",),

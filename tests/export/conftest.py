@@ -12,7 +12,7 @@ from command_line import TINY, run
 from conformer_vision.inference.networks import Network, open_network
 
 FILES = {
-    "fused": "model-fused.safetensors",
+    "folded": "model-folded.safetensors",
     "onnx": "model.onnx",
     "openvino": "model.xml",
     "torch-export": "model.pt2",

@@ -31,7 +31,7 @@ from .conftest import FILES, WITH_EXPORTS
 
 pytestmark = WITH_EXPORTS
 
-PLAIN = [name for name in FILES if name != "fused"]
+PLAIN = [name for name in FILES if name != "folded"]
 
 
 @pytest.mark.parametrize("size", [(1, 32, 32), (3, 47, 61), (2, 33, 130)], ids=str)
@@ -50,7 +50,7 @@ def test_any_number_and_size_of_images(
     for head, logits in (*expected._asdict().items(), ("fused", model.fuse_logits(expected))):  # type: ignore[operator]
         assert actual[head].dtype == torch.float32
         torch.testing.assert_close(actual[head], logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
-    assert replace(network.spec, fused=spec.fused) == spec
+    assert replace(network.spec, folded=spec.folded) == spec
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -133,7 +133,7 @@ def test_a_file_is_whole_and_names_no_place(name: str, small_run: Path, tmp_path
 @pytest.mark.parametrize(
     ("name", "precision", "tolerance"),
     [
-        ("fused", "fp16", 5e-3),
+        ("folded", "fp16", 5e-3),
         ("onnx", "fp16", 2e-2),
         ("openvino", "fp16", 5e-3),
         ("torch-export", "bf16", 0.1),
@@ -154,9 +154,9 @@ def test_lower_precision(
     exported = export(small_run, format=name, precision=precision, output=target)  # type: ignore[arg-type]
     assert exported.path == target
     assert 1e-6 < exported.difference.relative < tolerance
-    if name in ("fused", "openvino"):
+    if name in ("folded", "openvino"):
         weights = target.with_suffix(".bin") if name == "openvino" else target
-        assert weights.stat().st_size < 0.6 * (small_run / FILES["fused"]).stat().st_size
+        assert weights.stat().st_size < 0.6 * (small_run / FILES["folded"]).stat().st_size
 
 
 @pytest.fixture(scope="module")
@@ -202,19 +202,19 @@ def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path
         heads = open_network(path, device="cpu")(images)
         assert list(heads) == ["fused"]
         torch.testing.assert_close(heads["fused"], expected, rtol=1e-3, atol=1e-4)
-    with pytest.raises(UserError, match="format fused is for Conformers"):
-        write_network(model, spec, tmp_path / "m.safetensors", format="fused")
+    with pytest.raises(UserError, match="format folded is for Conformers"):
+        write_network(model, spec, tmp_path / "m.safetensors", format="folded")
 
 
 def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a run the file gets the name and lies where one is; what lies there is not looked at."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("data: of another run\n")
-    done = run("export", SHIPPED, "--format", "fused")
+    done = run("export", SHIPPED, "--format", "folded")
     assert done.status == 0, done.err
     x = torch.randn(2, 3, 64, 64)
     expected = open_network(SHIPPED, device="cpu")(x)
-    network = open_network(tmp_path / f"{SHIPPED}-fused.safetensors", device="cpu")
+    network = open_network(tmp_path / f"{SHIPPED}-folded.safetensors", device="cpu")
     assert network.spec.labels[0] == "goldfish"
     for head, logits in network(x).items():
         torch.testing.assert_close(logits, expected[head], rtol=1e-4, atol=1e-4)
@@ -250,13 +250,13 @@ def test_mistakes_are_one_line(small_run: Path, tmp_path: Path, monkeypatch: pyt
         return one_line(run("export", *arguments))
 
     assert "onnx" in error(small_run, "--format", "tensorrt")
-    assert "bf16 is in fused, openvino" in error(small_run, "--format", "onnx", "--precision", "bf16")
+    assert "bf16 is in folded, openvino" in error(small_run, "--format", "onnx", "--precision", "bf16")
     assert "does not exist" in error(tmp_path / "none", "--format", "onnx")
     output = ["--output", tmp_path / "no" / "m.onnx"]
     assert f"the folder {tmp_path / 'no'} does not exist" in error(small_run, "--format", "onnx", *output)
     assert "end in .onnx" in error(small_run, "--format", "onnx", "--output", tmp_path / "m.pb")
     itself = ["--output", small_run / "best.safetensors"]
-    assert "is the model itself" in error(small_run, "--format", "fused", *itself)
+    assert "is the model itself" in error(small_run, "--format", "folded", *itself)
     assert "must be 1 or more" in error(small_run, "--format", "onnx", "--calibration_images", 0)
 
     alone = tmp_path / "alone.safetensors"

@@ -15,15 +15,15 @@ from conformer_vision.export.formats import Format, Precision
 
 COMPILE_MODES = {
     "compiled": "default",
-    "fused-compiled": "default",
-    "fused-reduce-overhead": "reduce-overhead",
-    "fused-max-autotune": "max-autotune",
+    "folded-compiled": "default",
+    "folded-reduce-overhead": "reduce-overhead",
+    "folded-max-autotune": "max-autotune",
 }
 """Kinds that ``torch.compile`` makes faster, with its mode; the last two record CUDA graphs on a GPU."""
-TORCH_KINDS = ("reference", "eager", "fused", *COMPILE_MODES)
+TORCH_KINDS = ("reference", "eager", "folded", *COMPILE_MODES)
 """What PyTorch runs in its own process, from weights; the reference is the plain formulation."""
 KINDS = (*TORCH_KINDS, *(name for name in get_args(Format) if name not in TORCH_KINDS))
-DEFAULT_RUNTIMES = ("eager", "compiled", "fused", "onnx", "openvino", "torch-export", "torchscript")
+DEFAULT_RUNTIMES = ("eager", "compiled", "folded", "onnx", "openvino", "torch-export", "torchscript")
 DEFAULT_PEERS = (
     "resnet50",
     "deit_small_patch16_224",

@@ -50,7 +50,7 @@ def build_pair(
 
 
 def plain_copy(model: Conformer) -> ReferenceConformer:
-    """The plain formulation with the weights of a model that is not fused, on the CPU and in eval mode.
+    """The plain formulation with the weights of a model that is not folded, on the CPU and in eval mode.
 
     Raises:
         ValueError: as `plain_config`.

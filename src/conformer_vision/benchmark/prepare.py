@@ -148,21 +148,21 @@ def _write(
     in_torch = runtime.kind in TORCH_KINDS
     form = runtime.kind
     if form in COMPILE_MODES:
-        form = "fused" if form.startswith("fused") else "eager"
+        form = "folded" if form.startswith("folded") else "eager"
     key = form if in_torch else runtime.name
     if key in files:
         return files[key], ()
-    path = folder / f"{key}{suffix('fused') if in_torch else suffix(cast(Format, form))}"
+    path = folder / f"{key}{suffix('folded') if in_torch else suffix(cast(Format, form))}"
     model = source.model
     kept: tuple[str, ...] = ()
     if form == "reference":
         if source.reference is None:
             raise UserError("there is no plain formulation of this model")
         save_reference(source.reference, path, head_fusion=getattr(model, "head_fusion", "mean"))
-    elif form == "fused":
+    elif form == "folded":
         if not isinstance(model, Conformer):
-            raise UserError("only Conformers are fused")
-        save_model(model.fuse(), source.spec, path)
+            raise UserError("only Conformers are folded")
+        save_model(model.fold(), source.spec, path)
     elif form == "eager":
         save_model(model, source.spec, path)
     else:

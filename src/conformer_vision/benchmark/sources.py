@@ -116,8 +116,8 @@ def check_names(config: BenchmarkConfig) -> None:
 
 
 def is_exported(name: str) -> bool:
-    """Whether a model is an exported file by its suffix, `fused` weights apart."""
-    return not timm.is_model(name) and _FORMATS.get(Path(name).suffix.lower(), "fused") != "fused"
+    """Whether a model is an exported file by its suffix, `folded` weights apart."""
+    return not timm.is_model(name) and _FORMATS.get(Path(name).suffix.lower(), "folded") != "folded"
 
 
 def first_spec(config: BenchmarkConfig) -> ModelSpec:
@@ -187,7 +187,7 @@ def _by_path(name: str, spec: ModelSpec) -> Source:
             f" {spec.input_size[0]}; measure them apart"
         )
     own = replace(own, input_size=spec.input_size)
-    if not is_exported(str(file)) and not own.fused:
+    if not is_exported(str(file)) and not own.folded:
         plain = isinstance(model, Conformer) and model.config.upsample == "nearest"
         return Source(name, own, model, plain_copy(cast(Conformer, model)) if plain else None)
     like = _untrained(own)

@@ -129,7 +129,7 @@ def _open_torch(subject: Subject, device: torch.device) -> Call:
     model = _load_reference(subject.path) if kind == "reference" else load_model(subject.path)[0]
     model = model.eval().requires_grad_(False).to(device, dtype)
     # On the CPU the layout in which `open_network` has it; on a GPU the one that its tensor cores read.
-    if kind.startswith("fused") and (device.type == "cpu" or dtype != torch.float32):
+    if kind.startswith("folded") and (device.type == "cpu" or dtype != torch.float32):
         model = model.to(memory_format=torch.channels_last)
     network: Callable[[Tensor], Tensor] = model
     if kind in COMPILE_MODES:

@@ -33,10 +33,10 @@ def build_parser() -> ArgumentParser:
         "--runtimes",
         nargs="+",
         type=str,
-        help="Of eager, compiled, fused, fused-compiled, fused-reduce-overhead, fused-max-autotune, onnx, "
-        "openvino, torch-export, torchscript and reference, with -bf16, -fp16 or -int8 behind it for another "
-        "precision than fp32, as onnx-int8. Where not given: eager, compiled, fused and every export in fp32 "
-        "that can be had.",
+        help="Of eager, compiled, folded, folded-compiled, folded-reduce-overhead, folded-max-autotune, "
+        "onnx, openvino, torch-export, torchscript and reference, with -bf16, -fp16 or -int8 behind it for "
+        "another precision than fp32, as onnx-int8. Where not given: eager, compiled, folded and every "
+        "export in fp32 that can be had.",
     )
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32], help="Images at once.")
     parser.add_argument(

@@ -7,18 +7,18 @@ from typing import Literal, get_args
 
 from conformer_vision.errors import UserError
 
-Format = Literal["fused", "onnx", "openvino", "torch-export", "torchscript"]
+Format = Literal["folded", "onnx", "openvino", "torch-export", "torchscript"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 _SUFFIXES: dict[Format, str] = {
-    "fused": ".safetensors",
+    "folded": ".safetensors",
     "onnx": ".onnx",
     "openvino": ".xml",
     "torch-export": ".pt2",
     "torchscript": ".torchscript",
 }
 _PRECISIONS: dict[Format, tuple[Precision, ...]] = {
-    "fused": ("fp32", "fp16", "bf16"),
+    "folded": ("fp32", "fp16", "bf16"),
     "onnx": ("fp32", "fp16", "int8"),  # onnxruntime has no bfloat16 convolution
     "openvino": ("fp32", "fp16", "bf16", "int8"),
     "torch-export": ("fp32", "fp16", "bf16"),
@@ -40,7 +40,7 @@ def check_supported(format: Format, precision: Precision) -> None:  # noqa: A002
 
     Args:
         format: of the file.
-        precision: of its arithmetic; of the stored weights alone for ``fused``.
+        precision: of its arithmetic; of the stored weights alone for ``folded``.
 
     Raises:
         UserError: an unknown format or precision, a combination that there is not, or a library of the extra

@@ -47,14 +47,14 @@ class ThreeHeads(nn.Module):
 
 
 def inference_form(model: nn.Module, precision: Precision) -> nn.Module:
-    """A copy of the model that is fused, where it is a Conformer, converted, and gives all its heads.
+    """A copy of the model that is folded, where it is a Conformer, converted, and gives all its heads.
 
     Args:
         model: is left as it was.
         precision: int8 gives a float32 model, to be quantised.
     """
     if isinstance(model, Conformer):
-        model = deepcopy(model).eval() if model.fused else model.fuse()
+        model = deepcopy(model).eval() if model.folded else model.fold()
         model.set_distilled_training(False)
     else:
         model = deepcopy(model).eval()

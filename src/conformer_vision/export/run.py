@@ -158,8 +158,8 @@ def _find_images(source: Path, data: str | None, spec: ModelSpec, *, needed: boo
 
 def _target(run: Path, source: Path, format: Format, precision: Precision) -> Path:  # noqa: A002
     stem = "model" if run.is_dir() else source.name.removesuffix(".safetensors")
-    if format == "fused":
-        stem += "-fused"
+    if format == "folded":
+        stem += "-folded"
     if precision != "fp32":
         stem += f"-{precision}"
     return source.parent / f"{stem}{suffix(format)}"

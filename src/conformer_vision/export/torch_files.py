@@ -1,4 +1,4 @@
-"""PyTorch's own files: fused weights, ``torch.export`` and TorchScript."""
+"""PyTorch's own files: folded weights, ``torch.export`` and TorchScript."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .formats import Precision
 from .graph import build_program, example, inference_form
 
 
-def write_fused(model: nn.Module, spec: ModelSpec, path: Path, *, precision: Precision) -> None:
-    """Weights of the fused model, stored in ``precision``; `load_model` brings them back to float32.
+def write_folded(model: nn.Module, spec: ModelSpec, path: Path, *, precision: Precision) -> None:
+    """Weights of the folded model, stored in ``precision``; `load_model` brings them back to float32.
 
     Raises:
         UserError: no Conformer.
     """
     if not isinstance(model, Conformer):
-        raise UserError(f"format fused is for Conformers; {spec.model} is none")
+        raise UserError(f"format folded is for Conformers; {spec.model} is none")
     save_model(inference_form(model, precision).model, spec, path)  # type: ignore[arg-type]
 
 

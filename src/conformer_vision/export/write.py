@@ -43,11 +43,11 @@ def write_network(
     """
     check_supported(format, precision)
     path = Path(path)
-    spec = replace(spec, fused=False)
-    if format == "fused":
-        from .torch_files import write_fused
+    spec = replace(spec, folded=False)
+    if format == "folded":
+        from .torch_files import write_folded
 
-        write_fused(model, spec, path, precision=precision)
+        write_folded(model, spec, path, precision=precision)
     elif format == "torch-export":
         from .torch_files import write_torch_export
 

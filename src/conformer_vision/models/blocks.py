@@ -3,19 +3,17 @@
 Shapes: B images, C channels of a map, H x W its size, N patch tokens, D embedding width.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from conformer_vision.models.config import ConformerConfig
-from conformer_vision.models.fused import FusedCoupledBlock, FusedUncoupledBlock, fold_conv
-from conformer_vision.models.lean import again_norm_relu, may_rebuild, rebuilding
+from conformer_vision.models.fold import fold_norm
 
 __all__ = [
     "Bottleneck",
@@ -25,7 +23,6 @@ __all__ = [
     "Stem",
     "UncoupledBlock",
     "build_block",
-    "build_stem",
 ]
 
 
@@ -43,6 +40,41 @@ def add_upsampled(x: Tensor, small: Tensor, ratio: int, mode: str) -> Tensor:
         total: Tensor = cells + small[:, :, :, None, :, None]
         return total.flatten(4, 5).flatten(2, 3)
     return x + F.interpolate(small, size=x.shape[2:], mode=mode)
+
+
+class Stem(nn.Module):
+    """Convolution, BatchNorm (eps 1e-5) and ReLU (table 1, c1).
+
+    At stride 4 the convolution has stride 2 and the max pool that follows, `Conformer.stem_pool`, the rest.
+    """
+
+    def __init__(
+        self, in_chans: int, out_chs: int, *, stride: int, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        kernel = 7 if stride == 4 else 3
+        self.conv = nn.Conv2d(
+            in_chans,
+            out_chs,
+            kernel,
+            stride=min(stride, 2),
+            padding=kernel // 2,
+            bias=False,
+            device=device,
+            dtype=dtype,
+        )
+        self.bn: nn.Module = nn.BatchNorm2d(out_chs, device=device, dtype=dtype)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take images (B, in_chans, H, W), give a map (B, out_chs, H', W')."""
+        out: Tensor = self.act(self.bn(self.conv(x)))
+        return out
+
+    def fuse(self) -> "Stem":
+        """Fold the BatchNorm, in place; timm's `reparameterize_model` calls this."""
+        self.bn = fold_norm(self.conv, self.bn)
+        return self
 
 
 class Bottleneck(nn.Module):
@@ -72,103 +104,36 @@ class Bottleneck(nn.Module):
         norm = partial(nn.BatchNorm2d, eps=1e-6, device=device, dtype=dtype)
         mid_chs = out_chs // 4
         self.conv1 = nn.Conv2d(in_chs, mid_chs, 1, bias=False, **dd)
-        self.bn1 = norm(mid_chs)
+        self.bn1: nn.Module = norm(mid_chs)
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(mid_chs, mid_chs, 3, stride=stride, padding=1, bias=False, **dd)
-        self.bn2 = norm(mid_chs)
+        self.bn2: nn.Module = norm(mid_chs)
         self.act2 = nn.ReLU(inplace=True)
         self.conv3 = nn.Conv2d(mid_chs, out_chs, 1, bias=False, **dd)
-        self.bn3 = norm(out_chs)
+        self.bn3: nn.Module = norm(out_chs)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.shortcut_conv = (
             nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=False, **dd) if project else nn.Identity()
         )
-        self.shortcut_bn = norm(out_chs) if project else nn.Identity()
+        self.shortcut_bn: nn.Module = norm(out_chs) if project else nn.Identity()
         self.act3 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor, coupled: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Take a map (B, in_chs, H, W) and, in the fusion bottleneck, FCUUp's to add before the 3x3."""
-        if not torch.jit.is_scripting() and may_rebuild(x):
-            out, inner = self._convolve_lean(x, coupled)
-        else:
-            inner = self.act1(self.bn1(self.conv1(x)))
-            if coupled is not None:
-                inner = add_upsampled(inner, coupled, self.ratio, self.mode)
-            inner = self.act2(self.bn2(self.conv2(inner)))
-            out = self.conv3(inner)
-        out = self.drop_path(self.bn3(out))
-        return self.act3(out + self.shortcut_bn(self.shortcut_conv(x))), inner
-
-    @torch.jit.unused
-    def _convolve_lean(self, x: Tensor, coupled: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The three convolutions, keeping only what each gives."""
-        first = self.conv1(x)
-        again = again_norm_relu(self.bn1, first)
-        inner = self.bn1(first)
-        with rebuilding(inner, again):
-            inner = self.act1(inner)
-            if coupled is None:
-                second = self.conv2(inner)
+        inner = self.act1(self.bn1(self.conv1(x)))
         if coupled is not None:
             inner = add_upsampled(inner, coupled, self.ratio, self.mode)
-            again_added = None
-            if again is not None:
-                again_added = partial(self._added, again, coupled)
-            with rebuilding(inner, again_added):
-                second = self.conv2(inner)
-        inner = self.bn2(second)
-        with rebuilding(inner, again_norm_relu(self.bn2, second)):
-            inner = self.act2(inner)
-            return self.conv3(inner), inner
+        inner = self.act2(self.bn2(self.conv2(inner)))
+        out = self.drop_path(self.bn3(self.conv3(inner)))
+        return self.act3(out + self.shortcut_bn(self.shortcut_conv(x))), inner
 
-    @torch.jit.unused
-    def _added(self, again: Callable[[], Tensor], coupled: Tensor) -> Tensor:
-        return add_upsampled(again(), coupled, self.ratio, self.mode)
-
-
-class TransformerMlp(Mlp):
-    """timm's MLP, which keeps less for its backward pass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Take and give tokens (B, N, D)."""
-        hidden = self.fc1(x)
-        if not torch.jit.is_scripting() and may_rebuild(x):
-            return self._contract_lean(hidden)
-        return self._contract(self.act(hidden))
-
-    @torch.jit.unused
-    def _contract_lean(self, hidden: Tensor) -> Tensor:
-        active = self.act(hidden)
-        with rebuilding(active, partial(self.act.forward, hidden)):
-            return self._contract(active)
-
-    def _contract(self, active: Tensor) -> Tensor:
-        out: Tensor = self.drop2(self.fc2(self.drop1(active)))
-        return out
-
-
-class TransformerBlock(Block):
-    """timm's pre-norm transformer block, which keeps less for its backward pass."""
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Take and give tokens (B, N, D)."""
-        if not torch.jit.is_scripting() and may_rebuild(x):
-            return self._forward_lean(x)
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return x
-
-    @torch.jit.unused
-    def _forward_lean(self, x: Tensor) -> Tensor:
-        normed = self.norm1(x)
-        with rebuilding(normed, partial(self.norm1.forward, x)):
-            attended = self.attn(normed)
-        x = x + self.drop_path1(self.ls1(attended))
-        normed = self.norm2(x)
-        with rebuilding(normed, partial(self.norm2.forward, x)):
-            update = self.mlp(normed)
-        x = x + self.drop_path2(self.ls2(update))
-        return x
+    def fuse(self) -> "Bottleneck":
+        """Fold the BatchNorms, in place; timm's `reparameterize_model` calls this."""
+        self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.bn2 = fold_norm(self.conv2, self.bn2)
+        self.bn3 = fold_norm(self.conv3, self.bn3)
+        self.shortcut_bn = fold_norm(self.shortcut_conv, self.shortcut_bn)
+        return self
 
 
 class FCUDown(nn.Module):
@@ -192,16 +157,7 @@ class FCUDown(nn.Module):
         x = self.pool(x)
         height, width = x.shape[2], x.shape[3]
         tokens = self.proj(x.flatten(2).transpose(1, 2))
-        if not torch.jit.is_scripting() and may_rebuild(x):
-            return self._activate_lean(tokens), height, width
         return self.act(self.norm(tokens)), height, width
-
-    @torch.jit.unused
-    def _activate_lean(self, tokens: Tensor) -> Tensor:
-        normed = self.norm(tokens)
-        with rebuilding(normed, partial(self.norm.forward, tokens)):
-            active: Tensor = self.act(normed)
-        return active
 
 
 class FCUUp(nn.Module):
@@ -213,7 +169,7 @@ class FCUUp(nn.Module):
     def __init__(self, embed_dim: int, out_chs: int, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.proj = nn.Linear(embed_dim, out_chs, device=device, dtype=dtype)
-        self.bn = nn.BatchNorm2d(out_chs, eps=1e-6, device=device, dtype=dtype)
+        self.bn: nn.Module = nn.BatchNorm2d(out_chs, eps=1e-6, device=device, dtype=dtype)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
@@ -222,11 +178,16 @@ class FCUUp(nn.Module):
         small: Tensor = self.act(self.bn(x))
         return small
 
+    def fuse(self) -> "FCUUp":
+        """Fold the BatchNorm, in place; timm's `reparameterize_model` calls this."""
+        self.bn = fold_norm(self.proj, self.bn)
+        return self
+
 
 class UncoupledBlock(nn.Module):
     """The first block: a bottleneck on the map beside a transformer block on the tokens."""
 
-    def __init__(self, bottleneck: Bottleneck, transformer: TransformerBlock) -> None:
+    def __init__(self, bottleneck: Bottleneck, transformer: Block) -> None:
         super().__init__()
         self.bottleneck = bottleneck
         self.transformer = transformer
@@ -237,10 +198,6 @@ class UncoupledBlock(nn.Module):
         x, _ = self.bottleneck(x)
         return x, tokens
 
-    def fuse(self) -> FusedUncoupledBlock:
-        """The block for inference, from eval mode; see `Conformer.fuse`."""
-        return FusedUncoupledBlock(self)
-
 
 class CoupledBlock(nn.Module):
     """Blocks 2 to 12 (figure 2c): bottleneck, FCUDown, transformer block, FCUUp, fusion bottleneck."""
@@ -248,7 +205,7 @@ class CoupledBlock(nn.Module):
     def __init__(
         self,
         bottleneck: Bottleneck,
-        transformer: TransformerBlock,
+        transformer: Block,
         *,
         fcu_down: FCUDown,
         fcu_up: FCUUp,
@@ -273,10 +230,6 @@ class CoupledBlock(nn.Module):
         x, _ = self.fusion(x, self.fcu_up(tokens, height, width))
         return x, tokens
 
-    def fuse(self) -> FusedCoupledBlock:
-        """The block for inference, from eval mode; see `Conformer.fuse`."""
-        return FusedCoupledBlock(self)
-
 
 def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.Module:
     """Build block `index` (from 0) of the network."""
@@ -289,7 +242,7 @@ def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.M
     depth_share = index / (config.depth - 1)
 
     bottleneck = Bottleneck(in_chs, chs, stride=2 if new_stage and not first else 1, project=new_stage, **dd)
-    transformer = TransformerBlock(
+    transformer = Block(
         config.embed_dim,
         config.num_heads,
         mlp_ratio=config.mlp_ratio,
@@ -298,7 +251,6 @@ def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.M
         attn_drop=config.attn_drop_rate,
         drop_path=config.drop_path_rate * depth_share,
         norm_layer=cast(type[nn.Module], partial(nn.LayerNorm, eps=1e-6)),
-        mlp_layer=TransformerMlp,
         **dd,
     )
     if first:
@@ -320,27 +272,3 @@ def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.M
         ),
         double_class_token=config.double_class_token,
     )
-
-
-class Stem(nn.Sequential):
-    """Convolution, BatchNorm (eps 1e-5) and ReLU (table 1, c1); without BatchNorm once it is folded."""
-
-    def fuse(self) -> nn.Sequential:
-        """The stem for inference, from eval mode; see `Conformer.fuse`."""
-        fused = Stem()
-        fused.add_module("conv", fold_conv(self.conv, self.bn))
-        fused.add_module("act", nn.ReLU(inplace=True))
-        return fused
-
-
-def build_stem(config: ConformerConfig, in_chans: int, dd: dict[str, Any]) -> tuple[Stem, nn.Module]:
-    """Build the stem, and the max pool behind it, if any."""
-    large = config.stem_stride == 4
-    kernel, stride = (7, 2) if large else (3, config.stem_stride)
-    stem = Stem()
-    stem.add_module(
-        "conv", nn.Conv2d(in_chans, config.stem_width, kernel, stride, kernel // 2, bias=False, **dd)
-    )
-    stem.add_module("bn", nn.BatchNorm2d(config.stem_width, **dd))
-    stem.add_module("act", nn.ReLU(inplace=True))
-    return stem, nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()

@@ -17,7 +17,7 @@ from timm.models._features import feature_take_indices
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from conformer_vision.models.blocks import Bottleneck, FCUDown, FCUUp, build_block, build_stem
+from conformer_vision.models.blocks import Bottleneck, FCUDown, FCUUp, Stem, build_block
 from conformer_vision.models.checkpoints import checkpoint_filter_fn
 from conformer_vision.models.config import ConformerConfig
 from conformer_vision.models.recompute import recompute
@@ -79,7 +79,10 @@ class Conformer(nn.Module):
         self.embed_dim = config.embed_dim
         self.pad_to = config.tokens_to_map(0)
 
-        self.stem, self.stem_pool = build_stem(config, in_chans, dd)
+        self.stem = Stem(in_chans, config.stem_width, stride=config.stem_stride, **dd)
+        self.stem_pool: nn.Module = nn.Identity()
+        if config.stem_stride == 4:
+            self.stem_pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim, **dd))
         self.patch_embed: nn.Module = nn.Conv2d(
             config.stem_width, config.embed_dim, self.pad_to, stride=self.pad_to, **dd
@@ -129,8 +132,8 @@ class Conformer(nn.Module):
             if isinstance(module, FCUDown | FCUUp):  # 1x1 convolutions in the paper
                 module.proj.reset_parameters()
                 nn.init.kaiming_normal_(module.proj.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, Bottleneck) and self.config.zero_init_last:
-                nn.init.zeros_(module.bn3.weight)
+            elif isinstance(module, Bottleneck) and self.config.zero_init_last and not self.folded:
+                nn.init.zeros_(cast(Tensor, module.bn3.weight))
         if self.cls_token is not None:
             trunc_normal_(self.cls_token, std=0.02)
 
@@ -278,27 +281,20 @@ class Conformer(nn.Module):
 
     # ---- inference -----------------------------------------------------------------------------
 
-    def fuse(self) -> "Conformer":
-        """A copy for inference, in eval mode, that computes the same faster; it is not for training.
+    def fold(self) -> "Conformer":
+        """Return a copy for inference, in eval mode, with every BatchNorm folded into the layer before it.
 
-        Every BatchNorm is folded into the layer before it, the scale of the attention into the queries'
-        weights, and what can happens in place. Equal up to rounding (1e-5 relative in float32). Of the
-        last block nothing can be left out: the transformer head reads its class token and FCUUp all its
-        patch tokens.
-
-        Raises:
-            ValueError: the model is fused already.
+        It gives the same answers up to rounding (1e-5 relative in float32). A BatchNorm that was replaced or
+        hooked stays.
         """
-        if self.fused:
-            raise ValueError("the model is fused already")
         model = deepcopy(self).eval()
         model.grad_checkpointing = False
         return cast(Conformer, reparameterize_model(model, inplace=True))
 
     @property
-    def fused(self) -> bool:
-        """Whether `fuse` made this model."""
-        return not hasattr(self.stem, "bn")
+    def folded(self) -> bool:
+        """Whether the BatchNorms are folded."""
+        return isinstance(self.stem.bn, nn.Identity)
 
     def forward(self, x: Tensor) -> Tensor:
         """Take images (B, in_chans, H, W), normalised, H and W from 32; give logits (B, num_classes)."""
@@ -354,8 +350,7 @@ class Conformer(nn.Module):
                     if self.feature_depths[level] == index + 1:
                         intermediates.append(x)
                         if not torch.jit.is_scripting() and return_tokens:
-                            kept = tokens.clone()  # a fused block goes on in the memory of the last one's
-                            normed = self.norm(kept) if norm and self.norm is not None else kept
+                            normed = self.norm(tokens) if norm and self.norm is not None else tokens
                             pairs.append(BranchFeatures(x, normed))
             features = self._features(x, tokens)
 

@@ -1,15 +1,13 @@
 """Gradient checkpointing that updates BatchNorm statistics once per step."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-
-from conformer_vision.models.lean import keeping_everything
 
 __all__ = ["recompute"]
 
@@ -30,14 +28,8 @@ def _keep_running_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
-@contextmanager
-def _second_run(module: nn.Module) -> Iterator[None]:
-    with keeping_everything(), _keep_running_statistics(module):
-        yield
-
-
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return keeping_everything(), _second_run(module)
+    return nullcontext(), _keep_running_statistics(module)
 
 
 def recompute(module: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The fused network against the plain formulation (`tests/oracle`) and against the trained one."""
+"""The folded network against the plain formulation and against the network it was folded from."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_agrees_with_the_plain_formulation(name: str, layout: torch.memory_format) -> None:
     model, reference = build_pair(name, seed=1, num_classes=5)
-    fused = model.eval().fuse().to(memory_format=layout)  # type: ignore[call-overload]
+    folded = model.eval().fold().to(memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(2, 3, 65, 50, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         expected = reference.double().eval()(images.double())
-        actual = fused.forward_branches(images.contiguous(memory_format=layout))
+        actual = folded.forward_branches(images.contiguous(memory_format=layout))
     assert relative(actual.conv, expected.conv) < 1e-5
     assert relative(actual.trans, expected.trans) < 1e-5
 
@@ -66,7 +66,7 @@ def test_any_size_and_option(
     model = trained(name, num_classes=3, **options).double()
     images = torch.randn(batch, in_chans, height, width, dtype=torch.float64)
     with torch.no_grad():
-        assert relative(model.fuse()(images), model(images)) < 1e-12
+        assert relative(model.fold()(images), model(images)) < 1e-12
 
 
 def trained(name: str, **options: object) -> Conformer:
@@ -85,19 +85,18 @@ def trained(name: str, **options: object) -> Conformer:
 def test_leaves_the_model_and_its_input_as_they_were() -> None:
     model = trained("conformer_nano_patch8_64", num_classes=5).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    fused = model.fuse()
-    assert model.training and not model.fused and fused.fused and not fused.training
+    folded = model.fold()
+    assert model.training and not model.folded and folded.folded and not folded.training
     images = torch.randn(2, 3, 64, 64)
     given = images.clone()
     with torch.no_grad():
-        first, second = fused(images), fused(images)
+        first, second = folded(images), folded(images)
     assert torch.equal(first, second)
     assert torch.equal(images, given)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
-    with pytest.raises(ValueError, match="fused already"):
-        fused.fuse()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert torch.equal(folded.fold()(images), first)  # folding again changes nothing
 
 
 def test_every_part_of_the_last_block_is_needed() -> None:
@@ -138,8 +137,8 @@ def test_gradients_flow_through_it() -> None:
     model = trained("conformer_nano_patch8_64", num_classes=5).double()
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
     gradients = []
-    for network in (model, model.fuse()):
-        network.set_grad_checkpointing(network.fused)  # recomputes from inputs that must not be overwritten
+    for network in (model, model.fold()):
+        network.set_grad_checkpointing(network.folded)  # recomputes from inputs that must not be overwritten
         (gradient,) = torch.autograd.grad(network(images).sum(), images)
         gradients.append(gradient)
     assert relative(gradients[1], gradients[0]) < 1e-10
@@ -150,45 +149,45 @@ def test_feature_maps() -> None:
     images = torch.randn(2, 3, 64, 48)
     with torch.no_grad():
         plain = model.forward_intermediates(images, intermediates_only=True, return_tokens=True)
-        fused = model.fuse().forward_intermediates(images, intermediates_only=True, return_tokens=True)
-    for expected, actual in zip(plain, fused, strict=True):
+        folded = model.fold().forward_intermediates(images, intermediates_only=True, return_tokens=True)
+    for expected, actual in zip(plain, folded, strict=True):
         assert relative(actual.map, expected.map) < 1e-5
         if expected.tokens is not None:
             assert relative(actual.tokens, expected.tokens) < 1e-5
 
 
-def test_timm_fuses_it_too() -> None:
+def test_timm_folds_it_too() -> None:
     model = trained("conformer_nano_patch8_64", num_classes=5)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(reparameterize_model(model)(images), model.fuse()(images))
+        assert torch.equal(reparameterize_model(model)(images), model.fold()(images))
         features = timm.create_model("conformer_nano_patch8_64", features_only=True).eval()
         for actual, expected in zip(reparameterize_model(features)(images), features(images), strict=True):
             assert relative(actual, expected) < 1e-5
 
 
 def test_scripted() -> None:
-    fused = trained("conformer_nano_patch8_64", num_classes=5).fuse()
+    folded = trained("conformer_nano_patch8_64", num_classes=5).fold()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert relative(torch.jit.script(fused)(images), fused(images)) < 1e-6
+        assert relative(torch.jit.script(folded)(images), folded(images)) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["conformer_nano_patch8_64", "conformer_tiny_patch16_224"])
 def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model = trained(name, num_classes=5)
     spec = ModelSpec(name, classes=CLASSES, temperature=1.5)
-    path = tmp_path / "fused.safetensors"
-    save_model(model.fuse(), spec, path)
+    path = tmp_path / "folded.safetensors"
+    save_model(model.fold(), spec, path)
     loaded, found = load_model(path)
-    assert isinstance(loaded, Conformer) and loaded.fused
-    assert found == replace(spec, fused=True)
+    assert isinstance(loaded, Conformer) and loaded.folded
+    assert found == replace(spec, folded=True)
     assert found.temperature == 1.5
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(loaded(images), model.fuse()(images))
+        assert torch.equal(loaded(images), model.fold()(images))
     save_model(model, found, path)  # the spec follows the model
-    assert not load_model(path)[1].fused
+    assert not load_model(path)[1].folded
 
 
 def test_a_spec_that_does_not_fit(tmp_path: Path) -> None:
@@ -196,8 +195,8 @@ def test_a_spec_that_does_not_fit(tmp_path: Path) -> None:
     other = timm.create_model("test_resnet", num_classes=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("conformer_vision.weights.replace", lambda spec, **_: spec)
-        save_model(other, ModelSpec("test_resnet", classes=CLASSES, fused=True), path)
+        save_model(other, ModelSpec("test_resnet", classes=CLASSES, folded=True), path)
     with pytest.raises(UserError, match="is no Conformer"):
         load_model(path)
-    with pytest.raises(UserError, match="fused must be true or false"):
-        ModelSpec("test_resnet", classes=CLASSES, fused="yes")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="folded must be true or false"):
+        ModelSpec("test_resnet", classes=CLASSES, folded="yes")  # type: ignore[arg-type]
