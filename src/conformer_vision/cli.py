@@ -28,6 +28,7 @@ from conformer_vision.commands import (
 )
 from conformer_vision.commands.output import printable
 from conformer_vision.errors import UserError
+from conformer_vision.extras import naming_extras
 from conformer_vision.parsing import PROGRAM, build_parser
 
 
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; give the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(arguments)
+        with naming_extras():
+            return _run(arguments)
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
