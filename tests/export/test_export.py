@@ -266,7 +266,7 @@ def test_mistakes_are_one_line(small_run: Path, tmp_path: Path, monkeypatch: pyt
     assert "does not exist" in error(alone, *int8, "--data", tmp_path / "nowhere")
     assert sorted(tmp_path.iterdir()) == [alone]
 
-    monkeypatch.setattr("conformer_vision.export.formats.find_spec", lambda name: None)
+    monkeypatch.setattr("conformer_vision.extras.find_spec", lambda name: None)
     assert "pip install 'conformer-vision[export]'" in error(small_run, "--format", "onnx")
 
 

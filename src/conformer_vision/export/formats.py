@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Literal, get_args
 
 from conformer_vision.errors import UserError
+from conformer_vision.extras import check_installed
 
 Format = Literal["folded", "onnx", "openvino", "torch-export", "torchscript"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -56,5 +56,4 @@ def check_supported(format: Format, precision: Precision) -> None:  # noqa: A002
             f"precision {precision}: the format {format} has {', '.join(_PRECISIONS[format])};"
             f" {precision} is in {others}"
         )
-    if missing := [name for name in _LIBRARIES.get(format, ()) if find_spec(name) is None]:
-        raise UserError(f"format {format} needs {', '.join(missing)}: pip install 'conformer-vision[export]'")
+    check_installed(*_LIBRARIES.get(format, ()))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line
+from conformer_vision.extras import require
 from conformer_vision.inference.untrusted import check_export_archive, check_torchscript
 from conformer_vision.models import Conformer
 from conformer_vision.spec import METADATA_KEY, ModelSpec
@@ -113,7 +113,7 @@ class OnnxNetwork:
     parameters: int | None = None
 
     def __init__(self, path: Path, device: str | torch.device) -> None:
-        runtime = require("onnxruntime", path)
+        runtime = require("onnxruntime")
         self.device = torch.device("cpu")  # onnxruntime brings its outputs there
         cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
         wanted = torch.device("cuda" if cuda else "cpu") if device == "auto" else torch.device(device)
@@ -153,7 +153,7 @@ class OpenVinoNetwork:
     parameters: int | None = None
 
     def __init__(self, path: Path, device: str | torch.device) -> None:
-        openvino = require("openvino", path)
+        openvino = require("openvino")
         self.device = torch.device("cpu")
         if device != "auto" and torch.device(device).type != "cpu":
             raise UserError(f"device {str(device)!r} cannot be used with {path}; OpenVINO files run on 'cpu'")
@@ -241,20 +241,6 @@ _OPENERS: dict[str, Callable[[Path, str | torch.device], Network]] = {
     ".pt2": TorchExportNetwork,
     ".torchscript": TorchScriptNetwork,
 }
-
-
-def require(library: str, purpose: object) -> Any:
-    """A library of the extra ``export``.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return import_module(library)
-    except ImportError as error:
-        raise UserError(
-            f"{purpose} needs {library}: pip install 'conformer-vision[export]' ({first_line(error)})"
-        ) from error
 
 
 def _named(outputs: Sequence[Tensor]) -> dict[str, Tensor]:
