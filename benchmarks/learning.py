@@ -34,7 +34,7 @@ import ablations  # noqa: F401 - registers the networks of the ablations with ti
 from conformer_vision import TrainConfig, evaluate, train
 from conformer_vision.files import atomic_path
 from conformer_vision.inference import Evaluation
-from conformer_vision.training.recipe import config_from_values, find_recipe, read_recipe
+from conformer_vision.training.recipe import find_recipe, read_recipe
 from conformer_vision.weights import load_model
 from robustness import moved_accuracy
 
@@ -74,7 +74,7 @@ class Experiment:
         values = read_recipe(find_recipe(recipe)) if recipe else {}
         values |= options | {"seed": self.seed, "output": str(runs / self.slug), "auto_resume": True}
         values["data"] = str(data / values["data"])
-        return config_from_values(values)
+        return TrainConfig.from_options(**values)
 
 
 def read_experiments(path: Path = EXPERIMENTS) -> list[Experiment]:

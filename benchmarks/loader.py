@@ -177,7 +177,7 @@ def measure(task: Task, files: dict[str, Path], workers: int, repeats: int) -> l
 
 def waiting(task: Task, root: Path, folder: Path, workers: int) -> dict[str, Any]:
     """The share of a training's time in which it waits for images, and its speed."""
-    config = TrainConfig(
+    config = TrainConfig.from_options(
         data=str(root),
         output=str(folder / f"run-{task.name}-{workers}"),
         model=task.model,

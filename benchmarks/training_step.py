@@ -53,11 +53,12 @@ def build_step(name: str, which: str, arguments: argparse.Namespace) -> tuple[nn
     ours, plain = build_pair(name)
     model = (ours if which == "ours" else plain).to(device, memory_format=layout).train()
     branches: Callable[[Tensor], tuple[Tensor, Tensor]] = ours.forward_branches if which == "ours" else plain
-    config = TrainConfig(data="none", lr=1e-6, min_lr=0.0, weight_decay=0.05)
+    config = TrainConfig.from_options(data="none", lr=1e-6, min_lr=0.0, weight_decay=0.05)
+    plain = config.optimizer
     optimizer = (
         build_optimizer(model, config)
         if which == "ours"
-        else torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        else torch.optim.AdamW(model.parameters(), lr=plain.lr, weight_decay=plain.weight_decay)
     )
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, generator=generator)

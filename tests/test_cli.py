@@ -51,7 +51,7 @@ def test_train_help_describes_every_option() -> None:
     done = run("train", "--help")
     assert done.status == 0
     text = " ".join(done.out.split())
-    assert "Learning rate after the warm-up. (type: float, default: 0.001)" in text
+    assert "suggests one. (type: float, default: 0.001)" in text
     assert "--augment.hflip" in text
     assert "Probability of mirroring left to right" in text
     assert "quick" in text, "the recipes of the package"

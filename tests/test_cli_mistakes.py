@@ -77,7 +77,6 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
         ["train", "--data=digits", "--model=resnet18", "--freeze_branch=conv", "--batch_size=8"],
         "freeze_branch is for Conformers; model resnet18 is none",
     ),
-    "shared weights of one process": (training("--strategy=fsdp"), "strategy fsdp shares weights between"),
     "float16 without a GPU": (training("--precision=16-mixed"), "precision 16-mixed needs a GPU"),
     "BatchNorm of one CPU": (training("--sync_bn=true"), "sync_bn needs GPUs"),
     "unknown logger": (training("--loggers=[neptune]"), "neptune"),

@@ -103,7 +103,7 @@ def test_experiments_can_be_configured(tmp_path: Path) -> None:
     experiments = learning.read_experiments()
     assert len({e.slug for e in experiments}) == len(experiments)
     for each in experiments:
-        assert each.config(tmp_path, tmp_path).seed == each.seed
+        assert each.config(tmp_path, tmp_path).data.seed == each.seed
 
 
 def test_taking_classes_and_shares(data: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["train"] and (folder := train.option_value(arguments, "--resume")):
         return train.resume(folder, arguments)
     if arguments and arguments[0] in _TAKING_RECIPES:
-        arguments = train.with_recipe_path(arguments)
+        arguments = train.with_recipe_first(arguments)
     parser, subparsers = build_parsers()
     try:
         parsed = parser.parse_args(arguments)

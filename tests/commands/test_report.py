@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     folder = tmp_path / "run"
     folder.mkdir()
-    config = TrainConfig(data=str(tmp_path / "data"), model="test_resnet")
+    config = TrainConfig.from_options(data=str(tmp_path / "data"), model="test_resnet")
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=2)

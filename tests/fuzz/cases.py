@@ -66,7 +66,7 @@ _YAML = (
     "augment: {auto_augment: nothing}", "augment: {pad: 1000}", "augment: {scale: [1e-9, 1e-9]}",
     "augment: {ratio: [1e-9, 1e9]}", "augment: {color_jitter: 1}", "freeze_blocks: 99",
     "freeze_branch: conv", "loggers: [nothing]", "loggers: tensorboard", "nodes: 0", "devices: 3",
-    "strategy: fsdp", "precision: bf16-mixed", "precision: 16-mixed", "seed: -1", "seed: 1e3",
+    "precision: bf16-mixed", "precision: 16-mixed", "seed: -1", "seed: 1e3",
     "max_minutes: 1e-9", "patience: 0", "save_top_k: 2", "save_minutes: 1e-9", "max_broken: 1",
     "output: /dev/null/x",
 )
@@ -342,7 +342,7 @@ class Fuzz:
         if "trained" not in self._runs:
             from conformer_vision.training import TrainConfig, train
 
-            config = TrainConfig(
+            config = TrainConfig.from_options(
                 data=str(self.photos), output=str(self.work / "trained"), max_steps=2, **good.TINY
             )
             self._runs["trained"] = self._quietly(lambda: train(config))
@@ -419,7 +419,7 @@ def _interrupt(folder: Path, data: Path, **changes: Any) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, batch, batch_idx)
 
-    config = TrainConfig(
+    config = TrainConfig.from_options(
         data=str(data), output=str(folder), max_steps=4, val_fraction=0.25, **good.TINY, **changes
     )
     ClassifierModule.training_step = counted  # type: ignore[method-assign]

@@ -117,7 +117,9 @@ def test_an_archive_of_thousands_of_nested_folders_is_read(good: ModuleType, tmp
 @pytest.mark.parametrize(("key", "value"), [("clock", {"reserve": {}}), ("loops", {"fit_loop": "x"})])
 def test_a_state_of_odd_values_is_refused(good: ModuleType, tmp_path: Path, key: str, value: object) -> None:
     data = good.class_folders(tmp_path / "photos", count=4)
-    run = train(TrainConfig(data=str(data), output=str(tmp_path / "run"), max_steps=1, **good.TINY))
+    run = train(
+        TrainConfig.from_options(data=str(data), output=str(tmp_path / "run"), max_steps=1, **good.TINY)
+    )
     state = torch.load(run / "last.ckpt", weights_only=True)
     buffer = io.BytesIO()
     torch.save(state | {key: value}, buffer)

@@ -41,7 +41,9 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         folder = tmp_path_factory.mktemp("runs") / "my run"
         folder.mkdir()
         kwargs = SHALLOW if model == CONFORMER else {}
-        config = TrainConfig(**{"data": str(data), "model": model, "model_kwargs": kwargs} | changes)
+        config = TrainConfig.from_options(
+            **{"data": str(data), "model": model, "model_kwargs": kwargs} | changes
+        )
         (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         torch.manual_seed(2)
         network = timm.create_model(model, num_classes=len(classes), **kwargs)

@@ -44,7 +44,7 @@ def tiny(images: Path) -> Callable[..., TrainConfig]:
     """The configuration of a tiny training, with changes."""
 
     def make(**changes: Any) -> TrainConfig:
-        return TrainConfig(**{"data": str(images)} | TINY | changes)
+        return TrainConfig.from_options(**{"data": str(images)} | TINY | changes)
 
     return make
 

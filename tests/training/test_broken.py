@@ -54,7 +54,7 @@ def test_few_are_skipped_and_many_end_the_run(
     assert errors == [f"skipped: {line}" for line in listed]
     assert all(str(data / "blue") in line for line in listed)
     with pytest.raises(UserError) as caught:
-        train(TrainConfig(**vars(config) | {"max_broken": 0.08, "output": str(tmp_path / "other")}))
+        train(config.with_options(max_broken=0.08, output=str(tmp_path / "other")))
     line = str(caught.value)
     assert "\n" not in line
     assert "3 of 36 images are broken, more than max_broken 0.08 allows; the first: " in line

@@ -1,6 +1,5 @@
 """The configuration: what it refuses, and recipes as the same thing written down."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from hypothesis import strategies as st
 from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
+from conformer_vision.training.config import OPTIONS
 from conformer_vision.training.recipe import read_config, read_recipe, recipes
 
-NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
+NAMES = list(OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,11 @@ NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
         {"fold": 1},
         {"folds": 3, "fold": 3},
         {"freeze_branch": "fcu"},
-        {"strategy": "dp"},
         {"sampling": "fair"},
         {"loggers": ["tensorboard", "neptune"]},
         {"ema_warmup": True},
         {"auto_resume": True},
         {"aug_repeats": 2, "sampling": "balanced"},
-        {"strategy": "fsdp", "ema_decay": 0.9},
         {"pretrained": True, "checkpoint": "weights.safetensors"},
         {"reset_head": True},
         {"in_chans": 2},
@@ -78,36 +76,40 @@ NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
 )
 def test_impossible_values_are_named(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
-        TrainConfig(data="digits", **changes)
+        TrainConfig.from_options(data="digits", **changes)
     line = str(caught.value)
     assert "\n" not in line
     assert any(name in line for name in changes)
 
 
 def test_edges_that_are_possible() -> None:
-    TrainConfig(
+    TrainConfig.from_options(
         data="digits", workers=0, weight_decay=0, warmup_epochs=0, min_lr=0, label_smoothing=0, seed=2**32 - 1
     )
-    TrainConfig(data="digits", crop_pct=1.0, lr=1e-3, min_lr=1e-3, batch_size=1, mixup=0, epochs=1)
-    TrainConfig(
+    TrainConfig.from_options(
+        data="digits", crop_pct=1.0, lr=1e-3, min_lr=1e-3, batch_size=1, mixup=0, epochs=1
+    )
+    TrainConfig.from_options(
         data="digits", batch_size="auto", devices="auto", folds=2, fold=1, max_broken=0, layer_decay=1.0
     )
-    TrainConfig(data="digits", max_broken=1, save_top_k=0, freeze_blocks=0, freeze_branch=None, loggers=[])
+    TrainConfig.from_options(
+        data="digits", max_broken=1, save_top_k=0, freeze_blocks=0, freeze_branch=None, loggers=[]
+    )
 
 
 def test_size_of_a_square_is_one_number() -> None:
-    assert TrainConfig(data="digits").image_size is None
-    assert TrainConfig(data="digits", input_size=48).image_size == (48, 48)
-    assert TrainConfig(data="digits", input_size=(48, 64)).image_size == (48, 64)
+    assert TrainConfig.from_options(data="digits").model.image_size is None
+    assert TrainConfig.from_options(data="digits", input_size=48).model.image_size == (48, 48)
+    assert TrainConfig.from_options(data="digits", input_size=(48, 64)).model.image_size == (48, 64)
 
 
 def test_images_per_step() -> None:
-    assert TrainConfig(data="digits", batch_size=48).images_per_step == 48
-    with pytest.raises(UserError, match="batch_size auto has not been decided"):
-        _ = TrainConfig(data="digits", batch_size="auto").images_per_step
+    assert TrainConfig.from_options(data="digits", batch_size=48).data.images_per_step == 48
+    with pytest.raises(UserError, match="batch_size auto has not been resolved"):
+        _ = TrainConfig.from_options(data="digits", batch_size="auto").data.images_per_step
 
 
-FULL = TrainConfig(
+FULL = TrainConfig.from_options(
     data="犬 und Bücher: '#1'",
     model="resnet18",
     model_kwargs={"drop_rate": 0.1, "depths": [2, 1, 2]},
@@ -130,7 +132,10 @@ FULL = TrainConfig(
 )
 
 
-@pytest.mark.parametrize("config", [FULL, TrainConfig(data="digits"), TrainConfig(data="d", input_size=32)])
+@pytest.mark.parametrize(
+    "config",
+    [FULL, TrainConfig.from_options(data="digits"), TrainConfig.from_options(data="d", input_size=32)],
+)
 def test_yaml_and_back(config: TrainConfig, tmp_path: Path) -> None:
     recipe = tmp_path / "config.yaml"
     recipe.write_text(config.to_yaml(), encoding="utf-8")
@@ -146,13 +151,13 @@ def test_shipped_recipes_are_configurations(name: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{shipped.read_text(encoding='utf-8')}\ndata: digits\n", encoding="utf-8")
     config = read_config(recipe)
-    assert config != TrainConfig(data="digits"), "a recipe that changes nothing"
+    assert config != TrainConfig.from_options(data="digits"), "a recipe that changes nothing"
 
 
 BROKEN: dict[str, tuple[bytes, str]] = {
     "broken YAML": (b"epochs: [1", "is not YAML"),
-    "list": (b"- epochs\n- 3", "has to be keys with values"),
-    "number": (b"3", "has to be keys with values"),
+    "list": (b"- epochs\n- 3", "must hold names with values"),
+    "number": (b"3", "must hold names with values"),
     "binary": (bytes(range(256)), "is not YAML"),
     "Latin-1": ("data: Café".encode("latin-1"), "is not YAML"),
     "impossible date": (b"seed: 2001-13-45", "is not YAML"),
@@ -162,8 +167,8 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "unknown key": (b"data: digits\nepoch: 3", "'epoch'; did you mean epochs?"),
     "unknown augmentation": (b"augment: {hflp: 0.5}", "'hflp'; did you mean hflip?"),
     "key that is no text": (b"7: 3", "unknown key 7"),
-    "augment without keys": (b"augment:", "augment has to be keys with values"),
-    "model_kwargs without keys": (b"model_kwargs: [1]", "model_kwargs has to be keys with values"),
+    "augment without keys": (b"augment:", "augment must hold names with values"),
+    "model_kwargs without keys": (b"model_kwargs: [1]", "model_kwargs must hold names with values"),
     "text for a number": (b"data: digits\nepochs: ten", "epochs ten: must be a whole number"),
     "text for a pair": (b"data: digits\naugment: {scale: x}", "augment.scale x: must be two numbers or null"),
     "number for a choice": (b"data: digits\ndevice: 3", "device 3: must be one of"),

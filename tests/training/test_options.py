@@ -20,6 +20,7 @@ from conformer_vision.models import variants
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training import run as run_module
 from conformer_vision.training.build import build_model, open_images
+from conformer_vision.training.config import OPTIONS
 from conformer_vision.training.schedule import Clock
 from option_tools import first_batch, loaders, module, rates, shows
 
@@ -191,12 +192,12 @@ def test_learning_rate(tiny: Tiny) -> None:
     assert seen.index(max(seen)) == 10
     assert seen[0] < 0.05
     assert seen[-1] == pytest.approx(0.01, rel=0.01)
-    early = dataclasses.replace(plain, warmup_epochs=0.0)
+    early = plain.with_options(warmup_epochs=0.0)
     assert rates(early)[0] == 0.5
-    short = rates(dataclasses.replace(plain, max_steps=40))
+    short = rates(plain.with_options(max_steps=40))
     assert len(short) == 40
     assert short[-1] == pytest.approx(0.01, rel=0.2), "the schedule is fitted to the steps"
-    assert len(rates(dataclasses.replace(plain, max_steps=1000))) == 200, "the first end counts"
+    assert len(rates(plain.with_options(max_steps=1000))) == 200, "the first end counts"
 
 
 @shows("label_smoothing")
@@ -251,7 +252,7 @@ def test_clip_grad(tiny: Tiny, tmp_path: Path, weights: Callable[..., dict[str, 
             optimizer="sgd", lr=0.1, warmup_epochs=0, weight_decay=0, max_steps=1, clip_grad=clip,
             output=str(tmp_path / f"{clip}"),
         )  # fmt: skip
-        lightning.seed_everything(config.seed, verbose=False)
+        lightning.seed_everything(config.data.seed, verbose=False)
         before = dict(build_model(config, 3).named_parameters())
         after = weights(train(config))
         return float(torch.stack([(after[name] - before[name].detach()).norm() for name in before]).norm())
@@ -274,7 +275,7 @@ def test_max_minutes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lrs = [float(row.split(",")[names.index("lr")]) for row in rows[1:]]
     assert 1 < len(lrs) < 15
     assert lrs == sorted(lrs, reverse=True)
-    assert lrs[-1] < config.lr / 20
+    assert lrs[-1] < config.optimizer.lr / 20
 
 
 @shows("precision")
@@ -309,4 +310,4 @@ def test_every_option_is_shown() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "shows":
                 shown += [ast.literal_eval(argument) for argument in node.args]
-    assert set(shown) == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(shown) == set(OPTIONS)

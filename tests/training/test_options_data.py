@@ -139,7 +139,6 @@ def test_epoch_images(tiny: Tiny, tmp_path: Path) -> None:
         ("exclude", {"exclude": "list.txt"}),
         ("sampling balanced", {"sampling": "balanced"}),
         ("aug_repeats", {"aug_repeats": 2}),
-        ("strategy fsdp", {"strategy": "fsdp"}),
     ],
 )
 def test_what_streams_do_not_have(tiny: Tiny, tmp_path: Path, name: str, changes: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ VIT: dict[str, Any] = {"model": "vit_tiny_patch16_224", "model_kwargs": {"depth"
 
 def initial(config: TrainConfig) -> dict[str, Tensor]:
     """The weights that a run begins with."""
-    lightning.seed_everything(config.seed, verbose=False)
+    lightning.seed_everything(config.data.seed, verbose=False)
     return {name: tensor.clone() for name, tensor in build_model(config, 3).state_dict().items()}
 
 
@@ -198,7 +198,7 @@ def test_recomputed_gradients_are_the_same(tiny: Tiny, monkeypatch: pytest.Monke
     monkeypatch.setattr(ClassifierModule, "log", lambda *_, **__: None)
     images = batch(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3)
     seen: list[tuple[dict[str, Tensor], dict[str, Tensor], Counter[str]]] = []
-    for recompute in (False, True):
+    for recompute in ("off", "full"):
         classifier = module(tiny(grad_checkpointing=recompute, drop_path_rate=0.5)).train()
         count: Counter[str] = Counter()
         for number, block in enumerate(classifier.model.blocks):
@@ -219,7 +219,7 @@ def test_recomputed_gradients_are_the_same(tiny: Tiny, monkeypatch: pytest.Monke
 
 def test_a_model_without_recomputation(tiny: Tiny) -> None:
     with pytest.raises(UserError, match=r"grad_checkpointing: model .* has none; leave it out"):
-        build_model(tiny(model="inception_v4", model_kwargs={}, grad_checkpointing=True, input_size=96), 3)
+        build_model(tiny(model="inception_v4", model_kwargs={}, grad_checkpointing="full", input_size=96), 3)
 
 
 # ---- loss and input --------------------------------------------------------------------------------

@@ -112,14 +112,12 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [dict(zip(lines[0], map(float, line), strict=True)) for line in lines[1:]]
 
 
-@pytest.mark.parametrize(("strategy", "launcher"), [("ddp", "own"), ("fsdp", "torchrun")])
-def test_two_processes_train_as_one(
-    tiny: Tiny, tmp_path: Path, weights: Weights, strategy: str, launcher: str
-) -> None:
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
+def test_two_processes_train_as_one(tiny: Tiny, tmp_path: Path, weights: Weights, launcher: str) -> None:
     """The same global batch gives the same weights and metrics, where no BatchNorm sees a part of it."""
     config = tiny(**PLAIN | NO_BATCHNORM, output=str(tmp_path / "one"))
     one = train(config)
-    two = run_two(tiny(**PLAIN | NO_BATCHNORM, strategy=strategy), tmp_path / "two", launcher=launcher)
+    two = run_two(tiny(**PLAIN | NO_BATCHNORM), tmp_path / "two", launcher=launcher)
     close(weights(two), weights(one), rtol=2e-5)
     for mine, other in zip(rows(two), rows(one), strict=True):
         for name in ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1_fused"):
@@ -127,11 +125,10 @@ def test_two_processes_train_as_one(
 
 
 @pytest.mark.xdist_group("pair")  # the libraries are loaded once
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights, strategy: str) -> None:
+def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights) -> None:
     """Each process's BatchNorm sees its half of the batch, as one process does that takes two passes."""
     one = train(tiny(**PLAIN, accumulate=2, output=str(tmp_path / "one")))
-    two = run_pair(tiny(**PLAIN, strategy=strategy), tmp_path / "two")
+    two = run_pair(tiny(**PLAIN), tmp_path / "two")
     mine, other = weights(two), weights(one)
     statistics = [name for name in mine if "running_" in name or "num_batches" in name]
     for name in statistics:  # of one process's images, or of all

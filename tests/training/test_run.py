@@ -58,12 +58,11 @@ def test_run_folder(run: Path, config: TrainConfig) -> None:
     assert {path.name for path in run.iterdir()} == FILES
     assert (run / "classes.txt").read_text() == "blue\ngreen\nred\n"
     kept = read_config(run / "config.yaml")
-    assert kept == dataclasses.replace(
-        config,
+    assert kept == config.with_options(
         output=None,
         input_size=(32, 32),
         crop_pct=1.0,
-        augment=dataclasses.replace(config.augment, hflip=0.5),
+        augment=dataclasses.replace(config.regularization.augment, hflip=0.5),
     )
     with Image.open(run / "curves.png") as curves:
         curves.verify()
@@ -93,7 +92,7 @@ def test_best_weights_are_those_of_the_highest_top1(run: Path, images: Path) -> 
 
 def test_the_kept_recipe_gives_the_same_weights(run: Path, weights: Weights, tmp_path: Path) -> None:
     kept = read_config(run / "config.yaml")
-    again = dataclasses.replace(kept, output=str(tmp_path / "again"), report=False)
+    again = kept.with_options(output=str(tmp_path / "again"), report=False)
     train(again)
     for name in ("last.safetensors", "best.safetensors"):
         assert same(weights(run, name), weights(tmp_path / "again", name)), name
@@ -102,9 +101,7 @@ def test_the_kept_recipe_gives_the_same_weights(run: Path, weights: Weights, tmp
 def test_another_seed_gives_other_weights(config: TrainConfig, weights: Weights, tmp_path: Path) -> None:
     def trained(seed: int) -> dict[str, Tensor]:
         output = str(tmp_path / str(seed))
-        return weights(
-            train(dataclasses.replace(config, seed=seed, max_steps=1, output=output, report=False))
-        )
+        return weights(train(config.with_options(seed=seed, max_steps=1, output=output, report=False)))
 
     assert not same(trained(1), trained(2))
 
@@ -123,10 +120,9 @@ def test_shipped_recipes_train(name: str, images: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{shipped.read_text(encoding='utf-8')}\ndata: {images}\n", encoding="utf-8")
     config = read_config(recipe)
-    small = {} if config.model.startswith("conformer_nano") else {"depths": [2, 1, 2]}
+    small = {} if config.model.model.startswith("conformer_nano") else {"depths": [2, 1, 2]}
     run = train(
-        dataclasses.replace(
-            config,
+        config.with_options(
             pretrained=False,
             model_kwargs=small,
             batch_size=8,

@@ -8,8 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.train import add_recipe
 from conformer_vision.parsing import build_parser as plain_parser
-from conformer_vision.training.config import TrainConfig
-from conformer_vision.training.recipe import config_from
+from conformer_vision.training.config import add_options, config_from
 
 
 def build_parser() -> ArgumentParser:
@@ -18,7 +17,7 @@ def build_parser() -> ArgumentParser:
     add_recipe(parser)
     parser.add_argument("--steps", type=int, default=100, help="Optimiser steps of the test.")
     parser.add_argument("--plot", metavar="PNG", help="Where to draw the loss over the learning rate.")
-    parser.add_class_arguments(TrainConfig)
+    add_options(parser)
     return parser
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import PROGRAM
 from conformer_vision.parsing import build_parser as plain_parser
-from conformer_vision.training.config import Progress, TrainConfig
-from conformer_vision.training.recipe import config_from, find_recipe, read_config, read_recipe, recipes
+from conformer_vision.training.config import add_options, config_from
+from conformer_vision.training.groups import Progress
+from conformer_vision.training.recipe import find_recipe, read_config, read_recipe, recipes
 
 
 def build_parser() -> ArgumentParser:
@@ -22,15 +25,24 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--resume", metavar="RUN", help="Continue an interrupted run; only --progress may go with it."
     )
-    parser.add_class_arguments(TrainConfig)
+    add_options(parser)
     return parser
+
+
+class _Recipe(ActionConfigFile):
+    """Reads a recipe with our own reader, so that there is one."""
+
+    @staticmethod
+    def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: Any) -> None:
+        values = read_recipe(find_recipe(value))
+        ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(values))
 
 
 def add_recipe(parser: ArgumentParser) -> None:
     """The option ``--recipe``."""
     parser.add_argument(
         "--recipe",
-        action=ActionConfigFile,
+        action=_Recipe,
         help=f"YAML file of the options below, or one of the package's by name: {', '.join(recipes())}; "
         "options beside it win.",
     )
@@ -48,16 +60,14 @@ def option_value(arguments: list[str], name: str) -> str | None:
     return None
 
 
-def with_recipe_path(arguments: list[str]) -> list[str]:
-    """The arguments with the recipe's path for its name; the recipe's keys are checked on the way."""
+def with_recipe_first(arguments: list[str]) -> list[str]:
+    """Move the recipe before all other options, so that they win."""
     given = option_value(arguments, "--recipe")
     if given is None:
         return arguments
-    path = find_recipe(given)
-    read_recipe(path)
     at = arguments.index("--recipe") if "--recipe" in arguments else arguments.index(f"--recipe={given}")
     rest = arguments[at + 2 :] if arguments[at] == "--recipe" else arguments[at + 1 :]
-    return [arguments[0], f"--recipe={path}", *arguments[1:at], *rest]  # first, so that all others win
+    return [arguments[0], f"--recipe={given}", *arguments[1:at], *rest]
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
@@ -77,11 +87,11 @@ def _finish(folder: Path) -> None:
     from conformer_vision.runs import CONFIG_FILE
 
     config = read_config(folder / CONFIG_FILE)
-    if config.report:
+    if config.output.report:
         from conformer_vision.report import write_report
 
         try:
-            write_report(folder, workers=config.workers, device=config.device)
+            write_report(folder, workers=config.data.workers, device=config.hardware.device)
         except UserError as error:  # the run is complete without it
             print(f"no report: {error}", file=sys.stderr)
     print(f"run folder: {folder}")

@@ -76,13 +76,13 @@ def examine(
     trained = TrainedModel(folder, device=device)
     check_classes(trained)
     notes, exclude = _notes(config, trained)
-    data = config.data if data is None else data
+    data = config.data.data if data is None else data
     source = open_labelled(
         data,
         "val",
-        config.splitting,
+        config.data.splitting,
         classes=trained.spec.classes,
-        data_dir=config.data_dir,
+        data_dir=config.data.data_dir,
         exclude=exclude,
     )
     if isinstance(source, ImageSource) and not len(source):
@@ -95,7 +95,7 @@ def examine(
         collector.add(part)
     evaluation = meter.evaluation(trained.spec.classes, start, broken=broken)
     outcome = collector.outcome()
-    calibration = calibrate(outcome.logits, outcome.labels, seed=config.seed)
+    calibration = calibrate(outcome.logits, outcome.labels, seed=config.data.seed)
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
     study = study_branches(outcome, most=EXAMPLES)
     shown = dict.fromkeys(worst)
@@ -175,12 +175,13 @@ def _notes(config: TrainConfig, trained: TrainedModel) -> tuple[list[str], str |
     notes = []
     if trained.path.name != BEST_WEIGHTS:
         notes.append(f"Training ended before its first validation; measured is {trained.path.name}.")
-    if config.ema_decay is not None:
+    if config.optimizer.ema_decay is not None:
         notes.append(
-            f"The weights are an exponential moving average over the steps (decay {config.ema_decay:g});"
+            f"The weights are an exponential moving average over the steps "
+            f"(decay {config.optimizer.ema_decay:g});"
             " validation during training measured the average too."
         )
-    exclude = config.exclude
+    exclude = config.data.exclude
     if exclude is not None and not Path(exclude).is_file():
         notes.append(f"The list {exclude} of images to leave out is gone: all images are measured.")
         exclude = None

@@ -228,9 +228,11 @@ def _training(findings: Findings) -> dict[str, float | int | None]:
 
     speeds, seconds, waiting = (column(name) for name in ("images_per_second", "seconds", "waiting"))
     memory = column("peak_memory_mb")
-    batch = config.batch_size if isinstance(config.batch_size, int) else None
-    devices = config.devices if isinstance(config.devices, int) else 1
-    pass_size = None if batch is None else max(batch // (config.accumulate * devices * config.nodes), 1)
+    batch = config.data.batch_size if isinstance(config.data.batch_size, int) else None
+    devices = config.hardware.devices if isinstance(config.hardware.devices, int) else 1
+    pass_size = (
+        None if batch is None else max(batch // (config.data.accumulate * devices * config.hardware.nodes), 1)
+    )
     peak = max(memory) if memory else None
     return {
         "epochs": int(rows[-1]["epoch"]) if rows else None,
@@ -248,7 +250,7 @@ def _commands(findings: Findings) -> dict[str, str]:
     run = str(findings.folder)
     data = shlex.quote(findings.data)
     recipe = shlex.quote(str(findings.folder / CONFIG_FILE))
-    moved = "" if findings.data == findings.config.data else f" --data {data}"
+    moved = "" if findings.data == findings.config.data.data else f" --data {data}"
     output = shlex.quote(f"{run.rstrip('/')}-again")
     return {
         "train": f"conformer-vision train --recipe {recipe}{moved} --output {output}",

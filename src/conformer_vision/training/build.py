@@ -38,35 +38,39 @@ def open_images(config: TrainConfig) -> tuple[Data, Data]:
     """Training and validation images.
 
     Raises:
-        UserError: what `opening.open_images` or an exclusion list refuse, no image to validate on, or options
-            that streams do not have.
+        UserError: what `opening.open_images` or an exclusion list refuse, no image to validate on, or
+            options that streams do not have.
     """
-    split = partial(opening.open_images, config.data, splitting=config.splitting, data_dir=config.data_dir)
+    data = config.data
+    split = partial(opening.open_images, data.data, splitting=data.splitting, data_dir=data.data_dir)
     train = split(split="train")
     val = split(split="val", classes=train.classes)
     if len(train.classes) < 2:
-        raise UserError(f"{config.data} has a single class ({train.classes[0]}); training needs two or more")
+        raise UserError(
+            f"{config.data.data} has a single class ({train.classes[0]}); training needs two or more"
+        )
     if isinstance(train, ImageStream) or isinstance(val, ImageStream):
         _check_stream_options(config)
         return train, val
-    if config.epoch_images is not None:
-        raise UserError(f"epoch_images is for streams; {config.data} has {len(train)} training images")
-    if config.exclude is not None:
-        train, val = _without_excluded(train, val, config.exclude)
+    if config.data.epoch_images is not None:
+        raise UserError(f"epoch_images is for streams; {config.data.data} has {len(train)} training images")
+    if config.data.exclude is not None:
+        train, val = _without_excluded(train, val, config.data.exclude)
     if not len(val):
-        raise UserError(f"{config.data} leaves no image to validate on; raise val_fraction or add images")
+        raise UserError(
+            f"{config.data.data} leaves no image to validate on; raise val_fraction or add images"
+        )
     return train, val
 
 
 def _check_stream_options(config: TrainConfig) -> None:
     for name, used in (
-        ("exclude", config.exclude is not None),
-        ("sampling balanced", config.sampling == "balanced"),
-        ("aug_repeats", config.aug_repeats > 1),
-        ("strategy fsdp", config.strategy == "fsdp"),  # its processes need equally many validation batches
+        ("exclude", config.data.exclude is not None),
+        ("sampling balanced", config.data.sampling == "balanced"),
+        ("aug_repeats", config.data.aug_repeats > 1),
     ):
         if used:
-            raise UserError(f"{name} cannot be used with the stream {config.data}; leave it out")
+            raise UserError(f"{name} cannot be used with the stream {config.data.data}; leave it out")
 
 
 def _without_excluded(train: ImageSource, val: ImageSource, path: str) -> tuple[ImageSource, ImageSource]:
@@ -86,18 +90,20 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     Raises:
         UserError: an unknown model, an option that it does not take, weights that do not fit.
     """
-    if not timm.is_model(config.model):
-        raise UserError(f"model {config.model!r} is unknown{nearest(config.model, timm.list_models())}")
-    options = dict(config.model_kwargs)
+    if not timm.is_model(config.model.model):
+        raise UserError(
+            f"model {config.model.model!r} is unknown{nearest(config.model.model, timm.list_models())}"
+        )
+    options = dict(config.model.model_kwargs)
     for name in ("drop_path_rate", "conv_drop_path_rate"):
-        if getattr(config, name) is not None:
-            options[name] = getattr(config, name)
+        if getattr(config.model, name) is not None:
+            options[name] = getattr(config.model, name)
     try:
         model: nn.Module = timm.create_model(
-            config.model,
-            pretrained=config.pretrained,
+            config.model.model,
+            pretrained=config.model.pretrained,
             num_classes=num_classes,
-            in_chans=config.in_chans,
+            in_chans=config.model.in_chans,
             **options,
             **_fixed_size(config),
         )
@@ -106,34 +112,40 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
         unknown = next((name for name in options if f"'{name}'" in str(error)), None)
         if isinstance(error, TypeError) and unknown is not None:
-            known = sorted(_CONFORMER_OPTIONS) if config.model in VARIANTS else []
-            raise UserError(f"model {config.model} takes no {unknown}{nearest(unknown, known)}") from error
-        raise UserError(f"model {config.model}: {first_line(error)}") from error
-    if config.checkpoint is not None:
-        load_checkpoint(model, config.checkpoint, reset_head=config.reset_head)
+            known = sorted(_CONFORMER_OPTIONS) if config.model.model in VARIANTS else []
+            raise UserError(
+                f"model {config.model.model} takes no {unknown}{nearest(unknown, known)}"
+            ) from error
+        raise UserError(f"model {config.model.model}: {first_line(error)}") from error
+    if config.model.checkpoint is not None:
+        load_checkpoint(model, config.model.checkpoint, reset_head=config.model.reset_head)
     _check_options(config, model)
     return model
 
 
 def _check_options(config: TrainConfig, model: nn.Module) -> None:
     """Options of training that not every model has."""
-    if config.freeze_blocks or config.freeze_branch:
-        name = "freeze_blocks" if config.freeze_blocks else "freeze_branch"
+    if config.model.freeze_blocks or config.model.freeze_branch:
+        name = "freeze_blocks" if config.model.freeze_blocks else "freeze_branch"
         if not isinstance(model, Conformer):
-            raise UserError(f"{name} is for Conformers; model {config.model} is none")
-        if config.freeze_blocks > len(model.blocks):
-            raise UserError(f"freeze_blocks {config.freeze_blocks}: the model has {len(model.blocks)} blocks")
+            raise UserError(f"{name} is for Conformers; model {config.model.model} is none")
+        if config.model.freeze_blocks > len(model.blocks):
+            raise UserError(
+                f"freeze_blocks {config.model.freeze_blocks}: the model has {len(model.blocks)} blocks"
+            )
     for name, used in (
-        ("conv_loss_share", config.conv_loss_share != 0.5),
-        ("mutual_distillation", config.mutual_distillation > 0),
+        ("conv_loss_share", config.regularization.conv_loss_share != 0.5),
+        ("mutual_distillation", config.regularization.mutual_distillation > 0),
     ):
         if used and not isinstance(model, Conformer):
-            raise UserError(f"{name} is for the two heads of a Conformer; model {config.model} has one")
-    if config.grad_checkpointing:
+            raise UserError(f"{name} is for the two heads of a Conformer; model {config.model.model} has one")
+    if config.hardware.grad_checkpointing != "off":
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AttributeError, AssertionError) as error:
-            raise UserError(f"grad_checkpointing: model {config.model} has none; leave it out") from error
+            raise UserError(
+                f"grad_checkpointing: model {config.model.model} has none; leave it out"
+            ) from error
 
 
 def build_spec(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) -> ModelSpec:
@@ -143,18 +155,18 @@ def build_spec(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) 
         UserError: the network cannot take the input size.
     """
     data = resolve_model_data_config(model)
-    height, width = config.image_size or data["input_size"][1:]
+    height, width = config.model.image_size or data["input_size"][1:]
     mean, std = data["mean"], data["std"]
-    if config.in_chans == 1:  # grey images: the mean of what the colours had
+    if config.model.in_chans == 1:  # grey images: the mean of what the colours had
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     # A small image is used whole: the border that a photo can lose may hold what it shows.
-    crop_pct = config.crop_pct or (1.0 if max(height, width) <= 64 else data["crop_pct"])
-    kwargs = config.model_kwargs | _fixed_size(config)
+    crop_pct = config.model.crop_pct or (1.0 if max(height, width) <= 64 else data["crop_pct"])
+    kwargs = config.model.model_kwargs | _fixed_size(config)
     spec = ModelSpec(
-        model=config.model,
+        model=config.model.model,
         model_kwargs={name: value for name, value in kwargs.items() if not name.endswith("_rate")},
         classes=classes,
-        input_size=(config.in_chans, height, width),
+        input_size=(config.model.in_chans, height, width),
         mean=tuple(mean),
         std=tuple(std),
         interpolation=data["interpolation"],
@@ -162,9 +174,9 @@ def build_spec(config: TrainConfig, model: nn.Module, classes: tuple[str, ...]) 
         crop_mode=data["crop_mode"],
     )
     _check_size(model, spec)
-    if config.progressive_from is not None:
+    if config.schedule.progressive_from is not None:
         _check_progressive(model, spec, config)
-    if config.batch_size != "auto" and config.batch_size <= config.accumulate:
+    if config.data.batch_size != "auto" and config.data.batch_size <= config.data.accumulate:
         _check_single(model, spec)
     return spec
 
@@ -184,28 +196,28 @@ def build_loaders(
     Raises:
         UserError: a batch that cannot be shared out or mixed, or is larger than the set.
     """
-    size = config.images_per_step
-    each = images_per_batch(size, share.world_size, config.accumulate)
-    if each % 2 and (config.mixup or config.cutmix):
+    size = config.data.images_per_step
+    each = images_per_batch(size, share.world_size, config.data.accumulate)
+    if each % 2 and (config.regularization.mixup or config.regularization.cutmix):
         raise UserError(
             f"batch_size {size}: mixup and cutmix need an even number of images per pass, not {each}"
         )
-    augmented = build_transform(**spec.preprocessing, augment=config.augment.for_source(train))
+    augmented = build_transform(**spec.preprocessing, augment=config.regularization.augment.for_source(train))
     plain = build_transform(**spec.preprocessing, augment=None)
     return (
         training_loader(
             train,
             augmented,
             batch_size=size,
-            workers=config.workers,
-            seed=config.seed,
+            workers=config.data.workers,
+            seed=config.data.seed,
             share=share,
-            accumulate=config.accumulate,
-            sampling=config.sampling,
-            repeats=config.aug_repeats,
-            epoch_images=config.epoch_images,
+            accumulate=config.data.accumulate,
+            sampling=config.data.sampling,
+            repeats=config.data.aug_repeats,
+            epoch_images=config.data.epoch_images,
         ),
-        evaluation_loader(val, plain, batch_size=each, workers=config.workers, share=share),
+        evaluation_loader(val, plain, batch_size=each, workers=config.data.workers, share=share),
     )
 
 
@@ -221,10 +233,12 @@ def find_batch_size(config: TrainConfig, model: nn.Module, spec: ModelSpec, *, m
     Raises:
         UserError: not even two images fit.
     """
-    cuda = config.device in ("auto", "cuda") and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "mps" if config.device == "mps" else "cpu")
+    cuda = config.hardware.device in ("auto", "cuda") and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "mps" if config.hardware.device == "mps" else "cpu")
     probe = deepcopy(model).to(device).train()
-    step = training_step(probe, image_shape=spec.input_size, precision=config.precision, device=device)
+    step = training_step(
+        probe, image_shape=spec.input_size, precision=config.hardware.precision, device=device
+    )
     return largest_batch(step, device, most=most)
 
 
@@ -237,8 +251,8 @@ def check_optimizer(config: TrainConfig, model: nn.Module) -> None:
     try:
         build_optimizer(model, config)
     except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
-        hint = nearest(config.optimizer, [str(name) for name in timm.optim.list_optimizers()])
-        raise UserError(f"optimizer {config.optimizer!r}: {first_line(error)}{hint}") from error
+        hint = nearest(config.optimizer.optimizer, [str(name) for name in timm.optim.list_optimizers()])
+        raise UserError(f"optimizer {config.optimizer.optimizer!r}: {first_line(error)}{hint}") from error
 
 
 def resolved(config: TrainConfig, source: Data, spec: ModelSpec) -> TrainConfig:
@@ -246,21 +260,20 @@ def resolved(config: TrainConfig, source: Data, spec: ModelSpec) -> TrainConfig:
 
     The run folder is left out: the same recipe gives another run another folder.
     """
-    return replace(
-        config,
+    return config.with_options(
         output=None,
         auto_resume=False,
         input_size=spec.input_size[1:],
         crop_pct=spec.crop_pct,
-        augment=config.augment.for_source(source),
+        augment=config.regularization.augment.for_source(source),
     )
 
 
 def _fixed_size(config: TrainConfig) -> dict[str, Any]:
     """The argument by which timm's models with position embeddings learn the size; others take any."""
-    cfg = timm.get_pretrained_cfg(config.model, allow_unregistered=True)
+    cfg = timm.get_pretrained_cfg(config.model.model, allow_unregistered=True)
     fixed = cfg is not None and cfg.fixed_input_size
-    return {"img_size": list(config.image_size)} if fixed and config.image_size else {}
+    return {"img_size": list(config.model.image_size)} if fixed and config.model.image_size else {}
 
 
 def _check_size(model: nn.Module, spec: ModelSpec, *, name: str = "input_size") -> None:
@@ -283,7 +296,7 @@ def _check_size(model: nn.Module, spec: ModelSpec, *, name: str = "input_size") 
 
 def _check_progressive(model: nn.Module, spec: ModelSpec, config: TrainConfig) -> None:
     """The sizes that a run goes through, smallest first."""
-    start, full = int(config.progressive_from or 0), spec.input_size[1:]
+    start, full = int(config.schedule.progressive_from or 0), spec.input_size[1:]
     if start >= min(full):
         raise UserError(f"progressive_from {start}: must be below input_size, {full[0]}x{full[1]}")
     height, width = progressive_size(start, full, 0.0)

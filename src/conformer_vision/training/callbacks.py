@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from ..files import atomic_path
@@ -234,9 +233,6 @@ class RunFolder(Callback):
         """The network's whole state; where processes share it out, every one of them has to ask."""
         if self.averaging is not None:
             return dict(self.averaging.model.state_dict())
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            state = trainer.strategy.lightning_module_state_dict()
-            return {name.removeprefix("model."): state[name] for name in state if name.startswith("model.")}
         return dict(self.model.state_dict())
 
     def _save(self, weights: dict[str, Tensor], name: str) -> None:

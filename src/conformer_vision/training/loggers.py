@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from ..errors import UserError
-from .config import Logger as LoggerName
+from .groups import Logger as LoggerName
 
 _PROJECT = "conformer-vision"
 

@@ -57,10 +57,10 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
         raise UserError(f"steps {steps}: must be 20 or more, or the curve says nothing")
     if math.prod(count_processes(config)) > 1:
         raise UserError("lr-find is for one process; start it without torchrun and devices")
-    if config.batch_size == "auto":
+    if config.data.batch_size == "auto":
         raise UserError("batch_size auto: lr-find needs the number; train prints the one it finds")
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
-        lightning.seed_everything(config.seed, workers=True, verbose=False)
+        lightning.seed_everything(config.data.seed, workers=True, verbose=False)
         train, val = open_images(config)
         model = build_model(config, len(train.classes))
         spec = build_spec(config, model, train.classes)
@@ -71,7 +71,7 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
             model,
             config,
             num_classes=len(train.classes),
-            steps_per_epoch=len(loaders[0]) // config.accumulate,
+            steps_per_epoch=len(loaders[0]) // config.data.accumulate,
             clock=Clock(),
         )
         return _search(trainer, module, loaders[0], steps)

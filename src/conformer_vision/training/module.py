@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -12,7 +11,6 @@ from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.utils import distribute_bn
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.functional import interpolate
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -54,23 +52,23 @@ class ClassifierModule(lightning.LightningModule):
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.clock = clock
-        self.lr = config.lr  # where lightning's search for a learning rate puts what it found
+        self.lr = config.optimizer.lr  # where lightning's search for a learning rate puts what it found
         if isinstance(model, Conformer):
             model.set_distilled_training(True)  # training-mode forward gives the logits of every head
-            freeze(model, blocks=config.freeze_blocks, branch=config.freeze_branch)
-        if config.grad_checkpointing:
+            freeze(model, blocks=config.model.freeze_blocks, branch=config.model.freeze_branch)
+        if config.hardware.grad_checkpointing != "off":
             model.set_grad_checkpointing(True)  # type: ignore[operator]
-        if config.channels_last:
+        if config.hardware.channels_last:
             model.to(memory_format=torch.channels_last)
-        if config.compile:
+        if config.hardware.compile:
             model.compile()
         self.mixup = build_mixup(config, num_classes)
         # MixUp smooths the targets that it mixes.
-        smoothing = config.label_smoothing if self.mixup is None else 0.0
+        smoothing = config.regularization.label_smoothing if self.mixup is None else 0.0
         self.train_loss = BranchLoss(
             nn.CrossEntropyLoss(label_smoothing=smoothing),
-            conv_share=config.conv_loss_share,
-            mutual=config.mutual_distillation,
+            conv_share=config.regularization.conv_loss_share,
+            mutual=config.regularization.mutual_distillation,
         )
         self.val_loss = BranchLoss(nn.CrossEntropyLoss(ignore_index=NOT_COUNTED))
         self.mean_val_loss = MeanMetric()
@@ -89,8 +87,8 @@ class ClassifierModule(lightning.LightningModule):
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run, where time does not end it before."""
-        steps = self.config.epochs * self.steps_per_epoch
-        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
+        steps = self.config.schedule.epochs * self.steps_per_epoch
+        return steps if self.config.schedule.max_steps is None else min(steps, self.config.schedule.max_steps)
 
     def on_fit_start(self) -> None:
         self.train()  # lightning keeps the modes of modules as they are
@@ -103,7 +101,7 @@ class ClassifierModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # A step draws from a seed of its own, so that a run that goes on draws what it would have drawn.
-        draw = (self.config.seed, self.global_rank, self.current_epoch, batch_idx)
+        draw = (self.config.data.seed, self.global_rank, self.current_epoch, batch_idx)
         seed_step(*draw)
         images, target = self._arrange(self._shrink(batch.images)), batch.labels
         if self.mixup is not None:
@@ -118,7 +116,7 @@ class ClassifierModule(lightning.LightningModule):
 
     def _shrink(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) at the size that this part of the run trains at."""
-        start = self.config.progressive_from
+        start = self.config.schedule.progressive_from
         if start is None:
             return images
         gone = max(self.global_step / self.total_steps, self.clock.progress)
@@ -128,7 +126,11 @@ class ClassifierModule(lightning.LightningModule):
         return interpolate(images, size=size, mode="bilinear", antialias=True)
 
     def _arrange(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
+        return (
+            images.contiguous(memory_format=torch.channels_last)
+            if self.config.hardware.channels_last
+            else images
+        )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.trainer.precision == "16-mixed":
@@ -179,12 +181,13 @@ class ClassifierModule(lightning.LightningModule):
         return number
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        config = replace(self.config, lr=self.lr, min_lr=min(self.config.min_lr, self.lr))
+        min_lr = min(self.config.schedule.min_lr, self.lr)
+        config = self.config.with_options(lr=self.lr, min_lr=min_lr)
         optimizer = build_optimizer(self.model, config)
         factor = WarmupCosine(
             self.total_steps,
-            config.warmup_epochs * self.steps_per_epoch,
-            floor=config.min_lr / config.lr,
+            config.schedule.warmup_epochs * self.steps_per_epoch,
+            floor=config.schedule.min_lr / config.optimizer.lr,
             clock=self.clock,
         )
         # A plain function: of a callable object torch would put the attributes, the clock among them, into
@@ -199,32 +202,20 @@ class ClassifierModule(lightning.LightningModule):
         self.clock.load_state_dict(checkpoint["clock"])
 
 
-class ShardedModule(ClassifierModule):
-    """The same with the weights shared out between the processes (FSDP): block by block, then the rest."""
-
-    def configure_model(self) -> None:
-        if isinstance(self.model, FSDPModule):
-            return  # lightning asks more than once
-        mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
-        for block in getattr(self.model, "blocks", []):
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
-        if isinstance(self.model, Conformer):
-            register_fsdp_forward_method(self.model, "forward_branches")
-
-
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """timm's optimiser; norms, biases and what ``model.no_weight_decay()`` names do not decay."""
     # One pass over all parameters: a third of the time on a CPU. Under autocast lightning cannot clip then.
-    plain = config.precision == "16-mixed" or (config.precision != "32" and config.clip_grad is not None)
-    fused = config.optimizer in ("adam", "adamw") and not plain
+    plain = config.hardware.precision == "16-mixed" or (
+        config.hardware.precision != "32" and config.optimizer.clip_grad is not None
+    )
+    fused = config.optimizer.optimizer in ("adam", "adamw") and not plain
     options: dict[str, Any] = {"fused": True} if fused else {}
     optimizer: Optimizer = create_optimizer_v2(
         model,
-        opt=config.optimizer,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
+        opt=config.optimizer.optimizer,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        layer_decay=config.optimizer.layer_decay,
         **options,
     )
     for group in optimizer.param_groups:
@@ -234,11 +225,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 def build_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
     """MixUp and CutMix over whole batches, or None where both are off."""
-    if not (config.mixup or config.cutmix):
+    if not (config.regularization.mixup or config.regularization.cutmix):
         return None
     return Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        label_smoothing=config.label_smoothing,
+        mixup_alpha=config.regularization.mixup,
+        cutmix_alpha=config.regularization.cutmix,
+        label_smoothing=config.regularization.label_smoothing,
         num_classes=num_classes,
     )

@@ -31,7 +31,7 @@ class EpochLines(Callback):
         assert isinstance(pl_module, ClassifierModule)
         row = self.recorder.rows[-1]
         left = 0.0 if trainer.should_stop else seconds_left(row, pl_module)
-        self.write(epoch_line(row, epochs=pl_module.config.epochs, left=left))
+        self.write(epoch_line(row, epochs=pl_module.config.schedule.epochs, left=left))
 
 
 class EpochBar(Callback):

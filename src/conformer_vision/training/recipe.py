@@ -1,36 +1,29 @@
-"""Recipes: YAML files whose keys are the fields of `TrainConfig`. Nothing here imports torch."""
+"""Recipes: YAML files whose keys are the options of a training. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
-from ..data.augment import AugmentConfig
 from ..errors import UserError
-from ..parsing import build_parser, nearest
+from ..parsing import nearest
 from ..runs import read_yaml
-from .config import TrainConfig
-
-_KEYS = [item.name for item in fields(TrainConfig)]
-_AUGMENT_KEYS = [item.name for item in fields(AugmentConfig)]
+from .config import AUGMENT_OPTIONS, OPTIONS, TrainConfig
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     folder = resources.files("conformer_vision") / "recipes"
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def find_recipe(given: str) -> Path:
-    """The file of a recipe given by its path, or by its name where it comes with the package.
+    """Return the file of a recipe, given by its path or by the name of a bundled one.
 
     Raises:
-        UserError: neither.
+        UserError: neither exists.
     """
     path = Path(given)
     if path.is_file():
@@ -42,61 +35,33 @@ def find_recipe(given: str) -> Path:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe; the types of the values are not checked yet.
+    """Read the keys and values of a recipe; their types are checked by `TrainConfig.from_options`.
 
     Raises:
-        UserError: no such file, not YAML, or an unknown key, for which the nearest is suggested.
+        UserError: no such file, not YAML, or an unknown key (the message suggests the nearest).
     """
     values = read_yaml(path, label=f"the recipe {path}")
-    _check_keys(values, _KEYS, path)
+    _check_keys(values, list(OPTIONS), path)
     for name, example in (("augment", "hflip: 0.5"), ("model_kwargs", "upsample: bilinear")):
         if not isinstance(values.get(name, {}), dict):
-            raise UserError(f"the recipe {path}: {name} has to be keys with values, as '{example}'")
-    _check_keys(values.get("augment", {}), _AUGMENT_KEYS, path)
+            raise UserError(f"the recipe {path}: {name} must contain keys with values, such as '{example}'")
+    _check_keys(values.get("augment", {}), AUGMENT_OPTIONS, path)
+    if values.get("grad_checkpointing") is False:
+        values["grad_checkpointing"] = "off"  # YAML 1.1 reads a bare `off` as false
     return values
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The configuration that a run folder keeps.
+    """Read the configuration that a run folder keeps.
 
     Raises:
-        UserError: as `read_recipe`, or a value that cannot be.
+        UserError: as `read_recipe`, or a value of a wrong type or range.
     """
     values = read_recipe(path)
     try:
-        return config_from_values(values)
+        return TrainConfig.from_options(**values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def config_from_values(values: dict[str, Any]) -> TrainConfig:
-    """The configuration of keys and values as a recipe has them; what they leave out has its default.
-
-    Raises:
-        UserError: a value that cannot be.
-    """
-    parser = build_parser("")
-    parser.add_class_arguments(TrainConfig)
-    return config_from(parser.parse_object(values), parser)
-
-
-def config_from(options: Namespace, parser: ArgumentParser) -> TrainConfig:
-    """The configuration that `parser` found in a command line or a recipe.
-
-    Raises:
-        UserError: a value that cannot be.
-    """
-    _check_null(options, TrainConfig)
-    _check_null(options.augment, AugmentConfig, prefix="augment.")
-    options = parser.instantiate(options)
-    return TrainConfig(**{name: options[name] for name in _KEYS})
-
-
-def _check_null(options: Namespace, cls: type, *, prefix: str = "") -> None:
-    """jsonargparse takes null for every option, the class only for those that are null by default."""
-    for item in fields(cls):
-        if options[item.name] is None and item.default is not None:
-            raise UserError(f"{prefix}{item.name} null: give a value, or leave it out for the default")
 
 
 def _check_keys(values: dict[Any, Any], known: Collection[str], path: Path) -> None:

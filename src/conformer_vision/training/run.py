@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,12 @@ from .build import (
     resolved,
 )
 from .callbacks import Limits, Recorder, RunFolder
-from .config import Progress, TrainConfig
+from .config import TrainConfig
+from .groups import Progress
 from .guard import NotFinite, TrainingDivergedError, diagnose
 from .interrupt import Interrupted, InterruptFlag, TrainingInterrupted
 from .loggers import start_loggers
-from .module import ClassifierModule, ShardedModule
+from .module import ClassifierModule
 from .processes import is_first
 from .progress import EpochBar, EpochLines
 from .recipe import read_config
@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> Path:
 
     Returns:
         The run folder: config.yaml, classes.txt, best.safetensors, last.safetensors, last.ckpt,
-        metrics.csv and curves.png. The command ``train`` adds report.html.
+        metrics.csv and curves.png. The command `train` adds report.html.
 
     Raises:
         UserError: a value, a file or an image that cannot be; found before the first step, but for
@@ -70,8 +70,8 @@ def train(config: TrainConfig) -> Path:
         TrainingInterrupted: Ctrl-C, SIGTERM or SLURM's warning; the run folder holds what `resume`
             needs.
     """
-    if config.auto_resume and Path(str(config.output), CONFIG_FILE).is_file():
-        return _resume(Path(str(config.output)), progress=config.progress, auto_resume=True)
+    if config.output.auto_resume and Path(str(config.output.output), CONFIG_FILE).is_file():
+        return _resume(Path(str(config.output.output)), progress=config.output.progress, auto_resume=True)
     return _run(config, _new_folder(config), checkpoint=None)
 
 
@@ -97,15 +97,15 @@ def _resume(folder: Path, *, progress: Progress | None, auto_resume: bool = Fals
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} has no {CONFIG_FILE}, so it is no run to resume; give an interrupted run")
     checkpoint = folder / LAST_CHECKPOINT
-    config = replace(read_config(folder / CONFIG_FILE), output=str(folder), auto_resume=auto_resume)
+    config = read_config(folder / CONFIG_FILE).with_options(output=str(folder), auto_resume=auto_resume)
     if progress is not None:
-        config = replace(config, progress=progress)
+        config = config.with_options(progress=progress)
     return _run(config, folder, checkpoint=checkpoint if checkpoint.is_file() else None)
 
 
 def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
     with quiet_lightning():
-        lightning.seed_everything(config.seed, workers=True, verbose=False)
+        lightning.seed_everything(config.data.seed, workers=True, verbose=False)
         train_source, val_source = open_images(config)
         # A run that goes on has its weights in the checkpoint; those it began with may be gone by now.
         model = build_model(config if checkpoint is None else _unloaded(config), len(train_source.classes))
@@ -113,7 +113,7 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
         check_optimizer(config, model)
         config = _with_batch_size(config, model, spec, train_source)
 
-        clock = Clock(None if config.max_minutes is None else 60 * config.max_minutes)
+        clock = Clock(None if config.schedule.max_minutes is None else 60 * config.schedule.max_minutes)
         parts = _Callbacks(config, folder, clock, model, spec, _count(train_source, val_source))
         trainer = build_trainer(config, folder, callbacks=parts.in_order)
         loaders = build_loaders(
@@ -128,12 +128,11 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         # lightning itself puts back no loader at the end of an epoch.
         loaders[0].position = lambda: (trainer.current_epoch, progress.ready)
-        kind = ShardedModule if config.strategy == "fsdp" else ClassifierModule
-        module = kind(
+        module = ClassifierModule(
             model,
             config,
             num_classes=len(train_source.classes),
-            steps_per_epoch=len(loaders[0]) // config.accumulate,
+            steps_per_epoch=len(loaders[0]) // config.data.accumulate,
             clock=clock,
         )
         if checkpoint is not None:
@@ -145,8 +144,8 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             _write_text(folder / CONFIG_FILE, resolved(config, train_source, spec).to_yaml())
             _write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in spec.classes))
         try:
-            if config.loggers and is_first():
-                trainer.loggers = start_loggers(config.loggers, folder)
+            if config.output.loggers and is_first():
+                trainer.loggers = start_loggers(config.output.loggers, folder)
             with parts.interrupt.listen():
                 trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
             if torch.distributed.is_initialized():  # what follows, the first process does alone
@@ -155,7 +154,7 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
             raise _diverged(config, failure, module, trainer, folder, train_source) from None
         except Interrupted:
             raise TrainingInterrupted(
-                folder, number=parts.interrupt.signal or signal.SIGINT, auto_resume=config.auto_resume
+                folder, number=parts.interrupt.signal or signal.SIGINT, auto_resume=config.output.auto_resume
             ) from None
         except SystemExit:  # what lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from None
@@ -173,19 +172,19 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None) -> Path:
 
 
 def _unloaded(config: TrainConfig) -> TrainConfig:
-    return replace(config, pretrained=False, checkpoint=None, reset_head=False)
+    return config.with_options(pretrained=False, checkpoint=None, reset_head=False)
 
 
 def _with_batch_size(config: TrainConfig, model: nn.Module, spec: ModelSpec, source: Data) -> TrainConfig:
     """The configuration with a number for ``batch_size auto``."""
-    if config.batch_size != "auto":
+    if config.data.batch_size != "auto":
         return config
     if math.prod(count_processes(config)) > 1:
         raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
-    most = config.epoch_images if isinstance(source, ImageStream) else len(source)
-    found = find_batch_size(config, model, spec, most=max((most or 4096) // config.accumulate, 1))
-    print(f"batch_size: {found * config.accumulate}", flush=True)
-    return replace(config, batch_size=found * config.accumulate)
+    most = config.data.epoch_images if isinstance(source, ImageStream) else len(source)
+    found = find_batch_size(config, model, spec, most=max((most or 4096) // config.data.accumulate, 1))
+    print(f"batch_size: {found * config.data.accumulate}", flush=True)
+    return config.with_options(batch_size=found * config.data.accumulate)
 
 
 def _count(train: Data, val: Data) -> int | None:
@@ -209,11 +208,11 @@ class _Callbacks:
     ) -> None:
         self.interrupt = InterruptFlag()
         self.restored = Restored()
-        recorder = Recorder(clock, batch_size=config.images_per_step)
+        recorder = Recorder(clock, batch_size=config.data.images_per_step)
         shown, self.bar = _progress(config, recorder)
         averaging = None
-        if config.ema_decay is not None:
-            averaging = Averaging(config.ema_decay, warmup=config.ema_warmup)
+        if config.optimizer.ema_decay is not None:
+            averaging = Averaging(config.optimizer.ema_decay, warmup=config.optimizer.ema_warmup)
         run_folder = RunFolder(
             folder,
             model=model,
@@ -221,20 +220,27 @@ class _Callbacks:
             recorder=recorder,
             interrupt=self.interrupt,
             averaging=averaging,
-            every_seconds=60 * config.save_minutes,
-            top_k=config.save_top_k,
+            every_seconds=60 * config.output.save_minutes,
+            top_k=config.output.save_top_k,
         )
         self.in_order: list[lightning.Callback] = []
-        if config.loggers:
+        if config.output.loggers:
             self.in_order.append(LearningRateMonitor("step"))
         if averaging is not None:
             self.in_order.append(averaging)
-        self.in_order += [BrokenImages(folder, images=images, most=config.max_broken), recorder]
-        if config.patience is not None:
+        self.in_order += [BrokenImages(folder, images=images, most=config.data.max_broken), recorder]
+        if config.schedule.patience is not None:
             self.in_order.append(
-                EarlyStopping("val_top1_fused", mode="max", patience=config.patience, check_finite=False)
+                EarlyStopping(
+                    "val_top1_fused", mode="max", patience=config.schedule.patience, check_finite=False
+                )
             )
-        self.in_order += [Limits(clock, max_steps=config.max_steps), self.restored, *shown, run_folder]
+        self.in_order += [
+            Limits(clock, max_steps=config.schedule.max_steps),
+            self.restored,
+            *shown,
+            run_folder,
+        ]
 
 
 def _diverged(
@@ -253,7 +259,7 @@ def _diverged(
         epoch=trainer.current_epoch + 1,
         step=trainer.global_step,
         lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
-        precision=config.precision,
+        precision=config.hardware.precision,
         images=names,
     )
     if is_first():
@@ -265,17 +271,19 @@ def _progress(config: TrainConfig, recorder: Recorder) -> tuple[list[lightning.C
     """Callbacks that show progress; the bar among them, if any."""
     if not is_first():
         return [], None
-    terminal = config.progress == "rich" or (config.progress == "auto" and sys.stdout.isatty())
+    terminal = config.output.progress == "rich" or (config.output.progress == "auto" and sys.stdout.isatty())
     if not terminal:
         return [EpochLines(recorder, lambda line: print(line, flush=True))], None
     console = Console()
-    bar = EpochBar(console, batch_size=config.images_per_step // config.accumulate)
+    bar = EpochBar(console, batch_size=config.data.images_per_step // config.data.accumulate)
     return [bar, EpochLines(recorder, lambda line: console.print(line, highlight=False))], bar
 
 
 def _new_folder(config: TrainConfig) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(config.output) if config.output else Path("runs") / f"{config.model}-{stamp}"
+    folder = (
+        Path(config.output.output) if config.output.output else Path("runs") / f"{config.model.model}-{stamp}"
+    )
     # Of several processes the first may have made it by now.
     if is_first() and folder.is_dir() and any(folder.iterdir()):
         raise UserError(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import lightning
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..errors import UserError, first_line
@@ -28,22 +26,20 @@ def build_trainer(
         UserError: a device, a number of processes or a precision that this machine does not have.
     """
     devices, nodes = count_processes(config)
-    if config.strategy == "fsdp" and devices * nodes == 1:
-        raise UserError("strategy fsdp shares weights between processes; give devices 2 or more")
     try:
         trainer = lightning.Trainer(
-            max_epochs=config.epochs,
-            accelerator=_ACCELERATORS[config.device],
+            max_epochs=config.schedule.epochs,
+            accelerator=_ACCELERATORS[config.hardware.device],
             devices=devices,
             num_nodes=nodes,
-            strategy=_strategy(config, devices * nodes),
-            sync_batchnorm=config.sync_bn,
-            precision=config.precision,
-            gradient_clip_val=config.clip_grad,
-            accumulate_grad_batches=config.accumulate,
+            strategy="ddp" if devices * nodes > 1 else "auto",
+            sync_batchnorm=config.hardware.sync_bn,
+            precision=config.hardware.precision,
+            gradient_clip_val=config.optimizer.clip_grad,
+            accumulate_grad_batches=config.data.accumulate,
             callbacks=callbacks,
             default_root_dir=folder,
-            logger=bool(config.loggers) and DummyLogger(),  # its place is taken when training begins
+            logger=bool(config.output.loggers) and DummyLogger(),  # its place is taken when training begins
             use_distributed_sampler=False,  # our own orders share the images out
             enable_checkpointing=False,  # RunFolder writes: atomically, and weights that need no pickle
             enable_progress_bar=False,
@@ -52,13 +48,13 @@ def build_trainer(
         )
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise UserError(
-            f"device {config.device!r} with devices {devices} cannot be used here ({first_line(error)}); "
-            "'cpu' always can"
+            f"device {config.hardware.device!r} with devices {devices} cannot be used here "
+            f"({first_line(error)}); 'cpu' always can"
         ) from error
     if isinstance(trainer.accelerator, CPUAccelerator):
-        if config.precision == "16-mixed":
+        if config.hardware.precision == "16-mixed":
             raise UserError("precision 16-mixed needs a GPU; bf16-mixed works on the CPU too")
-        if config.sync_bn:
+        if config.hardware.sync_bn:
             raise UserError("sync_bn needs GPUs; leave it out on the CPU")
     return trainer
 
@@ -76,17 +72,9 @@ def count_processes(config: TrainConfig) -> tuple[int, int]:
         nodes = int(os.environ.get("SLURM_NNODES", "1"))
         started, by = (max(int(os.environ["SLURM_NTASKS"]) // nodes, 1), nodes), "SLURM"
     else:
-        return (1 if config.devices == "auto" else config.devices), config.nodes
-    named = (("devices", config.devices, "auto"), ("nodes", config.nodes, 1))
+        return (1 if config.hardware.devices == "auto" else config.hardware.devices), config.hardware.nodes
+    named = (("devices", config.hardware.devices, "auto"), ("nodes", config.hardware.nodes, 1))
     for (name, given, default), there in zip(named, started, strict=True):
         if given not in (default, there):
             raise UserError(f"{name} {given}: {by} has started {there}; leave {name} out")
     return started
-
-
-def _strategy(config: TrainConfig, processes: int) -> Any:
-    if config.strategy == "fsdp":
-        return ModelParallelStrategy(
-            data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
-    return "ddp" if processes > 1 or config.strategy == "ddp" else "auto"

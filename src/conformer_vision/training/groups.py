@@ -1,0 +1,331 @@
+"""The groups of a training configuration.
+
+Each group is a frozen dataclass that checks its own values. Field names are unique across the groups:
+they are also the command-line flags and the keys of recipes, and the field docstrings are the help.
+Nothing here imports torch, so `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from ..data.augment import AugmentConfig
+from ..data.splits import Splitting
+from ..errors import UserError
+
+InputSize = int | tuple[int, int]
+Channels = Literal[1, 3]
+BatchSize = int | Literal["auto"]
+Branch = Literal["conv", "trans"]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+GradCheckpointing = Literal["off", "cheap", "full"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Devices = int | Literal["auto"]
+Sampling = Literal["shuffle", "balanced"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
+Progress = Literal["auto", "rich", "plain"]
+
+_ENDLESS = 2**53
+"""Every number must be smaller, which also rules out infinity and not-a-number."""
+
+
+class Group:
+    """A group of options; every choice (`Literal`) among them is checked on construction."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in _choices(type(self)).items():
+            value = getattr(self, name)
+            for item in value if isinstance(value, list) else [value]:
+                if item not in allowed:
+                    known = ", ".join(str(choice) for choice in allowed if choice is not None)
+                    raise UserError(f"{name} {item!r}: must be one of {known}")
+        self._check()
+
+    def _check(self) -> None:
+        """Check the other values.
+
+        Raises:
+            UserError: a value is out of range; the message names it and the range.
+        """
+
+    def _require(self, wanted: str, holds: Callable[[Any], bool], *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (abs(value) < _ENDLESS and holds(value)):
+                raise UserError(f"{name} {value}: must be {wanted}")
+
+    def _require_positive(self, *names: str) -> None:
+        self._require("a number above 0", lambda value: value > 0, *names)
+
+    def _require_not_negative(self, *names: str) -> None:
+        self._require("0 or more", lambda value: value >= 0, *names)
+
+    def _require_positive_or_auto(self, name: str) -> None:
+        value = getattr(self, name)
+        if value == "auto":
+            return
+        if isinstance(value, str):
+            raise UserError(f"{name} {value!r}: must be a whole number or auto")
+        self._require("a number above 0, or auto", lambda value: value > 0, name)
+
+    def _require_other(self, name: str, other: str) -> None:
+        if getattr(self, name) and getattr(self, other) is None:
+            raise UserError(f"{name} has no effect without {other}; set {other} too, or remove {name}")
+
+
+def _choices(group: type) -> dict[str, tuple[Any, ...]]:
+    """The allowed values of every field that is a `Literal`, an optional one, or a list of them."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, hint in get_type_hints(group).items():
+        values: list[Any] = []
+        for item in get_args(hint):
+            values += get_args(item) or ([None] if item is type(None) else [item])
+        if values and all(value is None or isinstance(value, str | int) for value in values):
+            found[name] = tuple(values)
+    return found
+
+
+@dataclass(frozen=True)
+class DataConfig(Group):
+    """Data and batches."""
+
+    data: str
+    """Labelled images: a folder of class folders, an archive, a table (CSV, TSV, Parquet), a named dataset or
+    a stream; "digits" needs no files. See docs/data.md."""
+    data_dir: str | None = None
+    """Folder that named datasets are read from and downloaded to."""
+    val_fraction: float = 0.1
+    """Share of every class held out for validation if the data has no validation split."""
+    folds: int | None = None
+    """Number of stratified folds for cross-validation."""
+    fold: int = 0
+    """Fold to validate on, counted from 0."""
+    exclude: str | None = None
+    """CSV file of images to leave out, as written by "conformer-vision check --fix"."""
+    max_broken: float = 0.01
+    """Largest share of images that may be unreadable; they are skipped and listed."""
+    sampling: Sampling = "shuffle"
+    """Draw every image once per epoch ("shuffle"), or all classes equally often ("balanced")."""
+    aug_repeats: int = 1
+    """Number of differently augmented copies of an image in an epoch of unchanged length (repeated
+    augmentation)."""
+    epoch_images: int | None = None
+    """Images per epoch of a stream, whose length may be unknown."""
+    batch_size: BatchSize = 64
+    """Images per optimizer step, over all processes and accumulated passes; the last incomplete batch of an
+    epoch is dropped. "auto" finds the largest size that fits in memory."""
+    accumulate: int = 1
+    """Forward and backward passes per optimizer step (gradient accumulation)."""
+    workers: int = 2
+    """Processes that load images; with 0 the training process loads them."""
+    seed: int = 0
+    """Random seed for the split, initial weights, image order and augmentation."""
+
+    def _check(self) -> None:
+        self._require("between 0 and 1, both excluded", lambda value: 0 < value < 1, "val_fraction")
+        self._require("2 or more", lambda value: value >= 2, "folds")
+        self._require_not_negative("fold", "max_broken", "workers", "seed")
+        self._require("at most 1", lambda value: value <= 1, "max_broken")
+        self._require("below 2**32", lambda value: value < 2**32, "seed")
+        self._require_positive("aug_repeats", "epoch_images", "accumulate")
+        self._require_positive_or_auto("batch_size")
+        if self.fold and self.folds is None:
+            raise UserError(f"fold {self.fold} has no effect without folds; set folds too, or remove fold")
+        if self.folds is not None and self.fold >= self.folds:
+            raise UserError(f"fold {self.fold}: must be below folds, which is {self.folds}")
+        if self.aug_repeats > 1 and self.sampling == "balanced":
+            raise UserError("aug_repeats and sampling balanced both choose the images; keep one of them")
+
+    @property
+    def splitting(self) -> Splitting:
+        """How to cut data that has no validation split."""
+        return Splitting(self.val_fraction, self.seed, self.folds, self.fold)
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size` as a number.
+
+        Raises:
+            UserError: it is still "auto".
+        """
+        if isinstance(self.batch_size, str):
+            raise UserError("batch_size auto has not been resolved yet")
+        return self.batch_size
+
+
+@dataclass(frozen=True)
+class ModelConfig(Group):
+    """Model and input."""
+
+    model: str = "conformer_nano_patch16_224"
+    """Any timm model; "conformer-vision models" lists the Conformers."""
+    pretrained: bool = False
+    """Start from the model's published weights (downloaded once)."""
+    checkpoint: str | None = None
+    """File or URL of weights to start from."""
+    reset_head: bool = False
+    """Allow a checkpoint with other classes: the classifier heads start anew."""
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm.create_model, e.g. --model_kwargs.upsample bilinear."""
+    freeze_blocks: int = 0
+    """Freeze the stem and the first N blocks of a Conformer."""
+    freeze_branch: Branch | None = None
+    """Freeze one branch of a Conformer, but not its couplings and head."""
+    input_size: InputSize | None = None
+    """Input size in pixels: one number or [height, width]. Defaults to the model's own."""
+    in_chans: Channels = 3
+    """Input channels: 3, or 1 for grayscale."""
+    crop_pct: float | None = None
+    """Share of the resized image that validation's center crop keeps. Defaults to 1 for inputs up to 64 px
+    and to the model's own above."""
+    drop_path_rate: float | None = None
+    """Stochastic depth of the last transformer block, rising linearly from 0. Defaults to the model's own."""
+    conv_drop_path_rate: float | None = None
+    """The same for the fusion bottlenecks of a Conformer."""
+
+    def _check(self) -> None:
+        self._require_not_negative("freeze_blocks")
+        self._require("above 0 and at most 1", lambda value: 0 < value <= 1, "crop_pct")
+        self._require(
+            "at least 0 and below 1", lambda value: 0 <= value < 1, "drop_path_rate", "conv_drop_path_rate"
+        )
+        if min(self.image_size or (1,)) < 1:
+            raise UserError(f"input_size {self.input_size}: must be 1 pixel or more")
+        if self.pretrained and self.checkpoint is not None:
+            raise UserError("pretrained and checkpoint both set the initial weights; keep one of them")
+        self._require_other("reset_head", "checkpoint")
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """`input_size` as (height, width)."""
+        size = self.input_size
+        return (size, size) if isinstance(size, int) else size
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Group):
+    """Optimizer."""
+
+    optimizer: str = "adamw"
+    """timm name of the optimizer, one of timm.optim.list_optimizers()."""
+    lr: float = 1e-3
+    """Peak learning rate; "conformer-vision lr-find" suggests one."""
+    weight_decay: float = 0.05
+    """Weight decay; norms, biases and the class token have none."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from each layer to the one before (layer-wise decay)."""
+    clip_grad: float | None = None
+    """Largest gradient norm; longer gradients are scaled down."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights; the average is evaluated and saved."""
+    ema_warmup: bool = False
+    """Start with a smaller decay, (1 + step) / (10 + step)."""
+
+    def _check(self) -> None:
+        self._require_positive("lr", "clip_grad")
+        self._require_not_negative("weight_decay")
+        self._require("above 0 and at most 1", lambda value: 0 < value <= 1, "layer_decay")
+        self._require("between 0 and 1, both excluded", lambda value: 0 < value < 1, "ema_decay")
+        self._require_other("ema_warmup", "ema_decay")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(Group):
+    """Schedule."""
+
+    epochs: int = 30
+    """Passes over the training images."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; the learning rate is annealed to fit."""
+    max_minutes: float | None = None
+    """Stop after this many minutes, validation included; the learning rate is annealed to fit."""
+    patience: int | None = None
+    """Stop when top-1 has not improved for this many epochs (early stopping)."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up; fractions are allowed."""
+    min_lr: float = 1e-5
+    """Learning rate at the end of the cosine."""
+    progressive_from: int | None = None
+    """Start with smaller images: pixels of the shorter side, which grows to input_size in four equal parts of
+    the run (progressive resizing)."""
+
+    def _check(self) -> None:
+        self._require_positive("epochs", "max_steps", "max_minutes", "patience", "progressive_from")
+        self._require_not_negative("warmup_epochs", "min_lr")
+
+
+@dataclass(frozen=True)
+class RegularizationConfig(Group):
+    """Regularization and loss."""
+
+    label_smoothing: float = 0.1
+    """Share of the target that is spread evenly over all classes."""
+    mixup: float = 0.0
+    """Alpha of MixUp; 0 is off. With cutmix too, every batch draws one of the two."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
+    conv_loss_share: float = 0.5
+    """Weight of the convolution head's loss; the transformer head has the rest."""
+    mutual_distillation: float = 0.0
+    """Weight of a loss that pulls the two heads towards each other's predictions."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation of the training images."""
+
+    def _check(self) -> None:
+        self._require("at least 0 and below 1", lambda value: 0 <= value < 1, "label_smoothing")
+        self._require("between 0 and 1", lambda value: 0 <= value <= 1, "conv_loss_share")
+        self._require_not_negative("mixup", "cutmix", "mutual_distillation")
+
+
+@dataclass(frozen=True)
+class HardwareConfig(Group):
+    """Hardware."""
+
+    device: Device = "auto"
+    """Where to compute; "auto" picks an accelerator if there is one."""
+    precision: Precision = "32"
+    """float32, or mixed precision with bfloat16 or float16 (GPU only)."""
+    channels_last: bool = False
+    """Use the channels-last memory format, which suits mixed precision."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, then faster steps."""
+    grad_checkpointing: GradCheckpointing = "off"
+    """Recompute activations in the backward pass to save memory: "cheap" all but convolutions, matrix
+    products and attention, "full" whole blocks."""
+    devices: Devices = "auto"
+    """Processes on this machine, one per accelerator; "auto" follows torchrun or SLURM, else 1."""
+    nodes: int = 1
+    """Machines that train together."""
+    sync_bn: bool = False
+    """Synchronize BatchNorm across processes (GPU only)."""
+
+    def _check(self) -> None:
+        self._require_positive("nodes")
+        self._require_positive_or_auto("devices")
+
+
+@dataclass(frozen=True)
+class OutputConfig(Group):
+    """Output."""
+
+    output: str | None = None
+    """Run folder to write. Defaults to runs/MODEL-DATE-TIME."""
+    auto_resume: bool = False
+    """Resume the run in the output folder if there is one, e.g. after a requeue."""
+    save_top_k: int = 0
+    """Also keep the weights of the k best epochs, in top/."""
+    save_minutes: float = 15.0
+    """Save the state this often within an epoch; it is always saved at the end of an epoch."""
+    loggers: list[Logger] = field(default_factory=list)
+    """Metric loggers besides metrics.csv: tensorboard, wandb, mlflow."""
+    report: bool = True
+    """Write report.html at the end."""
+    progress: Progress = "auto"
+    """Progress bar ("rich") or plain lines; "auto" shows the bar on a terminal."""
+
+    def _check(self) -> None:
+        self._require_not_negative("save_top_k")
+        self._require_positive("save_minutes")
+        self._require_other("auto_resume", "output")
