@@ -44,7 +44,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     _check_keys(values, list(OPTIONS), path)
     for name, example in (("augment", "hflip: 0.5"), ("model_kwargs", "upsample: bilinear")):
         if not isinstance(values.get(name, {}), dict):
-            raise UserError(f"the recipe {path}: {name} must contain keys with values, such as '{example}'")
+            raise UserError(f"the recipe {path}: {name} must hold names with values, such as '{example}'")
     _check_keys(values.get("augment", {}), AUGMENT_OPTIONS, path)
     if values.get("grad_checkpointing") is False:
         values["grad_checkpointing"] = "off"  # YAML 1.1 reads a bare `off` as false
