@@ -1,15 +1,43 @@
-"""Errors that a user can cause and mend."""
+"""Errors that a user can cause and fix, and the text of their messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_LONGEST_REASON = 300
+_LONGEST_NAME = 100
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a path, a file's content, an option's value.
+    """A mistake in what the user gave: a path, the contents of a file, the value of an option.
 
     The message is one line that names the file or value and the remedy. The command line
     prints it without a traceback and exits with status 2.
     """
 
 
-def first_line(error: Exception) -> str:
-    """Of another library's error, for a message of ours: its first line, or its type where it has none."""
+def reason_of(error: BaseException) -> str:
+    """Return what another library's error says, on one line: its text, or its type where it has none."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    # File names in it need not be UTF-8.
+    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, for libraries that append a stack trace to it."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def one_line(name: str) -> str:
+    """Return a name as messages show it: quoted and escaped if it holds line breaks or the like."""
+    return name if name.isprintable() else repr(name)
+
+
+def some_names(names: Iterable[str], *, most: int = 5) -> str:
+    """Return names on one line, separated by commas; only the first few if there are many."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    cut = (name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in names[:most])
+    return ", ".join(map(one_line, cut)) + more

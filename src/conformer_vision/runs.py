@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.txt"
@@ -126,7 +126,7 @@ def read_yaml(path: Path, *, label: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {label}: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{label} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{label} is not YAML: {reason_of(error)}") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{label} must hold names with values, as in 'epochs: 30'")

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 from conformer_vision.files import atomic_path
 from conformer_vision.models import VARIANTS, Conformer
 from conformer_vision.models.checkpoints import load_checkpoint, read_checkpoint
@@ -208,7 +208,7 @@ def _build(spec: ModelSpec, path: Path) -> nn.Module:
                 **spec.model_kwargs,
             )
     except Exception as error:  # any timm model's own complaint about an argument
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise UserError(f"{path}: cannot build {spec.model!r} with {spec.model_kwargs}: {reason}") from error
     if not spec.folded:
         return model

@@ -5,7 +5,7 @@ import pytest
 
 from conformer_vision.check.duplicates import Copies
 from conformer_vision.check.exclusions import exclusions
-from conformer_vision.check.result import Image
+from conformer_vision.check.result import ImageRef
 
 
 def excluded(
@@ -18,7 +18,7 @@ def excluded(
 ) -> dict[int, str]:
     """Images are given as ``split class``."""
     copies = Copies(tuple(groups), np.array(near, np.int64).reshape(-1, 2), np.array(first))
-    known = [Image(f"p{number}", *text.split()) for number, text in enumerate(images)]
+    known = [ImageRef(f"p{number}", *text.split()) for number, text in enumerate(images)]
     return dict(exclusions(copies, known.__getitem__, redundant=redundant))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conformer_vision.check import CheckResult, DuplicateGroup, Finding, Image, SplitSummary, check
+from conformer_vision.check import CheckResult, DuplicateGroup, Finding, ImageRef, SplitSummary, check
 from conformer_vision.check.page import images_shown, write_page
 from conformer_vision.errors import UserError
 
@@ -66,7 +66,7 @@ def test_nothing_found(clean: Path, tmp_path: Path) -> None:
 
 
 def test_names_cannot_run(tmp_path: Path) -> None:
-    evil = Image(f"data/{EVIL}", "train", EVIL)
+    evil = ImageRef(f"data/{EVIL}", "train", EVIL)
     result = result_with(
         [Finding("broken", evil, EVIL)], [DuplicateGroup(("leak", "conflict"), True, (evil, evil))]
     )
@@ -79,8 +79,8 @@ def test_names_cannot_run(tmp_path: Path) -> None:
 
 
 def test_much_is_cut_short(tmp_path: Path) -> None:
-    many = [Image(f"data/{number}.png", "train", "cat") for number in range(100)]
-    held_out = Image("data/val.png", "val", "cat")
+    many = [ImageRef(f"data/{number}.png", "train", "cat") for number in range(100)]
+    held_out = ImageRef("data/val.png", "val", "cat")
     result = result_with(
         [Finding("tiny", image, "3 × 3 pixels") for image in many],
         [
@@ -105,7 +105,7 @@ def test_much_is_cut_short(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
     write_page(
         tmp_path / "page.html",
-        result_with([Finding("broken", Image("data/caf\udce9.jpg", "train", "cat"), "bad")], []),
+        result_with([Finding("broken", ImageRef("data/caf\udce9.jpg", "train", "cat"), "bad")], []),
         {},
     )
     assert "caf\\udce9.jpg" in Page(tmp_path / "page.html").text

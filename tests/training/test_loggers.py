@@ -76,7 +76,7 @@ def test_logger_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError) as caught:
         start_loggers(["mlflow"], tmp_path)
     assert str(caught.value) == (
-        "loggers mlflow: cannot begin (no server at this address); leave it out, or mend that"
+        "loggers mlflow: cannot start (no server at this address); leave it out, or fix that"
     )
 
 

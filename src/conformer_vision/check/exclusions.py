@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from .duplicates import Copies
-from .result import CheckedImage
+from .result import ImageRef
 
 
 def exclusions(
-    copies: Copies, image: Callable[[int], CheckedImage], *, redundant: bool
+    copies: Copies, image: Callable[[int], ImageRef], *, redundant: bool
 ) -> Iterator[tuple[int, str]]:
     """Number and reason of every training image to leave out; validation images always stay.
 
@@ -50,11 +50,11 @@ def exclusions(
 
 def _reason(
     first: int,
-    one: CheckedImage,
+    one: ImageRef,
     near: list[int],
     held_out: dict[int, int],
     by_label: dict[int, dict[str, int]],
-    images: dict[int, CheckedImage],
+    images: dict[int, ImageRef],
 ) -> str | None:
     for other in (first, *near):
         if other in held_out:

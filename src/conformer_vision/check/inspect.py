@@ -20,6 +20,7 @@ from PIL import Image, ImageFile
 
 from conformer_vision.data.base import ImageSource
 from conformer_vision.data.images import BrokenImageError, open_image
+from conformer_vision.errors import reason_of
 
 THUMBNAIL_EDGE = 16
 """Pixels of each edge of the grey thumbnail by which near duplicates are verified."""
@@ -190,13 +191,11 @@ def _decodes_in_part(file: Path | bytes, limits: Limits) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = reason_of(error)
     if isinstance(error, BrokenImageError):
         _, found, reason = text.partition(" cannot be read as an image (")
         return reason.removesuffix(")") if found else text
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return text or type(error).__name__
+    return text
 
 
 def _header_problems(header: _Header, name: str) -> list[tuple[str, str]]:

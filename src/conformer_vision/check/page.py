@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conformer_vision.files import atomic_path
 
-from .result import MEANINGS, CheckedImage, CheckResult, DuplicateGroup, Finding, Kind, SplitSummary
+from .result import MEANINGS, CheckResult, DuplicateGroup, Finding, ImageRef, Kind, SplitSummary
 
 MOST_SHOWN = 24
 """Images, or groups of copies, that are shown of a kind."""
@@ -28,7 +28,7 @@ class _Section:
     meaning: str
     count: int
     findings: list[Finding]
-    groups: list[tuple[DuplicateGroup, list[CheckedImage]]]
+    groups: list[tuple[DuplicateGroup, list[ImageRef]]]
     lines: list[str]
 
     @property
@@ -47,9 +47,9 @@ class _Balance:
     """Classes of middling size that have no bar."""
 
 
-def images_shown(result: CheckResult) -> list[CheckedImage]:
+def images_shown(result: CheckResult) -> list[ImageRef]:
     """The images of which the page shows a thumbnail, each once."""
-    shown: dict[CheckedImage, None] = {}
+    shown: dict[ImageRef, None] = {}
     for section in _sections(result):
         if section.kind not in ("broken", "gigantic"):  # there is nothing to show of these
             shown.update(dict.fromkeys(finding.image for finding in section.findings))
@@ -58,7 +58,7 @@ def images_shown(result: CheckResult) -> list[CheckedImage]:
     return list(shown)
 
 
-def write_page(path: str | Path, result: CheckResult, thumbnails: Mapping[CheckedImage, str]) -> None:
+def write_page(path: str | Path, result: CheckResult, thumbnails: Mapping[ImageRef, str]) -> None:
     """Writes the page.
 
     Args:
@@ -101,9 +101,9 @@ def _sections(result: CheckResult) -> list[_Section]:
     return sections
 
 
-def _members_shown(group: DuplicateGroup) -> list[CheckedImage]:
+def _members_shown(group: DuplicateGroup) -> list[ImageRef]:
     """The first few, with one of every part and class among them as far as there is room."""
-    first: dict[tuple[str, str], CheckedImage] = {}
+    first: dict[tuple[str, str], ImageRef] = {}
     for image in group.images:
         first.setdefault((image.split, image.label), image)
     different = list(first.values())

@@ -51,7 +51,7 @@ MOST_IMBALANCED = 5.0
 
 
 @dataclass(frozen=True)
-class CheckedImage:
+class ImageRef:
     """An image of the set.
 
     Attributes:
@@ -70,7 +70,7 @@ class Finding:
     """Something wrong or unusual with one image."""
 
     kind: Kind
-    image: CheckedImage
+    image: ImageRef
     detail: str
 
 
@@ -87,7 +87,7 @@ class DuplicateGroup:
 
     kinds: tuple[Kind, ...]
     exact: bool
-    images: tuple[CheckedImage, ...]
+    images: tuple[ImageRef, ...]
 
 
 @dataclass(frozen=True)

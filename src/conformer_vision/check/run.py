@@ -21,7 +21,7 @@ from .duplicates import MAX_DISTANCE, Copies, find_copies
 from .exclusions import exclusions
 from .inspect import THUMBNAIL_EDGE, ImageReader, Inspection, Limits, inspect_image, page_thumbnail
 from .page import images_shown, write_page
-from .result import CheckedImage, CheckResult, DuplicateGroup, Finding, Kind, SplitSummary, balance_hints
+from .result import CheckResult, DuplicateGroup, Finding, ImageRef, Kind, SplitSummary, balance_hints
 from .workers import Lost, WorkerPool
 
 Progress = Callable[[int, int], None]
@@ -117,7 +117,7 @@ class _Survey:
         self.digests: list[bytes | None] = [None] * count
         self.hashes = np.zeros(count, np.uint64)
         self.thumbnails = np.zeros((count, THUMBNAIL_EDGE**2), np.uint8)
-        self.numbers: dict[CheckedImage, int] = {}
+        self.numbers: dict[ImageRef, int] = {}
 
     def add(self, number: int, inspection: Inspection | Lost) -> None:
         if isinstance(inspection, Lost):
@@ -130,10 +130,10 @@ class _Survey:
             self.hashes[number] = inspection.perceptual_hash
             self.thumbnails[number] = np.frombuffer(inspection.thumbnail, np.uint8)
 
-    def image(self, number: int) -> CheckedImage:
+    def image(self, number: int) -> ImageRef:
         part, index = self._reader.place(number)
         source = self._reader.sources[part]
-        image = CheckedImage(source.name(index), self._splits[part], source.classes[source.labels[index]])
+        image = ImageRef(source.name(index), self._splits[part], source.classes[source.labels[index]])
         self.numbers[image] = number
         return image
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from conformer_vision.commands.options import add_splitting, splitting_of
 from conformer_vision.commands.output import console, printable
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import build_parser as plain_parser
@@ -25,11 +26,7 @@ def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
     parser = plain_parser("Check labelled images before training on them.")
     parser.add_argument("data", help="Images, as train takes them; train and val are both read.")
-    parser.add_argument(
-        "--val_fraction", type=float, default=0.1, help="Share held out where there is no split."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of that split.")
-    parser.add_argument("--data_dir", metavar="FOLDER", help="Where sets with a name are kept.")
+    add_splitting(parser, of_run=False)
     parser.add_argument("--workers", type=int | None, help="Processes that read; one per core if not given.")
     parser.add_argument(
         "--min_size", type=int, default=8, help="Pixels of the short edge below which an image is tiny."
@@ -71,12 +68,11 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     if options.fix_duplicates and options.fix is None:
         raise UserError("--fix_duplicates needs --fix LIST, the list it adds to")
     from conformer_vision.check import check
-    from conformer_vision.data import Splitting
 
     with _progress() as progress:
         result = check(
             options.data,
-            splitting=Splitting(options.val_fraction, options.seed),
+            splitting=splitting_of(options),
             data_dir=options.data_dir,
             workers=options.workers,
             min_size=options.min_size,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from conformer_vision.commands.options import add_splitting
 from conformer_vision.commands.output import console, name_broken, printable
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.runs import CONFUSION_FILE
@@ -21,11 +22,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("run", help="Run folder, .safetensors file or exported file.")
     parser.add_argument("--data", required=True, help="Images, as train takes them.")
     parser.add_argument("--split", default="val", choices=["val", "train", "all"], help="Part of the data.")
-    parser.add_argument("--val_fraction", type=float | None, help="Share held out; else the run's own.")
-    parser.add_argument("--seed", type=int | None, help="Seed of the split; else the run's own.")
-    parser.add_argument("--folds", type=int | None, help="Folds to cut the data into; else the run's own.")
-    parser.add_argument("--fold", type=int | None, help="The fold held out, from 0; else the run's own.")
-    parser.add_argument("--data_dir", type=str | None, help="Where named sets lie; else the run's own.")
+    add_splitting(parser, of_run=True)
     parser.add_argument(
         "--exclude",
         metavar="LIST",

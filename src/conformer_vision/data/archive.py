@@ -25,10 +25,10 @@ from typing import IO, Any
 
 from PIL import Image
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, one_line, reason_of
 from conformer_vision.files import atomic_path
 
-from .base import ImageSource, one_line
+from .base import ImageSource
 from .folder import VAL_NAMES, Tree, read_tree
 from .images import BrokenImageError, is_image_name, natural_key, open_image
 from .splits import Split, Splitting
@@ -97,7 +97,7 @@ class ArchiveSource(ImageSource):
         try:
             return self._read(member)
         except (OSError, ValueError, RuntimeError, *_DAMAGED) as error:
-            raise _broken(member, f"the archive is damaged: {_reason(error)}") from error
+            raise _broken(member, f"the archive is damaged: {reason_of(error)}") from error
 
     def name(self, index: int) -> str:
         """The archive's path, then the image's in it."""
@@ -328,7 +328,7 @@ def _broken(member: _Member, reason: str) -> BrokenImageError:
 
 def _unreadable(path: Path, kind: str, error: BaseException) -> UserError:
     return UserError(
-        f"{path} cannot be read as a {kind} archive ({_reason(error)}); it may be cut short or damaged: "
+        f"{path} cannot be read as a {kind} archive ({reason_of(error)}); it may be cut short or damaged: "
         "copy it again"
     )
 
@@ -338,8 +338,3 @@ def _no_cache(path: Path, reason: str) -> UserError:
         f"{path} has to be decompressed once, but that fails ({reason}); set XDG_CACHE_HOME to a folder with "
         "room, or decompress it yourself and give the plain tar"
     )
-
-
-def _reason(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, some_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,16 +111,3 @@ def match_classes(
             f"it knows {some_names(wanted)}"
         )
     return tuple(wanted), [list(wanted).index(name) for name in own]
-
-
-def some_names(names: Iterable[str], *, most: int = 5) -> str:
-    """The names with commas, on one line, the first few where they are many."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    cut = (name if len(name) <= 100 else f"{name[:100]}…" for name in names[:most])
-    return ", ".join(map(one_line, cut)) + more
-
-
-def one_line(name: str) -> str:
-    """The name as a message shows it: quoted with escapes where it holds line breaks or the like."""
-    return name if name.isprintable() else repr(name)

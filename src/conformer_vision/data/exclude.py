@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, some_names
 from conformer_vision.files import atomic_path
 
-from .base import ImageSource, SubsetSource, some_names
+from .base import ImageSource, SubsetSource
 
 _COLUMNS = ("image", "reason")
 _NAMED_ROW = re.compile(r"(digits|hfds/.*|torch/.*) row [0-9]+", re.DOTALL)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, one_line, some_names
 
-from .base import ImageSource, match_classes, one_line, some_names
+from .base import ImageSource, match_classes
 from .images import find_images, is_image_name, natural_key, open_image
 from .splits import Split, Splitting
 

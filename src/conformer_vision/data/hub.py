@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of, some_names
 
-from .base import ImageSource, match_classes, some_names
+from .base import ImageSource, match_classes
 from .folder import VAL_NAMES
 from .images import BrokenImageError, natural_key, open_image
 from .parquet import quiet_datasets
@@ -92,7 +92,7 @@ def open_saved(path: Path, *, split: Split, splitting: Splitting, classes: Seque
         with quiet_datasets():
             found = datasets.load_from_disk(str(path))
     except Exception as error:  # its files are JSON and Arrow that anyone may have written
-        raise UserError(f"{path} cannot be read as a set saved by datasets ({_reason(error)})") from error
+        raise UserError(f"{path} cannot be read as a set saved by datasets ({reason_of(error)})") from error
     return _open(found, str(path), split=split, splitting=splitting, classes=classes)
 
 
@@ -141,15 +141,15 @@ def open_hub(
     except DatasetNotFoundError as error:
         raise UserError(
             f"{origin}: there is no such set, or it needs an account with access (hf auth login), "
-            f"or the hub is not reached ({_reason(error)})"
+            f"or the hub is not reached ({reason_of(error)})"
         ) from error
     except ConnectionError as error:
         raise UserError(
-            f"{origin} cannot be loaded, as the hub is not reached ({_reason(error)}); connect to the "
+            f"{origin} cannot be loaded, as the hub is not reached ({reason_of(error)}); connect to the "
             "network, or give a folder saved with save_to_disk"
         ) from error
     except Exception as error:  # the readers of all formats, the network and the hub raise what they like
-        raise UserError(f"{origin} cannot be loaded ({_reason(error)})") from error
+        raise UserError(f"{origin} cannot be loaded ({reason_of(error)})") from error
     return _open(found, origin, split=split, splitting=splitting, classes=classes)
 
 
@@ -274,8 +274,3 @@ def _part(data: datasets.Dataset, origin: str) -> _Part:
 
 def _pick(there: Sequence[str], wanted: Sequence[str]) -> str | None:
     return next((name for name in wanted if name in there), None)
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} ..."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, one_line, reason_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,7 +81,7 @@ def open_image(
             return _decode(source, max_pixels)
     # Pillow's decoders raise SyntaxError, struct.error, IndexError, ... on damaged bytes.
     except Exception as error:
-        label = _one_line(name or _name_of(source))
+        label = one_line(name or _name_of(source))
         raise BrokenImageError(f"{label}: cannot be read as an image ({_reason(error)})") from error
 
 
@@ -197,14 +197,7 @@ def _reason(error: Exception) -> str:
         return f"it is none of {', '.join(_FORMATS)}, or is damaged"
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, OSError) and error.strerror:
-        return _one_line(error.strerror)
-    return _one_line(str(error)) or type(error).__name__
-
-
-def _one_line(text: str) -> str:
-    """The text without line breaks, and printable where a file name holds bytes that are not UTF-8."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return reason_of(error)
 
 
 def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 from conformer_vision.parsing import nearest
 
 from .archive import cache_folder
@@ -169,7 +169,7 @@ def _create(key: str, root: Path, part: Split) -> Any:
     from timm.data import create_dataset
 
     _check_published(key, root)
-    error: Exception | None = None
+    error: Exception = UserError("nothing was tried")
     for download in (False, True):
         try:
             with redirect_stdout(sys.stderr):  # torchvision prints what it downloads
@@ -184,7 +184,7 @@ def _create(key: str, root: Path, part: Split) -> Any:
         except (ValueError, TypeError, KeyError, EOFError, AssertionError, pickle.UnpicklingError) as damage:
             raise UserError(f"torch/{key}: its files in {root} are damaged; delete them") from damage
     raise UserError(
-        f"torch/{key} can neither be read from {root} nor downloaded ({_reason(error)}); put its files "
+        f"torch/{key} can neither be read from {root} nor downloaded ({reason_of(error)}); put its files "
         "there, or give data_dir"
     ) from error
 
@@ -202,8 +202,3 @@ def _check_published(key: str, root: Path) -> None:
         path = root / kind.base_folder / name
         if os.path.lexists(path) and not (md5 and check_integrity(str(path), md5)):
             raise UserError(f"{path} is not the file that was published (its MD5 differs); delete it")
-
-
-def _reason(error: BaseException | None) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} ..."

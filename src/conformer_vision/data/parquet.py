@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 
 from .base import ImageSource, match_classes
 from .images import natural_key, open_image
@@ -246,7 +246,7 @@ def _read_images(files: Sequence[ParquetFile]) -> datasets.Dataset:
         with quiet_datasets():
             return Dataset.from_parquet(paths, columns=list(by_column))
     except (DatasetsError, OSError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = reason_of(error.__cause__ or error)
         raise UserError(f"the images of {files[0].path} cannot be read ({reason})") from error
 
 

@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of, some_names
 
-from .base import some_names
 from .images import natural_key
 from .table import IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMN, missing_column
 
@@ -52,9 +51,8 @@ class ParquetFile:
             with pq.ParquetFile(path) as file:
                 schema, rows = file.schema_arrow, file.metadata.num_rows
         except (OSError, pa.ArrowException) as error:
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise UserError(
-                f"{path} cannot be read as parquet ({reason}); give a parquet file or class folders"
+                f"{path} cannot be read as parquet ({reason_of(error)}); give a parquet file or class folders"
             ) from error
         image = _find_column(schema, IMAGE_COLUMNS, path=path, holds="images")
         label = _find_column(schema, LABEL_COLUMNS, path=path, holds="labels")
@@ -89,9 +87,7 @@ class ParquetFile:
         try:
             return pq.read_table(self.path, columns=[name]).column(0)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"{self.path} cannot be read as parquet ({' '.join(str(error).split())})"
-            ) from error
+            raise UserError(f"{self.path} cannot be read as parquet ({reason_of(error)})") from error
 
     def class_numbers(self, classes: Sequence[str]) -> NDArray[np.int64]:
         """Every row's class as an index into the source's ``classes``.
@@ -237,7 +233,5 @@ def _declared_names(schema: pa.Schema, label: str, *, path: Path) -> tuple[str, 
     try:
         feature = Features.from_arrow_schema(schema)[label]
     except Exception as error:  # the metadata is JSON that anyone may have written
-        raise UserError(
-            f"{path}: its Hugging Face metadata cannot be read ({' '.join(str(error).split())})"
-        ) from error
+        raise UserError(f"{path}: its Hugging Face metadata cannot be read ({reason_of(error)})") from error
     return tuple(feature.names) if isinstance(feature, ClassLabel) and feature.names else None

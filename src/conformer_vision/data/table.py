@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, some_names
 
-from .base import ImageSource, match_classes, some_names
+from .base import ImageSource, match_classes
 from .folder import VAL_NAMES
 from .images import natural_key, open_image
 from .splits import Split, Splitting

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from conformer_vision.data import IMAGE_EXTENSIONS, BrokenImageError, find_images, open_image
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
@@ -34,8 +34,7 @@ class NamedImage:
         try:
             file = _as_file(self.source)
         except Exception as error:  # Pillow's decoders raise anything on damaged data
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise BrokenImageError(f"{self.name}: cannot be read as an image ({reason})") from error
+            raise BrokenImageError(f"{self.name}: cannot be read as an image ({reason_of(error)})") from error
         return open_image(file, name=self.name)
 
 

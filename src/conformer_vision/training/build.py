@@ -13,12 +13,11 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from ..data import ImageSource, build_transform, opening
-from ..data.base import some_names
 from ..data.exclude import exclude, read_exclusions
 from ..data.loader import ImageLoader, evaluation_loader, training_loader
 from ..data.order import Share, images_per_batch
 from ..data.streams.base import ImageStream
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, some_names
 from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint
 from ..parsing import nearest

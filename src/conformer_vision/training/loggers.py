@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from .groups import Logger as LoggerName
 
 _PROJECT = "conformer-vision"
@@ -25,7 +25,7 @@ def start_loggers(names: Sequence[LoggerName], folder: Path) -> list[Logger]:
         folder: the run folder, which names the run.
 
     Raises:
-        UserError: a logger's package is missing, or it cannot begin: no login, no server, …
+        UserError: a logger's package is missing, or it cannot start: no login, no server, …
     """
     makers: dict[str, Callable[[], Logger]] = {
         "tensorboard": lambda: TensorBoardLogger(save_dir=folder, name="tensorboard", version=""),
@@ -46,7 +46,8 @@ def start_loggers(names: Sequence[LoggerName], folder: Path) -> list[Logger]:
                 f"loggers {name}: its package is missing; pip install 'conformer-vision[{name}]'"
             ) from error
         except Exception as error:  # whatever the logger's own package raises
-            reason = " ".join(str(error).split())
-            raise UserError(f"loggers {name}: cannot begin ({reason}); leave it out, or mend that") from error
+            raise UserError(
+                f"loggers {name}: cannot start ({reason_of(error)}); leave it out, or fix that"
+            ) from error
         loggers.append(logger)
     return loggers

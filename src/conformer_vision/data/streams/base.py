@@ -10,9 +10,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of, some_names
 
-from ..base import some_names
 from ..images import BrokenImageError, open_image
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class Record(NamedTuple):
         try:
             return self._replace(encoded=self.encoded())
         except Exception as error:  # a damaged shard raises whatever its library does
-            return broken_record(self.name, f"cannot be read ({one_line(error)})")
+            return broken_record(self.name, f"cannot be read ({reason_of(error)})")
 
     def decoded(self) -> StreamedImage:
         """The image; nothing is raised."""
@@ -300,10 +299,5 @@ def require(module: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise UserError(
-            f"this needs the package {package} ({one_line(error)}); pip install 'conformer-vision[scale]'"
+            f"this needs the package {package} ({reason_of(error)}); pip install 'conformer-vision[scale]'"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without line breaks."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 
 from ..base import match_classes
-from .base import Labels, one_line
+from .base import Labels
 
 CLASSES_FILE = "classes.txt"
 INFO_FILE = "_info.json"
@@ -117,7 +117,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)})") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
 
 
 def _parse_info(path: Path) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _parse_info(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is not JSON ({one_line(error)})") from error
+        raise UserError(f"{path} is not JSON ({reason_of(error)})") from error
     return info if isinstance(info, dict) else {}
 
 

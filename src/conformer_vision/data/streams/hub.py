@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of, some_names
 
-from ..base import some_names
-from .base import Cut, Labels, Record, ShardedStream, broken_record, one_line, require
+from .base import Cut, Labels, Record, ShardedStream, broken_record, require
 from .classes import match_labels
 
 if TYPE_CHECKING:
@@ -71,14 +70,16 @@ class HubStream(ShardedStream):
                     row += 1
         except Exception as error:  # a file that is damaged or gone: pyarrow's, fsspec's, the server's error
             yield broken_record(
-                f"{where} row {row}", f"the rows from here on cannot be read ({one_line(error)})", damage=True
+                f"{where} row {row}",
+                f"the rows from here on cannot be read ({reason_of(error)})",
+                damage=True,
             )
 
     def _record(self, name: str, image: Any, label: Any) -> Record:
         try:
             number = self._labels.find(label)
         except LookupError as error:
-            problem = "it has no label (null)" if label is None else one_line(error)
+            problem = "it has no label (null)" if label is None else reason_of(error)
             return broken_record(name, problem)
         encoded, path = image, None
         if isinstance(image, Mapping):
@@ -156,7 +157,7 @@ def _load(name: str, data_dir: Path | None) -> dict[str, datasets.IterableDatase
             cache_dir=None if data_dir is None else str(data_dir),
         )
     except Exception as error:  # the hub's, fsspec's, the builder's
-        raise UserError(f"hfids/{name} cannot be opened ({one_line(error)})") from error
+        raise UserError(f"hfids/{name} cannot be opened ({reason_of(error)})") from error
     return dict(found) if isinstance(found, dict) else {str(found.split or "all"): found}
 
 
@@ -172,7 +173,7 @@ def _features(part: datasets.IterableDataset, *, origin: str) -> Mapping[str, An
         try:
             features = part._resolve_features().features
         except Exception as error:
-            raise UserError(f"{origin}: its first rows cannot be read ({one_line(error)})") from error
+            raise UserError(f"{origin}: its first rows cannot be read ({reason_of(error)})") from error
     return features or {}
 
 

@@ -9,12 +9,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 from conformer_vision.files import atomic_path
 
 from ..base import ImageSource
 from ..images import is_image_name
-from .base import one_line, require
+from .base import require
 from .classes import CLASSES_FILE, INFO_FILE
 
 ShardFormat = Literal["webdataset", "litdata"]
@@ -61,7 +61,7 @@ def write_shards(
         if any(folder.iterdir()):
             raise UserError(f"{folder} is not empty; give a new folder")
     except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {one_line(error)}") from error
+        raise UserError(f"cannot make the folder {folder}: {reason_of(error)}") from error
     write = _write_tars if format == "webdataset" else _write_chunks
     files = write(source, folder, _order(len(source), seed), images_per_shard)
     with atomic_path(folder / CLASSES_FILE) as temporary:

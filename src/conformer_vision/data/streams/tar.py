@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from conformer_vision.errors import reason_of
+
 from ..images import IMAGE_EXTENSIONS
-from .base import one_line, require
+from .base import require
 
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_EXTENSIONS)
 _LABELS = ("cls", "json", "txt")  # what is there first tells the label
@@ -122,7 +124,7 @@ def read_samples(shard: TarShard, *, images: bool = True) -> Iterator[Sample]:
     if held is not None and (not damage or (held.image is not None and held.label is not None)):
         yield held
     if damage:
-        raise DamagedShardError(one_line(damage[0])) from damage[0]
+        raise DamagedShardError(reason_of(damage[0])) from damage[0]
 
 
 def _files(shard: TarShard, damage: list[Exception], *, images: bool) -> Iterator[dict[str, Any]]:
@@ -189,7 +191,7 @@ def _sample(files: dict[str, Any]) -> Sample:
     try:
         label = _label(kind, files[kind].decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        return sample._replace(problem=f"its label ({kind}) cannot be read ({one_line(error)})")
+        return sample._replace(problem=f"its label ({kind}) cannot be read ({reason_of(error)})")
     if label is None:
         return sample._replace(problem=f'its {kind} has no label (a number or a name under "label")')
     return sample._replace(label=label)

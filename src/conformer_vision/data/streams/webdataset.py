@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 
 from ..images import natural_key
-from .base import Cut, Labels, Record, ShardedStream, broken_record, one_line, require
+from .base import Cut, Labels, Record, ShardedStream, broken_record, require
 from .classes import CLASSES_FILE, SetInfo, match_labels, names_of, parse_classes, read_info
 from .tar import DamagedShardError, TarShard, image_reader, is_remote, read_samples
 
@@ -60,7 +60,7 @@ class WebDatasetStream(ShardedStream):
                     try:
                         label = self._labels.find(sample.label)
                     except LookupError as error:
-                        yield broken_record(name, one_line(error))
+                        yield broken_record(name, reason_of(error))
                     else:
                         yield Record(name, label, image_reader(sample.image))
         except DamagedShardError as error:
@@ -161,7 +161,7 @@ def _braces(pattern: str) -> list[str]:
     try:
         return list(braceexpand.braceexpand(pattern))
     except braceexpand.UnbalancedBracesError as error:
-        raise UserError(f"wds/{pattern}: its braces do not match ({one_line(error)})") from error
+        raise UserError(f"wds/{pattern}: its braces do not match ({reason_of(error)})") from error
 
 
 def _split_folders(root: str) -> list[str]:
@@ -202,9 +202,9 @@ def _remote_info(address: str) -> SetInfo:
     except urllib.error.HTTPError as error:
         if error.code in (403, 404, 410):
             return SetInfo()
-        raise UserError(f"{place} cannot be read ({one_line(error)})") from error
+        raise UserError(f"{place} cannot be read ({reason_of(error)})") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{place} cannot be read ({one_line(error)})") from error
+        raise UserError(f"{place} cannot be read ({reason_of(error)})") from error
     return SetInfo(parse_classes(text, origin=place))
 
 
