@@ -17,8 +17,8 @@ from torchvision.transforms.functional import InterpolationMode, affine
 
 from conformer_vision.data import open_images, require_source
 from conformer_vision.inference.answers import batches
-from conformer_vision.inference.networks import FUSED
-from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.inference.trained_model import TrainedModel
 
 
 def _moved(images: Tensor, *, angle: float = 0.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:

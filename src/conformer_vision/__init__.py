@@ -5,71 +5,44 @@ Importing the package registers its models with timm: ``timm.create_model("confo
 
 import sys
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from conformer_vision.inference import Evaluation, Prediction, Predictor, evaluate
-    from conformer_vision.models import VARIANTS, BranchFeatures, BranchLogits, Conformer, ConformerConfig
-    from conformer_vision.models.checkpoints import load_checkpoint
-    from conformer_vision.training import BranchLoss, TrainConfig, train
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Public name -> module that holds it, imported when the name is first used: training and inference
-# bring libraries that a user of the network alone does not need to wait for.
-_HOMES = {
-    "VARIANTS": "models",
-    "BranchFeatures": "models",
-    "BranchLogits": "models",
-    "Conformer": "models",
-    "ConformerConfig": "models",
-    "load_checkpoint": "models.checkpoints",
-    "BranchLoss": "training",
-    "TrainConfig": "training",
-    "train": "training",
-    "Evaluation": "inference",
-    "Prediction": "inference",
-    "Predictor": "inference",
-    "evaluate": "inference",
-}
+from conformer_vision.lazy import attach
 
-__all__ = [
-    "VARIANTS",
-    "BranchFeatures",
-    "BranchLogits",
-    "BranchLoss",
-    "Conformer",
-    "ConformerConfig",
-    "Evaluation",
-    "Prediction",
-    "Predictor",
-    "TrainConfig",
-    "evaluate",
-    "load_checkpoint",
-    "train",
-]
+if TYPE_CHECKING:
+    from . import check as check  # conformer_vision.check.check, as torch.export.export
+    from . import export as export
+    from .data import Splitting as Splitting
+    from .inference import Evaluation as Evaluation
+    from .inference import Prediction as Prediction
+    from .inference import Predictor as Predictor
+    from .inference import evaluate as evaluate
+    from .models import VARIANTS as VARIANTS
+    from .models import BranchFeatures as BranchFeatures
+    from .models import BranchLogits as BranchLogits
+    from .models import Conformer as Conformer
+    from .models import ConformerConfig as ConformerConfig
+    from .models.checkpoints import load_checkpoint as load_checkpoint
+    from .spec import ModelSpec as ModelSpec
+    from .training import BranchLoss as BranchLoss
+    from .training import TrainConfig as TrainConfig
+    from .training import train as train
+    from .weights import LoadedModel as LoadedModel
+    from .weights import load as load
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from conformer_vision.extras import naming_extras
-
-    with naming_extras():
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__getattr__, __dir__, __all__ = attach(__name__)
 
 
 def _started_as_command() -> bool:
-    """Whether Python was started as ``conformer-vision`` or ``python -m conformer_vision``."""
-    command = Path(sys.argv[0]).stem if sys.argv else ""
-    return command == "conformer-vision" or sys.orig_argv[1:3] == ["-m", __name__]
+    """Tell whether the command's entry point imports the package, which then registers no models."""
+    if "conformer_vision_command" in sys.modules:
+        return True
+    # While Python looks for the module of its option -m, argv[0] is "-m" (documented with sys.argv).
+    options = sys.orig_argv
+    return sys.argv[:1] == ["-m"] and "-m" in options and options[options.index("-m") + 1 :][:1] == [__name__]
 
 
-# The command line registers the models when a subcommand needs them, so that --help does not wait for torch.
 if not _started_as_command():
     import_module(f"{__name__}.models")

@@ -171,7 +171,7 @@ class WrittenNetwork:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conformer_vision.benchmark.subjects.open_network", WrittenNetwork)
+    monkeypatch.setattr("conformer_vision.benchmark.subjects.open_runtime", WrittenNetwork)
 
 
 @pytest.mark.usefixtures("opened")

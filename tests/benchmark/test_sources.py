@@ -88,7 +88,7 @@ def test_an_exported_file(precision: str | None, tmp_path: Path, monkeypatch: py
     path = tmp_path / "m.onnx"
     path.touch()
     network = SimpleNamespace(spec=OWN, device=torch.device("cpu"), precision=precision)
-    monkeypatch.setattr(sources, "open_network", lambda file, device: network)
+    monkeypatch.setattr(sources, "open_runtime", lambda file, device: network)
     spec = first_spec(BenchmarkConfig(models=(str(path),), size=64))
     assert spec.input_size == (3, 64, 64)
     source = open_source(str(path), spec)

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conformer_vision.inference.networks import Network, open_network
 
 from command_line import TINY, run
-from conformer_vision.inference.networks import Network, open_network
 
 FILES = {
     "folded": "model-folded.safetensors",

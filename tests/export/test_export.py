@@ -16,13 +16,13 @@ import onnx
 import pytest
 import timm
 import torch
+from conformer_vision.inference.networks import Network, open_network
 
 from command_line import one_line, run
 from conformer_vision import Predictor, evaluate
 from conformer_vision.errors import UserError
 from conformer_vision.export import Exported, export, write_network
 from conformer_vision.export import run as export_run
-from conformer_vision.inference.networks import Network, open_network
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model

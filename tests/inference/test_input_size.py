@@ -10,7 +10,7 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Predictor, evaluate
-from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model, save_model
 

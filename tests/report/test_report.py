@@ -314,7 +314,7 @@ class Stream(ImageStream):
 
 def test_images_of_a_stream(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(CONFORMER, Stream.classes, "wds/none")
-    monkeypatch.setattr(build, "open_labelled", lambda *_args, **_options: Stream())
+    monkeypatch.setattr(build.LabelledImages, "open", lambda *_: Stream())
     findings = examine(folder, device="cpu", batch_size=2)
     assert findings.broken == ["shard 0, image 3: cannot be read"]
     assert findings.outcome.labels.tolist() == [0, 1, 0, 0, 1, 0]

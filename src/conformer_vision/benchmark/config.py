@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from conformer_vision.errors import UserError
-from conformer_vision.export.formats import Format, Precision
+from conformer_vision.export.formats import FORMATS, Precision
 
 COMPILE_MODES = {
     "compiled": "default",
@@ -22,7 +22,10 @@ COMPILE_MODES = {
 """Kinds that ``torch.compile`` makes faster, with its mode; the last two record CUDA graphs on a GPU."""
 TORCH_KINDS = ("reference", "eager", "folded", *COMPILE_MODES)
 """What PyTorch runs in its own process, from weights; the reference is the plain formulation."""
-KINDS = (*TORCH_KINDS, *(name for name in get_args(Format) if name not in TORCH_KINDS))
+KINDS = (
+    *TORCH_KINDS,
+    *(name for name, entry in FORMATS.items() if entry.runtime is not None and name not in TORCH_KINDS),
+)
 DEFAULT_RUNTIMES = ("eager", "compiled", "folded", "onnx", "openvino", "torch-export", "torchscript")
 DEFAULT_PEERS = (
     "resnet50",

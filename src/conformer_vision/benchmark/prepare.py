@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from conformer_vision.errors import UserError
 from conformer_vision.export import write_network
-from conformer_vision.export.formats import Format, check_supported, suffix
+from conformer_vision.export.formats import find_format
 from conformer_vision.export.images import sample_photos
 from conformer_vision.models import Conformer
 from conformer_vision.spec import ModelSpec
@@ -120,7 +119,7 @@ def _supported(runtimes: list[Runtime], prepared: Prepared, *, strict: bool) -> 
     for runtime in runtimes:
         try:
             if runtime.kind not in TORCH_KINDS:
-                check_supported(cast(Format, runtime.kind), runtime.precision)
+                find_format(runtime.kind).check(runtime.precision)
         except UserError as error:
             prepared.leave_out(str(error), strict=strict)
             continue
@@ -152,7 +151,7 @@ def _write(
     key = form if in_torch else runtime.name
     if key in files:
         return files[key], ()
-    path = folder / f"{key}{suffix('folded') if in_torch else suffix(cast(Format, form))}"
+    path = folder / f"{key}{find_format('folded' if in_torch else form).suffix}"
     model = source.model
     kept: tuple[str, ...] = ()
     if form == "reference":
@@ -170,7 +169,7 @@ def _write(
             model,
             source.spec,
             path,
-            format=cast(Format, form),
+            format=form,
             precision=runtime.precision,
             calibration=images.split(_AT_ONCE) if runtime.precision == "int8" else (),
         )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.export.formats import Precision
-from conformer_vision.inference.networks import resolve_device
+from conformer_vision.inference.runtimes.base import resolve_device
 
 from .ceiling import measure_ceilings
 from .config import BenchmarkConfig, Runtime

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 import timm
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.export.formats import Format, Precision, suffix
-from conformer_vision.inference.networks import open_network
+from conformer_vision.export.formats import FORMATS, Precision
+from conformer_vision.inference.runtimes import open_runtime
 from conformer_vision.models import Conformer
 from conformer_vision.runs import find_model
 from conformer_vision.spec import ModelSpec
@@ -29,7 +29,7 @@ from .reference import ReferenceConformer, randomize_
 
 CLASSES = tuple(f"class {number}" for number in range(1000))
 """Of models with random weights."""
-_FORMATS: dict[str, Format] = {suffix(name): name for name in get_args(Format)}
+_FORMATS = {entry.suffix: name for name, entry in FORMATS.items()}
 _IMPOSSIBLE = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError, TypeError)
 
 
@@ -131,7 +131,7 @@ def first_spec(config: BenchmarkConfig) -> ModelSpec:
         cfg = get_pretrained_cfg(name)
         spec = ModelSpec(name, {}, CLASSES, (3, 224, 224) if cfg is None else cfg.input_size)
     elif is_exported(name):
-        spec = open_network(name, device="cpu").spec
+        spec = open_runtime(name, device="cpu").spec
     else:
         spec = load_model(name)[1]
     if config.size is None:
@@ -177,7 +177,7 @@ def _by_path(name: str, spec: ModelSpec) -> Source:
     file = find_model(name).path
     precision: Precision | None = "fp32"
     if is_exported(str(file)):
-        network = open_network(file, device="cpu")
+        network = open_runtime(file, device="cpu")
         own, precision = network.spec, getattr(network, "precision", None)
     else:
         model, own = load_model(file)

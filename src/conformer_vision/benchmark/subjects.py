@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from conformer_vision.inference.networks import FUSED, open_network
+from conformer_vision.inference.runtimes import FUSED, open_runtime
 from conformer_vision.weights import load_model
 
 from .config import COMPILE_MODES, TORCH_KINDS, Runtime
@@ -109,7 +109,7 @@ def open_subject(subject: Subject) -> Call:
     """The network of a subject's file, ready to be called.
 
     Raises:
-        UserError: as `load_model` and `open_network`.
+        UserError: as `load_model` and `open_runtime`.
     """
     device = torch.device(subject.device)
     call = _open_torch(subject, device) if subject.runtime.kind in TORCH_KINDS else _open_export(subject)
@@ -128,7 +128,7 @@ def _open_torch(subject: Subject, device: torch.device) -> Call:
     kind, dtype = subject.runtime.kind, _TYPES[subject.runtime.precision]
     model = _load_reference(subject.path) if kind == "reference" else load_model(subject.path)[0]
     model = model.eval().requires_grad_(False).to(device, dtype)
-    # On the CPU the layout in which `open_network` has it; on a GPU the one that its tensor cores read.
+    # On the CPU the layout in which `open_runtime` has it; on a GPU the one that its tensor cores read.
     if kind.startswith("folded") and (device.type == "cpu" or dtype != torch.float32):
         model = model.to(memory_format=torch.channels_last)
     network: Callable[[Tensor], Tensor] = model
@@ -144,7 +144,7 @@ def _open_torch(subject: Subject, device: torch.device) -> Call:
 
 
 def _open_export(subject: Subject) -> Call:
-    network = open_network(subject.path, device=subject.device)
+    network = open_runtime(subject.path, device=subject.device)
     return lambda images: network(images)[FUSED]
 
 

@@ -6,7 +6,6 @@ import faulthandler
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
+import conformer_vision_command
 from conformer_vision.errors import UserError
 
 C = TypeVar("C")
@@ -122,8 +122,8 @@ class _Lane:
         self._executor = ProcessPoolExecutor(
             1,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(shared, timeout),
+            initializer=conformer_vision_command.call,  # there the models are left out
+            initargs=(_start, shared, timeout),
         )
         others = set(multiprocessing.active_children())
         with _starting():
@@ -155,11 +155,7 @@ class _Lane:
 
 @contextmanager
 def _starting() -> Iterator[None]:
-    """Starts a process that Ctrl-C passes by from its first moment, and that leaves the models out."""
-    # The package's import leaves torch and timm out where sys.argv, which goes to the process, names its
-    # command: images are read without them, and their import takes seconds.
-    arguments = sys.argv
-    sys.argv = ["conformer-vision"]
+    """Start a process that ignores Ctrl-C from its first moment."""
     masks = hasattr(signal, "pthread_sigmask")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
     try:
@@ -167,7 +163,6 @@ def _starting() -> Iterator[None]:
     finally:
         if masks:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        sys.argv = arguments
 
 
 # ---- in the processes ----

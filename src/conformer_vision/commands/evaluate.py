@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.options import add_splitting
+from conformer_vision.commands.options import add_splitting, splitting_of
 from conformer_vision.commands.output import console, name_broken, printable
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.runs import CONFUSION_FILE
@@ -47,6 +47,7 @@ def build_parser() -> ArgumentParser:
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Do what was parsed; give the exit status."""
     from conformer_vision.inference import evaluate
+    from conformer_vision.inference.labelled import read_run_data
 
     path = Path(options.run, CONFUSION_FILE) if Path(options.run).is_dir() else None
     if options.confusion_matrix is not None:
@@ -59,10 +60,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         workers=options.workers,
         device=options.device,
         input_size=options.input_size,
-        val_fraction=options.val_fraction,
-        seed=options.seed,
-        folds=options.folds,
-        fold=options.fold,
+        splitting=splitting_of(options, default=read_run_data(options.run).splitting),
         data_dir=options.data_dir,
         exclude=options.exclude,
         confusion_matrix=path,

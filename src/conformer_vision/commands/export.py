@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.output import console, printable
-from conformer_vision.export.formats import Format, Precision
+from conformer_vision.export.formats import FORMATS, Precision
 from conformer_vision.parsing import build_parser as plain_parser
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
     parser = plain_parser("Write a trained model in another format and check the file against the model.")
     parser.add_argument("run", help="Run folder, .safetensors file or name of published weights.")
-    parser.add_argument("--format", required=True, choices=get_args(Format), help="Of the file.")
+    parser.add_argument("--format", required=True, choices=list(FORMATS), help="Of the file.")
     parser.add_argument("--precision", default="fp32", choices=get_args(Precision), help="Of its arithmetic.")
     parser.add_argument(
         "--output", metavar="FILE", type=str | None, help="The file; in the run folder where not given."
@@ -55,8 +54,9 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
 def _print(exported: Exported) -> None:
     difference = exported.difference
-    size = sum(path.stat().st_size for path in _files(exported.path)) / 1e6
-    print(printable(f"{exported.path}: {exported.format}, {exported.precision}, {size:.1f} MB"))
+    print(
+        printable(f"{exported.path}: {exported.format}, {exported.precision}, {exported.size / 1e6:.1f} MB")
+    )
     print(
         f"worst difference from the model on {difference.images} images: "
         f"{difference.relative:.1e} of the logits, {difference.probability:.1e} in probability; "
@@ -73,7 +73,3 @@ def _print(exported: Exported) -> None:
     for head, top1 in before.top1.items():
         table.add_row(head, f"{top1:.2%}", f"{after.top1[head]:.2%}")
     console().print(table)
-
-
-def _files(path: Path) -> list[Path]:
-    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]

@@ -1,21 +1,15 @@
 """Trained models as files that other programs run, each checked against the model it comes from."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .formats import Format, Precision
+from conformer_vision.lazy import attach
 
 if TYPE_CHECKING:
-    from .run import Exported, export
-    from .write import write_network
+    from .formats import FORMATS as FORMATS
+    from .formats import Format as Format
+    from .formats import Precision as Precision
+    from .formats import write_network as write_network
+    from .run import Exported as Exported
+    from .run import export as export
 
-__all__ = ["Exported", "Format", "Precision", "export", "write_network"]
-
-# Imported when first used: the command line reads the formats and does not wait for torch.
-_HOMES = {"Exported": "run", "export": "run", "write_network": "write"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = attach(__name__)

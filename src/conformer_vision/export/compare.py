@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -10,18 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.inference.networks import FUSED, heads, open_network
+from conformer_vision.inference.runtimes import FUSED, open_runtime
+from conformer_vision.inference.runtimes.base import heads
+from conformer_vision.runs import ModelSource
+from conformer_vision.spec import ModelSpec
 
-from .formats import Precision
+from .formats import Format, Precision
 from .graph import has_fixed_size
 
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": 5e-1}
-"""Largest difference of an image's logits, relative to their norm; beyond it the file is wrong."""
+"""Largest difference of an image's logits, relative to their norm; a file beyond it is wrong."""
+
+Logits = Callable[[Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the answers of a file lie from its model's."""
+    """How far the answers of a file are from its model's."""
 
     relative: float
     """Largest over images and heads: norm of the logits' difference over the norm of the logits."""
@@ -33,21 +40,31 @@ class Difference:
     """Number of images, in batches of several sizes."""
 
 
-def compare(path: Path, model: nn.Module, images: Tensor, *, precision: Precision) -> Difference:
-    """Measures a file against its model: all images at once, one alone, and images of another size.
+def open_written(path: Path, entry: Format) -> Logits:
+    """Open a file that was just written: images (B, C, H, W) to logits per head."""
+    if entry.runtime is not None:
+        return open_runtime(ModelSource(entry.runtime, path), device="cpu")
+    logits: Logits = import_module(f".{entry.module}", __package__).read(path)
+    return logits
+
+
+def compare(
+    written: Logits, model: nn.Module, spec: ModelSpec, images: Tensor, *, precision: Precision
+) -> Difference:
+    """Compare a file with its model: on all images at once, on one alone, and on images of another size.
 
     Args:
-        path: of the file.
-        model: in eval mode, float32, on the CPU.
+        written: The file, opened.
+        model: In eval mode, float32, on the CPU.
+        spec: The model's specification.
         images: (B, C, H, W), real ones as the model takes them.
-        precision: of the file.
+        precision: Precision of the file.
 
     Raises:
-        UserError: the answers differ by more than the precision explains, or the file cannot be run.
+        UserError: The answers differ by more than the precision explains, or the file cannot be run.
     """
-    network = open_network(path, device="cpu")
     batches = [images, images[:1]]
-    if not has_fixed_size(model, network.spec):
+    if not has_fixed_size(model, spec):
         height, width = images.shape[2:]
         batches.append(F.interpolate(images[:2], size=(height + 17, width + 32), mode="bilinear"))
     relative, probability, same = 0.0, 0.0, []
@@ -55,14 +72,14 @@ def compare(path: Path, model: nn.Module, images: Tensor, *, precision: Precisio
         with torch.inference_mode():
             expected = heads(model, batch)
         try:
-            actual = network(batch)
+            actual = written(batch)
         except Exception as error:  # every runtime has its own
             shape = "x".join(map(str, batch.shape))
             raise UserError(
-                f"{network.spec.model} exported cannot take {shape} images ({first_line(error)})"
+                f"{spec.model} exported cannot take {shape} images ({first_line(error)})"
             ) from error
         if actual.keys() != expected.keys():
-            raise UserError(f"{path} has the heads {', '.join(actual)}, not {', '.join(expected)}")
+            raise UserError(f"the file has the heads {', '.join(actual)}, not {', '.join(expected)}")
         for head, logits in expected.items():
             distance = (actual[head] - logits).norm(dim=1) / logits.norm(dim=1)
             relative = max(relative, float(distance.nan_to_num(torch.inf, torch.inf).max()))

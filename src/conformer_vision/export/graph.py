@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.inference.networks import INPUT
+from conformer_vision.inference.runtimes.base import INPUT
 from conformer_vision.models import Conformer
 from conformer_vision.spec import ModelSpec
 

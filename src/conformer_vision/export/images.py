@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data import ImageSource
+from conformer_vision.data.base import SubsetSource
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.preprocessing import evaluation_transform
@@ -19,7 +20,7 @@ _BATCH = 8
 
 
 def sample_photos(spec: ModelSpec) -> Tensor:
-    """Eight prepared crops (8, C, H, W) of the two photos that scikit-learn ships."""
+    """Prepare eight crops (8, C, H, W) of the two photos that come with scikit-learn."""
     from sklearn.datasets import load_sample_images
 
     transform = evaluation_transform(spec)
@@ -33,10 +34,8 @@ def sample_photos(spec: ModelSpec) -> Tensor:
 
 
 def prepared(source: ImageSource | ImageStream, spec: ModelSpec, *, count: int) -> Iterator[Tensor]:
-    """Batches (B, C, H, W) of up to ``count`` images that can be read, evenly drawn from a source."""
-    if not isinstance(source, ImageStream):
-        from conformer_vision.data.base import SubsetSource
-
+    """Prepare batches (B, C, H, W) of up to ``count`` readable images, drawn evenly from a source."""
+    if isinstance(source, ImageSource):
         step = max(len(source) // count, 1)
         source = SubsetSource(source, range(0, len(source), step)[:count])
     loader = evaluation_loader(source, evaluation_transform(spec), batch_size=_BATCH, workers=0)

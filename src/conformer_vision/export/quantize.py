@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from conformer_vision.errors import UserError
-from conformer_vision.inference.networks import INPUT
+from conformer_vision.inference.runtimes.base import INPUT
 
 LARGEST_ERROR = 0.1
 """Error that the answers may have before parts are kept in float: of the logits, relative to their norm."""

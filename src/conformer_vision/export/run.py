@@ -1,33 +1,30 @@
-"""From a run to a checked file."""
+"""Exporting a trained model to a file that is checked against it."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from conformer_vision.data import ImageSource
-from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
-from conformer_vision.inference.evaluation import Evaluation, RunData, data_of_run, evaluate, open_labelled
-from conformer_vision.runs import find_model
+from conformer_vision.inference.evaluation import Evaluation, evaluate
+from conformer_vision.inference.labelled import LabelledImages, read_run_data
+from conformer_vision.runs import ModelSource, find_model
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model
 
-from .compare import Difference, compare
-from .formats import Format, Precision, check_supported, suffix
+from .compare import Difference, compare, open_written
+from .formats import Format, Precision, find_format, write_network
 from .images import prepared, sample_photos
-from .write import write_network
 
 _CHECKED = 16
-"""Images that a file is checked with."""
+"""Number of images that a file is checked with."""
 
 
 @dataclass(frozen=True)
@@ -35,116 +32,100 @@ class Exported:
     """What `export` wrote, and how good it is."""
 
     path: Path
-    format: Format
+    format: str
     precision: Precision
+    size: int
+    """Bytes of all its files."""
     difference: Difference
     """From the model, on real images."""
     kept_float: tuple[str, ...]
     """Parts of the network that int8 leaves in float, because they change the answers most."""
     accuracy: tuple[Evaluation, Evaluation] | None
-    """On the evaluation split: of the model and of the file; for int8 alone."""
+    """Of the model and of the file, on the validation images; for int8 alone."""
 
 
 def export(
-    run: str | Path,
+    model: str | Path,
     *,
-    format: Format,  # noqa: A002 - the option's name
+    format: str,  # noqa: A002 - the option's name
     precision: Precision = "fp32",
     output: str | Path | None = None,
-    data: str | None = None,
+    data: str | Path | None = None,
     calibration_images: int = 128,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exported:
-    """Writes a trained model in another format, and checks the file against the model.
+    """Write a trained model in another format, and check the file against the model.
 
     Args:
-        run: run folder, .safetensors file, or the name of published weights, as `open_network` takes them.
-        format: of the file.
-        precision: of its arithmetic.
-        output: the file; ``model.SUFFIX`` in the run folder, or ``model-PRECISION.SUFFIX``, where not given;
-            for published weights ``NAME.SUFFIX`` or ``NAME-PRECISION.SUFFIX`` in the working directory.
-        data: labelled images, as training takes them; where not given, those of the run's ``config.yaml``.
-            int8 is calibrated on the training part and measured on the validation part.
-        calibration_images: for int8: how many.
-        say: is told each step, in one line.
+        model: A run folder, weights file, checkpoint, or the name of published weights.
+        format: ``folded``, ``onnx``, ``openvino`` or ``torch-export``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; not every format has all of them.
+        output: The file. Defaults to ``model.SUFFIX`` or ``model-PRECISION.SUFFIX`` in the run folder, and
+            for published weights to ``NAME.SUFFIX`` or ``NAME-PRECISION.SUFFIX`` in the working directory.
+        data: Labelled images, as training takes them; defaults to those in the run's ``config.yaml``. int8 is
+            calibrated on the training images and evaluated on the validation images.
+        calibration_images: Number of images that int8 is calibrated on.
+        say: Receives each step as one line.
 
     Raises:
-        UserError: a format or precision that there is not, a missing library, no trained model, int8 without
-            images, a file that cannot be written, or one whose answers are not the model's. Nothing is left
-            behind, and what lay at ``output`` stays.
+        UserError: An unknown format or precision, a missing library, no trained model, int8 without images, a
+            file that cannot be written, or one whose answers are not the model's. Nothing is left behind, and
+            a file that was at ``output`` stays.
     """
-    check_supported(format, precision)
+    entry = find_format(format)
+    entry.check(precision)
     if calibration_images < 1:
         raise UserError(f"calibration_images {calibration_images}: must be 1 or more")
-    found = find_model(run)
-    source = found.path
-    target = _target(Path(run), source, format, precision) if output is None else Path(output)
-    _check_target(target, format, source)
-    model, spec = load_model(found)
+    source = find_model(model)
+    target = _target(source, entry, precision, folder=Path(model)) if output is None else Path(output)
+    _check_target(target, entry, source)
+    network, spec = load_model(source)
     images = _find_images(source, data, spec, needed=precision == "int8")
     checked = sample_photos(spec)
     calibration: list[Tensor] = []
     if images is not None:
-        checked = torch.cat(list(prepared(images.part("val"), spec, count=_CHECKED)) or [checked])
+        checked = torch.cat(list(prepared(images.open(spec.classes), spec, count=_CHECKED)) or [checked])
         if precision == "int8":
-            calibration = list(prepared(images.part("train"), spec, count=calibration_images))
+            training = replace(images, split="train").open(spec.classes)
+            calibration = list(prepared(training, spec, count=calibration_images))
             say(f"calibrating on {sum(map(len, calibration))} training images of {images.data}")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as temporary:
         written = Path(temporary, target.name)
         kept = write_network(
-            model, spec, written, format=format, precision=precision, calibration=calibration
+            network, spec, written, format=format, precision=precision, calibration=calibration
         )
         say("checking the file")
-        difference = compare(written, model, checked, precision=precision)
+        difference = compare(open_written(written, entry), network, spec, checked, precision=precision)
         accuracy = None
         if precision == "int8" and images is not None:
-            say("measuring the model and the file on the validation images")
-            before, after = (images.evaluate(file) for file in (source, written))
+            say("evaluating the model and the file on the validation images")
+            before, after = (_evaluate(file, images) for file in (source.path, written))
             accuracy = before, after
         _move(written, target)
-    return Exported(target, format, precision, difference, kept, accuracy)
+    size = sum(path.stat().st_size for path in entry.files(target))
+    return Exported(target, format, precision, size, difference, kept, accuracy)
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Labelled images and how they are split."""
-
-    data: str
-    run: RunData
-    classes: tuple[str, ...]
-
-    def part(self, split: Literal["train", "val"]) -> ImageSource | ImageStream:
-        return open_labelled(
-            self.data, split, self.run.splitting, classes=self.classes, data_dir=self.run.data_dir
-        )
-
-    def evaluate(self, file: Path) -> Evaluation:
-        cut = self.run.splitting
-        return evaluate(
-            file,
-            self.data,
-            val_fraction=cut.val_fraction,
-            seed=cut.seed,
-            folds=cut.folds,
-            fold=cut.fold,
-            data_dir=self.run.data_dir,
-        )
+def _evaluate(file: Path, images: LabelledImages) -> Evaluation:
+    return evaluate(file, images.data, splitting=images.splitting, data_dir=images.data_dir)
 
 
-def _find_images(source: Path, data: str | None, spec: ModelSpec, *, needed: bool) -> _Images | None:
-    """The images that are given, else those of the run, where they can be opened."""
-    run = data_of_run(source)
+def _find_images(
+    source: ModelSource, data: str | Path | None, spec: ModelSpec, *, needed: bool
+) -> LabelledImages | None:
+    """Return the validation images that are given, else those of the run, where they can be opened."""
+    run = read_run_data(source.path)
     found = run.data if data is None else data
     hint = "precision int8 needs images to calibrate with"
     if found is None:
         if needed:
-            raise UserError(f"{hint}, and no config.yaml beside {source} names any; give them with --data")
+            raise UserError(f"{hint}, and no config.yaml beside {source.path} names any; give --data")
         return None
-    images = _Images(found, run, spec.classes)
+    images = LabelledImages(found, "val", run.splitting, data_dir=run.data_dir)
     try:
-        images.part("val")
+        images.open(spec.classes)
         if needed:
-            images.part("train")
+            replace(images, split="train").open(spec.classes)
     except UserError as error:
         if data is None and needed:
             raise UserError(
@@ -156,28 +137,29 @@ def _find_images(source: Path, data: str | None, spec: ModelSpec, *, needed: boo
     return images
 
 
-def _target(run: Path, source: Path, format: Format, precision: Precision) -> Path:  # noqa: A002
-    stem = "model" if run.is_dir() else source.name.removesuffix(".safetensors")
-    if format == "folded":
-        stem += "-folded"
+def _target(source: ModelSource, entry: Format, precision: Precision, *, folder: Path) -> Path:
+    name = source.path.name
+    stem = "model" if folder.is_dir() else name if source.kind == "published" else source.path.stem
+    if entry.runtime == "weights":  # which the weights themselves are called too
+        stem += f"-{entry.name}"
     if precision != "fp32":
         stem += f"-{precision}"
-    return source.parent / f"{stem}{suffix(format)}"
+    return source.path.parent / f"{stem}{entry.suffix}"
 
 
-def _check_target(target: Path, format: Format, source: Path) -> None:  # noqa: A002
-    if target.suffix.lower() != suffix(format):
-        raise UserError(f"output {target}: files of the format {format} end in {suffix(format)}")
+def _check_target(target: Path, entry: Format, source: ModelSource) -> None:
+    if target.suffix.lower() != entry.suffix:
+        raise UserError(f"output {target}: files of the format {entry.name} end in {entry.suffix}")
     if not target.parent.is_dir():
-        raise UserError(f"output {target}: the folder {target.parent} does not exist; make it first")
+        raise UserError(f"output {target}: the folder {target.parent} does not exist; create it first")
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise UserError(f"output {target} cannot be written; give another place with --output")
-    if target.exists() and source.exists() and target.samefile(source):
+    if target.exists() and source.path.exists() and target.samefile(source.path):
         raise UserError(f"output {target} is the model itself; give another name with --output")
 
 
 def _move(written: Path, target: Path) -> None:
-    """Put the file in its place, and before it what lies beside it, as OpenVINO's weights."""
+    """Move the file to its place, after the second file beside it, such as OpenVINO's weights."""
     try:
         for path in sorted(written.parent.iterdir(), key=lambda path: path.name == written.name):
             with atomic_path(target.with_name(path.name)) as temporary:

@@ -11,7 +11,7 @@ from conformer_vision.data import ImageSource
 from conformer_vision.data.loader import Batch, evaluation_loader
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.errors import UserError
-from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.inference.trained_model import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError
 from conformer_vision.inference.inputs import ImageInput, NamedImage, named_images
-from conformer_vision.inference.networks import FUSED
-from conformer_vision.inference.runtime import InputSize, TrainedModel
+from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.models.variants import SHIPPED
 
 

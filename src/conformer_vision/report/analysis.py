@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from conformer_vision.inference.answers import Answers
-from conformer_vision.inference.networks import FUSED
+from conformer_vision.inference.runtimes import FUSED
 
 BRANCHES = ("conv", "trans")
 CASES = ("both", "conv", "trans", "neither")

@@ -15,8 +15,9 @@ from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.answers import answers
 from conformer_vision.inference.calibration import calibrate
-from conformer_vision.inference.evaluation import Meter, check_classes, open_labelled
-from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.inference.evaluation import EvaluationMetrics, check_classes
+from conformer_vision.inference.labelled import LabelledImages
+from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.report.analysis import Collector, study_branches, worst_errors
 from conformer_vision.report.findings import Findings
 from conformer_vision.report.images import thumbnails
@@ -77,23 +78,19 @@ def examine(
     check_classes(trained)
     notes, exclude = _notes(config, trained)
     data = config.data.data if data is None else data
-    source = open_labelled(
-        data,
-        "val",
-        config.data.splitting,
-        classes=trained.spec.classes,
-        data_dir=config.data.data_dir,
-        exclude=exclude,
+    images = LabelledImages(
+        data, "val", config.data.splitting, data_dir=config.data.data_dir, exclude=exclude
     )
+    source = images.open(trained.spec.classes)
     if isinstance(source, ImageSource) and not len(source):
         raise UserError(f"{data} has no validation images to report on")
     broken: list[str] = []
     start = time.perf_counter()
-    meter, collector = Meter(trained), Collector()
+    metrics, collector = EvaluationMetrics(trained), Collector()
     for part in answers(trained, source, batch_size=batch_size, workers=workers, broken=broken):
-        meter.update(part.logits, part.labels)
+        metrics.update(part.logits, part.labels)
         collector.add(part)
-    evaluation = meter.evaluation(trained.spec.classes, start, broken=broken)
+    evaluation = metrics.compute(start, broken=broken)
     outcome = collector.outcome()
     calibration = calibrate(outcome.logits, outcome.labels, seed=config.data.seed)
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
@@ -109,7 +106,7 @@ def examine(
         rows=rows,
         weights=trained.path.name,
         spec=trained.spec,
-        parameters=trained.network.parameters,
+        parameters=trained.runtime.parameters,
         device=_device_name(trained.device),
         evaluation=evaluation,
         calibration=calibration,

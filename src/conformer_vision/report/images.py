@@ -14,7 +14,7 @@ from torch import Tensor
 from conformer_vision.data import BrokenImageError, ImageSource
 from conformer_vision.data.streams.base import ImageStream
 from conformer_vision.inference.answers import batches
-from conformer_vision.inference.runtime import TrainedModel
+from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.report.analysis import Outcome
 from conformer_vision.spec import ModelSpec
 

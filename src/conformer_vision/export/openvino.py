@@ -8,36 +8,36 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.inference.networks import PRECISION_KEY
+from conformer_vision.inference.runtimes.base import PRECISION_KEY, SPEC_KEY
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 from .formats import Precision
-from .onnx_file import build_onnx
+from .onnx import build_onnx
 
 
-def write_openvino(
+def write(
     model: nn.Module, spec: ModelSpec, path: Path, *, precision: Precision, calibration: Sequence[Tensor] = ()
 ) -> tuple[str, ...]:
-    """The .xml at ``path`` and the .bin beside it; spec and precision are in the graph's rt_info.
+    """Write the .xml and the .bin beside it; the graph's rt_info holds the specification and the precision.
 
-    fp16 is how the weights are stored; bf16 is how `open_network` asks OpenVINO to compute.
+    fp16 is how the weights are stored; bf16 is how OpenVINO is asked to compute.
 
     Args:
-        model: any of timm's registry.
-        spec: goes into the file.
-        path: of the .xml.
-        precision: of the file.
-        calibration: for int8: prepared images (B, C, H, W).
+        model: Any model of timm's registry.
+        spec: Goes into the file.
+        path: The .xml file.
+        precision: Precision of the file.
+        calibration: For int8: prepared images (B, C, H, W).
 
     Returns:
         The parts that int8 leaves in float.
 
     Raises:
-        UserError: as `write_onnx`, or files that cannot be written.
+        UserError: The model cannot be exported, int8 without images, or files that cannot be written.
     """
     import openvino
 
-    # fp16 and bf16 begin with float32 weights: OpenVINO converts them.
+    # fp16 and bf16 start from float32 weights, which OpenVINO converts.
     source, kept = build_onnx(
         model,
         spec,
@@ -47,7 +47,7 @@ def write_openvino(
     )
     try:
         graph = openvino.Core().read_model(source.SerializeToString())
-        graph.set_rt_info(spec.to_json(), [METADATA_KEY, "spec"])
+        graph.set_rt_info(spec.to_json(), [METADATA_KEY, SPEC_KEY])
         graph.set_rt_info(precision, [METADATA_KEY, PRECISION_KEY])
         openvino.save_model(graph, path, compress_to_fp16=precision == "fp16")
     except RuntimeError as error:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.inference.networks import INPUT, OUTPUTS, PRECISION_KEY
+from conformer_vision.inference.runtimes.base import INPUT, OUTPUTS, PRECISION_KEY
 from conformer_vision.models import Conformer
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 
@@ -27,24 +27,23 @@ _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _AXES = ("batch", "channels", "height", "width")
 
 
-def write_onnx(
+def write(
     model: nn.Module, spec: ModelSpec, path: Path, *, precision: Precision, calibration: Sequence[Tensor] = ()
 ) -> tuple[str, ...]:
-    """One file with the weights, the model spec and the precision in its metadata.
+    """Write one file with the weights; its metadata holds the specification and the precision.
 
     Args:
-        model: any of timm's registry.
-        spec: goes into the file.
-        path: of the file.
+        model: Any model of timm's registry.
+        spec: Goes into the file.
+        path: The file.
         precision: fp32, fp16 or int8.
-        calibration: for int8: prepared images (B, C, H, W).
+        calibration: For int8: prepared images (B, C, H, W).
 
     Returns:
         The parts that int8 leaves in float.
 
     Raises:
-        UserError: a model that cannot be exported, int8 without images, or a file larger than the 2 GB that
-            the format has.
+        UserError: The model cannot be exported, int8 without images, or a file larger than ONNX's 2 GB.
     """
     import onnx
 
@@ -64,9 +63,9 @@ def build_onnx(
     calibration: Sequence[Tensor] = (),
     signed: bool = False,
 ) -> tuple[Any, tuple[str, ...]]:
-    """The ``onnx.ModelProto`` of `write_onnx`, and the parts that int8 leaves in float.
+    """Build the ``onnx.ModelProto`` of `write`, and name the parts that int8 leaves in float.
 
-    ``signed`` is that of `quantize`.
+    ``signed`` is `quantize`'s.
     """
     import onnx
 
@@ -105,14 +104,14 @@ def _name_nodes(proto: Any) -> None:
     for number, node in enumerate(proto.graph.node):
         scopes = {entry.key: entry.value for entry in node.metadata_props}.get(_SCOPES_KEY, "[]")
         names = [scope for scope in ast.literal_eval(scopes) if scope.startswith("model.")]
-        if names:  # constants and shapes have none: they belong to what comes before them
+        if names:  # constants and shapes have none: they belong to the node before them
             inner = names[-1].split(".")[1:]
             part = ".".join(inner[:3] if inner[0] == "blocks" else inner[:1])
         node.name = f"{part}/{node.op_type}_{number}"
 
 
 def _strip(proto: Any) -> None:
-    """Take away the exporter's notes: they name folders of this machine and outweigh a small model."""
+    """Remove the exporter's notes, which name folders of this machine and outweigh a small model."""
     proto.doc_string = ""
     for function in proto.functions:
         del function.metadata_props[:]
@@ -133,7 +132,7 @@ def _rename(proto: Any, symbol: str, axis: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back the exporter's progress and advice."""
+    """Silence the exporter's progress and advice."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

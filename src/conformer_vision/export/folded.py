@@ -1,0 +1,31 @@
+"""The package's own format: weights with their BatchNorms folded into the convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from conformer_vision.errors import UserError
+from conformer_vision.models import Conformer
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import save_model
+
+from .formats import Precision
+from .graph import inference_form
+
+
+def write(
+    model: nn.Module, spec: ModelSpec, path: Path, *, precision: Precision, calibration: Sequence[Tensor] = ()
+) -> tuple[str, ...]:
+    """Write the folded weights, stored in ``precision``; loading brings them back to float32.
+
+    Raises:
+        UserError: The model is no Conformer.
+    """
+    if not isinstance(model, Conformer):
+        raise UserError(f"format folded is for Conformers; {spec.model} is none")
+    folded = inference_form(model, precision).get_submodule("model")
+    save_model(folded, spec, path)
+    return ()

@@ -1,0 +1,42 @@
+"""Files of ``torch.export``, for programs of one's own.
+
+Loading such a file can run code that is in it. The package reads back only what it has just written, to check
+it against the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from conformer_vision.inference.runtimes.base import OUTPUTS
+from conformer_vision.spec import METADATA_KEY, ModelSpec
+
+from .formats import Precision
+from .graph import build_program
+
+
+def write(
+    model: nn.Module, spec: ModelSpec, path: Path, *, precision: Precision, calibration: Sequence[Tensor] = ()
+) -> tuple[str, ...]:
+    """Write the graph with the weights, and the specification as the extra file ``conformer_vision``.
+
+    Raises:
+        UserError: The model cannot be exported.
+    """
+    torch.export.save(build_program(model, spec, precision), path, extra_files={METADATA_KEY: spec.to_json()})
+    return ()
+
+
+def read(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Load a file that `write` has just written: images (B, C, H, W) to logits per head."""
+    program = torch.export.load(path).module()
+
+    @torch.inference_mode()
+    def logits(images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(OUTPUTS, program(images), strict=False))  # one head or three
+
+    return logits

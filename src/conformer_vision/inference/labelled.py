@@ -1,0 +1,93 @@
+"""Which labelled images a model is evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conformer_vision.data import ImageSource, Splitting, open_images, require_source
+from conformer_vision.data.exclude import exclude as without
+from conformer_vision.data.exclude import read_exclusions
+from conformer_vision.data.splits import Split
+from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.errors import UserError
+from conformer_vision.runs import CONFIG_FILE, read_run_config
+
+_KINDS: dict[str, Any] = {
+    "data": str | None,
+    "val_fraction": float,
+    "seed": int,
+    "folds": int | None,
+    "fold": int,
+    "data_dir": str | None,
+}
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Some split of a set of labelled images.
+
+    Attributes:
+        data: The set, as `open_images` takes it.
+        split: ``train``, ``val``, or ``all`` for a set that is a test set as a whole.
+        splitting: How a set without validation images of its own is cut.
+        data_dir: Where named sets are kept.
+        exclude: List of images to leave out (docs/check.md).
+    """
+
+    data: str | Path
+    split: Split = "val"
+    splitting: Splitting = Splitting()  # noqa: RUF009  # immutable
+    data_dir: str | Path | None = None
+    exclude: str | Path | None = None
+
+    def open(self, classes: Sequence[str]) -> ImageSource | ImageStream:
+        """Open the images, with labels matched by name to a model's classes.
+
+        Raises:
+            UserError: As `open_images` and `read_exclusions`, or a list of exclusions for a stream.
+        """
+        images = open_images(self.data, self.split, self.splitting, classes=classes, data_dir=self.data_dir)
+        if self.exclude is None:
+            return images
+        source = require_source(images, name=f"exclude {self.exclude}: {self.data}")
+        return without(source, read_exclusions(self.exclude), every_class=False)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data that a run was trained on.
+
+    Attributes:
+        data: What its configuration names; None without one.
+        splitting: How it was cut; training's default without a configuration.
+        data_dir: Where named sets are kept.
+    """
+
+    data: str | None = None
+    splitting: Splitting = Splitting()  # noqa: RUF009  # immutable
+    data_dir: str | None = None
+
+
+def read_run_data(run: str | Path) -> RunData:
+    """Read what data a run was trained on from the ``config.yaml`` beside its weights.
+
+    Args:
+        run: A run folder, a file in it, or anything else, which has no configuration.
+
+    Raises:
+        UserError: The configuration cannot be read.
+    """
+    path = Path(run)
+    folder = path if path.is_dir() else path.parent
+    if not path.exists() or not (folder / CONFIG_FILE).is_file():
+        return RunData()
+    config = read_run_config(folder)
+    values = {name: config[name] for name in _KINDS if name in config}
+    for name, value in values.items():
+        if not isinstance(value, _KINDS[name]):
+            raise UserError(f"{folder / CONFIG_FILE}: {name} {value!r} is invalid; correct the file")
+    data, data_dir = values.pop("data", None), values.pop("data_dir", None)
+    return RunData(data, Splitting(**values), data_dir)

@@ -1,0 +1,68 @@
+"""ONNX files, run by onnxruntime."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from conformer_vision.errors import UserError, first_line
+from conformer_vision.extras import require
+from conformer_vision.inference.runtimes.base import (
+    INPUT,
+    OUTPUTS,
+    PRECISION_KEY,
+    check_readable,
+    heads_of_outputs,
+    parse_device,
+    spec_of_file,
+)
+from conformer_vision.runs import ModelSource
+from conformer_vision.spec import METADATA_KEY
+
+
+class OnnxRuntime:
+    """An ONNX file on the CPU, or on CUDA with onnxruntime-gpu; its sessions may be shared by threads.
+
+    Args:
+        source: The .onnx file.
+        device: ``auto`` (CUDA where onnxruntime has it), ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: A file that cannot be run, without a specification, or not of `export`; another device; or
+            onnxruntime is not installed.
+    """
+
+    parameters: int | None = None
+
+    def __init__(self, source: ModelSource, device: str | torch.device) -> None:
+        path = source.path
+        onnxruntime = require("onnxruntime")
+        self.device = torch.device("cpu")  # onnxruntime brings its outputs there
+        cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        wanted = parse_device(device) or torch.device("cuda" if cuda else "cpu")
+        if wanted.type not in ("cpu", "cuda") or (wanted.type == "cuda" and not cuda):
+            raise UserError(
+                f"device {str(device)!r} cannot be used: this onnxruntime has the CPU{' and CUDA' * cuda}"
+            )
+        providers: list[object] = ["CPUExecutionProvider"]
+        if wanted.type == "cuda":
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": wanted.index or 0}))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        check_readable(path)
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            metadata = self._session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # onnxruntime has a dozen kinds of its own
+            raise UserError(f"{path}: onnxruntime cannot run it ({first_line(error)})") from error
+        self.spec = spec_of_file(metadata.get(METADATA_KEY), path)
+        self.precision: str | None = metadata.get(PRECISION_KEY)
+        self._heads = heads_of_outputs([output.name for output in self._session.get_outputs()], path)
+        if [item.name for item in self._session.get_inputs()] != [INPUT]:
+            raise UserError(f"{path} does not have the one input {INPUT!r}; export the model again")
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the logits per head."""
+        outputs = self._session.run([OUTPUTS[head] for head in self._heads], {INPUT: images.cpu().numpy()})
+        return {head: torch.from_numpy(output) for head, output in zip(self._heads, outputs, strict=True)}

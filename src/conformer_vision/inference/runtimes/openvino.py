@@ -1,0 +1,82 @@
+"""OpenVINO models: the graph (.xml) with its weights (.bin) beside it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conformer_vision.errors import UserError, first_line
+from conformer_vision.extras import require
+from conformer_vision.inference.runtimes.base import (
+    INPUT,
+    OUTPUTS,
+    PRECISION_KEY,
+    SPEC_KEY,
+    check_readable,
+    heads_of_outputs,
+    parse_device,
+    spec_of_file,
+)
+from conformer_vision.runs import ModelSource
+from conformer_vision.spec import METADATA_KEY
+
+
+class OpenVinoRuntime:
+    """An OpenVINO model on the CPU.
+
+    Args:
+        source: The .xml file.
+        device: ``auto`` or ``cpu``.
+
+    Raises:
+        UserError: A file that cannot be run, without a specification or without its .bin, not of `export`;
+            another device; or OpenVINO is not installed.
+    """
+
+    parameters: int | None = None
+
+    def __init__(self, source: ModelSource, device: str | torch.device) -> None:
+        path = source.path
+        openvino = require("openvino")
+        self.device = torch.device("cpu")
+        wanted = parse_device(device)
+        if wanted is not None and wanted.type != "cpu":
+            raise UserError(f"device {str(device)!r} cannot be used with {path}; OpenVINO files run on 'cpu'")
+        check_readable(path)
+        if not path.with_suffix(".bin").is_file():
+            raise UserError(f"{path.with_suffix('.bin')} does not exist; it holds the weights of {path.name}")
+        try:
+            core = openvino.Core()
+            model = core.read_model(path)
+            info = {
+                key: str(model.get_rt_info([METADATA_KEY, key]).value)
+                for key in (SPEC_KEY, PRECISION_KEY)
+                if model.has_rt_info([METADATA_KEY, key])
+            }
+            settings = {
+                # Left to itself OpenVINO takes bfloat16 where the processor has it.
+                "INFERENCE_PRECISION_HINT": "bf16" if info.get(PRECISION_KEY) == "bf16" else "f32",
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            }
+            self._compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise UserError(f"{path}: OpenVINO cannot run it ({first_line(error)})") from error
+        self.spec = spec_of_file(info.get(SPEC_KEY), path)
+        self.precision: str | None = info.get(PRECISION_KEY)
+        names = [name for output in self._compiled.outputs for name in output.names]
+        self._heads = heads_of_outputs(names, path)
+        # A request owns the memory of its outputs, so that threads must not share one.
+        self._requests = threading.local()
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the logits per head."""
+        request: Any = getattr(self._requests, "own", None)
+        if request is None:
+            request = self._requests.own = self._compiled.create_infer_request()
+        result = request.infer({INPUT: images.cpu().contiguous().numpy()})
+        # Copied: the next call overwrites the request's memory.
+        return {head: torch.tensor(result[OUTPUTS[head]]).float() for head in self._heads}

@@ -1,0 +1,40 @@
+"""Weights, run by PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from conformer_vision.inference.runtimes.base import heads, resolve_device
+from conformer_vision.models import Conformer
+from conformer_vision.runs import ModelSource
+from conformer_vision.weights import load_model
+
+
+class WeightsRuntime:
+    """A model of timm's registry; a Conformer is folded.
+
+    Args:
+        source: Weights, a checkpoint or published weights.
+        device: ``auto`` or a torch device.
+
+    Raises:
+        UserError: As `load_model`, or a device that this machine does not have.
+    """
+
+    precision: str | None = None
+
+    def __init__(self, source: ModelSource, device: str | torch.device) -> None:
+        self.device = resolve_device(device)
+        model, self.spec = load_model(source)
+        self.parameters: int | None = sum(parameter.numel() for parameter in model.parameters())
+        if isinstance(model, Conformer) and not model.folded:
+            model = model.fold()
+        self.model = model.to(self.device)
+        if self.device.type == "cpu":  # 7 to 17 % less time, measured for nano and tiny at 32 and 224 pixels
+            self.model = self.model.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the logits per head."""
+        return {head: logits.float() for head, logits in heads(self.model, images.to(self.device)).items()}

@@ -1,0 +1,84 @@
+"""A trained model on a device, with the transform that prepares its input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from conformer_vision.errors import UserError, first_line
+from conformer_vision.inference.runtimes import FUSED, Runtime, open_runtime
+from conformer_vision.preprocessing import evaluation_transform
+from conformer_vision.runs import find_model
+from conformer_vision.spec import ModelSpec
+
+InputSize = int | tuple[int, int]
+
+
+class TrainedModel:
+    """A trained or exported model with its specification, device and evaluation transform.
+
+    ``path`` is the file that it comes from, or the name of published weights.
+
+    Args:
+        model: As for `open_runtime`.
+        device: ``auto`` or a torch device.
+        input_size: Pixels of the square input, or (height, width), instead of the specification's.
+
+    Raises:
+        UserError: As `open_runtime`, or an input size that the network cannot take.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        input_size: InputSize | None = None,
+    ) -> None:
+        source = find_model(model)
+        self.path = source.path
+        self.runtime = open_runtime(source, device=device)
+        self.spec = self.runtime.spec
+        if input_size is not None:
+            self.spec = _resized(self.spec, input_size, self.runtime)
+        self.device = self.runtime.device
+        self.transform = evaluation_transform(self.spec)
+
+    def logits(self, batch: Tensor) -> dict[str, Tensor]:
+        """Compute the logits per head, each (B, K) float32: ``conv``, ``trans`` and ``fused``, or ``fused``.
+
+        Args:
+            batch: (B, C, H, W) as the transform gives them.
+        """
+        return self.runtime(batch)
+
+    def probabilities(self, batch: Tensor) -> dict[str, Tensor]:
+        """Compute the probabilities per head, each (B, K); those of ``fused`` at the model's temperature.
+
+        Args:
+            batch: As for `logits`.
+        """
+        return {
+            head: (logits / self.spec.temperature if head == FUSED else logits).softmax(dim=1)
+            for head, logits in self.logits(batch).items()
+        }
+
+
+def _resized(spec: ModelSpec, input_size: InputSize, runtime: Runtime) -> ModelSpec:
+    """Return the specification with another input size, after trying it with a black image."""
+    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if min(height, width) < 1:
+        raise UserError(f"input_size {height}x{width}: must be 1 pixel or more")
+    resized = replace(spec, input_size=(spec.in_chans, height, width))
+    try:
+        runtime(torch.zeros(1, *resized.input_size))
+    except Exception as error:  # every runtime has kinds of its own
+        own = "x".join(map(str, spec.input_size[1:]))
+        raise UserError(
+            f"input_size {height}x{width}: {spec.model} cannot take it ({first_line(error)}); "
+            f"its own size is {own}"
+        ) from error
+    return resized
