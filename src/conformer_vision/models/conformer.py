@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from conformer_vision.models.blocks import Bottleneck, FCUDown, FCUUp, Stem, build_block
 from conformer_vision.models.checkpoints import checkpoint_filter_fn
 from conformer_vision.models.config import ConformerConfig
-from conformer_vision.models.recompute import recompute
+from conformer_vision.models.recompute import Recompute, parse_recompute, run_again_in_backward
 
 __all__ = ["BranchFeatures", "BranchLogits", "Conformer", "checkpoint_filter_fn"]
 
@@ -74,7 +74,7 @@ class Conformer(nn.Module):
         self.config = config
         self.in_chans = in_chans
         self.head_fusion = config.head_fusion
-        self.grad_checkpointing = False
+        self.grad_checkpointing: Recompute = "off"
         self.distilled_training = False
         self.embed_dim = config.embed_dim
         self.pad_to = config.tokens_to_map(0)
@@ -149,9 +149,18 @@ class Conformer(nn.Module):
             "blocks": blocks if coarse else [(blocks, None), (r"^norm\.", (99999,))],
         }
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: recompute each block in backward instead of storing what is inside it."""
-        self.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool | str = True) -> None:
+        """Trade time for memory in training; the gradients stay the same.
+
+        Args:
+            enable: "off" keeps everything for backward; "cheap" keeps the outputs of convolutions, matrix
+                products and attention, and computes norms, activations and sums again; "full" computes
+                whole blocks again. As in timm, True is "full" and False is "off".
+
+        Raises:
+            ValueError: There is no such mode.
+        """
+        self.grad_checkpointing = parse_recompute(enable)
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Make `model(x)` in training mode give `BranchLogits`, for trainers with a loss on each head."""
@@ -255,6 +264,21 @@ class Conformer(nn.Module):
         token = self.norm(tokens[:, 0])
         return torch.cat([x, token[:, :, None, None].expand(-1, -1, x.shape[2], x.shape[3])], dim=1)
 
+    def _run_blocks(
+        self, x: Tensor, tokens: Tensor, stop: int, keep: list[int]
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """Run the first `stop` blocks; also return map and tokens behind the blocks numbered in `keep`."""
+        kept: list[tuple[Tensor, Tensor]] = []
+        for index, block in enumerate(self.blocks):
+            if index < stop:  # TorchScript can neither slice a ModuleList nor leave its loop
+                if torch.jit.is_scripting() or self.grad_checkpointing == "off":
+                    x, tokens = block(x, tokens)
+                else:
+                    x, tokens = run_again_in_backward(block, x, tokens, mode=self.grad_checkpointing)
+                if index + 1 in keep:
+                    kept.append((x, tokens))
+        return x, tokens, kept
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Take images (B, in_chans, H, W), give one tensor (B, C + D, H / 32, W / 32).
 
@@ -265,11 +289,8 @@ class Conformer(nn.Module):
         if len(self.blocks) == 0:  # pruned to the stem
             return x
         x, tokens = self._embed(x)
-        for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, tokens = recompute(block, x, tokens)
-            else:
-                x, tokens = block(x, tokens)
+        none: list[int] = []
+        x, tokens, _ = self._run_blocks(x, tokens, len(self.blocks), none)
         return self._features(x, tokens)
 
     def forward_branches(self, x: Tensor) -> BranchLogits:
@@ -288,7 +309,6 @@ class Conformer(nn.Module):
         hooked stays.
         """
         model = deepcopy(self).eval()
-        model.grad_checkpointing = False
         return cast(Conformer, reparameterize_model(model, inplace=True))
 
     @property
@@ -326,39 +346,30 @@ class Conformer(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError("output_fmt has to be 'NCHW'; the tokens come with return_tokens=True")
         take_indices, max_index = feature_take_indices(len(self.feature_depths), indices)
-        intermediates: list[Tensor] = []
-        pairs: list[BranchFeatures] = []
+        depths = [self.feature_depths[level] for level in take_indices]
+        stop = self.feature_depths[max_index] if stop_early else len(self.blocks)
 
         x = self.stem(x)
-        tokens: Tensor | None = None
-        if 0 in take_indices:
-            intermediates.append(x)
-            pairs.append(BranchFeatures(x, tokens))
+        maps: list[Tensor] = []
+        tokens_of: list[Tensor | None] = []
+        if 0 in depths:
+            maps.append(x)
+            tokens_of.append(None)
         features = x
-        if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice a ModuleList
-            blocks = self.blocks
-        else:
-            blocks = self.blocks[: self.feature_depths[max_index]]
-        if len(blocks) > 0:
+        if stop > 0:
             x, tokens = self._embed(x)
-            for index, block in enumerate(blocks):
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x, tokens = recompute(block, x, tokens)
-                else:
-                    x, tokens = block(x, tokens)
-                for level in take_indices:
-                    if self.feature_depths[level] == index + 1:
-                        intermediates.append(x)
-                        if not torch.jit.is_scripting() and return_tokens:
-                            normed = self.norm(tokens) if norm and self.norm is not None else tokens
-                            pairs.append(BranchFeatures(x, normed))
+            x, tokens, kept = self._run_blocks(x, tokens, stop, depths)
+            for level_map, level_tokens in kept:
+                maps.append(level_map)
+                tokens_of.append(level_tokens)
             features = self._features(x, tokens)
 
         if not torch.jit.is_scripting() and return_tokens:
+            if norm and self.norm is not None:
+                tokens_of = [None if each is None else self.norm(each) for each in tokens_of]
+            pairs = [BranchFeatures(*pair) for pair in zip(maps, tokens_of, strict=True)]
             return cast(list[Tensor], pairs if intermediates_only else (features, pairs))
-        if intermediates_only:
-            return intermediates
-        return features, intermediates
+        return maps if intermediates_only else (features, maps)
 
     def prune_intermediate_layers(
         self,
