@@ -104,8 +104,3 @@ def unavailable(handler: Handler, body: bytes) -> None:
 
 def nonsense(handler: Handler, body: bytes) -> None:
     handler.wfile.write(b"hello\r\n\r\n")
-
-
-def odd_length(handler: Handler, body: bytes) -> None:
-    handler.start("many")
-    handler.wfile.write(body[:10])

@@ -1,8 +1,16 @@
 """Loading weights: safely, from any published layout, completely or not at all."""
 
 import argparse
+import errno
+import hashlib
+import http.client
+import logging
 import os
 import re
+import socket
+import sys
+import urllib.error
+import urllib.parse
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,7 +20,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.models.download import fetch_pretrained
 from conformer_vision.models.layouts import (
     check_tensors,
     convert_state_dict,
@@ -31,9 +38,14 @@ __all__ = [
     "to_openmmlab",
 ]
 
+_log = logging.getLogger(__name__)
 _PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")  # ".tar" as in timm's "model_best.pth.tar"
 _COUNTER = ".num_batches_tracked"  # absent before PyTorch 0.4.1 and without effect on outputs
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# As torch.hub's, but with the 8 digits in use or more, and no date ("-20211206.pth").
+_HASH = re.compile(r"-(?!(?:19|20)\d\d[01]\d[0-3]\d\.)([0-9a-f]{8,64})\.[^-]*$")
+_TIMEOUT = 30.0
+"""Seconds without an answer after which a download is given up."""
 _SHOWN = 8  # names listed in an error
 
 
@@ -109,10 +121,88 @@ def read_checkpoint(source: str | os.PathLike[str]) -> Mapping[str, object]:
     """
     text = os.fspath(source)
     if text.startswith(("http://", "https://")):
-        return _read_file(fetch_pretrained(text), label=text)
+        path = fetch_pretrained(text)
+        try:
+            return _read_file(path, label=text)
+        except UserError:
+            path.unlink(missing_ok=True)  # a cut file without a hash: fetch it again the next time
+            raise
     if "://" in text:
         raise UserError(f"{text}: only http and https URLs are loaded; download the file and give its path")
     return _read_file(Path(os.path.expanduser(text)), label=text)
+
+
+def fetch_pretrained(url: str, *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the local copy of the weights at `url`; torch.hub downloads what is not in its cache.
+
+    A file name that ends in ``-<first digits of its sha256>.<suffix>`` is checked, after the download and
+    whenever the cached copy is used; a damaged copy is downloaded again. A URL without a hash gets its own
+    folder in the cache, because two places may have files of one name.
+
+    Args:
+        url: http or https address of a checkpoint.
+        cache_dir: Folder to keep it in; torch.hub's by default.
+
+    Raises:
+        UserError: Not reachable, not found, cut short, another hash, or the cache cannot be written.
+    """
+    name = _file_name(url)
+    digits = match[1] if (match := _HASH.search(name)) else None
+    folder = Path(torch.hub.get_dir(), "checkpoints") if cache_dir is None else Path(cache_dir)
+    if digits is None:
+        folder /= hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = folder / name
+    remedy = f"try again, or download {name} yourself and call load_checkpoint(model, path)"
+    timeout = socket.getdefaulttimeout()
+    try:
+        if path.is_file():
+            if digits is None or _sha256(path).startswith(digits):
+                return path
+            _log.warning("%s is damaged (its hash is not %s) and is downloaded again", path, digits)
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        socket.setdefaulttimeout(
+            _TIMEOUT
+        )  # torch.hub sets none: a silent server would be waited for for ever
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=sys.stderr.isatty())
+        return path
+    except urllib.error.HTTPError as error:
+        reason = f"the server answered {error.code} {error.reason}"
+    except urllib.error.URLError as error:
+        reason = f"no connection ({error.reason})"
+    except TimeoutError:
+        reason = f"no data for {_TIMEOUT:g} seconds"
+    except (ConnectionError, http.client.HTTPException, ValueError) as error:  # ValueError: impossible hosts
+        reason = f"the connection broke ({str(error) or type(error).__name__})"
+    except RuntimeError as error:  # torch.hub's, of the hash; a cut file has another one too
+        reason = f"the downloaded file is damaged or not the published one ({error})"
+    except OSError as error:
+        raise UserError(
+            f"{url}: cannot keep the file at {path} ({error.strerror or error}); make room there or set "
+            "TORCH_HOME to a folder that can be written"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    reason = " ".join(reason.split())[:200]  # parts of it are the server's
+    raise UserError(f"{url}: {reason}; {remedy}")
+
+
+def _file_name(url: str) -> str:
+    """Return the file name in the path of an http or https URL."""
+    try:
+        parts = urllib.parse.urlsplit(url if url.isprintable() else "")
+    except ValueError as error:
+        raise UserError(f"{url}: not a valid URL ({error})") from error
+    name = parts.path.rpartition("/")[2]
+    if parts.scheme not in ("http", "https") or not parts.netloc or name in ("", ".", ".."):
+        raise UserError(f"{url!r}: not the address of a checkpoint; give http(s)://host/path/file.pth")
+    return name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_file(path: Path, *, label: str) -> Mapping[str, object]:

@@ -1,24 +1,16 @@
 """Training: the configuration of a run, the loss of two heads, and `train`.
 
-`TrainConfig` is imported at once (it needs no torch); the others when first used.
+The names are imported when first used; `TrainConfig` needs no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .config import TrainConfig
+from conformer_vision.lazy import attach
 
 if TYPE_CHECKING:
-    from .interrupt import TrainingInterrupted
-    from .losses import BranchLoss
-    from .run import train
+    from .config import TrainConfig as TrainConfig
+    from .interrupt import TrainingInterrupted as TrainingInterrupted
+    from .losses import BranchLoss as BranchLoss
+    from .run import train as train
 
-_HOMES = {"BranchLoss": "losses", "TrainingInterrupted": "interrupt", "train": "run"}
-
-__all__ = ["BranchLoss", "TrainConfig", "TrainingInterrupted", "train"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = attach(__name__)
