@@ -7,7 +7,6 @@ models import them, ``--help`` and the processes that only read images do not wa
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 
@@ -25,7 +24,3 @@ def call(function: Callable[..., object], *arguments: object) -> None:
     its models there.
     """
     function(*arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

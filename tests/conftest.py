@@ -6,6 +6,7 @@ import pytest
 
 from command_line import TINY, run
 from conformer_vision.data.opening import write_examples
+from exports import make_exports
 from image_sets import opened
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -35,3 +36,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first, *_ = write_examples(opened("digits", split="all"), folder, count=3)
     first.write_bytes(b"no image")
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with every export format in it; tests that use it carry `exports.WITH_EXPORTS`."""
+    return make_exports(tmp_path_factory.mktemp("exported") / "run")

@@ -7,8 +7,6 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,51 +14,49 @@ import onnx
 import pytest
 import timm
 import torch
-from conformer_vision.inference.networks import Network, open_network
 
 from command_line import one_line, run
 from conformer_vision import Predictor, evaluate
 from conformer_vision.errors import UserError
-from conformer_vision.export import Exported, export, write_network
+from conformer_vision.export import Exported, write_network
 from conformer_vision.export import run as export_run
+from conformer_vision.export.compare import open_written
+from conformer_vision.export.formats import FORMATS
+from conformer_vision.export.run import export
+from conformer_vision.inference.runtimes import open_runtime
 from conformer_vision.models.variants import SHIPPED
-from conformer_vision.spec import ModelSpec
+from conformer_vision.spec import METADATA_KEY, ModelSpec
 from conformer_vision.weights import load_model
-
-from .conftest import FILES, WITH_EXPORTS
+from exports import FILES, SPEC, WITH_EXPORTS
 
 pytestmark = WITH_EXPORTS
 
 PLAIN = [name for name in FILES if name != "folded"]
 
 
-@pytest.mark.parametrize("size", [(1, 32, 32), (3, 47, 61), (2, 33, 130)], ids=str)
-@pytest.mark.parametrize("name", FILES)
-def test_any_number_and_size_of_images(
-    name: str, size: tuple[int, int, int], small_run: Path, opened: Callable[[str], Network]
-) -> None:
-    model, spec = load_model(small_run)
-    batch, height, width = size
-    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
-    with torch.inference_mode():
-        expected = model.forward_branches(images)  # type: ignore[operator]
-    network = opened(name)
-    actual = network(images)
-    assert list(actual) == ["conv", "trans", "fused"]
-    for head, logits in (*expected._asdict().items(), ("fused", model.fuse_logits(expected))):  # type: ignore[operator]
-        assert actual[head].dtype == torch.float32
-        torch.testing.assert_close(actual[head], logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
-    assert replace(network.spec, folded=spec.folded) == spec
+def test_torch_export_in_a_program_of_ones_own(exported: Path) -> None:
+    """Any number and size of images; the other formats are under the contract of runtimes."""
+    model, _ = load_model(exported)
+    extra = {METADATA_KEY: ""}
+    program = torch.export.load(exported / FILES["torch-export"], extra_files=extra).module()
+    for batch, height, width in ((1, 32, 32), (3, 47, 61), (2, 33, 130)):
+        images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
+        with torch.inference_mode():
+            branches = model.forward_branches(images)  # type: ignore[operator]
+            expected = (model.fuse_logits(branches), *branches)  # type: ignore[operator]
+            for actual, logits in zip(program(images), expected, strict=True):
+                torch.testing.assert_close(actual, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+    assert ModelSpec.from_json(extra[METADATA_KEY]) == SPEC
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_evaluated_and_used_like_a_run(name: str, small_run: Path, images: Path) -> None:
-    file = small_run / FILES[name]
-    expected, actual = (evaluate(what, "digits", batch_size=50) for what in (small_run, file))
+@pytest.mark.parametrize("name", ["folded", "onnx", "openvino"])
+def test_evaluated_and_used_like_a_run(name: str, exported: Path, images: Path) -> None:
+    file = exported / FILES[name]
+    expected, actual = (evaluate(what, "digits", batch_size=50) for what in (exported, file))
     assert actual.confusion == expected.confusion
     assert actual.top1 == pytest.approx(expected.top1)
     assert actual.ece == pytest.approx(expected.ece, abs=1e-4)
-    ours, theirs = (Predictor(what)([images]) for what in (small_run, file))
+    ours, theirs = (Predictor(what)([images]) for what in (exported, file))
     assert [answer.labels for answer in theirs] == [answer.labels for answer in ours]
     assert [answer.error is None for answer in theirs] == [False, True, True]
     if name == "onnx":
@@ -94,11 +90,11 @@ print(json.dumps([spec[key] for key in keys]))
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_in_a_process_without_torch(name: str, small_run: Path, tmp_path: Path) -> None:
-    model, spec = load_model(small_run)
+def test_in_a_process_without_torch(name: str, exported: Path, tmp_path: Path) -> None:
+    model, spec = load_model(exported)
     images = torch.randn(2, 3, 40, 64)
     np.save(tmp_path / "images.npy", images.numpy())
-    arguments = [small_run / FILES[name], tmp_path / "images.npy", tmp_path / "logits.npy"]
+    arguments = [exported / FILES[name], tmp_path / "images.npy", tmp_path / "logits.npy"]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)],
         capture_output=True,
@@ -114,9 +110,9 @@ def test_in_a_process_without_torch(name: str, small_run: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_file_is_whole_and_names_no_place(name: str, small_run: Path, tmp_path: Path) -> None:
+def test_a_file_is_whole_and_names_no_place(name: str, exported: Path, tmp_path: Path) -> None:
     """It works after it is moved alone, and says nothing of the machine that wrote it."""
-    file = small_run / FILES[name]
+    file = exported / FILES[name]
     moved = tmp_path / file.name
     moved.write_bytes(file.read_bytes())
     content = file.read_bytes()
@@ -125,8 +121,8 @@ def test_a_file_is_whole_and_names_no_place(name: str, small_run: Path, tmp_path
     elif name != "onnx":
         with zipfile.ZipFile(file) as archive:
             content = b"".join(archive.read(entry) for entry in archive.namelist())
-    open_network(moved, device="cpu")(torch.zeros(1, 3, 32, 32))
-    for place in (str(Path(__file__).parents[2]), sysconfig.get_paths()["purelib"], str(small_run.parent)):
+    open_written(moved, FORMATS[name])(torch.zeros(1, 3, 32, 32))
+    for place in (str(Path(__file__).parents[2]), sysconfig.get_paths()["purelib"], str(exported.parent)):
         assert place.encode() not in content
 
 
@@ -143,31 +139,31 @@ def test_lower_precision(
     name: str,
     precision: str,
     tolerance: float,
-    small_run: Path,
+    exported: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name == "openvino":  # begins with the same ONNX graph as in float32
-        graph = onnx.load(small_run / FILES["onnx"])
-        monkeypatch.setattr("conformer_vision.export.openvino_file.build_onnx", lambda *_, **__: (graph, ()))
+        graph = onnx.load(exported / FILES["onnx"])
+        monkeypatch.setattr("conformer_vision.export.openvino.build_onnx", lambda *_, **__: (graph, ()))
     target = tmp_path / f"low{Path(FILES[name]).suffix}"
-    exported = export(small_run, format=name, precision=precision, output=target)  # type: ignore[arg-type]
-    assert exported.path == target
-    assert 1e-6 < exported.difference.relative < tolerance
+    low = export(exported, format=name, precision=precision, output=target)  # type: ignore[arg-type]
+    assert low.path == target
+    assert 1e-6 < low.difference.relative < tolerance
     if name in ("folded", "openvino"):
         weights = target.with_suffix(".bin") if name == "openvino" else target
-        assert weights.stat().st_size < 0.6 * (small_run / FILES["folded"]).stat().st_size
+        assert weights.stat().st_size < 0.6 * (exported / FILES["folded"]).stat().st_size
 
 
 @pytest.fixture(scope="module")
-def int8(small_run: Path) -> Exported:
+def int8(exported: Path) -> Exported:
     with pytest.MonkeyPatch.context() as patch:  # test_quantize.py has the search for what stays in float
         patch.setattr("conformer_vision.export.quantize.LARGEST_ERROR", 1.0)
-        return export(small_run, format="onnx", precision="int8", calibration_images=16)
+        return export(exported, format="onnx", precision="int8", calibration_images=16)
 
 
-def test_int8(int8: Exported, small_run: Path) -> None:
-    assert int8.path == small_run / "model-int8.onnx"
+def test_int8(int8: Exported, exported: Path) -> None:
+    assert int8.path == exported / "model-int8.onnx"
     proto = onnx.load(int8.path)
     operators = [node.op_type for node in proto.graph.node]
     assert operators.count("QuantizeLinear") > 20
@@ -181,14 +177,14 @@ def test_int8(int8: Exported, small_run: Path) -> None:
     assert int8.accuracy is not None
     before, after = int8.accuracy
     assert before.samples == after.samples == 179
-    assert before.confusion == evaluate(small_run, "digits").confusion
+    assert before.confusion == evaluate(exported, "digits").confusion
     assert after.confusion == evaluate(int8.path, "digits").confusion
-    assert int8.path.stat().st_size < (small_run / "model.onnx").stat().st_size
+    assert int8.path.stat().st_size < (exported / "model.onnx").stat().st_size
 
 
 @pytest.mark.parametrize(
     ("name", "size", "formats"),
-    [("test_resnet", 32, ["onnx", "torch-export"]), ("test_vit", 160, ["openvino", "torchscript"])],
+    [("test_resnet", 32, ["onnx", "torch-export"]), ("test_vit", 160, ["openvino"])],
 )
 def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path: Path) -> None:
     model = timm.create_model(name, num_classes=3).eval()
@@ -199,7 +195,7 @@ def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path
     for format in formats:  # noqa: A001
         path = tmp_path / FILES[format]
         write_network(model, spec, path, format=format)  # type: ignore[arg-type]
-        heads = open_network(path, device="cpu")(images)
+        heads = open_written(path, FORMATS[format])(images)
         assert list(heads) == ["fused"]
         torch.testing.assert_close(heads["fused"], expected, rtol=1e-3, atol=1e-4)
     with pytest.raises(UserError, match="format folded is for Conformers"):
@@ -213,8 +209,8 @@ def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = run("export", SHIPPED, "--format", "folded")
     assert done.status == 0, done.err
     x = torch.randn(2, 3, 64, 64)
-    expected = open_network(SHIPPED, device="cpu")(x)
-    network = open_network(tmp_path / f"{SHIPPED}-folded.safetensors", device="cpu")
+    expected = open_runtime(SHIPPED, device="cpu")(x)
+    network = open_runtime(tmp_path / f"{SHIPPED}-folded.safetensors", device="cpu")
     assert network.spec.labels[0] == "goldfish"
     for head, logits in network(x).items():
         torch.testing.assert_close(logits, expected[head], rtol=1e-4, atol=1e-4)
@@ -224,9 +220,9 @@ def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_file_with_other_answers_is_not_kept(
-    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "model.torchscript"
+    target = tmp_path / "model.safetensors"
     target.write_bytes(b"what was there")
 
     def wrong(model: torch.nn.Module, *arguments: object, **options: object) -> tuple[str, ...]:
@@ -238,40 +234,40 @@ def test_a_file_with_other_answers_is_not_kept(
         return kept
 
     monkeypatch.setattr(export_run, "write_network", wrong)
-    done = run("export", small_run, "--format", "torchscript", "--output", target)
+    done = run("export", exported, "--format", "folded", "--output", target)
     assert done.status == 2
     assert done.err.splitlines()[-1].startswith("error: the fp32 file's logits differ from the model's by")
     assert target.read_bytes() == b"what was there"
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_mistakes_are_one_line(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_one_line(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def error(*arguments: object) -> str:
         return one_line(run("export", *arguments))
 
-    assert "onnx" in error(small_run, "--format", "tensorrt")
-    assert "bf16 is in folded, openvino" in error(small_run, "--format", "onnx", "--precision", "bf16")
+    assert "onnx" in error(exported, "--format", "tensorrt")
+    assert "bf16 is in folded, openvino" in error(exported, "--format", "onnx", "--precision", "bf16")
     assert "does not exist" in error(tmp_path / "none", "--format", "onnx")
     output = ["--output", tmp_path / "no" / "m.onnx"]
-    assert f"the folder {tmp_path / 'no'} does not exist" in error(small_run, "--format", "onnx", *output)
-    assert "end in .onnx" in error(small_run, "--format", "onnx", "--output", tmp_path / "m.pb")
-    itself = ["--output", small_run / "best.safetensors"]
-    assert "is the model itself" in error(small_run, "--format", "folded", *itself)
-    assert "must be 1 or more" in error(small_run, "--format", "onnx", "--calibration_images", 0)
+    assert f"the folder {tmp_path / 'no'} does not exist" in error(exported, "--format", "onnx", *output)
+    assert "end in .onnx" in error(exported, "--format", "onnx", "--output", tmp_path / "m.pb")
+    itself = ["--output", exported / "best.safetensors"]
+    assert "is the model itself" in error(exported, "--format", "folded", *itself)
+    assert "must be 1 or more" in error(exported, "--format", "onnx", "--calibration_images", 0)
 
     alone = tmp_path / "alone.safetensors"
-    alone.write_bytes((small_run / "best.safetensors").read_bytes())
+    alone.write_bytes((exported / "best.safetensors").read_bytes())
     int8 = ["--format", "onnx", "--precision", "int8"]
     assert "give them with --data" in error(alone, *int8)
     assert "does not exist" in error(alone, *int8, "--data", tmp_path / "nowhere")
     assert sorted(tmp_path.iterdir()) == [alone]
 
     monkeypatch.setattr("conformer_vision.extras.find_spec", lambda name: None)
-    assert "pip install 'conformer-vision[export]'" in error(small_run, "--format", "onnx")
+    assert "pip install 'conformer-vision[export]'" in error(exported, "--format", "onnx")
 
 
-def test_a_folder_without_the_right_to_write(small_run: Path, tmp_path: Path) -> None:
+def test_a_folder_without_the_right_to_write(exported: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
-        line = one_line(run("export", small_run, "--format", "onnx", "--output", tmp_path / "m.onnx"))
+        line = one_line(run("export", exported, "--format", "onnx", "--output", tmp_path / "m.onnx"))
     assert "cannot be written; give another place with --output" in line

@@ -1,0 +1,76 @@
+"""One small run and each export format of it, made once in a test session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from command_line import run
+from conformer_vision.export import onnx
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import save_model
+
+FILES = {
+    "folded": "model-folded.safetensors",
+    "onnx": "model.onnx",
+    "openvino": "model.xml",
+    "torch-export": "model.pt2",
+}
+# In one process of pytest-xdist: making the files takes longer than looking at them.
+WITH_EXPORTS = [pytest.mark.xdist_group("export"), pytest.mark.timeout(300)]
+SPEC = ModelSpec(
+    "conformer_nano_patch8_64",
+    {
+        "depths": [2, 1, 2],
+        "channel_ratio": 0.5,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "stem_width": 16,
+        "zero_init_last": False,
+    },
+    tuple("0123456789"),
+    (3, 32, 32),
+    crop_pct=1.0,
+)
+
+
+def make_run(folder: Path) -> Path:
+    """A run folder for the digits whose network answers different images differently."""
+    torch.manual_seed(1)
+    model = timm.create_model(SPEC.model, num_classes=SPEC.num_classes, **SPEC.model_kwargs)
+    with torch.no_grad():
+        for _ in range(5):  # running statistics that fit the activations
+            model.train()(torch.randn(32, *SPEC.input_size))
+        for head in (model.conv_head, model.trans_head):
+            head.weight.mul_(20)
+    folder.mkdir()
+    save_model(model.eval(), SPEC, folder / "best.safetensors")
+    (folder / "config.yaml").write_text("data: digits\nval_fraction: 0.1\nseed: 0\n")
+    return folder
+
+
+def make_exports(folder: Path) -> Path:
+    """The run folder with every format in float32, written by the command."""
+    build, graphs = onnx.build_onnx, []
+
+    def build_once(*arguments: Any, calibration: Sequence[Any] = (), **options: Any) -> Any:
+        if not graphs:  # OpenVINO's files are made from the same graph
+            graphs.append(build(*arguments, calibration=calibration, **options))
+        return deepcopy(graphs[0])
+
+    make_run(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("onnx", "openvino"):
+            patch.setattr(f"conformer_vision.export.{module}.build_onnx", build_once)
+        for name, file in FILES.items():
+            done = run("export", folder, "--format", name)
+            assert done.status == 0, done.err
+            assert f"{folder / file}: {name}, fp32" in done.out
+            assert "worst difference from the model on 19 images" in done.out
+    return folder

@@ -1,0 +1,131 @@
+"""The public names, and when the models are registered, in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import conformer_vision
+from command_line import class_folders
+from conformer_vision import data, export, inference, training
+
+TORCH_LOADED = "import sys; print(*(name for name in ('torch', 'timm') if name in sys.modules))"
+MODEL = "conformer_nano_patch8_64"
+
+
+def python(*arguments: object) -> str:
+    """What a process printed."""
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("package", [conformer_vision, data, export, inference, training])
+def test_every_name_is_there(package: object) -> None:
+    names = package.__all__  # type: ignore[attr-defined]
+    assert set(names) <= set(dir(package))
+    for name in names:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+ORDERS = """
+import itertools, os
+import sklearn.model_selection, timm, torch, torchmetrics
+STEPS = {
+    "import conformer_vision.export": "conformer_vision.export.export",
+    "import conformer_vision.check.run": "conformer_vision.check.run.check",
+    "from conformer_vision import check": "check.check",
+}
+for order in itertools.permutations(STEPS):
+    if not (child := os.fork()):
+        import conformer_vision
+        names = {}
+        for step in order:
+            exec(step, names)
+            assert eval(f"callable({STEPS[step]})", names), order
+        assert conformer_vision.export.export.__name__ == "export"
+        assert conformer_vision.check.check.__name__ == "check"
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, order
+"""
+
+
+def test_functions_and_subpackages_in_any_order_of_imports() -> None:
+    """`export` and `check` are subpackages whatever was imported before, as torch.export is."""
+    python("-c", ORDERS)
+
+
+def test_importing_registers_the_models_whatever_the_program_is_called(tmp_path: Path) -> None:
+    program = tmp_path / "conformer-vision.py"
+    program.write_text(f"import conformer_vision, timm; print(timm.is_model({MODEL!r}))")
+    assert python(program) == "True\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "start", [("-m", "conformer_vision"), ("-c", "from conformer_vision_command import main; main()")]
+)
+def test_help_imports_no_torch(start: tuple[str, str], arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *start, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0 and "usage: conformer-vision" in done.stdout, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "conformer_vision.cli" in imported
+    assert not imported & {"torch", "timm", "lightning"}
+
+
+WORKERS = """
+import multiprocessing, sys
+import conformer_vision_command
+
+def report():
+    import conformer_vision
+    import conformer_vision.data
+    print("torch" in sys.modules, flush=True)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context({method!r})
+    process = context.Process(target=conformer_vision_command.call, args=(report,))
+    process.start(), process.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_of_the_command_register_no_models(method: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(WORKERS.format(method=method))
+    assert python(program) == "False\n"
+
+
+def test_a_program_with_check_in_it_keeps_its_models(tmp_path: Path) -> None:
+    """Its processes run the program's own top level, where the models must be known."""
+    program = tmp_path / "conformer-vision.py"
+    program.write_text(f"""
+import sys
+import timm
+import conformer_vision
+assert timm.is_model({MODEL!r})
+from conformer_vision.check import check
+if __name__ == "__main__":
+    result = check(sys.argv[1], workers=1)
+    print(sys.argv[1:])
+""")
+    images = class_folders(tmp_path / "images", a=3, b=3)
+    assert python(program, images).splitlines()[-1] == str([str(images)])
+
+
+def test_the_installed_command_is_the_entry_point() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"conformer-vision": "conformer_vision_command:main"}
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert packages == ["src/conformer_vision", "src/conformer_vision_command.py"]
