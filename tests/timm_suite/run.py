@@ -36,7 +36,8 @@ def fetch_suite() -> Path:
 def main() -> int:
     """Run the suite; the exit status is pytest's."""
     folder = fetch_suite()
-    environment = os.environ | {"PYTHONPATH": str(HERE), "TIMEOUT": "600"}
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "TIMEOUT": "600"}
     options = ["-p", "only_conformer", "-q", "-W", "ignore", "--timeout=600", "-o", "addopts="]
     suite = folder / "tests" / "test_models.py"
     command = [sys.executable, "-m", "pytest", *options, "--rootdir", str(folder), str(suite), *sys.argv[1:]]
