@@ -48,7 +48,7 @@ format: $(STAMP) ## rewrite the sources as lint wants them
 
 bench: $(STAMP) ## parameters, multiply-adds, speed and memory beside the plain formulation and timm; speed of reading
 	$(BIN)/python benchmarks/macs.py
-	$(BIN)/conformer-vision benchmark --batch 1 8
+	$(BIN)/python benchmarks/compare.py --batch 1 8
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/loader.py
 

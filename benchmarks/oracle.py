@@ -8,6 +8,6 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
 
 from conformer_pairs import build_pair, count_macs, plain_config, plain_copy
-from plain_conformer import ReferenceConformer
+from plain_conformer import ReferenceConfig, ReferenceConformer
 
-__all__ = ["ReferenceConformer", "build_pair", "count_macs", "plain_config", "plain_copy"]
+__all__ = ["ReferenceConfig", "ReferenceConformer", "build_pair", "count_macs", "plain_config", "plain_copy"]

@@ -27,11 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conformer_vision.benchmark.ceiling import measure_ceilings
-from conformer_vision.benchmark.measure import ratio, take_turns
-from conformer_vision.benchmark.probe import held_memory_mb, peak_memory_mb
-from conformer_vision.benchmark.result import Machine, versions
-from conformer_vision.benchmark.subjects import measuring
+from comparison.ceiling import measure_ceilings
+from comparison.measure import ratio
+from comparison.probe import held_memory_mb, peak_memory_mb
+from comparison.subjects import measuring
+from conformer_vision.benchmark.machine import Machine, versions
+from conformer_vision.benchmark.timing import take_turns
 from conformer_vision.models.checkpoints import to_official
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.module import build_optimizer

@@ -1,215 +1,227 @@
-"""The whole measurement: everything prepared, probed in processes of their own, then timed in turns."""
+"""The benchmark: every form is written, opened, compared with the model, and timed in turns."""
 
 from __future__ import annotations
 
-import gc
-import os
-import shlex
-import sys
+import json
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from conformer_vision.errors import UserError, first_line
-from conformer_vision.export.formats import Precision
+from conformer_vision.errors import UserError
+from conformer_vision.export.compare import TOLERANCES, relative_difference
+from conformer_vision.export.images import sample_photos
 from conformer_vision.inference.runtimes.base import resolve_device
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import load_model
 
-from .ceiling import measure_ceilings
-from .config import BenchmarkConfig, Runtime
-from .measure import percentiles, ratio, share_of_ceiling, take_turns
-from .prepare import Prepared, prepare
-from .probe import Probe, probe
-from .result import TOLERANCE, BenchmarkResult, Machine, Row, versions
-from .subjects import Subject, measuring, open_subject
+from .forms import FORMS, OpenForm, find_form, open_form
+from .machine import Machine, versions
+from .timing import take_turns
 
 Say = Callable[[str], None]
-_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What `benchmark` runs.
+
+    Args:
+        model: Run folder, weights file, or the name of published weights.
+        forms: Names in `FORMS`, each of which must be possible; None takes all that are possible here.
+        batch: Batch sizes.
+        repeats: Rounds, in each of which every form has one turn.
+        seconds: No new round of a batch size begins after this time, once three are timed.
+        threads: CPU threads of every form; None keeps PyTorch's number.
+        device: ``auto`` or a torch device.
+
+    Raises:
+        UserError: A value is impossible; the line names it.
+    """
+
+    model: str
+    forms: tuple[str, ...] | None = None
+    batch: tuple[int, ...] = (1, 8)
+    repeats: int = 30
+    seconds: float = 120.0
+    threads: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "forms"):
+            if getattr(self, name) == ():
+                raise UserError(f"{name}: give at least one")
+        for name, value in (("repeats", self.repeats), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value}: must be 1 or more")
+        for size in self.batch:
+            if size < 1:
+                raise UserError(f"batch {size}: must be 1 or more")
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise UserError(f"seconds {self.seconds}: must be a number above 0")
+        for name in self.forms or ():
+            find_form(name)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form with one batch size."""
+
+    form: str
+    batch: int
+    rounds: int
+    median_ms: float
+    """Median latency of a whole batch."""
+    p95_ms: float
+    """95th percentile of the same latencies."""
+    images_per_second: float
+    """Batch size over the median latency."""
+    speedup: float
+    """Median latency of the first form over this one's; above 1 is faster."""
+    file_mb: float
+    """Size on disk in MB of 1e6 bytes; of ``eager`` the size of its parameters and buffers."""
+    difference: float
+    """Norm of the difference of the logits from the model's, over their norm; the worst image's."""
+    wrong: bool
+    """The difference is larger than the precision explains, or not finite."""
+    times_ms: tuple[float, ...]
+    """One per round."""
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What `benchmark` found."""
+
+    model: str
+    input_size: tuple[int, int, int]
+    """(C, H, W) of every image."""
+    machine: Machine
+    versions: dict[str, str]
+    date: str
+    """In UTC, ISO 8601."""
+    rows: tuple[Row, ...]
+    """By batch size, in the order of `FORMS`."""
+    left_out: tuple[str, ...]
+    """One line per form that is not possible here, with the reason."""
+
+    def to_json(self) -> str:
+        """Return everything as one JSON object; a difference that is not finite is null."""
+        values = asdict(self)
+        for row in values["rows"]:
+            row["difference"] = row["difference"] if math.isfinite(row["difference"]) else None
+        return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def benchmark(config: BenchmarkConfig, *, say: Say = lambda line: None) -> BenchmarkResult:
-    """Measures speed, memory and load time of models in several forms, all in turns in one run.
+    """Compare the forms of a trained model: speed, size, and difference from the model.
+
+    All forms have a turn in every round, so that a slow moment of the machine hits all alike.
 
     Args:
-        config: what to measure.
-        say: is told every step, and what is left out, in one line.
+        config: What to run.
+        say: Is told every step and every form that is left out, one line each.
 
     Raises:
-        UserError: no such model, file or device, images that a model does not take, a form that was asked
-            for by name and cannot be had, or nothing left to measure.
+        UserError: No such model or device, a form that was asked for by name and is not possible here, or
+            no form that is.
     """
     device = resolve_device(config.device)
-    threads = config.threads or torch.get_num_threads()
-    with tempfile.TemporaryDirectory(prefix="conformer-vision-") as folder, measuring(threads):
+    model, spec = load_model(config.model)
+    model = model.to(device)
+    images = sample_photos(spec)
+    with tempfile.TemporaryDirectory(prefix="conformer-vision-") as folder, _threads(config.threads):
+        opened, left_out = _open_all(config, model, spec, images, Path(folder), device=device, say=say)
+        if not opened:
+            raise UserError("no form of this model is possible here; see the lines above")
+        with torch.inference_mode():
+            expected = model(images.to(device)).float().cpu()
+        rows = []
+        for size in sorted(set(config.batch)):
+            say(f"batch {size}: {len(opened)} forms in turns")
+            rows += _time_all(opened, images, expected, batch=size, config=config)
         machine = Machine.here(device)
-        with _inductor_cache(Path(folder, "inductor")):
-            prepared = prepare(config, Path(folder), device=device, say=say)
-            probes = _probe_all(prepared, config, threads, say)
-            for line in prepared.left_out:
-                say(f"left out: {line}")
-            if not probes:
-                raise UserError("nothing is left to measure; see the lines above")
-            precisions = [subject.runtime.precision for subject in probes]
-            say("measuring matrix products")
-            ceilings = measure_ceilings(precisions, device)
-            rows: list[Row] = []
-            for size in sorted(set(config.batch)):
-                say(f"batch {size}: {len(probes)} in turns")
-                rows += _measure(probes, prepared.batch(size), config, device)
-                gc.collect()
-            for precision, rate in measure_ceilings(precisions, device).items():  # the machine's pace varies
-                ceilings[precision] = max(rate, ceilings.get(precision, 0.0))
     return BenchmarkResult(
+        model=config.model,
+        input_size=spec.input_size,
         machine=machine,
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        shape=prepared.shape,
-        ceilings=ceilings,
-        rows=tuple(with_share(row, ceilings) for row in rows),
-        left_out=tuple(prepared.left_out),
-        notes=_notes(prepared, probes, ceilings),
+        rows=tuple(rows),
+        left_out=tuple(left_out),
     )
 
 
-def _probe_all(prepared: Prepared, config: BenchmarkConfig, threads: int, say: Say) -> dict[Subject, Probe]:
-    """Memory and load time of every subject that can be run."""
-    probes = {}
-    for number, subject in enumerate(prepared.subjects, start=1):
-        say(f"loading {subject.name} ({number} of {len(prepared.subjects)})")
-        try:
-            probes[subject] = probe(subject, shape=prepared.shape, batches=config.batch, threads=threads)
-        except UserError as error:
-            prepared.leave_out(str(error), strict=config.is_strict(peer=subject.peer))
-    return probes
-
-
-def _measure(
-    probes: Mapping[Subject, Probe],
-    images: Tensor,
+def _open_all(
     config: BenchmarkConfig,
+    model: nn.Module,
+    spec: ModelSpec,
+    images: Tensor,
+    folder: Path,
+    *,
     device: torch.device,
-) -> list[Row]:
-    """The rows of one size of batch, without shares of the ceiling."""
-    subjects = list(probes)
-    images = images.to(device)
-    calls, answers = [], []
-    for subject in subjects:
+    say: Say,
+) -> tuple[list[OpenForm], list[str]]:
+    """Write and open every form; return those that work, and a line for each that does not."""
+    opened: list[OpenForm] = []
+    left_out: list[str] = []
+    for form in [find_form(name) for name in dict.fromkeys(config.forms or FORMS)]:
+        say(f"preparing {form.name}")
         try:
-            call = open_subject(subject)
-            answers.append(call(images).cpu())
-        except Exception as error:  # as in the process that probed it, but with the others beside it
-            raise UserError(f"{subject.name}, batch {len(images)}: {first_line(error)}") from error
-        calls.append(partial(call, images))
+            opened.append(open_form(form, model, spec, folder, images=images, device=device))
+        except UserError as error:
+            line = f"{form.name}: {error}"
+            if config.forms is not None:
+                raise UserError(line) from error
+            left_out.append(line)
+            say(f"left out: {line}")
+    return opened, left_out
+
+
+def _time_all(
+    opened: list[OpenForm], images: Tensor, expected: Tensor, *, batch: int, config: BenchmarkConfig
+) -> list[Row]:
+    """Return the rows of one batch size."""
+    repeated = torch.arange(batch) % len(images)
+    inputs, wanted = images[repeated], expected[repeated]
+    differences = [relative_difference(form.call(inputs), wanted) for form in opened]
+    calls = [partial(form.call, inputs) for form in opened]
     times = take_turns(calls, rounds=config.repeats, seconds=config.seconds)
+    first = float(np.median(times[0]))
     rows = []
-    for index, subject in enumerate(subjects):
-        base = _baseline(subject, subjects)
-        found = probes[subject]
-        pace = 1e3 * len(images) / float(np.median(times[index]))
-        difference = None
-        if base is not None and subject.same_weights:
-            difference = relative_difference(answers[index], answers[base])
+    for form, taken, difference in zip(opened, times, differences, strict=True):
+        median = float(np.median(taken))
         rows.append(
             Row(
-                model=subject.model,
-                runtime=subject.runtime.name,
-                precision=subject.runtime.precision if subject.known_precision else None,
-                peer=subject.peer,
-                batch=len(images),
-                rounds=len(times[index]),
-                images_per_second=pace,
-                latency_ms=percentiles(times[index]),
-                ratio=None if base is None else ratio(times[index], times[base]),
-                baseline=None if base is None else subjects[base].runtime.name,
+                form=form.form.name,
+                batch=batch,
+                rounds=len(taken),
+                median_ms=median,
+                p95_ms=float(np.percentile(taken, 95)),
+                images_per_second=1e3 * batch / median,
+                speedup=first / median,
+                file_mb=form.file_mb,
                 difference=difference,
-                wrong=_is_wrong(subject, answers[index], difference),
-                parameters=subject.parameters,
-                macs=subject.macs,
-                share_of_ceiling=None,
-                import_memory_mb=found.import_memory_mb,
-                peak_memory_mb=found.peak_memory_mb.get(len(images)),
-                load_seconds=found.load_seconds,
-                first_answer_seconds=found.first_answer_seconds,
-                times_ms=tuple(times[index]),
+                wrong=not difference <= TOLERANCES[form.form.precision],
+                times_ms=tuple(taken),
             )
         )
     return rows
 
 
-def relative_difference(actual: Tensor, expected: Tensor) -> float:
-    """Norm of the difference of logits (B, K) over the norm of those expected; the worst image's.
-
-    Infinite where either is not finite.
-    """
-    error = (actual.double() - expected.double()).norm(dim=1) / expected.double().norm(dim=1)
-    return float(error.nan_to_num(torch.inf, torch.inf).max())
-
-
-def _baseline(subject: Subject, subjects: Sequence[Subject]) -> int | None:
-    """Where the plain formulation of the same model is, or else the model as trained, in float32."""
-    for kind in ("reference", "eager"):
-        for index, other in enumerate(subjects):
-            if (other.model, other.runtime) == (subject.model, Runtime(kind)):
-                return index
-    return None
-
-
-def _is_wrong(subject: Subject, answer: Tensor, difference: float | None) -> bool:
-    if not bool(torch.isfinite(answer).all()):
-        return True
-    exact = subject.runtime.precision == "fp32" and subject.known_precision
-    return exact and difference is not None and difference >= TOLERANCE
-
-
-def with_share(row: Row, ceilings: Mapping[Precision, float]) -> Row:
-    """A row with its share of the ceiling in its own arithmetic, where both are known."""
-    # OpenVINO's fp16 is how the weights are stored; it computes in fp32.
-    arithmetic = "fp32" if row.runtime == "openvino-fp16" else row.precision
-    ceiling = None if arithmetic is None else ceilings.get(arithmetic)
-    if ceiling is None or row.macs is None:
-        return row
-    return replace(row, share_of_ceiling=share_of_ceiling(row.macs, row.images_per_second, ceiling))
-
-
-def _notes(
-    prepared: Prepared, probes: Mapping[Subject, Probe], ceilings: Mapping[Precision, float]
-) -> tuple[str, ...]:
-    notes = ["Accuracy is not measured here."]
-    if prepared.random_weights:
-        notes.append("Models given by name have random weights and BatchNorm statistics.")
-    if any(subject.runtime.precision == "int8" for subject in probes):
-        notes.append(
-            f"int8 is calibrated on {len(prepared.images)} crops of two photos; what it costs in accuracy"
-            " shows on a trained model ('conformer-vision export' measures it)."
-        )
-        for name, parts in prepared.kept_float.items():
-            notes.append(f"{name} leaves in float what changes its answers most: {', '.join(parts)}.")
-        if "int8" not in ceilings:
-            notes.append("PyTorch has no int8 matrix product here that is faster than its float32: no share.")
-    if any(not subject.same_weights for subject in probes):
-        notes.append(
-            "The reference beside an exported file has random weights: times compare, answers do not."
-        )
-    return tuple(notes)
-
-
 @contextmanager
-def _inductor_cache(folder: Path) -> Iterator[None]:
-    """A fresh cache for torch.compile: the first process compiles, as a user's does, the timed one reads."""
-    before = os.environ.get(_CACHE)
-    os.environ[_CACHE] = str(folder)
+def _threads(number: int | None) -> Iterator[None]:
+    """Set the CPU threads of every runtime; PyTorch's number is restored afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_CACHE]
-        else:
-            os.environ[_CACHE] = before
+        torch.set_num_threads(before)

@@ -48,6 +48,15 @@ def open_written(path: Path, entry: Format) -> Logits:
     return logits
 
 
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference of logits (B, K) over the norm of those expected; the worst image's.
+
+    It is infinite where either is not finite.
+    """
+    error = (actual.double() - expected.double()).norm(dim=1) / expected.double().norm(dim=1)
+    return float(error.nan_to_num(torch.inf, torch.inf).max())
+
+
 def compare(
     written: Logits, model: nn.Module, spec: ModelSpec, images: Tensor, *, precision: Precision
 ) -> Difference:
@@ -81,8 +90,7 @@ def compare(
         if actual.keys() != expected.keys():
             raise UserError(f"the file has the heads {', '.join(actual)}, not {', '.join(expected)}")
         for head, logits in expected.items():
-            distance = (actual[head] - logits).norm(dim=1) / logits.norm(dim=1)
-            relative = max(relative, float(distance.nan_to_num(torch.inf, torch.inf).max()))
+            relative = max(relative, relative_difference(actual[head], logits))
         first, second = actual[FUSED], expected[FUSED]
         probability = max(probability, float((first.softmax(1) - second.softmax(1)).abs().max()))
         same.append(first.argmax(1) == second.argmax(1))

@@ -1,12 +1,12 @@
-"""Turns, percentiles, ratios and shares, by numbers that are known."""
+"""Calls that take turns, with a clock of the test's own."""
 
 import pytest
 
-from conformer_vision.benchmark.measure import percentiles, ratio, share_of_ceiling, take_turns
+from conformer_vision.benchmark.timing import take_turns
 
 
 class Clock:
-    """Time that passes when a call works or somebody rests."""
+    """Time that passes when a call works or rests."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -53,20 +53,3 @@ def test_ends_after_the_seconds_but_not_before_three_rounds(rounds: int, seconds
     clock = Clock()
     (times,) = turns(clock, [clock.call("a", 1)], rounds=rounds, seconds=seconds)
     assert len(times) == done
-
-
-def test_percentiles() -> None:
-    assert percentiles(list(range(101))) == {"p50": 50, "p90": 90, "p99": 99}
-    assert percentiles([1.0, 3.0])["p50"] == 2
-    assert percentiles([1.0, 3.0])["p90"] == pytest.approx(2.8)
-
-
-def test_ratio_is_of_the_medians_and_its_quartiles_are_of_the_rounds() -> None:
-    same = ratio([1, 2, 4], [2, 4, 8])
-    assert (same.median, same.low, same.high) == (2, 2, 2)
-    found = ratio([1, 1, 1, 1, 1], [9, 1, 2, 3, 4])
-    assert (found.median, found.low, found.high) == (3, 2, 4)
-
-
-def test_share_of_the_ceiling() -> None:
-    assert share_of_ceiling(2_000_000_000, 20.0, 80e9) == pytest.approx(0.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -13,23 +12,17 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.export.formats import FORMATS, Precision
-from conformer_vision.inference.runtimes import open_runtime
 from conformer_vision.models import Conformer
-from conformer_vision.runs import find_model
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model
+from oracle import ReferenceConformer, build_pair, count_macs, plain_copy
 
-from .config import BenchmarkConfig, Runtime
-from .pairs import build_pair, plain_config, plain_copy
-from .reference import ReferenceConformer, randomize_
+from .config import ComparisonConfig, Runtime
 
 CLASSES = tuple(f"class {number}" for number in range(1000))
 """Of models with random weights."""
-_FORMATS = {entry.suffix: name for name, entry in FORMATS.items()}
 _IMPOSSIBLE = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError, TypeError)
 
 
@@ -40,11 +33,8 @@ class Source:
     Args:
         label: name or path, as it was given.
         spec: of the model, with the size that is measured.
-        model: in eval mode; of an exported file on the meta device, without weights.
-        reference: the plain formulation where there is one: with the same weights, or with random ones
-            beside an exported file.
-        file: an exported file.
-        file_precision: that the file computes in; None where it does not say.
+        model: in eval mode.
+        reference: the plain formulation with the same weights, where there is one.
         random: whether the weights are.
     """
 
@@ -52,20 +42,12 @@ class Source:
     spec: ModelSpec
     model: nn.Module
     reference: ReferenceConformer | None = None
-    file: Path | None = None
-    file_precision: Precision | None = None
     random: bool = False
 
     @property
     def parameters(self) -> int:
         """As trained."""
         return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
-    def file_runtime(self) -> Runtime:
-        """Of an exported file."""
-        kind = _FORMATS[cast(Path, self.file).suffix.lower()]
-        return Runtime(kind, self.file_precision or "fp32")
 
     def macs(self, runtime: Runtime) -> int:
         """Multiply-adds of one image; of the plain formulation its own, which are more.
@@ -84,24 +66,11 @@ class Source:
             ) from error
 
 
-def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-adds of one image: convolutions, linear layers and both products of attention.
-
-    Args:
-        model: left as it was.
-        shape: (C, H, W) of the image.
-    """
-    model = deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *shape, device="meta"))
-    return int(counter.get_total_flops()) // 2  # torch counts a multiplication and an addition
-
-
-def check_names(config: BenchmarkConfig) -> None:
+def check_names(config: ComparisonConfig) -> None:
     """Looks for every model before the first is built: there may be minutes between them.
 
     Raises:
-        UserError: there is no such model or file, or options have no effect on what is there.
+        UserError: there is no such model or file.
     """
     for name in config.models:
         if not timm.is_model(name) and not Path(name).exists():
@@ -111,16 +80,9 @@ def check_names(config: BenchmarkConfig) -> None:
     for name in config.peers or ():
         if not timm.is_model(name):
             raise UserError(f"peers {name}: timm knows no such model{_nearest(name)}")
-    if config.runtimes is not None and all(is_exported(name) for name in config.models):
-        raise UserError("runtimes has no effect on an exported file, which has one; leave it out")
 
 
-def is_exported(name: str) -> bool:
-    """Whether a model is an exported file by its suffix, `folded` weights apart."""
-    return not timm.is_model(name) and _FORMATS.get(Path(name).suffix.lower(), "folded") != "folded"
-
-
-def first_spec(config: BenchmarkConfig) -> ModelSpec:
+def first_spec(config: ComparisonConfig) -> ModelSpec:
     """The spec of the first model, with the size that everything is measured with.
 
     Raises:
@@ -130,8 +92,6 @@ def first_spec(config: BenchmarkConfig) -> ModelSpec:
     if timm.is_model(name):
         cfg = get_pretrained_cfg(name)
         spec = ModelSpec(name, {}, CLASSES, (3, 224, 224) if cfg is None else cfg.input_size)
-    elif is_exported(name):
-        spec = open_runtime(name, device="cpu").spec
     else:
         spec = load_model(name)[1]
     if config.size is None:
@@ -173,30 +133,16 @@ def _by_name(name: str, spec: ModelSpec) -> Source:
 
 
 def _by_path(name: str, spec: ModelSpec) -> Source:
-    """A trained model, or an exported file, for whose time alone a reference with other weights stands."""
-    file = find_model(name).path
-    precision: Precision | None = "fp32"
-    if is_exported(str(file)):
-        network = open_runtime(file, device="cpu")
-        own, precision = network.spec, getattr(network, "precision", None)
-    else:
-        model, own = load_model(file)
+    """A trained model, and the plain formulation with its weights where that computes the same."""
+    model, own = load_model(name)
     if own.input_size[0] != spec.input_size[0]:
         raise UserError(
             f"{name} takes images of {own.input_size[0]} channels, the first model of"
-            f" {spec.input_size[0]}; measure them apart"
+            f" {spec.input_size[0]}; compare them apart"
         )
     own = replace(own, input_size=spec.input_size)
-    if not is_exported(str(file)) and not own.folded:
-        plain = isinstance(model, Conformer) and model.config.upsample == "nearest"
-        return Source(name, own, model, plain_copy(cast(Conformer, model)) if plain else None)
-    like = _untrained(own)
-    reference = None
-    if isinstance(like, Conformer) and like.config.upsample == "nearest":
-        with torch.device("meta"):
-            reference = ReferenceConformer(plain_config(like))
-        randomize_(reference.to_empty(device="cpu"), 0)
-    return Source(name, own, like, reference, file=file, file_precision=precision)
+    plain = isinstance(model, Conformer) and not own.folded and model.config.upsample == "nearest"
+    return Source(name, own, model, plain_copy(cast(Conformer, model)) if plain else None)
 
 
 def _untrained(spec: ModelSpec) -> nn.Module:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from conformer_vision.inference.runtimes import FUSED, open_runtime
 from conformer_vision.weights import load_model
+from oracle import ReferenceConfig, ReferenceConformer
 
 from .config import COMPILE_MODES, TORCH_KINDS, Runtime
-from .reference import ReferenceConfig, ReferenceConformer
 
 _REFERENCE_KEY = "plain_formulation"
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -42,8 +42,6 @@ class Subject:
         peer: measured beside the models that were asked for.
         parameters: as trained; None where that is not known.
         macs: multiply-adds per image; None where that is not known.
-        same_weights: as the others of its model; else its answers are not compared with theirs.
-        known_precision: False for an exported file that does not say in what it computes.
     """
 
     model: str
@@ -53,8 +51,6 @@ class Subject:
     peer: bool = False
     parameters: int | None = None
     macs: int | None = None
-    same_weights: bool = True
-    known_precision: bool = True
 
     @property
     def name(self) -> str:

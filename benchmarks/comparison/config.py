@@ -26,7 +26,7 @@ KINDS = (
     *TORCH_KINDS,
     *(name for name, entry in FORMATS.items() if entry.runtime is not None and name not in TORCH_KINDS),
 )
-DEFAULT_RUNTIMES = ("eager", "compiled", "folded", "onnx", "openvino", "torch-export", "torchscript")
+DEFAULT_RUNTIMES = ("eager", "compiled", "folded", "onnx", "openvino")
 DEFAULT_PEERS = (
     "resnet50",
     "deit_small_patch16_224",
@@ -82,12 +82,11 @@ def parse_runtime(text: str) -> Runtime:
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """What `benchmark` measures.
+class ComparisonConfig:
+    """What `compare` measures.
 
     Args:
-        models: names in timm's registry, which get random weights, run folders, .safetensors files, or
-            exported files, which are measured as they are.
+        models: names in timm's registry, which get random weights, run folders or weights files.
         runtimes: what runs the models, as `parse_runtime` reads it; None means `DEFAULT_RUNTIMES` as far as
             they can be had here, while what is named has to work.
         batch: images at once.

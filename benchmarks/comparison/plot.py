@@ -17,7 +17,7 @@ from matplotlib.transforms import Bbox, BboxBase
 
 from conformer_vision.files import atomic_path
 
-from .result import BenchmarkResult, Row
+from .result import ComparisonResult, Row
 
 _MARKERS = {
     "reference": "X",
@@ -43,7 +43,7 @@ _MARGIN = 1.5
 """Factor between the outermost points and the edges."""
 
 
-def draw_plot(result: BenchmarkResult, path: Path) -> None:
+def draw_plot(result: ComparisonResult, path: Path) -> None:
     """Draws images per second over multiply-adds per image to a PNG file, one panel per size of batch.
 
     Both axes are logarithmic, so that the machine's matrix products, and every share of them, are straight
@@ -78,7 +78,7 @@ def draw_plot(result: BenchmarkResult, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130)
 
 
-def _draw_panel(axes: Axes, rows: list[Row], result: BenchmarkResult) -> None:
+def _draw_panel(axes: Axes, rows: list[Row], result: ComparisonResult) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     for row in rows:

@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import torch
-
+from conformer_vision.benchmark.machine import Machine
 from conformer_vision.export.formats import Precision
 
 from .measure import Ratio
 
 TOLERANCE = 1e-4
 """From this difference of its logits on, relative to their norm, a float32 subject is wrong."""
-_LIBRARIES = ("conformer-vision", "torch", "timm", "onnxruntime", "openvino", "numpy")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where it was measured."""
-
-    system: str
-    processor: str
-    cores: int
-    """That this process may use."""
-    threads: int
-    """That every runtime used."""
-    device: str
-    """torch's name of the device."""
-    gpu: str | None
-
-    @classmethod
-    def here(cls, device: torch.device) -> Machine:
-        """This machine, with the number of threads that PyTorch is set to."""
-        affinity = getattr(os, "sched_getaffinity", None)
-        return cls(
-            system=f"{platform.system()} {platform.machine()}",
-            processor=_processor(),
-            cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
-            threads=torch.get_num_threads(),
-            device=str(device),
-            gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        )
 
 
 @dataclass(frozen=True)
@@ -58,8 +23,7 @@ class Row:
     model: str
     runtime: str
     """With the precision behind it where that is not fp32."""
-    precision: Precision | None
-    """None where an exported file does not say it."""
+    precision: Precision
     peer: bool
     batch: int
     rounds: int
@@ -97,8 +61,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class BenchmarkResult:
-    """What `benchmark` found."""
+class ComparisonResult:
+    """What `compare` found."""
 
     machine: Machine
     versions: Mapping[str, str]
@@ -123,31 +87,6 @@ class BenchmarkResult:
     def to_json(self) -> str:
         """As one JSON object; rates are per second, numbers that are not finite are null."""
         return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the libraries that measure or are measured."""
-    found = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    """The processor's name; what Python says of it is often empty."""
-    if sys.platform == "linux":
-        try:
-            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            lines = []
-        for line in lines:
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _finite(value: Any) -> Any:

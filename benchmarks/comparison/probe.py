@@ -25,7 +25,8 @@ _LIBRARIES = {
     "openvino": ("openvino",),
     **dict.fromkeys(COMPILE_MODES, ("torch._dynamo", "torch._inductor.compile_fx")),
 }
-_CODE = "from conformer_vision.benchmark.probe import main; main()"
+_CODE = "from comparison.probe import main; main()"
+_HERE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ def probe(subject: Subject, *, shape: Sequence[int], batches: Sequence[int], thr
         "batches": sorted(batches),
         "threads": threads,
     }
+    path = [str(_HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-P", "-c", _CODE],  # -P: no module of the user's folder in place of a library's
         input=json.dumps(order),
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)},
     )
     if done.returncode < 0:
         raise UserError(

@@ -17,7 +17,7 @@ from conformer_vision.models import Conformer
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 
-from .config import COMPILE_MODES, TORCH_KINDS, BenchmarkConfig, Runtime
+from .config import COMPILE_MODES, TORCH_KINDS, ComparisonConfig, Runtime
 from .sources import Source, check_names, first_spec, open_source
 from .subjects import Subject, save_reference
 
@@ -27,7 +27,7 @@ _AT_ONCE = 8
 
 @dataclass
 class Prepared:
-    """Everything that `benchmark` measures."""
+    """Everything that `compare` measures."""
 
     shape: tuple[int, int, int]
     """(C, H, W) of every image."""
@@ -55,7 +55,7 @@ class Prepared:
 
 
 def prepare(
-    config: BenchmarkConfig, folder: Path, *, device: torch.device, say: Callable[[str], None]
+    config: ComparisonConfig, folder: Path, *, device: torch.device, say: Callable[[str], None]
 ) -> Prepared:
     """Builds all models and writes each in every form that is wanted.
 
@@ -86,7 +86,7 @@ def prepare(
         place = folder / str(number)
         place.mkdir()
         files: dict[str, Path] = {}
-        for runtime in _runtimes(source, of_peers if peer else own, reference=config.reference):
+        for runtime in _runtimes(source, of_peers if peer else own):
             try:
                 path, kept = _write(source, runtime, place, files, prepared.images)
             except UserError as error:
@@ -104,10 +104,6 @@ def prepare(
                     peer=peer,
                     parameters=source.parameters,
                     macs=source.macs(runtime),
-                    same_weights=source.file is None,
-                    known_precision=runtime.kind in TORCH_KINDS
-                    or source.file is None
-                    or source.file_precision is not None,
                 )
             )
     return prepared
@@ -127,10 +123,8 @@ def _supported(runtimes: list[Runtime], prepared: Prepared, *, strict: bool) -> 
     return found
 
 
-def _runtimes(source: Source, wanted: list[Runtime], *, reference: bool) -> list[Runtime]:
+def _runtimes(source: Source, wanted: list[Runtime]) -> list[Runtime]:
     """What can run a source: the plain formulation is of Conformers alone."""
-    if source.file is not None:
-        wanted = [Runtime("reference"), source.file_runtime] if reference else [source.file_runtime]
     return [runtime for runtime in wanted if runtime != Runtime("reference") or source.reference is not None]
 
 
@@ -142,8 +136,6 @@ def _write(
     Raises:
         UserError: the model cannot be had in this form.
     """
-    if source.file is not None and runtime.kind != "reference":
-        return source.file, ()
     in_torch = runtime.kind in TORCH_KINDS
     form = runtime.kind
     if form in COMPILE_MODES:
