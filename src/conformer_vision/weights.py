@@ -65,9 +65,7 @@ def load_model(path_or_name: str | Path | ModelSource) -> tuple[nn.Module, Model
         return _load_checkpoint(source.path)
     if source.kind == "published":
         return _load_published(str(source.path))
-    raise UserError(
-        f"{source.path} is an export, which runs in a runtime of its own; give the run folder or weights"
-    )
+    raise UserError(f"{source.path} is an export, which `Predictor` runs; give the run folder or weights")
 
 
 def save_model(model: nn.Module, spec: ModelSpec, path: str | Path) -> None:
