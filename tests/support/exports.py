@@ -72,5 +72,5 @@ def make_exports(folder: Path) -> Path:
             done = run("export", folder, "--format", name)
             assert done.status == 0, done.err
             assert f"{folder / file}: {name}, fp32" in done.out
-            assert "worst difference from the model on 19 images" in done.out
+            assert "largest difference from the model on 19 images" in done.out
     return folder

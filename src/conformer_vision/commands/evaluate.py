@@ -1,4 +1,4 @@
-"""The subcommand ``evaluate``: accuracy of a trained model on labelled images."""
+"""The subcommand ``evaluate``: the accuracy of a trained model on labelled images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> ArgumentParser:
-    """The options of the subcommand."""
-    parser = plain_parser("Measure a trained model on labelled images.")
-    parser.add_argument("run", help="Run folder, .safetensors file or exported file.")
-    parser.add_argument("--data", required=True, help="Images, as train takes them.")
+    """Build the parser of the subcommand."""
+    parser = plain_parser("Evaluate a trained model on labelled images.")
+    parser.add_argument(
+        "model",
+        help="Run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights.",
+    )
+    parser.add_argument("--data", required=True, help="Labelled images, as train takes them.")
     parser.add_argument("--split", default="val", choices=["val", "train", "all"], help="Part of the data.")
     add_splitting(parser, of_run=True)
     parser.add_argument(
@@ -31,36 +34,38 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--batch_size", type=int, default=64, help="Images per forward pass.")
     parser.add_argument("--workers", type=int, default=0, help="Processes that read images.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another torch device.")
     parser.add_argument(
-        "--input_size", type=int | tuple[int, int] | None, help="Pixels of the input; else the model's own."
+        "--input_size",
+        type=int | tuple[int, int] | None,
+        help="Pixels of the input; the model's by default.",
     )
     parser.add_argument(
         "--confusion_matrix",
         metavar="PNG",
-        help=f"Where to draw the confusion matrix; {CONFUSION_FILE} in a run folder where not given.",
+        help=f"Image of the confusion matrix; {CONFUSION_FILE} in a run folder by default.",
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
     return parser
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
-    """Do what was parsed; give the exit status."""
+    """Run the subcommand; return the exit status."""
     from conformer_vision.inference import evaluate
     from conformer_vision.inference.labelled import read_run_data
 
-    path = Path(options.run, CONFUSION_FILE) if Path(options.run).is_dir() else None
+    path = Path(options.model, CONFUSION_FILE) if Path(options.model).is_dir() else None
     if options.confusion_matrix is not None:
         path = Path(options.confusion_matrix)
     evaluation = evaluate(
-        options.run,
+        options.model,
         options.data,
         split=options.split,
         batch_size=options.batch_size,
         workers=options.workers,
         device=options.device,
         input_size=options.input_size,
-        splitting=splitting_of(options, default=read_run_data(options.run).splitting),
+        splitting=splitting_of(options, default=read_run_data(options.model).splitting),
         data_dir=options.data_dir,
         exclude=options.exclude,
         confusion_matrix=path,
@@ -86,4 +91,4 @@ def _print(evaluation: Evaluation) -> None:
     console().print(table)
     print(f"calibration: ECE {evaluation.ece:.2%}, NLL {evaluation.nll:.4f}")
     if evaluation.broken:
-        print(f"left out: {len(evaluation.broken):,} that could not be read")
+        print(f"left out: {len(evaluation.broken):,} images that could not be read")

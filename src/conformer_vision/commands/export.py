@@ -1,4 +1,4 @@
-"""The subcommand ``export``: a trained model as a file that other programs run."""
+"""The subcommand ``export``: write a trained model as a file that other programs run."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> ArgumentParser:
-    """The options of the subcommand."""
+    """Build the parser of the subcommand."""
     parser = plain_parser("Write a trained model in another format and check the file against the model.")
-    parser.add_argument("run", help="Run folder, .safetensors file or name of published weights.")
-    parser.add_argument("--format", required=True, choices=list(FORMATS), help="Of the file.")
-    parser.add_argument("--precision", default="fp32", choices=get_args(Precision), help="Of its arithmetic.")
+    parser.add_argument("model", help="Run folder, weights, checkpoint or the name of published weights.")
+    parser.add_argument("--format", required=True, choices=list(FORMATS), help="Format of the file.")
+    parser.add_argument("--precision", default="fp32", choices=get_args(Precision), help="Of the arithmetic.")
     parser.add_argument(
-        "--output", metavar="FILE", type=str | None, help="The file; in the run folder where not given."
+        "--output", metavar="FILE", type=str | None, help="The file; in the run folder by default."
     )
     parser.add_argument(
         "--data",
         type=str | None,
-        help="Images to check with, and for int8 to calibrate and measure with; else the run's own.",
+        help="Labelled images to check, calibrate and evaluate with; the run's own by default.",
     )
     parser.add_argument(
-        "--calibration_images", type=int, default=128, help="Training images that int8 is calibrated on."
+        "--calibration_images",
+        type=int,
+        default=128,
+        help="Number of images that int8 is calibrated on.",
     )
     return parser
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
-    """Do what was parsed; give the exit status."""
+    """Run the subcommand; return the exit status."""
     from conformer_vision.export import export
 
     exported = export(
-        options.run,
+        options.model,
         format=options.format,
         precision=options.precision,
         output=options.output,
@@ -58,7 +61,7 @@ def _print(exported: Exported) -> None:
         printable(f"{exported.path}: {exported.format}, {exported.precision}, {exported.size / 1e6:.1f} MB")
     )
     print(
-        f"worst difference from the model on {difference.images} images: "
+        f"largest difference from the model on {difference.images} images: "
         f"{difference.relative:.1e} of the logits, {difference.probability:.1e} in probability; "
         f"the same first class for {difference.agreement:.1%}"
     )

@@ -1,4 +1,4 @@
-"""The subcommand ``models``: what Conformers there are."""
+"""The subcommand ``models``: list the Conformers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from conformer_vision.parsing import build_parser as plain_parser
 
 
 def build_parser() -> ArgumentParser:
-    """The options of the subcommand."""
+    """Build the parser of the subcommand."""
     parser = plain_parser("List the Conformers by name, size and cost.")
     parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")
     return parser
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
-    """Do what was parsed; give the exit status."""
+    """Run the subcommand; return the exit status."""
     from conformer_vision.models.variants import describe_variants
 
     rows = describe_variants()

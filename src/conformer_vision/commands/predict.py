@@ -1,4 +1,4 @@
-"""The subcommand ``predict``: the classes of images."""
+"""The subcommand ``predict``: classify images."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> ArgumentParser:
-    """The options of the subcommand."""
+    """Build the parser of the subcommand."""
     parser = plain_parser("Classify images with a trained model.")
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="[MODEL] IMAGE_OR_FOLDER",
-        help="A run folder, .safetensors file, exported file or name of published weights, then images or "
-        "folders of them; images alone are classified with the weights that come with the package.",
+        help="Images or folders of images. A model first: run folder, weights, checkpoint, ONNX or OpenVINO "
+        "file, or the name of published weights; without one the bundled weights are used.",
     )
-    parser.add_argument("--top_k", type=int, default=3, help="Classes per image.")
+    parser.add_argument("--top_k", type=int, default=3, help="Number of classes per image.")
     parser.add_argument("--batch_size", type=int, default=32, help="Images per forward pass.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another torch device.")
     parser.add_argument(
-        "--input_size", type=int | tuple[int, int] | None, help="Pixels of the input; else the model's own."
+        "--input_size",
+        type=int | tuple[int, int] | None,
+        help="Pixels of the input; the model's by default.",
     )
     parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")
     parser.add_argument("--csv", action="store_true", help="Print CSV instead of a table.")
@@ -42,9 +44,9 @@ def build_parser() -> ArgumentParser:
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
-    """Do what was parsed; give the exit status."""
+    """Run the subcommand; return the exit status."""
     if options.json and options.csv:
-        raise UserError("--json and --csv are two formats of one output; give one of them")
+        raise UserError("--json and --csv exclude each other; give one of them")
     from conformer_vision.inference import Predictor
 
     model, images = _take_model(options.inputs)
@@ -52,7 +54,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         model, device=options.device, batch_size=options.batch_size, input_size=options.input_size
     )
     if model is None:
-        print(f"with the weights that come with the package, {predictor.model}", file=sys.stderr)
+        print(f"using the bundled weights {predictor.model}", file=sys.stderr)
     answers = predictor.predict(images, top_k=options.top_k)
     write = _write_json if options.json else _write_csv if options.csv else _write_table
     broken = write(answers)
@@ -62,25 +64,25 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
 
 def _take_model(inputs: list[str]) -> tuple[str | None, list[str]]:
-    """The model that comes first, None where all are images, and the images.
+    """Split the inputs into the model, None if all are images, and the images.
 
     Raises:
-        UserError: a model alone.
+        UserError: A model without images.
     """
     from conformer_vision.runs import is_model
 
     first, rest = inputs[0], inputs[1:]
-    # Of several, only an image that is there is taken for one: a mistyped run must not pass for an image.
+    # A first name that does not exist is a model, so that a mistyped run does not pass for an image.
     model = is_model(first) or (bool(rest) and (not os.path.exists(first) or os.path.isdir(first)))
     if not model:
         return None, inputs
     if not rest:
-        raise UserError(f"{first} is a model; give images or folders of images behind it")
+        raise UserError(f"{first} is a model; give images or folders of images after it")
     return first, rest
 
 
 def _failed(prediction: Prediction) -> bool:
-    """Whether there is no answer; the reason goes to stderr."""
+    """Tell whether there is no result, and print the reason to stderr."""
     if prediction.error is not None:
         print(f"skipped: {printable(prediction.error)}", file=sys.stderr)
     return prediction.error is not None
@@ -112,7 +114,7 @@ def _write_json(predictions: Iterable[Prediction]) -> int:
 
 
 def _write_csv(predictions: Iterable[Prediction]) -> int:
-    """One row per class of an image; an image without an answer has one row with its error."""
+    """Write one row per class of an image; an image without a result has one row with its error."""
     broken = 0
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "rank", "label", "probability", "error"])

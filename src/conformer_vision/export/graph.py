@@ -1,4 +1,4 @@
-"""A model as a graph of operators, for any number of images and, where the model allows it, of any size."""
+"""A model as a graph of operators, for any number of images and, if the model allows it, any size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, 
 
 
 class OneHead(nn.Module):
-    """A classifier whose input and output are float32, whatever it computes in."""
+    """A classifier with float32 input and output, whatever type it computes in."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class OneHead(nn.Module):
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """Logits (B, K)."""
+        """Compute the logits (B, K)."""
         return (self.model(images.to(self.dtype)).float(),)
 
 
 class ThreeHeads(nn.Module):
-    """A Conformer whose input and outputs are float32, whatever it computes in."""
+    """A Conformer with float32 input and outputs, whatever type it computes in."""
 
     def __init__(self, model: Conformer, dtype: torch.dtype) -> None:
         super().__init__()
@@ -41,16 +41,16 @@ class ThreeHeads(nn.Module):
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, K) of the prediction, the convolution head and the transformer head."""
+        """Compute the logits (B, K) of the prediction, the convolution head and the transformer head."""
         branches = self.model.forward_branches(images.to(self.dtype))
         return self.model.fuse_logits(branches).float(), branches.conv.float(), branches.trans.float()
 
 
 def inference_form(model: nn.Module, precision: Precision) -> nn.Module:
-    """A copy of the model that is folded, where it is a Conformer, converted, and gives all its heads.
+    """Copy a model for inference: folded if it is a Conformer, converted, with all its heads as outputs.
 
     Args:
-        model: is left as it was.
+        model: Left as it was.
         precision: int8 gives a float32 model, to be quantised.
     """
     if isinstance(model, Conformer):
@@ -64,10 +64,11 @@ def inference_form(model: nn.Module, precision: Precision) -> nn.Module:
 
 
 def has_fixed_size(model: nn.Module, spec: ModelSpec) -> bool:
-    """Whether the exported model takes images of the spec's size alone.
+    """Tell whether the exported model takes images of the specification's size only.
 
-    torch.export makes a constant of a size of 1, so that a Conformer whose last map has a single cell at the
-    spec's size gets that size alone; so does every other model, which may have more such conditions.
+    torch.export turns a size of 1 into a constant. A Conformer whose last feature map has a single cell at
+    the specification's size is therefore fixed to that size, and so is every other model, which may have more
+    such conditions.
     """
     if not isinstance(model, Conformer):
         return True
@@ -75,16 +76,16 @@ def has_fixed_size(model: nn.Module, spec: ModelSpec) -> bool:
 
 
 def example(model: nn.Module, spec: ModelSpec) -> Tensor:
-    """Two images (2, C, H, W) that no size is a coincidence of: H and W differ where they may."""
+    """Make two images (2, C, H, W) for tracing; H and W differ if they are free."""
     channels, height, width = spec.input_size
     return torch.zeros(2, channels, height if has_fixed_size(model, spec) else height + 32, width)
 
 
 def build_program(model: nn.Module, spec: ModelSpec, precision: Precision) -> ExportedProgram:
-    """The graph of `inference_form`.
+    """Trace the graph of `inference_form`.
 
     Raises:
-        UserError: the model cannot be exported.
+        UserError: The model cannot be exported.
     """
     form = inference_form(model, precision)
     size = {} if has_fixed_size(model, spec) else {2: Dim.AUTO, 3: Dim.AUTO}
@@ -92,7 +93,7 @@ def build_program(model: nn.Module, spec: ModelSpec, precision: Precision) -> Ex
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = export(form, (example(model, spec),), dynamic_shapes={INPUT: {0: Dim.AUTO, **size}})
-    except Exception as error:  # of another model's code, torch.export raises anything
+    except Exception as error:  # torch.export raises anything on other models' code
         raise UserError(f"model {spec.model} cannot be exported ({first_line(error)})") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine

@@ -1,9 +1,9 @@
-"""int8 by onnxruntime's static quantisation: QDQ pairs, weights per channel, ranges from real images.
+"""int8 with onnxruntime's static quantisation: QDQ pairs, weights per channel, ranges from real images.
 
-Layers with weights are quantised: convolutions and linear layers. What lies between them stays float, above
-all the sums: the class token is doubled in every coupled block, so that 8 bits for the tokens' sum leave
-little of the patch tokens beside it. Where the answers still change too much, the parts of the network that
-change them most are kept in float; which those are is measured, one part at a time.
+Convolutions and linear layers are quantised. Everything between them stays in float, in particular the sums:
+every coupled block doubles the class token, so that 8 bits for the tokens' sum would leave little resolution
+for the patch tokens. If the answers still change too much, the parts of the network with the largest effect
+stay in float; the effect is determined for one part at a time.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from conformer_vision.errors import UserError
 from conformer_vision.inference.runtimes.base import INPUT
 
 LARGEST_ERROR = 0.1
-"""Error that the answers may have before parts are kept in float: of the logits, relative to their norm."""
+"""Largest error of the logits, relative to their norm, before parts are kept in float."""
 MOST_PARTS = 0.3
-"""Share of the parts that may be kept in float."""
-_MEASURED = 8
-"""Images that parts are measured with."""
+"""Largest share of the parts that is kept in float."""
+_COMPARED = 8
+"""Number of images that the effect of a part is determined on."""
 _OPERATORS = ["Conv", "Gemm", "MatMul"]
 
 
 def quantize(
     proto: Any, calibration: Sequence[Tensor], *, signed: bool = False
 ) -> tuple[Any, tuple[str, ...]]:
-    """The quantised model, and the parts that were kept in float.
+    """Quantise a model, and return it with the parts that stay in float.
 
     Args:
-        proto: ``onnx.ModelProto`` in float32, whose nodes are named ``PART/OPERATOR``.
-        calibration: prepared images, each (B, C, H, W).
-        signed: activations below and above 0 become int8 around 0, which OpenVINO computes with; otherwise
-            all become uint8 with a zero point, which is finer and costs onnxruntime nothing.
+        proto: ``onnx.ModelProto`` in float32 with nodes named ``PART/OPERATOR``.
+        calibration: Prepared images, each (B, C, H, W).
+        signed: Store activations of both signs as int8 around 0, which OpenVINO computes with; otherwise all
+            are uint8 with a zero point, which is finer and costs onnxruntime nothing.
 
     Raises:
-        UserError: no images.
+        UserError: No images.
     """
     if not calibration:
         raise UserError("precision int8 needs images to calibrate with: give labelled ones with --data")
@@ -67,7 +67,7 @@ def quantize(
 
 
 class _Quantizer:
-    """Quantises one model again and again, with ranges that are measured once."""
+    """Quantises one model several times with the same ranges."""
 
     def __init__(self, proto: Any, calibration: Sequence[Tensor], folder: Path, *, signed: bool) -> None:
         import onnx
@@ -90,15 +90,15 @@ class _Quantizer:
                 for name, data in self._ranges.data.items()
                 if float(np.min(data.range_value[0])) < 0
             }
-        self._images = np.concatenate([batch.numpy() for batch in calibration])[:_MEASURED]
+        self._images = np.concatenate([batch.numpy() for batch in calibration])[:_COMPARED]
         self._expected = self._logits(self._model)
 
     def parts(self) -> list[str]:
-        """Parts of the network with something to quantise, in their order."""
+        """Return the parts of the network that can be quantised, in their order."""
         return list(self._nodes())
 
     def quantized(self, kept: Sequence[str]) -> Any:
-        """The model with all parts in int8 but ``kept``."""
+        """Return the model with all parts in int8 except ``kept``."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -116,16 +116,16 @@ class _Quantizer:
             copy.deepcopy(self._options),
         )
         quantizer.quantize_model()
-        quantizer.model.topological_sort()  # as the ONNX standard asks for
+        quantizer.model.topological_sort()  # as the ONNX standard requires
         return quantizer.model.model
 
     def error(self, quantized: Any) -> float:
-        """Largest relative difference of an image's logits from those of the float model."""
+        """Return the largest error of an image's logits, relative to the norm of the float model's."""
         difference = np.linalg.norm(self._logits(quantized) - self._expected, axis=1)
         return float((difference / np.linalg.norm(self._expected, axis=1)).max())
 
     def _attention(self) -> list[str]:
-        """Products of two activations: queries by keys, attention by values. They stay float."""
+        """Name the products of two activations, which stay in float: queries by keys, attention by values."""
         constants = {tensor.name for tensor in self._model.graph.initializer}
         return [
             node.name
@@ -153,13 +153,13 @@ class _Quantizer:
 
 
 class _Reader:
-    """Images as onnxruntime's calibrators ask for them."""
+    """Feeds images to onnxruntime's calibrators."""
 
     def __init__(self, calibration: Sequence[Tensor]) -> None:
         self._batches = iter(calibration)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next input, or None."""
+        """Return the next input, or None."""
         batch = next(self._batches, None)
         return None if batch is None else {INPUT: batch.numpy()}
 
@@ -170,7 +170,7 @@ class _Reader:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back onnxruntime's advice, which goes to the root logger."""
+    """Silence onnxruntime's advice, which goes to the root logger."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

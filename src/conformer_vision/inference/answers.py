@@ -1,4 +1,4 @@
-"""One pass over labelled images: the logits of every head, and what could not be read."""
+"""One pass of a model over labelled images."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from conformer_vision.inference.trained_model import TrainedModel
 
 @dataclass(frozen=True)
 class Answers:
-    """The logits of every head for some images; the broken ones are left out."""
+    """The logits of every head for a batch of images, without the broken ones."""
 
     logits: dict[str, Tensor]
     """Head -> (B, K) float32, on the model's device; all finite."""
     labels: Tensor
     """(B,) int64, true classes, on the model's device."""
     indices: Tensor
-    """(B,) int64, on the CPU: numbers of the images in their source; -1 in a stream."""
+    """(B,) int64, on the CPU: numbers of the images in their source; -1 for a stream."""
     order: Tensor
-    """(B,) int64, on the CPU: numbers of the images in the pass, broken ones counted too, from 0."""
+    """(B,) int64, on the CPU: numbers of the images in the pass from 0, counting broken ones."""
 
 
 def answers(
@@ -36,18 +36,18 @@ def answers(
     workers: int,
     broken: list[str],
 ) -> Iterator[Answers]:
-    """Every image of a source once through a model, batch by batch.
+    """Run every image of a source through a model once, batch by batch.
 
     Args:
-        trained: the model.
-        source: the images.
-        batch_size: images per forward pass.
-        workers: processes that read images; 0 reads them in this one.
-        broken: gets one line, with the name and the reason, for each image that cannot be read.
+        trained: The model.
+        source: The images.
+        batch_size: Images per forward pass.
+        workers: Processes that read images; 0 reads them in this one.
+        broken: Receives one line, with the name and the reason, for each image that cannot be read.
 
     Raises:
-        UserError: an output that is not finite, a batch size or number of workers that cannot be, or
-            no image that can be read.
+        UserError: An output that is not finite, an invalid batch size or number of workers, or no image that
+            can be read.
     """
     seen = read = 0
     for batch in batches(trained, source, batch_size=batch_size, workers=workers):
@@ -68,5 +68,5 @@ def answers(
 def batches(
     trained: TrainedModel, source: ImageSource | ImageStream, *, batch_size: int, workers: int
 ) -> Iterator[Batch]:
-    """The images as the model takes them; always in the same order for one number of workers."""
+    """Load the images as the model takes them, in an order that depends on the number of workers alone."""
     return iter(evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers))

@@ -1,7 +1,7 @@
-"""Calibration: whether a probability of 80 % means 80 % right answers, and the temperature that mends it.
+"""Calibration: does a probability of 80 % mean 80 % right answers, and which temperature makes it so?
 
-Temperature scaling (Guo et al., ICML 2017) divides the logits by one number T, which changes no
-answer. T is the minimum of the negative log-likelihood (NLL), which is convex in 1/T.
+Temperature scaling (Guo et al., ICML 2017) divides the logits by one number T, which leaves the predicted
+classes as they are. T minimises the negative log-likelihood (NLL), which is convex in 1/T.
 """
 
 from __future__ import annotations
@@ -20,55 +20,55 @@ BINS = 15
 LOWEST, HIGHEST = 0.05, 20.0
 """Bounds of the temperature."""
 MIN_IMAGES = 50
-"""Below, a fitted temperature would say more about chance than about the model."""
-_CHUNK = 8192  # images at a time: of 1,000 classes 32 MB
+"""With fewer, a fitted temperature would say more about chance than about the model."""
+_CHUNK = 8192  # images at a time: 32 MB with 1,000 classes
 
 
 @dataclass(frozen=True)
 class Bin:
-    """The images whose first choice has a probability between two bounds."""
+    """The images whose highest probability is between two bounds."""
 
     low: float
     high: float
     count: int
     confidence: float
-    """Their mean probability; 0 where there are none."""
+    """Their mean probability; 0 without images."""
     accuracy: float
-    """Share of them that is right; 0 where there are none."""
+    """Share of right answers; 0 without images."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How well probabilities fit the shares of right answers."""
+    """How well the probabilities agree with the shares of right answers."""
 
     nll: float
     """Mean negative log-likelihood of the true class, in nats."""
     ece: float
-    """Expected calibration error: the mean gap of the bins, weighted by their images; in [0, 1]."""
+    """Expected calibration error: mean gap of the bins, weighted by their images; in [0, 1]."""
     bins: tuple[Bin, ...]
     """`BINS` bins of equal width over [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature of a model, and what it brings."""
+    """The temperature of a model, and its effect."""
 
     temperature: float
-    """Fitted on all images; 1 where it could not be fitted."""
+    """Fitted on all images; 1 if it could not be fitted."""
     before: Reliability
     """At temperature 1."""
     after: Reliability | None
     """Each half of the images at the temperature fitted on the other half; None without a fit."""
     note: str | None
-    """Why the temperature stayed 1, or that it stands at a bound."""
+    """Why the temperature stayed 1, or that it is at a bound."""
 
 
 class ExpectedCalibrationError(MulticlassCalibrationError):
-    """Expected calibration error from logits (B, K) at a temperature, fed batch by batch.
+    """Expected calibration error of logits (B, K) at a temperature, updated batch by batch.
 
     Args:
         num_classes: K.
-        temperature: what logits are divided by.
+        temperature: Divisor of the logits.
     """
 
     def __init__(self, num_classes: int, *, temperature: float = 1.0) -> None:
@@ -76,12 +76,12 @@ class ExpectedCalibrationError(MulticlassCalibrationError):
         self.temperature = temperature
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Takes in the logits (B, K) and the true classes (B,)."""
+        """Add the logits (B, K) and the true classes (B,)."""
         super().update(_below_one((preds / self.temperature).softmax(dim=1)), target)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature in [0.05, 20] with the lowest NLL.
+    """Find the temperature in [0.05, 20] with the lowest NLL.
 
     Args:
         logits: (N, K), finite.
@@ -97,23 +97,23 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def calibrate(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Calibration:
-    """Fits the temperature, and measures its effect on images that it was not fitted on.
+    """Fit the temperature, and evaluate its effect on images that it was not fitted on.
 
-    For the measurement the images are cut into two halves with equal shares of right answers;
-    each is scaled by the temperature of the other (two-fold cross-fitting).
+    For the evaluation the images are split into two halves with equal shares of right answers; each is scaled
+    by the temperature of the other (two-fold cross-fitting).
 
     Args:
         logits: (N, K) of the prediction, finite; N at least 1.
         labels: (N,), true classes.
-        seed: of the halves.
+        seed: Seed of the halves.
     """
     before = reliability(logits, labels, torch.ones(len(labels)))
     right = logits.argmax(dim=1) == labels
     if (note := _why_not(right, labels)) is not None:
         return Calibration(1.0, before, None, note)
     temperatures = torch.ones(len(labels))
-    for fitted, measured in StratifiedKFold(2, shuffle=True, random_state=seed).split(labels, right):
-        temperatures[measured] = fit_temperature(logits[fitted], labels[fitted])
+    for fitted, held_out in StratifiedKFold(2, shuffle=True, random_state=seed).split(labels, right):
+        temperatures[held_out] = fit_temperature(logits[fitted], labels[fitted])
     temperature = fit_temperature(logits, labels)
     bound = next((b for b in (LOWEST, HIGHEST) if math.isclose(temperature, b, rel_tol=1e-3)), None)
     note = None if bound is None else f"the temperature is at its bound of {bound:g}"
@@ -121,7 +121,7 @@ def calibrate(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Calibration:
 
 
 def reliability(logits: Tensor, labels: Tensor, temperatures: Tensor) -> Reliability:
-    """NLL, ECE and the bins of the reliability diagram.
+    """Compute NLL, ECE and the bins of the reliability diagram.
 
     Args:
         logits: (N, K).
@@ -143,7 +143,7 @@ def reliability(logits: Tensor, labels: Tensor, temperatures: Tensor) -> Reliabi
 
 
 def _why_not(right: Tensor, labels: Tensor) -> str | None:
-    """Why no temperature is fitted, if so."""
+    """Return why no temperature can be fitted, or None."""
     images, wrong = len(right), int((~right).sum())
     if images < MIN_IMAGES:
         return f"{images} images are too few to fit a temperature ({MIN_IMAGES} are needed)"
@@ -163,7 +163,7 @@ def _nll(logits: Tensor, labels: Tensor, scale: float) -> float:
 
 
 def _below_one(probabilities: Tensor) -> Tensor:
-    """The last bin includes 1, for which torchmetrics would open one more."""
+    """Keep probabilities below 1, for which torchmetrics would open another bin."""
     return probabilities.clamp(max=1 - torch.finfo(probabilities.dtype).eps)
 
 

@@ -1,4 +1,4 @@
-"""A confusion matrix as an image, readable from 2 to some hundred classes."""
+"""The confusion matrix as an image, readable from 2 to several hundred classes."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from matplotlib.figure import Figure
 
 from conformer_vision.files import atomic_path
 
-MAX_NAMED = 40  # above, class names would be unreadably small; the axes count classes instead
-MAX_COUNTED = 20  # above, counts would be
+MAX_NAMED = 40  # with more, class names would be too small to read; the axes show class numbers
+MAX_COUNTED = 20  # with more, counts would be too small
 MAX_NAME_LENGTH = 24
 
 
 def save_confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path) -> None:
-    """Draws counts of (true class, predicted class) and writes a PNG, in one step or not at all.
+    """Draw the counts of (true class, predicted class) and write a PNG file, atomically.
 
-    Colours show shares of the true class, rows without images are grey. Up to 20 classes the
-    counts are written in, up to 40 the class names stand at the axes.
+    Colours show shares of the true class; rows without images are grey. With up to 20 classes the counts are
+    shown, with up to 40 the class names.
 
     Args:
         counts: K rows of K counts; row: true class, column: predicted class.
-        classes: the K names.
-        path: the file to write.
+        classes: The K names.
+        path: The file to write.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: The file cannot be written.
     """
     figure = draw_confusion_matrix(np.asarray(counts, dtype=np.int64), classes)
     with atomic_path(path) as temporary, warnings.catch_warnings():
-        # A script that the font lacks is drawn as boxes; that is no reason to fill the terminal.
+        # A script that the font lacks is drawn as boxes; do not fill the terminal with warnings.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1)
 
 
 def draw_confusion_matrix(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """The figure of `save_confusion_matrix`, through matplotlib's objects, without pyplot's state."""
+    """Draw the figure of `save_confusion_matrix` with matplotlib's objects, without pyplot's state."""
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.ma.masked_array(
         counts / np.maximum(totals, 1), mask=np.broadcast_to(totals == 0, counts.shape)
@@ -53,7 +53,7 @@ def draw_confusion_matrix(counts: npt.NDArray[np.int64], classes: Sequence[str])
     margin = 0.6 + (0.085 * max(map(len, names)) if named else 0.3)
     figure = Figure(figsize=(side + margin + 1.3, side + margin + 0.5), layout="constrained")
     axes = figure.add_subplot()
-    # The square root makes single confusions visible beside a strong diagonal.
+    # The square root makes single confusions visible next to a strong diagonal.
     norm = PowerNorm(0.5, vmin=0, vmax=1)
     image = axes.imshow(
         shares, cmap=colormaps["Blues"].with_extremes(bad="0.88"), norm=norm, interpolation="nearest"
@@ -74,7 +74,7 @@ def draw_confusion_matrix(counts: npt.NDArray[np.int64], classes: Sequence[str])
 
 
 def _side_in_inches(classes: int) -> float:
-    """Edge of the square: room for each count or name, and at least 4 pixels per class above those."""
+    """Return the edge of the square: room for each count or name, with more classes 4 pixels each."""
     if classes <= MAX_COUNTED:
         return max(2.6, 0.46 * classes)
     if classes <= MAX_NAMED:

@@ -1,4 +1,4 @@
-"""What a user may give to be classified, as one stream of named images."""
+"""The inputs of `predict` as one stream of named images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
 @dataclass(frozen=True, slots=True)
 class NamedImage:
-    """An image still to be read, and the name under which it is answered."""
+    """An image that is still to be read, and its name in the results."""
 
     name: str
     source: Path | bytes | Image.Image
 
     def open(self) -> Image.Image:
-        """The image as `open_image` gives it: upright, 8-bit RGB.
+        """Read the image with `open_image`: upright, 8-bit RGB.
 
         Raises:
-            BrokenImageError: it cannot be read; the line names it.
+            BrokenImageError: It cannot be read; the line names it.
         """
         if not isinstance(self.source, Image.Image):
             return open_image(self.source, name=self.name)
@@ -39,13 +39,13 @@ class NamedImage:
 
 
 def named_images(inputs: ImageInput | Iterable[ImageInput]) -> Iterator[NamedImage]:
-    """The inputs in order; a folder stands for the images in it and below, in natural order.
+    """Yield the inputs in order; a folder yields the images in and below it, in natural order.
 
-    Files are named by their path, PIL images by their ``filename`` where they have one, and what
-    has no name by its number among the inputs, from 1.
+    Files are named by their path, PIL images by their ``filename`` if they have one, and everything else by
+    its number among the inputs, from 1.
 
     Raises:
-        UserError: a folder without images, or an input of another type.
+        UserError: A folder without images, or an input of another type.
     """
     if isinstance(inputs, (str, os.PathLike, bytes, Image.Image)):
         inputs = (inputs,)
@@ -65,7 +65,7 @@ def named_images(inputs: ImageInput | Iterable[ImageInput]) -> Iterator[NamedIma
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
-        return [path]  # whether it is there is seen when it is read
+        return [path]  # a missing file is reported when it is read
     if found := find_images(path):
         return found
     raise UserError(
@@ -74,7 +74,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _as_file(image: Image.Image) -> BytesIO:
-    """A PIL image as a lossless file, so that the rules of `open_image` hold for it too."""
+    """Write a PIL image to a lossless file, so that `open_image` treats it like any other."""
     buffer = BytesIO()
     if image.mode.startswith("I") or image.mode == "F":
         image.save(buffer, "TIFF", exif=image.getexif())

@@ -1,4 +1,4 @@
-"""Classifying images with a trained model, as a stream."""
+"""Classify images with a trained model, as a stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from conformer_vision.models.variants import SHIPPED
 
 
 class Guess(NamedTuple):
-    """A class and the probability a head gives it."""
+    """A class and the probability that a head gives it."""
 
     label: str
     probability: float
@@ -31,16 +31,16 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image: classes by falling probability, or an error."""
+    """The result for one image: classes by decreasing probability, or an error."""
 
     name: str
-    """Path of the file, or the name given to an image without one."""
+    """Path of the file, or the name of an image without one."""
     labels: tuple[str, ...]
     """The top-k classes; empty with an error."""
     probabilities: tuple[float, ...]
-    """Their probabilities among all classes, at the temperature that the model was calibrated to."""
+    """Their probabilities among all classes, at the model's temperature."""
     error: str | None = None
-    """One line that says why there is no answer."""
+    """Why there is no result, in one line."""
     conv: Guess | None = None
     """First choice of a Conformer's convolution head; None for other models."""
     trans: Guess | None = None
@@ -48,22 +48,22 @@ class Prediction:
 
 
 class Predictor:
-    """Classifies images with a trained model.
+    """Classifies images with a trained model. One predictor may be used by several threads.
 
     Args:
-        run: run folder, .safetensors file, exported file, or the name of a model of timm with published
-            weights; where not given, the weights that come with the package (docs/weights.md).
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, or another of torch's.
-        batch_size: images per forward pass.
-        input_size: pixels of the square input, or (height, width), in place of the model's own.
+        model: A run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights;
+            defaults to the bundled weights (docs/weights.md).
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, or another torch device.
+        batch_size: Images per forward pass.
+        input_size: Pixels of the square input, or (height, width), instead of the model's own.
 
     Raises:
-        UserError: what `load_model` refuses, no such device, a size that the model cannot take.
+        UserError: No such model or device, a damaged file, or a size that the model cannot take.
     """
 
     def __init__(
         self,
-        run: str | Path | None = None,
+        model: str | Path | None = None,
         *,
         device: str | torch.device = "auto",
         batch_size: int = 32,
@@ -71,7 +71,9 @@ class Predictor:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
-        self._trained = TrainedModel(SHIPPED if run is None else run, device=device, input_size=input_size)
+        self._trained = TrainedModel(
+            SHIPPED if model is None else model, device=device, input_size=input_size
+        )
         self._batch_size = batch_size
         self._readers = min(4, os.cpu_count() or 1)
 
@@ -82,32 +84,32 @@ class Predictor:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What the classes are called, in the order of the model's outputs."""
+        """Readable names of the classes, in the order of the model's outputs."""
         return self._trained.spec.labels
 
     def __call__(self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int = 5) -> list[Prediction]:
-        """`predict`, all answers at once."""
+        """Return the results of `predict` as a list."""
         return list(self.predict(inputs, top_k=top_k))
 
     def predict(self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int = 5) -> Iterator[Prediction]:
-        """Answers for images, in the order given, while later ones are being read.
+        """Yield the results in the order of the images, while later images are being read.
 
-        At most two batches of images are held (of a folder, the names of all), so millions will do.
+        At most two batches of images are held in memory, and the names of all images of a folder.
 
         Args:
-            inputs: one or many of: a path of a file or of a folder (the images in and below it, in
-                natural order), the bytes of a file, a PIL image.
-            top_k: classes per image; all of them where the model has fewer.
+            inputs: One or many of: the path of a file or folder (all images in and below it, in natural
+                order), the bytes of a file, a PIL image.
+            top_k: Number of classes per image; all classes if the model has fewer.
 
         Raises:
-            UserError: ``top_k`` below 1, or a folder without images; at once where ``inputs`` is a
-                path, list or tuple, else when it is reached. A missing, broken or oversized image raises
-                nothing: its `Prediction` has an ``error``.
+            UserError: ``top_k`` below 1, or a folder without images: at once if ``inputs`` is a path, list or
+                tuple, otherwise when the folder is reached. A missing, broken or oversized image raises
+                nothing; its `Prediction` has an ``error``.
         """
         if top_k < 1:
             raise UserError(f"top_k {top_k}: must be 1 or more")
         images = named_images(inputs)
-        if isinstance(inputs, (str, os.PathLike, list, tuple)):  # names alone: mistakes show before any work
+        if isinstance(inputs, (str, os.PathLike, list, tuple)):  # names only: find mistakes before any work
             images = iter(list(images))
         return self._stream(images, min(top_k, len(self.classes)))
 
@@ -122,19 +124,19 @@ class Predictor:
             while pending:
                 batch = [pending.popleft() for _ in range(min(self._batch_size, len(pending)))]
                 yield from self._answer(batch, top_k)
-        finally:  # also where the caller stops early
+        finally:  # also if the caller stops early
             pool.shutdown(cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, image: NamedImage) -> Future[Tensor | str]:
         if not isinstance(image.source, Image.Image):
             return pool.submit(self._read, image)
-        # The caller's own object: it may be given twice or changed later, so it is read here and now.
+        # The caller may pass its object twice or change it later, so read it now.
         done: Future[Tensor | str] = Future()
         done.set_result(self._read(image))
         return done
 
     def _read(self, image: NamedImage) -> Tensor | str:
-        """The model's input (C, H, W), or the line that says why there is none."""
+        """Return the model's input (C, H, W), or the line that says why there is none."""
         try:
             return self._trained.transform(image.open())
         except BrokenImageError as error:
@@ -158,7 +160,7 @@ class Predictor:
                 )
 
     def _classify(self, images: Tensor, top_k: int) -> Iterator[_Answer | None]:
-        """One answer per image of (B, C, H, W); None where the output is not finite."""
+        """Yield one answer per image of (B, C, H, W); None if the output is not finite."""
         heads = {name: values.cpu() for name, values in self._trained.probabilities(images).items()}
         values, indices = heads[FUSED].topk(top_k, dim=1)
         first = {name: probabilities.max(dim=1) for name, probabilities in heads.items() if name != FUSED}
