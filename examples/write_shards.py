@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from conformer_vision.data import Splitting, open_images, require_source
-from conformer_vision.data.streams import write_shards
+from conformer_vision.data import Splitting, open_images, require_source, write_shards
 
 
 def main() -> None:
@@ -18,7 +17,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the images of a source as shards.")
     parser.add_argument("source", help="folder of class folders, parquet, or digits")
     parser.add_argument("folder", type=Path, help="where to write them; new or empty")
-    parser.add_argument("--format", choices=["webdataset", "litdata"], default="webdataset")
     parser.add_argument("--images_per_shard", type=int, default=1000, help="more for small images")
     parser.add_argument("--split", choices=["train", "val", "all"], default="all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the order")
@@ -28,7 +26,6 @@ def main() -> None:
     files = write_shards(
         source,
         args.folder,
-        format=args.format,
         images_per_shard=args.images_per_shard,
         seed=args.seed,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from command_line import TINY, run
-from conformer_vision.data.opening import write_examples
+from conformer_vision.data import write_examples
 from exports import make_exports
 from image_sets import opened
 

@@ -20,14 +20,14 @@ from conformer_vision.check.inspect import (
     page_thumbnail,
 )
 from conformer_vision.data.base import ImageSource, SubsetSource
-from conformer_vision.data.folder import FolderSource
+from conformer_vision.data.folder import FileSource
 from image_sets import opened
 
 MakeImage = Callable[..., Image.Image]
 
 
 def look(path: Path, **limits: int) -> Inspection:
-    return inspect_image(ImageReader([FolderSource(["a", "b"], [path], [0])], Limits(**limits)), 0)
+    return inspect_image(ImageReader([FileSource(["a", "b"], [path], [0])], Limits(**limits)), 0)
 
 
 def save(image: Image.Image, path: Path, kind: str | None = None, **options: object) -> Path:
@@ -197,7 +197,7 @@ def test_thumbnails_of_the_page(make_image: MakeImage, tmp_path: Path) -> None:
     import base64
 
     def thumbnail(path: Path) -> Image.Image | None:
-        reader = ImageReader([FolderSource(["a", "b"], [path], [0])], Limits(max_pixels=100_000))
+        reader = ImageReader([FileSource(["a", "b"], [path], [0])], Limits(max_pixels=100_000))
         uri = page_thumbnail(reader, 0)
         if uri is None:
             return None

@@ -268,10 +268,10 @@ def test_workers_survive_signals_to_the_group() -> None:
     """Of Ctrl-C and of a scheduler: the main process decides when the workers end."""
     code = """
 import os, signal
-from conformer_vision.data import build_transform, evaluation_loader
+from conformer_vision.data import build_transform, evaluation_loader, open_images
 transform = build_transform(input_size=(3, 32, 32), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear",
                             crop_pct=1.0, crop_mode="center", augment=None)
-loader = evaluation_loader(opened("digits", split="all"), transform, batch_size=16, workers=1)
+loader = evaluation_loader(open_images("digits", "all"), transform, batch_size=16, workers=1)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 seen = 0

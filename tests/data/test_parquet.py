@@ -141,12 +141,14 @@ def test_broken_image_is_named_by_file_and_row(parquet: WriteParquet, encode: Ca
         ({"labels": [0, -7]}, r"row 1: label -7 is negative"),
         ({"labels": [0, None, 1], "names": ["x", "y"]}, r"row 1 has no label"),
         ({"labels": ["a", "b", None]}, r"row 2 has no label"),
-        ({"labels": [0.5, 1.0]}, r"column 'label' holds double; labels must be integers or strings"),
-        ({"labels": [0, 1, 1, 0, 1], "images": [b"?"] * 4 + [None]}, r"row 4 holds no image"),
+        (
+            {"labels": [0.5, 1.0]},
+            r"column 'label' holds Value.*; labels must be stored as integers or strings",
+        ),
         ({"labels": [0, 1], "columns": ("photo", "label")}, r"no column of images.*it has photo, label"),
         ({"labels": [0, 1], "columns": ("image", "kind")}, r"no column of labels.*it has image, kind"),
         ({"labels": [1, 1]}, r"single class \(1\)"),
-        ({"labels": []}, r"column 'label' holds null|holds no rows"),
+        ({"labels": []}, r"column 'label' holds Value"),
     ],
 )
 def test_wrong_rows_and_columns_are_named(
@@ -169,8 +171,8 @@ def test_null_row_of_the_struct_is_named(
         [{"bytes": encode(), "path": None}, None], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     )
     pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "set.parquet")
-    with pytest.raises(UserError, match="row 1 holds no image"):
-        opened(tmp_path / "set.parquet", split="all")
+    with pytest.raises(BrokenImageError, match=r"set\.parquet row 1: .*the row has none"):
+        opened(tmp_path / "set.parquet")[1]
 
 
 def test_decoded_pixels_are_refused(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_decoded_pixels_are_refused(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"image": [[1, 2], [3, 4]], "label": [0, 1]}), tmp_path / "set.parquet")
-    with pytest.raises(UserError, match=r"column 'image' holds list<.*must be stored as files' bytes"):
+    with pytest.raises(UserError, match=r"column 'image' holds List.*must be stored as files' bytes"):
         opened(tmp_path / "set.parquet", split="all")
 
 
@@ -190,7 +192,7 @@ def test_files_that_disagree(parquet: WriteParquet, tmp_path: Path) -> None:
     parquet("b/train.parquet", ["x", "y"])
     parquet("b/test.parquet", ["x", "z"])
     with pytest.raises(
-        UserError, match=r"test\.parquet row 1: label 'z' does not occur in the training part"
+        UserError, match=r"test\.parquet row 1: label 'z' does not occur in the training split"
     ):
         opened(tmp_path / "b", split="val")
 

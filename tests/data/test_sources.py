@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conformer_vision.data import Splitting, open_image, open_images, require_source, write_examples
-from conformer_vision.data.opening import is_stream
-from conformer_vision.data.splits import stratified_split
+from conformer_vision.data.splits import Request, stratified_split
 from conformer_vision.errors import UserError
 from image_sets import opened
 
@@ -135,22 +134,24 @@ def test_write_examples_of_odd_class_names_and_counts(
         write_examples(source, tmp_path / "file" / "out", count=1)
 
 
-@pytest.mark.parametrize("spec", ["hfids/someone/set", "WDS/shards/*.tar"])
-def test_streams(monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+@pytest.mark.parametrize(
+    ("spec", "opener"),
+    [("hfids/some/set", "hub_stream.open_hub_stream"), ("WDS/s/*.tar", "webdataset.open_webdataset")],
+)
+def test_streams(monkeypatch: pytest.MonkeyPatch, spec: str, opener: str) -> None:
     calls = []
-    monkeypatch.setattr("conformer_vision.data.streams.open_stream", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(f"conformer_vision.data.{opener}", lambda *given: calls.append(given))
     images = open_images(spec, "val", Splitting(0.3, 5), classes=["a", "b"], data_dir="there")
-    options = {"split": "val", "splitting": Splitting(0.3, 5), "classes": ["a", "b"], "data_dir": "there"}
-    assert calls == [((spec,), options)]
+    request = Request("val", Splitting(0.3, 5), ["a", "b"], Path("there"))
+    assert calls == [(spec.partition("/")[2], request)]
     with pytest.raises(UserError, match=f"^{re.escape(spec)} is a stream, whose images cannot be taken"):
         require_source(images, name=spec)
+    with pytest.raises(UserError, match="names nothing"):
+        open_images(spec.partition("/")[0] + "/", "val")
 
 
 def test_folder_named_like_a_stream(tmp_path: Path, class_folders: Callable[..., Path]) -> None:
-    folder = class_folders(tmp_path / "hfids", ["a", "b"])
-    (folder / "index.json").write_text("{}")  # of something else
-    assert len(opened(folder)) == 6
-    assert not is_stream(folder)
+    assert len(opened(class_folders(tmp_path / "hfids", ["a", "b"]))) == 6
 
 
 def test_home_of_nobody_is_a_path_like_others() -> None:

@@ -96,7 +96,7 @@ def test_val_comes_before_test_and_train_alone_is_split_by_seed(tmp_path: Path, 
     ]
     rows[1 + 4] = (images[4], "only in test", "test")
     with pytest.raises(
-        UserError, match="line 5: label '1' does not occur in the training part; its classes are 0"
+        UserError, match="line 5: label '1' does not occur in the training split; its classes are 0"
     ):
         opened(write_table(tmp_path / "a.csv", [rows[0], rows[1], rows[3], *rows[5:]]), split="val")
     path = write_table(tmp_path / "set.csv", rows)
@@ -129,7 +129,7 @@ def test_parquet_with_paths(tmp_path: Path, images: list[str]) -> None:
         assert _reds(opened(path, split="val")) == [1, 3, 5, 7]
         pq.write_table(pa.table(columns | {"split": [*words[:7], "none"]}), path)
         with pytest.raises(
-            UserError, match=r"set\.parquet row 7: split 'none'; it must be one of train, val"
+            UserError, match=r"set\.parquet row 7: split 'none'; it must be one of train, training, val"
         ):
             opened(path, split="train")
     (tmp_path / images[2]).unlink()
@@ -159,14 +159,14 @@ def test_missing_image_is_named_when_it_is_read(tmp_path: Path, images: list[str
         (b"path,label\n1.png,a\n2.png", r"line 3 has no label"),
         (b"path,label\n1.png,a\n,b", r"line 3 has no path of an image"),
         (b"path,label\n1.png,a\nx\0y.png,b", r"line 3 has no path of an image"),
-        (b"path,label\n1.png,a\n2,5.png,b", r"line 3 has 3 cells, but the header 2"),
+        (b"path,label\n1.png,a\n2,5.png,b", r"line 3 has 3 cells, but the header has 2"),
         (b"path,label\n1.png,a\ncaf\xe9.png,b", r"line 3 is not UTF-8"),
         (b'path,label\n1.png,a\n"2.png,b\n3.png,b', r"line 4 cannot be read as a table"),
         (b"path,label\n1.png," + b"a" * 200_000, r"line 2 cannot be read as a table \(field larger"),
         (b"path,label\n1.png,a\n2.png,a", r"single class \(a\)"),
         (
             b"path,label,split\n1.png,a,train\n2.png,b,dev",
-            r"line 3: split 'dev'; it must be one of train, val",
+            r"line 3: split 'dev'; it must be one of train, training, val",
         ),
         (b"path,label,split\n1.png,a,val\n2.png,b,val", r"validation images but none for training"),
     ],

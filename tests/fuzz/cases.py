@@ -20,7 +20,7 @@ from watch import DefectError, Harness
 from conformer_vision.data import BrokenImageError, open_image
 from conformer_vision.data.loader import evaluation_loader, training_loader
 from conformer_vision.data.opening import open_images
-from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.data.stream import ImageStream
 from conformer_vision.data.transforms import build_transform
 from conformer_vision.errors import UserError
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conformer_vision.data import BrokenImageError
-from conformer_vision.data.streams.base import ImageStream, StreamedImage
+from conformer_vision.data.stream import ImageStream, StreamedImage
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Predictor, evaluate
 from conformer_vision.report import build, examine, write_report

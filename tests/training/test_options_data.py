@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data.augment import AugmentConfig
-from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.build import open_images

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from .loader import training_loader as training_loader
     from .opening import open_images as open_images
     from .opening import require_source as require_source
-    from .opening import write_examples as write_examples
     from .splits import Splitting as Splitting
+    from .stream import ImageStream as ImageStream
     from .transforms import build_transform as build_transform
+    from .writing import write_examples as write_examples
+    from .writing import write_shards as write_shards
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -9,7 +9,7 @@ from conformer_vision.errors import UserError
 
 if TYPE_CHECKING:
     from .base import ImageSource
-    from .streams.base import ImageStream
+    from .stream import ImageStream
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,12 @@
 
 timm's own reader names an image's class by the innermost folder, follows link loops and drops
 empty classes without a word; here the class is the folder below the root, whatever lies deeper.
-`archive` applies the same rules to what a zip or tar archive holds.
 """
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,129 +17,153 @@ from conformer_vision.errors import UserError, one_line, some_names
 
 from .base import ImageSource, match_classes
 from .images import find_images, is_image_name, natural_key, open_image
-from .splits import Split, Splitting
-
-VAL_NAMES = ("val", "validation", "valid", "test")
-"""Names of a folder or split of validation images; the first that is there is taken."""
+from .names import find_splits, is_split_name
+from .splits import Request, Split
 
 
-class FolderSource(ImageSource):
-    """Image files with the class of the folder they lie in."""
+class FileSource(ImageSource):
+    """Image files.
 
-    def __init__(self, classes: Sequence[str], paths: Sequence[str], labels: Sequence[int]) -> None:
+    Args:
+        classes: as in `ImageSource`.
+        paths: one per image.
+        labels: as in `ImageSource`.
+        names: what messages call each image; its path where not given.
+        places: where a table lists each image, for the error about a broken one.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        paths: Sequence[str],
+        labels: Sequence[int],
+        *,
+        names: Sequence[str] | None = None,
+        places: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(classes, labels)
         self._paths = tuple(paths)
+        self._names = self._paths if names is None else tuple(names)
+        self._places = None if places is None else tuple(places)
 
     def image(self, index: int) -> Image.Image:
         """The RGB image."""
-        return open_image(self.file(index))
+        place = "" if self._places is None else f" ({self._places[index]})"
+        return open_image(self._paths[index], name=self._names[index] + place)
 
     def file(self, index: int) -> Path:
         """The image's path."""
         return Path(self._paths[index])
 
     def name(self, index: int) -> str:
-        """The image's path."""
-        return self._paths[index]
+        """The image's path, or the name that was given."""
+        return self._names[index]
 
 
-class Tree(ABC):
-    """Folders and image files below a root, on disk or in an archive, all named by paths.
+def open_folder(root: Path, request: Request, *, shown: Path | None = None) -> FileSource:
+    """Read ``root/CLASS/**/image`` or ``root/{train,val}/CLASS/**/image``.
 
-    Attributes:
-        root: path of the root.
+    The root holds splits where folders for both are there (`names.SPLIT_NAMES`), or one of them and
+    no other folder with images; else it holds classes. A training folder without the other, and a
+    root of classes, is split by seed. Folds cut the training images.
+
+    Args:
+        root: the folder.
+        request: which images to open.
+        shown: what names and messages call the root; itself where None.
+
+    Raises:
+        UserError: as `open_images`.
     """
-
-    root: str
-
-    @abstractmethod
-    def folders(self, folder: str) -> list[str]:
-        """Names, not paths, of the folders in a folder, in natural order; hidden ones are left out."""
-
-    @abstractmethod
-    def images(self, folder: str) -> list[str]:
-        """Paths of the images in and below a folder, in natural order; hidden ones are left out."""
-
-    @abstractmethod
-    def has_loose_images(self, folder: str) -> bool:
-        """Whether a folder itself, not one below it, holds an image."""
+    split, splitting = request.split, request.splitting
+    tree = _Tree(str(root), str(shown or root))
+    parts = _split_folders(tree)
+    if splitting.folds is not None and "train" in parts:
+        parts.pop("val", None)
+    if len(parts) == 2 and request.classes is None:
+        _check_same_classes(tree, parts)
+    found: list[_Labelled] = []
+    if "val" not in parts:
+        everything = _scan(tree, parts.get("train", tree.root))
+        rows = splitting.rows(everything.labels, split, origin=tree.show(tree.root))
+        found.append(everything.select(rows.tolist()))
+    else:
+        wanted: tuple[Split, ...] = ("train", "val") if split == "all" else (split,)
+        if "train" not in parts and (split == "train" or splitting.folds is not None):
+            raise UserError(
+                f"{tree.show(tree.root)} holds {os.path.basename(parts['val'])} but no train; "
+                f"put the training images into {tree.show(os.path.join(tree.root, 'train'))}"
+            )
+        found.extend(_scan(tree, parts[part]) for part in wanted if part in parts)
+    own = sorted({name for labelled in found for name in labelled.classes}, key=natural_key)
+    names, index = match_classes(own, request.classes, origin=tree.show(tree.root))
+    number = dict(zip(own, index, strict=True))
+    paths = [path for labelled in found for path in labelled.paths]
+    return FileSource(
+        names,
+        paths,
+        [number[labelled.classes[label]] for labelled in found for label in labelled.labels],
+        names=None if shown is None else [tree.renamed(path) for path in paths],
+    )
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images by their paths, with labels.
-
-    Attributes:
-        classes: class names.
-        paths: one path per image.
-        labels: one index into ``classes`` per image.
-    """
+class _Labelled:
+    """Images by their paths; a label is an index into ``classes``."""
 
     classes: Sequence[str]
     paths: list[str]
     labels: list[int]
 
-    def select(self, rows: Iterable[int]) -> Labelled:
-        """The images of these numbers."""
-        pairs = [(self.paths[i], self.labels[i]) for i in rows]
-        return Labelled(self.classes, [path for path, _ in pairs], [label for _, label in pairs])
+    def select(self, rows: list[int]) -> _Labelled:
+        return _Labelled(self.classes, [self.paths[i] for i in rows], [self.labels[i] for i in rows])
 
 
-def open_folder(
-    root: Path, *, split: Split, splitting: Splitting, classes: Sequence[str] | None
-) -> FolderSource:
-    """Reads ``root/CLASS/**/image`` or ``root/{train,val}/CLASS/**/image``.
+@dataclass(frozen=True)
+class _Tree:
+    """A folder, and what it is called."""
 
-    The rules are those of `read_tree`; arguments and errors are those of `open_images`.
-    """
-    found = read_tree(_DiskTree(root), split=split, splitting=splitting, classes=classes)
-    return FolderSource(found.classes, found.paths, found.labels)
+    root: str
+    shown: str
 
+    def renamed(self, path: str) -> str:
+        return self.shown + path[len(self.root) :]
 
-def read_tree(tree: Tree, *, split: Split, splitting: Splitting, classes: Sequence[str] | None) -> Labelled:
-    """Images ``CLASS/**/image`` or ``{train,val}/CLASS/**/image`` of one split.
+    def show(self, path: str) -> str:
+        return one_line(self.renamed(path))
 
-    The root holds splits where both ``train`` and one of ``val``, ``validation``, ``valid``,
-    ``test`` are there, or one of them and no other folder with images; else it holds classes.
-    A ``train`` without the other, and a root of classes, is split by seed. Folds cut ``train``.
-
-    Raises:
-        UserError: as `open_images`.
-    """
-    parts = _split_folders(tree)
-    if splitting.folds is not None and "train" in parts:
-        parts.pop("val", None)
-    if len(parts) == 2 and classes is None:
-        _check_same_classes(tree, parts)
-    found: list[Labelled] = []
-    if "val" not in parts:
-        everything = _scan(tree, parts.get("train", tree.root))
-        found.append(everything.select(splitting.rows(everything.labels, split, origin=one_line(tree.root))))
-    else:
-        wanted = ("train", "val") if split == "all" else (split,)
-        if "train" not in parts and (split == "train" or splitting.folds is not None):
-            raise UserError(
-                f"{tree.root} holds {os.path.basename(parts['val'])} but no train; "
-                f"put the training images into {os.path.join(tree.root, 'train')}"
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in a folder, in natural order; hidden ones are left out."""
+        with self._listing(folder) as entries:
+            return sorted(
+                (e.name for e in entries if not e.name.startswith(".") and e.is_dir()), key=natural_key
             )
-        found.extend(_scan(tree, parts[part]) for part in wanted if part in parts)
-    own = sorted({name for labelled in found for name in labelled.classes}, key=natural_key)
-    names, index = match_classes(own, classes, origin=one_line(tree.root))
-    number = dict(zip(own, index, strict=True))
-    return Labelled(
-        names,
-        [path for part in found for path in part.paths],
-        [number[part.classes[label]] for part in found for label in part.labels],
-    )
+
+    def images(self, folder: str) -> list[str]:
+        """Paths of the images in and below a folder, in natural order; hidden ones are left out."""
+        return [str(path) for path in find_images(folder)]
+
+    def has_loose_images(self, folder: str) -> bool:
+        """Whether a folder itself, not one below it, holds an image."""
+        with self._listing(folder) as entries:
+            return any(is_image_name(entry.name) for entry in entries)
+
+    def _listing(self, folder: str) -> os._ScandirIterator[str]:
+        try:
+            return os.scandir(folder)
+        except OSError as error:
+            raise UserError(
+                f"cannot read the folder {self.show(folder)}: {error.strerror or error}"
+            ) from error
 
 
-def _scan(tree: Tree, root: str) -> Labelled:
+def _scan(tree: _Tree, root: str) -> _Labelled:
     classes = tree.folders(root)
     if not classes:
         found = "images but no class folders" if tree.has_loose_images(root) else "no class folders"
         raise UserError(
-            f"{one_line(root)} holds {found}; put the images of each class into a folder of its own, "
-            f"as {one_line(os.path.join(root, 'cat', '1.jpg'))}"
+            f"{tree.show(root)} holds {found}; put the images of each class into a folder of its own, "
+            f"as {tree.show(os.path.join(root, 'cat', '1.jpg'))}"
         )
     paths: list[str] = []
     labels: list[int] = []
@@ -149,29 +171,24 @@ def _scan(tree: Tree, root: str) -> Labelled:
         images = tree.images(os.path.join(root, name))
         if not images:
             raise UserError(
-                f"class folder {one_line(os.path.join(root, name))} holds no images; add some or remove it"
+                f"class folder {tree.show(os.path.join(root, name))} holds no images; add some or remove it"
             )
         paths += images
         labels += [label] * len(images)
-    return Labelled(classes, paths, labels)
+    return _Labelled(classes, paths, labels)
 
 
-def _split_folders(tree: Tree) -> dict[Split, str]:
-    """The folders of the splits, ``train`` and ``val``, where the root holds splits; else nothing."""
+def _split_folders(tree: _Tree) -> dict[Split, str]:
+    """Paths of the folders of the splits where the root holds splits; else nothing."""
     folders = tree.folders(tree.root)
-    parts: dict[Split, str] = {}
-    if "train" in folders:
-        parts["train"] = os.path.join(tree.root, "train")
-    val = next((name for name in VAL_NAMES if name in folders), None)
-    if val is not None:
-        parts["val"] = os.path.join(tree.root, val)
-    others = [name for name in folders if name != "train" and name not in VAL_NAMES]
+    parts = {part: os.path.join(tree.root, name) for part, name in find_splits(folders).items()}
+    others = [name for name in folders if not is_split_name(name)]
     if len(parts) == 1 and any(tree.images(os.path.join(tree.root, name)) for name in others):
         return {}
     return parts
 
 
-def _check_same_classes(tree: Tree, parts: dict[Split, str]) -> None:
+def _check_same_classes(tree: _Tree, parts: dict[Split, str]) -> None:
     train, val = (tree.folders(parts[part]) for part in ("train", "val"))
     differences = [
         f"only in {os.path.basename(folder)}: {some_names(names)}"
@@ -182,29 +199,4 @@ def _check_same_classes(tree: Tree, parts: dict[Split, str]) -> None:
         if names
     ]
     if train and val and differences:
-        raise UserError(f"the classes below {one_line(tree.root)} differ; {'; '.join(differences)}")
-
-
-class _DiskTree(Tree):
-    def __init__(self, root: Path) -> None:
-        self.root = str(root)
-
-    def folders(self, folder: str) -> list[str]:
-        with _listing(folder) as entries:
-            return sorted(
-                (e.name for e in entries if not e.name.startswith(".") and e.is_dir()), key=natural_key
-            )
-
-    def images(self, folder: str) -> list[str]:
-        return [str(path) for path in find_images(folder)]
-
-    def has_loose_images(self, folder: str) -> bool:
-        with _listing(folder) as entries:
-            return any(is_image_name(entry.name) for entry in entries)
-
-
-def _listing(root: str) -> os._ScandirIterator[str]:
-    try:
-        return os.scandir(root)
-    except OSError as error:
-        raise UserError(f"cannot read the folder {root}: {error.strerror or error}") from error
+        raise UserError(f"the classes below {tree.show(tree.root)} differ; {'; '.join(differences)}")

@@ -85,6 +85,49 @@ def open_image(
         raise BrokenImageError(f"{label}: cannot be read as an image ({_reason(error)})") from error
 
 
+def as_rgb(image: object, *, name: str) -> Image.Image:
+    """An image in memory as 8-bit RGB.
+
+    Args:
+        image: an image of PIL in any mode; an array (H, W) or (H, W, C); or a tensor (C, H, W) or (H, W).
+            C is 1 or 3; values are of 8 bits, or floats from 0 to 1.
+        name: what an error calls it.
+
+    Raises:
+        BrokenImageError: the image cannot be decoded.
+        UserError: something else, or floats outside 0 to 1.
+    """
+    import numpy as np
+
+    if isinstance(image, Image.Image):
+        try:
+            rgb = _to_rgb(image)
+        except Exception as error:  # lazily decoded by PIL
+            raise BrokenImageError(
+                f"{one_line(name)}: cannot be read as an image ({_reason(error)})"
+            ) from error
+        rgb.info.clear()
+        return rgb
+    is_tensor = hasattr(image, "detach") and hasattr(image, "permute")
+    array = np.asarray(image.detach().cpu() if is_tensor else image)  # type: ignore[attr-defined]
+    if is_tensor and array.ndim == 3:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or not array.size:
+        raise UserError(
+            f"{name}: {type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))} is not an image; "
+            "give an image of PIL, an array (H, W, C) or a tensor (C, H, W), of 1 or 3 channels"
+        )
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise UserError(f"{name}: its floats are not from 0 to 1; give images before normalisation")
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise UserError(f"{name}: its values are {array.dtype}; give 8 bits, or floats from 0 to 1")
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
 def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int) -> Image.Image:
     if isinstance(source, (str, os.PathLike)):
         mode = os.stat(source).st_mode

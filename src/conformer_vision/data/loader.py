@@ -24,8 +24,8 @@ from conformer_vision.preprocessing import Transform
 from .base import ImageSource
 from .images import BrokenImageError
 from .order import Draw, EvaluationOrder, Sampling, Share, TrainingOrder
-from .streams.base import ImageStream
-from .streams.order import StreamOrder
+from .stream import ImageStream
+from .stream_order import StreamOrder
 
 NOT_COUNTED = -100
 """Label of an image that is to be left out: broken, or there to fill a batch up (torch's ignore_index)."""

@@ -8,21 +8,18 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from conformer_vision.errors import UserError, reason_of
 from conformer_vision.parsing import nearest
 
 from .archive import cache_folder
-from .base import ImageSource, match_classes
-from .folder import FolderSource, open_folder
-from .splits import Split, Splitting
+from .base import ImageSource, PixelSource, match_classes
+from .folder import FileSource, open_folder
+from .splits import Request, Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,49 +31,8 @@ _FOLDERS = ("folder", "image_folder")
 _CHARACTERS = ("kmnist", "mnist", "qmnist")  # mirrored, a character is none or another
 
 
-class PixelSource(ImageSource):
-    """Images kept in memory.
-
-    Args:
-        classes: as in `ImageSource`.
-        pixels: (N, H, W) of grey values or (N, H, W, 3), 8 bits.
-        names: what messages call each image.
-        labels: as in `ImageSource`.
-        mirrorable: as in `ImageSource`.
-    """
-
-    def __init__(
-        self,
-        classes: Sequence[str],
-        pixels: NDArray[np.uint8],
-        *,
-        names: Sequence[str],
-        labels: NDArray[np.int64],
-        mirrorable: bool,
-    ) -> None:
-        super().__init__(classes, labels)
-        self.mirrorable = mirrorable
-        self._pixels = pixels
-        self._names = tuple(names)
-
-    def image(self, index: int) -> Image.Image:
-        """The RGB image."""
-        return Image.fromarray(self._pixels[index]).convert("RGB")
-
-    def name(self, index: int) -> str:
-        """``torch/NAME SPLIT row N``, N counted in its split from 0."""
-        return self._names[index]
-
-
-def open_named(
-    name: str,
-    *,
-    split: Split,
-    splitting: Splitting,
-    classes: Sequence[str] | None,
-    data_dir: Path | None,
-) -> ImageSource:
-    """Opens a set of torchvision.
+def open_named(name: str, request: Request) -> ImageSource:
+    """Open a set of torchvision.
 
     Validation images are the set's test or validation part. What is not in ``data_dir`` is
     downloaded there, as far as torchvision can do so; it checks the files it unpickles by their MD5.
@@ -85,16 +41,15 @@ def open_named(
         name: as timm has it, whatever its case: ``cifar10``, ``cifar100``, ``mnist``, ``fashion_mnist``,
             ``kmnist``, ``qmnist``, ``places365``, ``inaturalist`` (2021), ``imagenet``; or
             ``image_folder`` for the class folders in ``data_dir``.
-        split: as in `open_images`.
-        splitting: its folds cut the training part; its share is not used.
-        classes: as in `open_images`.
-        data_dir: where the set's files are; ``torch`` in this package's cache folder where None.
+        request: which images to open. Its ``data_dir`` is where the set's files are; ``torch`` in this
+            package's cache folder where None. Its folds cut the training images; its share is not used.
 
     Raises:
         UserError: an unknown name, a file that is not the published one, no network.
     """
     import numpy as np
 
+    split, splitting, data_dir = request.split, request.splitting, request.data_dir
     key = name.lower()
     known = (*_PIXELS, *_FILES, *_FOLDERS)
     if key not in known:
@@ -105,7 +60,7 @@ def open_named(
     if key in _FOLDERS:
         if data_dir is None:
             raise UserError(f"torch/{name} needs data_dir, the folder of class folders")
-        return open_folder(data_dir, split=split, splitting=splitting, classes=classes)
+        return open_folder(data_dir, request)
     root = data_dir or cache_folder() / "torch"
     wanted: tuple[Split, ...] = ("train", "val") if split == "all" else (split,)
     if splitting.folds is not None:
@@ -113,7 +68,7 @@ def open_named(
     parts = {part: _load(key, root, part) for part in wanted}
     own = next(iter(parts.values())).classes
     labels = np.concatenate([part.labels for part in parts.values()])
-    names, index = match_classes(own, classes, origin=f"torch/{key}")
+    names, index = match_classes(own, request.classes, origin=f"torch/{key}")
     rows = np.arange(len(labels))
     if splitting.folds is not None:
         rows = splitting.rows(labels, split, origin=f"torch/{key}")
@@ -121,7 +76,7 @@ def open_named(
     picked = [called[row] for row in rows]
     numbers = np.asarray(index)[labels[rows]]
     if key in _FILES:
-        return FolderSource(names, picked, numbers.tolist())
+        return FileSource(names, picked, numbers.tolist())
     pixels = [part.pixels for part in parts.values() if part.pixels is not None]
     return PixelSource(
         names,

@@ -5,28 +5,52 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conformer_vision.errors import UserError
-from conformer_vision.files import atomic_path
 
 from .base import ImageSource
-from .splits import Split, Splitting
+from .splits import Request, Split, Splitting
 
 if TYPE_CHECKING:
-    from .streams.base import ImageStream
+    from torch.utils.data import Dataset
+
+    from .stream import ImageStream
 
 DIGITS = "digits"
-_STREAM_PREFIXES = ("hfids", "wds")
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".txz", ".tbz2")
-_TABLE_SUFFIXES = (".csv", ".tsv")
+_OBJECT = "dataset/"  # what config.yaml records of a Python object
+
+_NAMED = {
+    "hfds": "hub.open_hub",
+    "hfids": "hub_stream.open_hub_stream",
+    "torch": "named.open_named",
+    "wds": "webdataset.open_webdataset",
+}
+"""What opens ``PREFIX/NAME``; called with NAME and a `Request`."""
+
+
+class _Form(NamedTuple):
+    holds: Callable[[Path], bool]
+    opener: str
+
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".txz", ".tbz2")
+
+_FILES = (
+    _Form(lambda path: path.is_file() and _ends(path, *_ARCHIVES), "archive.open_archive"),
+    _Form(lambda path: path.is_file() and _ends(path, ".csv", ".tsv"), "table.open_table"),
+    _Form(lambda path: _is_saved(path), "hub.open_saved"),
+    _Form(lambda path: _is_parquet(path), "parquet.open_parquet"),
+    _Form(lambda path: True, "folder.open_folder"),
+)
+"""What opens a path, the first form that fits; called with the path and a `Request`."""
 
 
 def open_images(
-    spec: str | Path,
+    spec: str | Path | Dataset[Any],
     split: Split,
     splitting: Splitting = Splitting(),  # noqa: B008  # immutable
     *,
@@ -41,45 +65,47 @@ def open_images(
 
             - a folder of class folders, or with ``train`` and ``val`` of class folders
               (`folder.open_folder`), or a zip or tar archive of one (`archive.open_archive`)
-            - a parquet file, a folder of parquet files or a glob (`parquet.open_parquet`)
             - a CSV or TSV file of paths and labels (`table.open_table`)
+            - a parquet file, a folder of parquet files or a glob (`parquet.open_parquet`)
             - a folder written by ``datasets``' ``save_to_disk``, or ``hfds/NAME`` for a set of the
               Hugging Face hub (`hub.open_saved`, `hub.open_hub`)
             - ``torch/NAME`` for a set of torchvision, as timm calls it (`named.open_named`)
             - the name ``digits``, scikit-learn's 1,797 handwritten digits
-            - ``hfids/NAME`` and ``wds/...`` for streams (`streams.open_stream`)
+            - ``hfids/NAME`` for a stream of the hub, ``wds/PATTERN`` for tar shards
+              (`hub_stream.open_hub_stream`, `webdataset.open_webdataset`)
+            - a ``torch.utils.data.Dataset`` of (image, label) with ``classes``
+              (`objects.open_dataset`)
         split: ``train`` or ``val``, or ``all`` for both together.
-        splitting: how to cut a set that has no validation images of its own.
+        splitting: how to cut a set that has no validation split of its own.
         classes: class names of a trained model; labels are matched to them by name.
         data_dir: where named sets are kept: the cache of ``datasets`` for ``hfds/`` and ``hfids/``, the
-            root for ``torch/``. Other forms ignore it.
+            root for ``torch/``, the folder that relative paths of ``wds/`` start from. Other forms
+            ignore it.
 
     Raises:
         UserError: nothing there, an unknown layout, an empty class, a single class, or an invalid
             label or class; the line names it.
     """
-    if split not in ("train", "val", "all"):
-        raise UserError(f"split {split!r}: must be train, val or all")
-    if is_stream(spec):
-        from .streams import open_stream
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    request = Request(split, splitting, classes, folder)
+    if not isinstance(spec, (str, Path)):
+        return _call("objects.open_dataset", spec, request)
+    if isinstance(spec, str):
+        if spec == DIGITS:
+            from .digits import open_digits
 
-        return open_stream(spec, split=split, splitting=splitting, classes=classes, data_dir=data_dir)
-    name = None if isinstance(spec, Path) else spec
-    if name == DIGITS:
-        from .digits import DigitsSource
-
-        return DigitsSource(split=split, splitting=splitting, classes=classes)
-    if name is not None and (prefix := _prefix(name)) in ("hfds", "torch"):
-        data_dir = None if data_dir is None else Path(data_dir).expanduser()
-        name = name.partition("/")[2]
-        if prefix == "hfds":
-            from .hub import open_hub
-
-            return open_hub(name, split=split, splitting=splitting, classes=classes, data_dir=data_dir)
-        from .named import open_named
-
-        return open_named(name, split=split, splitting=splitting, classes=classes, data_dir=data_dir)
-    return _open_path(_local_path(spec), split=split, splitting=splitting, classes=classes)
+            return open_digits(request)
+        prefix, slash, name = spec.partition("/")
+        if slash and prefix.lower() in _NAMED:
+            if not name:
+                raise UserError(f"{spec} names nothing; give what to read after the slash")
+            return _call(_NAMED[prefix.lower()], name, request)
+        if spec.startswith(_OBJECT) and not os.path.lexists(spec):
+            raise UserError(f"{spec} was a Python object, which no file records; pass the data again")
+    path = _local_path(spec)
+    if not os.path.lexists(path) and not glob.has_magic(str(path)):
+        raise UserError(f"{path} does not exist{_suggestion(path)}")
+    return _call(next(form.opener for form in _FILES if form.holds(path)), path, request)
 
 
 def require_source(images: ImageSource | ImageStream, *, name: object) -> ImageSource:
@@ -100,9 +126,40 @@ def require_source(images: ImageSource | ImageStream, *, name: object) -> ImageS
     )
 
 
-def is_stream(spec: str | Path) -> bool:
-    """Whether the images of the set come one after the other: whether it has a stream's prefix."""
-    return not isinstance(spec, Path) and _prefix(spec) in _STREAM_PREFIXES
+def describe(spec: str | Path | Dataset[Any]) -> str:
+    """What to call a spec in messages and config.yaml.
+
+    A Python object becomes ``dataset/CLASS``, and `open_images` then asks for the object.
+    """
+    if isinstance(spec, (str, Path)):
+        return str(spec)
+    from .objects import describe as describe_object
+
+    return describe_object(spec)
+
+
+def _call(opener: str, what: object, request: Request) -> ImageSource | ImageStream:
+    module, _, name = opener.partition(".")
+    opened: ImageSource | ImageStream = getattr(import_module(f"{__package__}.{module}"), name)(what, request)
+    return opened
+
+
+def _ends(path: Path, *suffixes: str) -> bool:
+    return path.name.lower().endswith(suffixes)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether ``datasets``' ``save_to_disk`` wrote the folder: a set, or several splits of one."""
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    )
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether the path is a file, a glob, or a folder with parquet files in it or in its ``data/``."""
+    if path.is_dir():
+        return any(any(folder.glob("[!.]*.parquet")) for folder in (path, path / "data"))
+    return path.is_file() or glob.has_magic(str(path))
 
 
 def _local_path(spec: str | Path) -> Path:
@@ -110,75 +167,6 @@ def _local_path(spec: str | Path) -> Path:
         return Path(spec).expanduser()
     except RuntimeError:  # "~name" of a user that does not exist is a name like any other
         return Path(spec)
-
-
-def _prefix(spec: str) -> str:
-    prefix, slash, _ = spec.partition("/")
-    return prefix.lower() if slash else ""
-
-
-def _open_path(
-    path: Path, *, split: Split, splitting: Splitting, classes: Sequence[str] | None
-) -> ImageSource:
-    if not os.path.lexists(path) and not glob.has_magic(str(path)):
-        raise UserError(f"{path} does not exist{_suggestion(path)}")
-
-    from .folder import open_folder
-    from .parquet import is_parquet, open_parquet
-
-    if path.is_file() and path.name.lower().endswith(_ARCHIVE_SUFFIXES):
-        from .archive import open_archive
-
-        return open_archive(path, split=split, splitting=splitting, classes=classes)
-    if path.is_file() and path.name.lower().endswith(_TABLE_SUFFIXES):
-        from .table import open_table
-
-        return open_table(path, split=split, splitting=splitting, classes=classes)
-    if is_saved_dataset(path):
-        from .hub import open_saved
-
-        return open_saved(path, split=split, splitting=splitting, classes=classes)
-    if is_parquet(path):
-        return open_parquet(path, split=split, splitting=splitting, classes=classes)
-    return open_folder(path, split=split, splitting=splitting, classes=classes)
-
-
-def is_saved_dataset(path: Path) -> bool:
-    """Whether ``datasets``' ``save_to_disk`` wrote the folder: a set, or several splits of one."""
-    return (path / "dataset_dict.json").is_file() or (
-        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-    )
-
-
-def write_examples(source: ImageSource, folder: str | Path, *, count: int, seed: int = 0) -> list[Path]:
-    """Writes images drawn at random as PNG files ``CLASS_NUMBER.png``, in the order of their numbers.
-
-    Args:
-        source: where to draw from.
-        folder: made where it is missing.
-        count: images to write.
-        seed: seed of the draw.
-
-    Raises:
-        UserError: more images than the source has, or a folder that cannot be written.
-    """
-    import numpy as np
-
-    if not 0 < count <= len(source):
-        raise UserError(f"count {count}: must be from 1 to the {len(source)} images of the source")
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    paths = []
-    for index in sorted(np.random.default_rng(seed).permutation(len(source))[:count].tolist()):
-        image, label = source[index]
-        name = re.sub(r"[^\w.-]+", "_", source.classes[label])
-        paths.append(folder / f"{name}_{index:05d}.png")
-        with atomic_path(paths[-1]) as temporary:
-            image.save(temporary)
-    return paths
 
 
 def _suggestion(path: Path) -> str:

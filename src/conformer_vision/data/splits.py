@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from conformer_vision.errors import UserError
@@ -17,18 +18,18 @@ Split = Literal["train", "val", "all"]
 
 @dataclass(frozen=True)
 class Splitting:
-    """How a set without a split of its own is cut into training and validation images.
+    """How a set without a validation split of its own is cut into training and validation images.
 
     Attributes:
-        val_fraction: share of every class held out; see `stratified_split`.
+        val_fraction: share of every class to hold out; see `stratified_split`.
         seed: seed of the draw; the same seed gives the same split everywhere.
-        folds: number of stratified folds, of which one is held out in place of a share of every
-            class; None for no folds. A set with a split of its own is cut within its training
-            part, and its validation part is left alone.
-        fold: the fold held out, from 0.
+        folds: number of stratified folds; one is held out in place of a share of every class. None
+            for no folds. Of a set with splits of its own, the training images are cut and the
+            validation images are left alone.
+        fold: the fold to hold out, from 0.
 
     Raises:
-        UserError: a value that cannot be.
+        UserError: a value out of range.
     """
 
     val_fraction: float = 0.1
@@ -63,10 +64,10 @@ class Splitting:
 
         Args:
             labels: one label per image.
-            split: the part to take.
+            split: the split to take.
             origin: what an error calls the set.
-            parts: indices of the training and validation images of a set with a split of its own.
-                ``train`` alone, or where there are folds, is cut as a set without one.
+            parts: indices of the training and validation images of a set with splits of its own.
+                ``train`` is cut where it is alone or folds are asked for.
 
         Raises:
             UserError: more folds than any class has images, or no training images to take.
@@ -88,6 +89,30 @@ class Splitting:
         if self.folds is None:
             return stratified_split(labels, val_fraction=self.val_fraction, seed=self.seed)[split]
         return stratified_fold(labels, folds=self.folds, fold=self.fold, seed=self.seed, origin=origin)[split]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images of a set to open.
+
+    Attributes:
+        split: ``train`` or ``val``, or ``all`` for both together.
+        splitting: how to cut a set without a validation split of its own.
+        classes: class names of a trained model, to which labels are matched by name.
+        data_dir: where named sets are kept.
+
+    Raises:
+        UserError: an unknown split.
+    """
+
+    split: Split
+    splitting: Splitting = Splitting()  # immutable
+    classes: Sequence[str] | None = None
+    data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "val", "all"):
+            raise UserError(f"split {self.split!r}: must be train, val or all")
 
 
 def stratified_split(

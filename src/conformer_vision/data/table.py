@@ -1,89 +1,41 @@
-"""A table of images: a CSV or TSV file with a column of paths, one of labels and perhaps one of splits.
-
-The names of the columns and what a split may be called hold for parquet files too.
-"""
+"""A table of images: a CSV or TSV file with a column of paths, one of labels and perhaps one of splits."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from conformer_vision.errors import UserError, some_names
 
-from .base import ImageSource, match_classes
-from .folder import VAL_NAMES
-from .images import natural_key, open_image
-from .splits import Split, Splitting
+from .base import match_classes
+from .csv_file import read_csv
+from .folder import FileSource
+from .images import natural_key
+from .names import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    SPLIT_COLUMN,
+    find_column,
+    find_splits,
+    is_split_name,
+    split_words,
+)
+from .splits import Request, Split
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-IMAGE_COLUMNS = ("image", "img", "path", "file", "file_name", "filename", "filepath")
-"""Names of a column of images; the first that is there is taken."""
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
-"""Names of a column of labels, likewise."""
+def open_table(path: Path, request: Request) -> FileSource:
+    """Read a CSV or TSV file with a header.
 
-SPLIT_COLUMN = "split"
-"""Name of the column that says which part an image belongs to."""
-
-
-class TableSource(ImageSource):
-    """Image files that a table lists.
-
-    Args:
-        classes: as in `ImageSource`.
-        table: the table's path.
-        paths: the images' paths.
-        lines: the line of the table that each comes from, from 1.
-        labels: as in `ImageSource`.
-    """
-
-    def __init__(
-        self,
-        classes: Sequence[str],
-        table: Path,
-        *,
-        paths: Sequence[str],
-        lines: Sequence[int],
-        labels: Sequence[int],
-    ) -> None:
-        super().__init__(classes, labels)
-        self._table = table
-        self._paths = tuple(paths)
-        self._lines = tuple(lines)
-
-    def image(self, index: int) -> Image.Image:
-        """The RGB image."""
-        path = self._paths[index]
-        return open_image(path, name=f"{path} ({self._table} line {self._lines[index]})")
-
-    def file(self, index: int) -> Path:
-        """The image's path."""
-        return Path(self._paths[index])
-
-    def name(self, index: int) -> str:
-        """The image's path."""
-        return self._paths[index]
-
-
-def open_table(
-    path: Path, *, split: Split, splitting: Splitting, classes: Sequence[str] | None
-) -> TableSource:
-    """Reads a CSV or TSV file with a header.
-
-    Columns are found by `IMAGE_COLUMNS`, `LABEL_COLUMNS` and `SPLIT_COLUMN`, whatever their case.
-    Paths count from the table's folder. Labels are the names of classes, numbers too. Where there
-    is a column ``split``, its words part the set as `split_parts` says; else it is split by seed.
-    Arguments and errors are those of `open_images`.
+    Columns are found by `names.IMAGE_COLUMNS`, `names.LABEL_COLUMNS` and `names.SPLIT_COLUMN`. Paths are
+    relative to the table's folder. Labels are class names, numbers too. With a column ``split`` the
+    set is cut as `split_parts` says; else by seed. Errors are those of `open_images`.
     """
     import numpy as np
 
@@ -96,58 +48,40 @@ def open_table(
     for row in used:
         if table.labels[row] not in number:
             raise UserError(
-                f"{table.where(row)}: label {table.labels[row][:100]!r} does not occur in the training part; "
-                f"its classes are {some_names(own)}"
+                f"{table.where(row)}: label {table.labels[row][:100]!r} does not occur "
+                f"in the training split; its classes are {some_names(own)}"
             )
     labels = np.array([number.get(name, -1) for name in table.labels])
-    names, index = match_classes(own, classes, origin=str(path))
-    rows = splitting.rows(labels, split, origin=str(path), parts=parts)
-    return TableSource(
+    names, index = match_classes(own, request.classes, origin=str(path))
+    rows = request.splitting.rows(labels, request.split, origin=str(path), parts=parts)
+    return FileSource(
         names,
-        path,
-        paths=[os.path.join(path.parent, table.images[row]) for row in rows],
-        lines=[table.lines[row] for row in rows],
-        labels=[index[label] for label in labels[rows]],
+        [os.path.join(path.parent, table.images[row]) for row in rows],
+        [index[label] for label in labels[rows]],
+        places=[table.where(row) for row in rows],
     )
 
 
 def split_parts(words: Sequence[str], *, where: Callable[[int], str]) -> dict[Split, NDArray[np.int64]]:
-    """Rows of the training and of the validation part, by a word for each row.
+    """Rows of the training and of the validation split, from a word for each row.
 
-    ``train``, and the first of ``val``, ``validation``, ``valid``, ``test`` that occurs, whatever their
-    case; rows of the others are left alone.
+    The words are those of `names.SPLIT_NAMES`; rows of a split that is not taken are left alone.
 
     Args:
-        words: a word per row; none at all for a set without a split of its own.
+        words: a word per row; empty for a set without a split of its own.
         where: what an error calls a row.
 
     Raises:
-        UserError: another word.
+        UserError: any other word.
     """
     import numpy as np
 
     cleaned = np.array([word.strip().lower() for word in words], dtype=object)
     values, first = np.unique(cleaned, return_index=True)
-    there = [str(value) for value in values]
-    known = ("train", *VAL_NAMES)
-    for value, row in zip(there, first, strict=True):
-        if value not in known:
-            raise UserError(f"{where(int(row))}: split {value[:100]!r}; it must be one of {', '.join(known)}")
-    parts: dict[Split, NDArray[np.int64]] = {}
-    if "train" in there:
-        parts["train"] = np.flatnonzero(cleaned == "train")
-    val = next((name for name in VAL_NAMES if name in there), None)
-    if val is not None:
-        parts["val"] = np.flatnonzero(cleaned == val)
-    return parts
-
-
-def missing_column(wanted: Sequence[str], there: Sequence[str], *, path: Path, holds: str) -> UserError:
-    """The error for a file without a column of images or labels."""
-    return UserError(
-        f"{path} has no column of {holds}; it needs one named {' or '.join(wanted)}, "
-        f"it has {some_names(there, most=20)}"
-    )
+    for value, row in zip(values, first, strict=True):
+        if not is_split_name(value):
+            raise UserError(f"{where(int(row))}: split {value[:100]!r}; it must be one of {split_words()}")
+    return {part: np.flatnonzero(cleaned == word) for part, word in find_splits(values).items()}
 
 
 @dataclass
@@ -165,22 +99,14 @@ class _Table:
 
 
 def _read(path: Path) -> _Table:
-    lines = _lines(path)
-    _, header = next(lines, (1, []))
+    header, rows = read_csv(path)
+    columns = [name for name in header if name.strip()]
+    image = header.index(find_column(columns, IMAGE_COLUMNS, origin=str(path), holds="images"))
+    label = header.index(find_column(columns, LABEL_COLUMNS, origin=str(path), holds="labels"))
     names = [name.strip().lower() for name in header]
-    if not any(names):
-        raise UserError(f"{path} is empty; its first line must name the columns, as path,label")
-    image = _find(names, IMAGE_COLUMNS, path=path, holds="images")
-    label = _find(names, LABEL_COLUMNS, path=path, holds="labels")
     split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
     table = _Table(path)
-    for line, cells in lines:
-        if any(cell.strip() for cell in cells[len(names) :]):
-            raise UserError(
-                f"{path} line {line} has {len(cells)} cells, but the header {len(names)}; "
-                "put values with a separator in them into double quotes"
-            )
-        cells += [""] * (len(names) - len(cells))
+    for line, cells in rows:
         if not cells[image].strip() or "\0" in cells[image]:
             raise UserError(f"{path} line {line} has no path of an image (column {header[image]!r})")
         if not cells[label].strip():
@@ -193,32 +119,3 @@ def _read(path: Path) -> _Table:
     if not table.lines:
         raise UserError(f"{path} holds no rows, only the names of columns")
     return table
-
-
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Cells of the lines that are not empty, with the number of the line that each ends on."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} line {line} is not UTF-8; save the table as UTF-8") from error
-    # Spreadsheets of many countries write ";" into files called .csv.
-    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=text.split("\n", 1)[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):  # spreadsheets leave lines of separators at the end
-                yield reader.line_num, cells
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num} cannot be read as a table ({error})") from error
-
-
-def _find(names: Sequence[str], wanted: Sequence[str], *, path: Path, holds: str) -> int:
-    name = next((name for name in wanted if name in names), None)
-    if name is None:
-        raise missing_column(wanted, [name for name in names if name], path=path, holds=holds)
-    if names.count(name) > 1:
-        raise UserError(f"{path} has {names.count(name)} columns named {name}; rename all but one")
-    return names.index(name)

@@ -12,7 +12,7 @@ from torch import Tensor
 from conformer_vision.data import ImageSource
 from conformer_vision.data.base import SubsetSource
 from conformer_vision.data.loader import evaluation_loader
-from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.data.stream import ImageStream
 from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.spec import ModelSpec
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conformer_vision.data import ImageSource
 from conformer_vision.data.loader import Batch, evaluation_loader
-from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.inference.trained_model import TrainedModel
 

@@ -11,7 +11,7 @@ from conformer_vision.data import ImageSource, Splitting, open_images, require_s
 from conformer_vision.data.exclude import exclude as without
 from conformer_vision.data.exclude import read_exclusions
 from conformer_vision.data.splits import Split
-from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.runs import CONFIG_FILE, read_run_config
 

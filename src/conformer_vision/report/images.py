@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data import BrokenImageError, ImageSource
-from conformer_vision.data.streams.base import ImageStream
+from conformer_vision.data.stream import ImageStream
 from conformer_vision.inference.answers import batches
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.report.analysis import Outcome

@@ -16,7 +16,7 @@ from ..data import ImageSource, build_transform, opening
 from ..data.exclude import exclude, read_exclusions
 from ..data.loader import ImageLoader, evaluation_loader, training_loader
 from ..data.order import Share, images_per_batch
-from ..data.streams.base import ImageStream
+from ..data.stream import ImageStream
 from ..errors import UserError, first_line, some_names
 from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from ..data.order import Share
-from ..data.streams.base import ImageStream
+from ..data.stream import ImageStream
 from ..errors import UserError
 from ..files import atomic_path, remove_leftovers
 from ..runs import BROKEN_FILE, CLASSES_FILE, CONFIG_FILE, LAST_CHECKPOINT, NOT_FINITE_FILE

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from conformer_vision.errors import UserError, reason_of
-
-from ..base import match_classes
-from .base import Labels
 
 CLASSES_FILE = "classes.txt"
 INFO_FILE = "_info.json"
@@ -40,7 +37,7 @@ def read_info(folders: Sequence[Path]) -> SetInfo:
         folders: where to look; what the first one says wins.
 
     Raises:
-        UserError: a file that cannot be read, or names that cannot be.
+        UserError: a file that cannot be read, or a class that is named twice.
     """
     classes: tuple[str, ...] | None = None
     lengths: dict[str, int] = {}
@@ -68,32 +65,6 @@ def parse_classes(text: str, *, origin: str) -> tuple[str, ...]:
         UserError: no name, or one that occurs twice.
     """
     return _checked([line.strip() for line in text.splitlines() if line.strip()], origin=origin)
-
-
-def match_labels(
-    own: Sequence[str] | None,
-    wanted: Sequence[str] | None,
-    *,
-    find: Callable[[], Sequence[str]],
-    origin: str,
-) -> tuple[tuple[str, ...], Labels]:
-    """The classes to use and how labels are told.
-
-    Args:
-        own: the set's class names, where it says them.
-        wanted: class names of a trained model, where there is one.
-        find: finds the set's class names where neither is given.
-        origin: what an error calls the set.
-
-    Raises:
-        UserError: as `match_classes`.
-    """
-    if own is None:
-        own = find() if wanted is None else wanted
-    if not own:
-        raise UserError(f"{origin} holds no images")
-    names, index = match_classes(own, wanted, origin=origin)
-    return names, Labels(own, index)
 
 
 def names_of(stored: set[int | str]) -> list[str]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from conformer_vision.data.images import BrokenImageError
 from conformer_vision.data.loader import NOT_COUNTED, Batch, evaluation_loader, training_loader
 from conformer_vision.data.order import Share
-from conformer_vision.data.streams.base import ImageStream, StreamedImage
-from conformer_vision.data.streams.order import StreamOrder
+from conformer_vision.data.stream import ImageStream, StreamedImage
+from conformer_vision.data.stream_order import StreamOrder
 from conformer_vision.errors import UserError
 
 

@@ -10,8 +10,8 @@ from torch.utils.data import get_worker_info
 
 from conformer_vision.errors import UserError
 
-from ..order import Share, images_per_batch
-from .base import ImageStream, StreamedImage
+from .order import Share, images_per_batch
+from .stream import ImageStream, StreamedImage
 
 
 class StreamOrder:

@@ -1,0 +1,403 @@
+"""Rows of sets that ``datasets`` has opened: parquet files, saved sets and sets of the hub."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from conformer_vision.errors import UserError, some_names
+
+from .base import ImageSource, match_classes
+from .images import BrokenImageError, natural_key, open_image
+from .names import IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMN, find_column, find_splits, split_words
+from .splits import Request, Split
+from .table import split_parts
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+
+class ArrowSource(ImageSource):
+    """Rows of Arrow tables.
+
+    The images stay in the memory-mapped files that ``datasets`` keeps, so a set larger than memory
+    works and worker processes share it. Rows are taken from the Arrow column itself: ``datasets``'
+    own access to a row costs a third of decoding a small JPEG.
+
+    Args:
+        blocks: the tables, one after the other.
+        rows: the row of each image, counted over all tables.
+        classes: as in `ImageSource`.
+        labels: as in `ImageSource`.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        *,
+        rows: NDArray[np.int64],
+        classes: Sequence[str],
+        labels: NDArray[np.int64],
+    ) -> None:
+        super().__init__(classes, labels)
+        self._origins = [(block.origin, block.folder) for block in blocks]
+        self._starts = list(accumulate((len(block.data) for block in blocks), initial=0))
+        self._data = [block.images() for block in blocks]
+        self._rows = rows
+        self._columns = self._open()
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB image."""
+        file, name = self.file(index), self.name(index)
+        return open_image(file, name=name if isinstance(file, bytes) else f"{file} ({name})")
+
+    def file(self, index: int) -> Path | bytes:
+        """The image's bytes in the row, or else the path there."""
+        block, row = self._place(index)
+        stored = self._columns[block][row].as_py()
+        data, path = (stored.get("bytes"), stored.get("path")) if isinstance(stored, dict) else (stored, None)
+        if isinstance(data, str):
+            data, path = None, data
+        if data is not None:
+            return bytes(data)
+        if path is None:
+            raise BrokenImageError(f"{self.name(index)}: cannot be read as an image (the row has none)")
+        folder = self._origins[block][1]
+        return Path(path) if folder is None else folder / path
+
+    def name(self, index: int) -> str:
+        """``ORIGIN row N``, N counted in its file or split from 0."""
+        block, row = self._place(index)
+        return f"{self._origins[block][0]} row {row}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        row = int(self._rows[index])
+        block = bisect_right(self._starts, row) - 1
+        return block, row - self._starts[block]
+
+    def _open(self) -> list[pa.ChunkedArray]:
+        return [data.data.column(0) for data in self._data]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A dataset is pickled by the path of its Arrow file; the columns would be copied.
+        return {name: value for name, value in vars(self).items() if name != "_columns"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._columns = self._open()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one file or split.
+
+    Attributes:
+        data: the rows.
+        origin: what messages call them.
+        folder: where relative paths of images start; the working folder where None.
+    """
+
+    data: datasets.Dataset
+    origin: str
+    folder: Path | None = None
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The columns of images and labels.
+
+        Raises:
+            UserError: a column is missing or cannot hold them.
+        """
+        return find_columns(self.data.features, origin=self.origin)
+
+    def where(self, row: int) -> str:
+        """What an error calls a row."""
+        return f"{self.origin} row {row}"
+
+    def labels(self) -> NDArray[Any]:
+        """The labels, integers or strings; see `label_values`."""
+        return label_values(self._column(self.columns.label), name=self.columns.label, where=self.where)
+
+    def images(self) -> datasets.Dataset:
+        """The column of images alone, as it is stored."""
+        data = self.data.select_columns([self.columns.image]).with_format(None)
+        return data if data._indices is None else data.flatten_indices()
+
+    @cached_property
+    def splits(self) -> list[str] | None:
+        """The words of the column ``split``; None without such a column of strings."""
+        name = next((name for name in self.data.features if name.strip().lower() == SPLIT_COLUMN), None)
+        if name is None or "string" not in str(getattr(self.data.features[name], "dtype", "")):
+            return None
+        return [word or "" for word in self._column(name).to_pylist()]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return self.data.select_columns([name]).with_format("arrow")[:].column(0)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a set keeps its images and labels; ``class_names`` are those that a ``ClassLabel`` declares."""
+
+    image: str
+    label: str
+    class_names: tuple[str, ...] | None
+
+
+def find_columns(features: Mapping[str, Any], *, origin: str) -> Columns:
+    """The columns of images and labels of a set of ``datasets``.
+
+    Images are a column of type ``Image``, of bytes, of paths, or of a struct with ``bytes`` or ``path``;
+    labels a ``ClassLabel`` or a column of strings or integers. Of several, the one named as in
+    `names.IMAGE_COLUMNS` or `names.LABEL_COLUMNS` is taken; a column of type ``Image`` or ``ClassLabel``
+    may have any name where it is the only one.
+
+    Raises:
+        UserError: a column is missing or holds something else.
+    """
+    from datasets import ClassLabel, Value
+    from datasets import Image as ImageFeature
+
+    typed = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+    plain = [name for name, feature in features.items() if _holds_images(feature)]
+    declared = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    words = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Value) and ("string" in feature.dtype or "int" in feature.dtype)
+    ]
+    image = _pick(typed, [*typed, *plain], IMAGE_COLUMNS, features, origin=origin, holds="images")
+    label = _pick(declared, [*declared, *words], LABEL_COLUMNS, features, origin=origin, holds="labels")
+    names = features[label].names if label in declared else None
+    return Columns(image, label, tuple(names) if names else None)
+
+
+_STORED_AS = {
+    "images": "files' bytes or paths (binary, string, or a struct with the fields bytes and path)",
+    "labels": "integers or strings",
+}
+
+
+def _pick(
+    typed: Sequence[str],
+    usable: Sequence[str],
+    wanted: Sequence[str],
+    features: Mapping[str, Any],
+    *,
+    origin: str,
+    holds: str,
+) -> str:
+    for names in (typed, usable):
+        if any(name.strip().lower() in wanted for name in names):
+            return find_column(names, wanted, origin=origin, holds=holds)
+        if names is typed and len(typed) == 1:
+            return typed[0]
+    named = find_column(features, wanted, origin=origin, holds=holds)
+    raise UserError(
+        f"{origin}: column {named!r} holds {some_names([str(features[named])])}; {holds} must be stored as "
+        f"{_STORED_AS[holds]}"
+    )
+
+
+def _holds_images(feature: Any) -> bool:
+    from datasets import Value
+
+    if isinstance(feature, Mapping):
+        return any(_holds_images(feature.get(name)) for name in ("bytes", "path"))
+    return isinstance(feature, Value) and ("binary" in feature.dtype or "string" in feature.dtype)
+
+
+def choose_splits(names: Sequence[str], *, origin: str) -> dict[Split, str]:
+    """The splits of a set to use: those for training and validation, or the only one as ``all``.
+
+    Raises:
+        UserError: several splits and none of a known name.
+    """
+    found = find_splits(names)
+    if found:
+        return found
+    if len(names) != 1:
+        raise UserError(f"{origin} has the splits {some_names(names)}, but none of {split_words()}")
+    return {"all": names[0]}
+
+
+def open_blocks(
+    parts: Mapping[Split, Sequence[Block]],
+    origin: str,
+    request: Request,
+) -> ArrowSource:
+    """One split of a set.
+
+    Without splits of its own (``all``), a column ``split`` of strings cuts the set as
+    `table.split_parts` says, and otherwise it is cut by seed. Class names are those of a ``ClassLabel``,
+    else the labels that occur in training, sorted.
+
+    Args:
+        parts: blocks of ``train`` and ``val``, or of ``all``.
+        origin: what an error calls the set.
+        request: which images to open.
+
+    Raises:
+        UserError: as `open_images`.
+    """
+    import numpy as np
+
+    blocks = [block for part in parts.values() for block in part]
+    for block in blocks[1:]:
+        if block.columns.class_names != blocks[0].columns.class_names:
+            raise UserError(
+                f"{blocks[0].origin} and {block.origin} declare different classes; they must be the same"
+            )
+    with quiet_datasets():
+        values = [block.labels() for block in blocks]
+    if not sum(map(len, values)):
+        raise UserError(f"{origin} holds no rows")
+    starts = list(accumulate(map(len, values), initial=0))
+    rows_of: dict[Split, NDArray[np.int64]] = {}
+    first = 0
+    for part, mine in parts.items():
+        rows_of[part] = np.arange(starts[first], starts[first + len(mine)])
+        first += len(mine)
+    if "all" in parts:
+        rows_of = _by_column(blocks, starts)
+    declared = blocks[0].columns.class_names
+    own = list(declared or _names_in(values, starts, rows_of.get("train")))
+    chosen = np.concatenate(list(rows_of.values())) if rows_of else np.arange(starts[-1])
+    labels = np.full(starts[-1], -1, np.int64)
+    for block, start, value in zip(blocks, starts, values, strict=False):
+        used = np.isin(np.arange(start, start + len(value)), chosen, assume_unique=True)
+        labels[start : start + len(value)] = class_numbers(
+            value, own, declared=declared is not None, where=block.where, used=used
+        )
+    names, index = match_classes(own, request.classes, origin=origin)
+    rows = request.splitting.rows(labels, request.split, origin=origin, parts=rows_of)
+    return ArrowSource(blocks, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]])
+
+
+def _by_column(blocks: Sequence[Block], starts: Sequence[int]) -> dict[Split, NDArray[np.int64]]:
+    words = [block.splits for block in blocks]
+    if any(word is None for word in words):
+        return {}
+
+    def where(row: int) -> str:
+        block = bisect_right(starts, row) - 1
+        return blocks[block].where(row - starts[block])
+
+    return split_parts([word for block in words for word in block or ()], where=where)
+
+
+def _names_in(
+    values: Sequence[NDArray[Any]], starts: Sequence[int], rows: NDArray[np.int64] | None
+) -> list[str]:
+    import numpy as np
+
+    found: set[str] = set()
+    for start, value in zip(starts, values, strict=False):
+        inside = slice(None) if rows is None else rows[(rows >= start) & (rows < start + len(value))] - start
+        found.update(map(str, np.unique(value[inside])))
+    return sorted(found, key=natural_key)
+
+
+def label_values(column: pa.ChunkedArray, *, name: str, where: Callable[[int], str]) -> NDArray[Any]:
+    """A column of labels as an array of integers or strings.
+
+    Args:
+        column: integers or strings, dictionaries of them too.
+        name: the column's name.
+        where: what an error calls a row.
+
+    Raises:
+        UserError: a row without a label, or with a negative one.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null())[0])
+        raise UserError(f"{where(row)} has no label (column {name!r} is null); remove the row")
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    values: NDArray[Any] = np.asarray(column if column.num_chunks else column.to_pylist())
+    if values.dtype == object:
+        values = values.astype(str)
+    elif values.size and values.dtype.kind in "iu" and values.min() < 0:
+        row = int(np.flatnonzero(values < 0)[0])
+        raise UserError(f"{where(row)}: label {values[row]} is negative, so it names no class")
+    return values
+
+
+def class_numbers(
+    labels: NDArray[Any],
+    classes: Sequence[str],
+    *,
+    declared: bool,
+    where: Callable[[int], str],
+    used: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """The class of every row as an index into ``classes``; -1 for a row that is not used.
+
+    Args:
+        labels: one per row, as `label_values` gives them.
+        classes: the set's class names.
+        declared: whether labels are indices into them already; else they are names.
+        where: what an error calls a row.
+        used: whether a row belongs to a split that is used.
+
+    Raises:
+        UserError: a label of a used row that is not among the classes.
+    """
+    import numpy as np
+
+    if declared:
+        numbers = np.where((labels < len(classes)) & used, labels, -1).astype(np.int64)
+    else:
+        number = {name: index for index, name in enumerate(classes)}
+        values, inverse = np.unique(labels, return_inverse=True)
+        known = np.array([number.get(str(value), -1) for value in values], dtype=np.int64)
+        numbers = np.where(used, known[inverse] if len(values) else -1, -1)
+    wrong = np.flatnonzero((numbers < 0) & used)
+    if not wrong.size:
+        return numbers
+    row = int(wrong[0])
+    if declared:
+        raise UserError(
+            f"{where(row)}: label {labels[row]} is out of range, "
+            f"there are {len(classes)} classes (0 to {len(classes) - 1})"
+        )
+    raise UserError(
+        f"{where(row)}: label {str(labels[row])[:100]!r} does not occur in the training split; "
+        f"its classes are {some_names(classes)}"
+    )
+
+
+@contextmanager
+def quiet_datasets(*, bars: bool = False) -> Iterator[None]:
+    """No log lines of ``datasets`` and the hub inside the block, and no progress bars unless asked for."""
+    import datasets
+    from huggingface_hub.utils import logging as hub_logging
+
+    level, hub_level = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
+    hidden = datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    hub_logging.set_verbosity(logging.CRITICAL)
+    if not bars:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
+        if not bars and not hidden:
+            datasets.enable_progress_bars()

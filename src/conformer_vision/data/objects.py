@@ -1,0 +1,182 @@
+"""Python objects: a ``torch.utils.data.Dataset`` of (image, label) with ``classes``."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from conformer_vision.errors import UserError, one_line, reason_of
+
+from .base import ImageSource, match_classes
+from .images import BrokenImageError, as_rgb
+from .splits import Request
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch.utils.data import Dataset
+
+_logger = logging.getLogger(__name__)
+
+
+class DatasetSource(ImageSource):
+    """Items of a dataset, which may be read in other processes.
+
+    Args:
+        dataset: gives (image, label).
+        numbers: the label that the dataset gives each of its items.
+        rows: the items, by number.
+        classes: as in `ImageSource`.
+        labels: as in `ImageSource`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        numbers: Sequence[int],
+        *,
+        rows: NDArray[np.int64],
+        classes: Sequence[str],
+        labels: NDArray[np.int64],
+    ) -> None:
+        super().__init__(classes, labels)
+        self._dataset = dataset
+        self._numbers = tuple(numbers)
+        self._rows = rows
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB image.
+
+        Raises:
+            BrokenImageError: the dataset raises an error.
+            UserError: the item is not an image and its label, or the label is not the one that
+                ``targets`` holds.
+        """
+        row = int(self._rows[index])
+        image, label = _item(self._dataset, row, self.name(index))
+        if label != self._numbers[row]:
+            raise UserError(
+                f"{self.name(index)} has the label {label}, but {self._numbers[row]} in the dataset's list "
+                "of labels (targets); make them the same"
+            )
+        return image
+
+    def name(self, index: int) -> str:
+        """``dataset/CLASS row N``, N counted in the dataset."""
+        return f"{describe(self._dataset)} row {int(self._rows[index])}"
+
+
+def describe(dataset: object) -> str:
+    """What messages and config.yaml call a dataset: ``dataset/`` and the name of its class."""
+    return f"dataset/{type(dataset).__name__}"
+
+
+def open_dataset(dataset: Any, request: Request) -> DatasetSource:
+    """Open a dataset whose items are (image, label).
+
+    An image is of PIL, an 8-bit array (H, W) or (H, W, C), or a tensor (C, H, W) of 8 bits or of
+    floats from 0 to 1; C is 1 or 3. It is taken before normalisation and is not turned by its EXIF
+    orientation. A label is an index into ``dataset.classes``, or a class name. Labels are
+    taken from ``dataset.targets`` (or ``labels``) where it is there; else every item is read once.
+
+    Args:
+        dataset: any object with ``classes``, ``len`` and items by number.
+        request: which images to open; the dataset is cut by seed or folds.
+
+    Raises:
+        UserError: no ``classes``, no length, or items of another form.
+    """
+    import numpy as np
+
+    origin = describe(dataset)
+    own = _class_names(dataset, origin)
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise UserError(f"{origin} has no length or no items by number; give a map-style dataset")
+    if not len(dataset):
+        raise UserError(f"{origin} holds no images")
+    numbers = _labels(dataset, own, origin)
+    names, index = match_classes(own, request.classes, origin=origin)
+    labels = np.asarray(numbers)
+    rows = request.splitting.rows(labels, request.split, origin=origin)
+    return DatasetSource(dataset, numbers, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]])
+
+
+def _class_names(dataset: Any, origin: str) -> list[str]:
+    classes = getattr(dataset, "classes", None)
+    if classes is None:
+        raise UserError(
+            f"{origin} has no attribute classes; set it to the list of class names, as in "
+            "dataset.classes = [...]"
+        )
+    # A class of torchvision's ImageNet has several names.
+    names = [", ".join(name) if isinstance(name, tuple) else name for name in classes]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise UserError(f"{origin}: classes must be a list of different names")
+    return names
+
+
+def _labels(dataset: Any, classes: Sequence[str], origin: str) -> list[int]:
+    """The index of every item's class."""
+    stored = _targets(dataset)
+    if stored is None or len(stored) != len(dataset):
+        _logger.warning(
+            "%s has no list of its labels (targets); all %d items are read for them", origin, len(dataset)
+        )
+        return [_item(dataset, row, f"{origin} row {row}")[1] for row in range(len(dataset))]
+    numbers = [_number(label, classes) for label in stored]
+    wrong = next((row for row, number in enumerate(numbers) if number is None), None)
+    if wrong is not None:
+        raise _bad_label(f"{origin} row {wrong}", stored[wrong], classes)
+    # The list and the items must agree; of an item that cannot be read this is seen later.
+    return [number for number in numbers if number is not None]
+
+
+def _targets(dataset: Any) -> list[Any] | None:
+    """The labels as torchvision's datasets list them, also through ``torch.utils.data.Subset``."""
+    inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
+    if inner is not None and indices is not None:
+        found = _targets(inner)
+        return None if found is None else [found[index] for index in indices]
+    stored = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if stored is None or not hasattr(stored, "__len__"):
+        return None
+    change = getattr(dataset, "target_transform", None)
+    return [label if change is None else change(label) for label in stored]
+
+
+def _item(dataset: Any, row: int, name: str) -> tuple[Image.Image, int]:
+    try:
+        item = dataset[row]
+    except Exception as error:  # whatever a decoder or the dataset's own code raises
+        raise BrokenImageError(
+            f"{name}: cannot be read ({type(error).__name__}: {one_line(reason_of(error))})"
+        ) from error
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise UserError(f"{name} is a {type(item).__name__}, not a pair of image and label")
+    image, label = item
+    number = _number(label, dataset.classes)
+    if number is None:
+        raise _bad_label(name, label, dataset.classes)
+    return as_rgb(image, name=name), number
+
+
+def _number(label: Any, classes: Sequence[Any]) -> int | None:
+    """The index of the class, or None where there is no such class."""
+    if isinstance(label, str):
+        return list(classes).index(label) if label in classes else None
+    try:
+        number = operator.index(label)
+    except TypeError:
+        return None
+    return number if 0 <= number < len(classes) else None
+
+
+def _bad_label(name: str, label: object, classes: Sequence[Any]) -> UserError:
+    return UserError(
+        f"{name}: label {str(label)[:100]!r} is neither a class name nor a number "
+        f"from 0 to {len(classes) - 1}"
+    )
