@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conformer_vision.errors import UserError
+from conformer_vision.extras import naming_extras
 
 from .base import ImageSource
 from .splits import Request, Split, Splitting
@@ -92,9 +93,7 @@ def open_images(
         return _call("objects.open_dataset", spec, request)
     if isinstance(spec, str):
         if spec == DIGITS:
-            from .digits import open_digits
-
-            return open_digits(request)
+            return _call("digits.open_digits", DIGITS, request)
         prefix, slash, name = spec.partition("/")
         if slash and prefix.lower() in _NAMED:
             if not name:
@@ -140,8 +139,10 @@ def describe(spec: str | Path | Dataset[Any]) -> str:
 
 def _call(opener: str, what: object, request: Request) -> ImageSource | ImageStream:
     module, _, name = opener.partition(".")
-    opened: ImageSource | ImageStream = getattr(import_module(f"{__package__}.{module}"), name)(what, request)
-    return opened
+    with naming_extras():
+        opened: ImageSource | ImageStream
+        opened = getattr(import_module(f"{__package__}.{module}"), name)(what, request)
+        return opened
 
 
 def _ends(path: Path, *suffixes: str) -> bool:
