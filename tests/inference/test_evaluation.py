@@ -131,20 +131,20 @@ def test_images_held_out_in_training_are_the_ones_measured(
         asked.append((splitting, options["data_dir"]))
         return open_images(data, split, splitting, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("conformer_vision.inference.evaluation.open_images", recorded)
+    monkeypatch.setattr("conformer_vision.inference.labelled.open_images", recorded)
     assert evaluate(run, data, device="cpu").samples == 12
     evaluate(run / "best.safetensors", data, device="cpu")
-    evaluate(run, data, device="cpu", val_fraction=0.2, seed=7)
+    evaluate(run, data, device="cpu", splitting=Splitting(0.2, 7))
     assert asked == [(Splitting(0.3, 5), None), (Splitting(0.3, 5), None), (Splitting(0.2, 7), None)]
     (run / "config.yaml").write_text("folds: 4\nfold: 2\ndata_dir: somewhere\nexclude: not-applied.txt\n")
     assert evaluate(run, data, device="cpu").samples == 10
-    evaluate(run, data, device="cpu", folds=5, fold=1, data_dir="elsewhere")
+    evaluate(run, data, device="cpu", splitting=Splitting(folds=5, fold=1), data_dir="elsewhere")
     assert asked[3:] == [
         (Splitting(folds=4, fold=2), "somewhere"),
         (Splitting(folds=5, fold=1), "elsewhere"),
     ]
     (run / "config.yaml").write_text("seed: seven\n")
-    with pytest.raises(UserError, match=r"config\.yaml: seed 'seven' cannot be"):
+    with pytest.raises(UserError, match=r"config\.yaml: seed 'seven' is invalid"):
         evaluate(run, data, device="cpu")
     (run / "config.yaml").write_text("[1")
     with pytest.raises(UserError, match=r"config\.yaml"):
@@ -222,7 +222,7 @@ def by_hand(p: np.ndarray, labels: np.ndarray) -> float:
 def test_bad_arguments(resnet_run: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", {"ant": 2, "whale": 2})
     with pytest.raises(UserError, match="whale"):
-        evaluate(resnet_run, data, device="cpu", val_fraction=0.5)
+        evaluate(resnet_run, data, device="cpu", splitting=Splitting(0.5))
     known = write_images(tmp_path / "known", {"ant": 2, "bee": 2})
     with pytest.raises(UserError, match="batch_size 0"):
         evaluate(resnet_run, known, batch_size=0, device="cpu")
@@ -240,7 +240,7 @@ def test_output_that_is_not_finite(resnet_run: Path, tmp_path: Path) -> None:
     torch.nn.init.constant_(model.fc.bias, float("inf"))
     save_model(model, spec, tmp_path / "m.safetensors")
     with pytest.raises(UserError, match="not finite"):
-        evaluate(tmp_path / "m.safetensors", data, device="cpu", val_fraction=0.5)
+        evaluate(tmp_path / "m.safetensors", data, device="cpu", splitting=Splitting(0.5))
 
 
 def test_confusion_matrix_is_written(resnet_run: Path, tmp_path: Path) -> None:

@@ -91,4 +91,4 @@ def _print(evaluation: Evaluation) -> None:
     console().print(table)
     print(f"calibration: ECE {evaluation.ece:.2%}, NLL {evaluation.nll:.4f}")
     if evaluation.broken:
-        print(f"left out: {len(evaluation.broken):,} images that could not be read")
+        print(f"left out: {len(evaluation.broken):,} that could not be read")

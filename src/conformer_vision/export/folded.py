@@ -26,6 +26,5 @@ def write(
     """
     if not isinstance(model, Conformer):
         raise UserError(f"format folded is for Conformers; {spec.model} is none")
-    folded = inference_form(model, precision).get_submodule("model")
-    save_model(folded, spec, path)
+    save_model(inference_form(model, precision).model, spec, path)
     return ()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.inference.runtimes.base import INPUT
+from conformer_vision.inference.runtimes.base import INPUT, OUTPUTS, heads
 from conformer_vision.models import Conformer
 from conformer_vision.spec import ModelSpec
 
@@ -19,34 +19,21 @@ from .formats import Precision
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
-class OneHead(nn.Module):
-    """A classifier with float32 input and output, whatever type it computes in."""
+class InferenceForm(nn.Module):
+    """A classifier with float32 input and outputs, whatever type it computes in."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
 
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        """Compute the logits (B, K)."""
-        return (self.model(images.to(self.dtype)).float(),)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the logits (B, K) of every head, in the order of `OUTPUTS`."""
+        logits = heads(self.model, images.to(self.dtype))
+        return tuple(logits[head].float() for head in OUTPUTS if head in logits)
 
 
-class ThreeHeads(nn.Module):
-    """A Conformer with float32 input and outputs, whatever type it computes in."""
-
-    def __init__(self, model: Conformer, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model = model
-        self.dtype = dtype
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the logits (B, K) of the prediction, the convolution head and the transformer head."""
-        branches = self.model.forward_branches(images.to(self.dtype))
-        return self.model.fuse_logits(branches).float(), branches.conv.float(), branches.trans.float()
-
-
-def inference_form(model: nn.Module, precision: Precision) -> nn.Module:
+def inference_form(model: nn.Module, precision: Precision) -> InferenceForm:
     """Copy a model for inference: folded if it is a Conformer, converted, with all its heads as outputs.
 
     Args:
@@ -59,8 +46,7 @@ def inference_form(model: nn.Module, precision: Precision) -> nn.Module:
     else:
         model = deepcopy(model).eval()
     model = model.cpu().requires_grad_(False).to(_TYPES[precision]).to(memory_format=torch.contiguous_format)
-    dtype = _TYPES[precision]
-    return ThreeHeads(model, dtype) if isinstance(model, Conformer) else OneHead(model, dtype)
+    return InferenceForm(model, _TYPES[precision])
 
 
 def has_fixed_size(model: nn.Module, spec: ModelSpec) -> bool:

@@ -32,18 +32,8 @@ def write(
 ) -> tuple[str, ...]:
     """Write one file with the weights; its metadata holds the specification and the precision.
 
-    Args:
-        model: Any model of timm's registry.
-        spec: Goes into the file.
-        path: The file.
-        precision: fp32, fp16 or int8.
-        calibration: For int8: prepared images (B, C, H, W).
-
-    Returns:
-        The parts that int8 leaves in float.
-
     Raises:
-        UserError: The model cannot be exported, int8 without images, or a file larger than ONNX's 2 GB.
+        UserError: As `build_onnx`, or a file larger than ONNX's 2 GB.
     """
     import onnx
 
@@ -66,6 +56,9 @@ def build_onnx(
     """Build the ``onnx.ModelProto`` of `write`, and name the parts that int8 leaves in float.
 
     ``signed`` is `quantize`'s.
+
+    Raises:
+        UserError: The model cannot be exported, or int8 without images.
     """
     import onnx
 

@@ -22,18 +22,8 @@ def write(
 
     fp16 is how the weights are stored; bf16 is how OpenVINO is asked to compute.
 
-    Args:
-        model: Any model of timm's registry.
-        spec: Goes into the file.
-        path: The .xml file.
-        precision: Precision of the file.
-        calibration: For int8: prepared images (B, C, H, W).
-
-    Returns:
-        The parts that int8 leaves in float.
-
     Raises:
-        UserError: The model cannot be exported, int8 without images, or files that cannot be written.
+        UserError: As `build_onnx`, or files that cannot be written.
     """
     import openvino
 

@@ -60,7 +60,7 @@ def parse_device(device: str | torch.device) -> torch.device | None:
         return None if device == "auto" else torch.device(device)
     except RuntimeError as error:
         raise UserError(
-            f"device {str(device)!r} is unknown ({first_line(error)}); 'auto' and 'cpu' always work"
+            f"device {str(device)!r} cannot be used here ({first_line(error)}); 'cpu' always can"
         ) from error
 
 
