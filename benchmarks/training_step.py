@@ -35,7 +35,7 @@ from conformer_vision.benchmark.machine import Machine, versions
 from conformer_vision.benchmark.timing import take_turns
 from conformer_vision.models.checkpoints import to_official
 from conformer_vision.training import TrainConfig
-from conformer_vision.training.module import build_optimizer
+from conformer_vision.training.optimization import build_optimizer
 from oracle import ReferenceConformer, build_pair, count_macs
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -57,7 +57,7 @@ def build_step(name: str, which: str, arguments: argparse.Namespace) -> tuple[nn
     config = TrainConfig.from_options(data="none", lr=1e-6, min_lr=0.0, weight_decay=0.05)
     plain = config.optimizer
     optimizer = (
-        build_optimizer(model, config)
+        build_optimizer(model, config.optimizer)
         if which == "ours"
         else torch.optim.AdamW(model.parameters(), lr=plain.lr, weight_decay=plain.weight_decay)
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .models.checkpoints import load_checkpoint as load_checkpoint
     from .spec import ModelSpec as ModelSpec
     from .training import BranchLoss as BranchLoss
+    from .training import ClassifierModule as ClassifierModule
     from .training import TrainConfig as TrainConfig
     from .training import train as train
     from .weights import LoadedModel as LoadedModel

@@ -114,7 +114,9 @@ def test_an_archive_of_thousands_of_nested_folders_is_read(good: ModuleType, tmp
     assert source[0][0].size == (40, 36)
 
 
-@pytest.mark.parametrize(("key", "value"), [("clock", {"reserve": {}}), ("loops", {"fit_loop": "x"})])
+@pytest.mark.parametrize(
+    ("key", "value"), [("callbacks", {"Clock": {"reserve": {}}}), ("loops", {"fit_loop": "x"})]
+)
 def test_a_state_of_odd_values_is_refused(good: ModuleType, tmp_path: Path, key: str, value: object) -> None:
     data = good.class_folders(tmp_path / "photos", count=4)
     run = train(

@@ -1,6 +1,7 @@
 """What the tests of the options of a training share."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 from conformer_vision.data.loader import Batch, ImageLoader
 from conformer_vision.data.order import Share
 from conformer_vision.training import TrainConfig
-from conformer_vision.training.build import build_loaders, build_model, build_spec, open_images
+from conformer_vision.training.images import build_loaders, open_images
 from conformer_vision.training.module import ClassifierModule
-from conformer_vision.training.schedule import Clock
+from conformer_vision.training.network import apply_hardware, build_network
+from conformer_vision.training.run import build_module, build_schedule
 
 
 def shows(*names: str) -> Callable[[Any], Any]:
@@ -21,9 +23,9 @@ def shows(*names: str) -> Callable[[Any], Any]:
 
 
 def loaders(config: TrainConfig, share: Share = Share()) -> tuple[ImageLoader, ImageLoader]:  # noqa: B008
-    sources = open_images(config)
-    spec = build_spec(config, build_model(config, len(sources[0].classes)), sources[0].classes)
-    return build_loaders(config, *sources, spec, share=share)
+    images = open_images(config.data)
+    spec = build_network(config.model, images.classes).spec
+    return build_loaders(config.data, config.regularization, images, spec, share=share)
 
 
 def first_batch(config: TrainConfig, part: int) -> Batch:
@@ -31,15 +33,17 @@ def first_batch(config: TrainConfig, part: int) -> Batch:
 
 
 def module(config: TrainConfig, *, steps_per_epoch: int = 10, num_classes: int = 3) -> ClassifierModule:
+    """The module of a run, with as much of a trainer as a single step needs."""
     torch.manual_seed(0)
-    model = build_model(config, num_classes)
-    return ClassifierModule(
-        model,
-        config,
-        num_classes=num_classes,
-        steps_per_epoch=steps_per_epoch,
-        clock=Clock(now=lambda: 0.0),
+    network = build_network(config.model, tuple(map(str, range(num_classes))))
+    apply_hardware(config.hardware, network.model)
+    classifier = build_module(config, network, build_schedule(config, network))
+    steps = steps_per_epoch * config.schedule.epochs
+    trainer: Any = SimpleNamespace(
+        estimated_stepping_batches=steps, global_step=0, current_epoch=0, world_size=1
     )
+    classifier.trainer = trainer
+    return classifier
 
 
 def batch(images: Tensor, labels: Tensor) -> Batch:
@@ -51,7 +55,8 @@ def group_rates(config: TrainConfig, *, steps_per_epoch: int = 10) -> list[list[
     classifier = module(config, steps_per_epoch=steps_per_epoch)
     parts: Any = classifier.configure_optimizers()
     seen = []
-    for _ in range(classifier.total_steps):
+    steps = steps_per_epoch * config.schedule.epochs
+    for _ in range(min(steps, config.schedule.max_steps or steps)):
         seen.append([group["lr"] for group in parts["optimizer"].param_groups])
         parts["optimizer"].step()
         parts["lr_scheduler"]["scheduler"].step()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conformer_vision.training import TrainConfig, callbacks
+from conformer_vision.training import TrainConfig, folder
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 TINY: dict[str, Any] = {
@@ -52,7 +52,7 @@ def tiny(images: Path) -> Callable[..., TrainConfig]:
 @pytest.fixture
 def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than an epoch here; test_run.py looks at the image."""
-    monkeypatch.setattr(callbacks, "draw_curves", lambda rows, path: None)
+    monkeypatch.setattr(folder, "draw_curves", lambda rows, path: None)
 
 
 def _weights(run: Path, name: str = "last.safetensors") -> dict[str, torch.Tensor]:

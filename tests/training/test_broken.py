@@ -16,7 +16,7 @@ from option_tools import shows
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
-TRAINER: Any = SimpleNamespace(world_size=1, strategy=None)
+TRAINER: Any = SimpleNamespace(is_global_zero=True)
 
 
 @pytest.fixture

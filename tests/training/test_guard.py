@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from conformer_vision.cli import main
 from conformer_vision.data import transforms
 from conformer_vision.training import TrainConfig, train
+from conformer_vision.training import images as images_module
 from conformer_vision.training.guard import TrainingDivergedError
 from conformer_vision.training.losses import BranchLoss
 from conformer_vision.training.module import ClassifierModule
@@ -230,9 +231,7 @@ def test_exit_status(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         transform = build(**options)
         return (lambda image: transform(image) * torch.nan) if options["augment"] else transform
 
-    from conformer_vision.training import build as build_module
-
-    monkeypatch.setattr(build_module, "build_transform", broken)
+    monkeypatch.setattr(images_module, "build_transform", broken)
     output, errors = tmp_path / "run", io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         status = main(

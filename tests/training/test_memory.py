@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, memory, train
+from conformer_vision.training import network as network_module
 from conformer_vision.training import run as run_module
-from conformer_vision.training.build import build_model, build_spec, find_batch_size
+from conformer_vision.training.images import open_images
 from conformer_vision.training.memory import largest_batch, peak_memory, training_step
+from conformer_vision.training.network import build_network, find_batch_size
 from option_tools import shows
 
 Tiny = Callable[..., TrainConfig]
@@ -158,10 +160,8 @@ def test_batch_size_auto(
     without_curves: None,
 ) -> None:
     """Of a machine on which 8 images fit; the kept recipe has the number."""
-    from conformer_vision.training import build
-
     made = machine(10 * MB, total=230 * MB)
-    monkeypatch.setattr(build, "training_step", lambda model, **_: made.step)
+    monkeypatch.setattr(network_module, "training_step", lambda model, **_: made.step)
     run = train(tiny(batch_size="auto", accumulate=2, max_steps=1, output=str(tmp_path / "run")))
     assert "batch_size: 16\n" in capsys.readouterr().out
     assert "batch_size: 16\n" in (run / "config.yaml").read_text()
@@ -171,10 +171,10 @@ def test_batch_size_auto(
 
 def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
     config = tiny(batch_size="auto")
-    model = build_model(config, 3)
-    spec = build_spec(config, model, ("a", "b", "c"))
+    network = build_network(config.model, ("a", "b", "c"))
+    model = network.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert find_batch_size(config, model, spec, most=4) == 4
+    assert find_batch_size(config.hardware, network, most=4) == 4
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -182,13 +182,10 @@ def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
 def test_no_more_than_the_training_images(
     tiny: Tiny, machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from conformer_vision.training import build
-
     made = machine(1, total=10**12)
-    monkeypatch.setattr(build, "training_step", lambda model, **_: made.step)
+    monkeypatch.setattr(network_module, "training_step", lambda model, **_: made.step)
     config = tiny(batch_size="auto", accumulate=3)
-    train_source, _ = build.open_images(config)
-    model = build_model(config, 3)
-    spec = build_spec(config, model, train_source.classes)
-    decided = run_module._with_batch_size(config, model, spec, train_source)
-    assert decided.batch_size == 24, "of 33 images 11 are a third"
+    images = open_images(config.data)
+    network = build_network(config.model, images.classes)
+    decided = run_module._with_batch_size(config, network, images)
+    assert decided.data.batch_size == 24, "of 33 images 11 are a third"

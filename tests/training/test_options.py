@@ -19,8 +19,9 @@ from conformer_vision.errors import UserError
 from conformer_vision.models import variants
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training import run as run_module
-from conformer_vision.training.build import build_model, open_images
 from conformer_vision.training.config import OPTIONS
+from conformer_vision.training.images import open_images
+from conformer_vision.training.network import build_model
 from conformer_vision.training.schedule import Clock
 from option_tools import first_batch, loaders, module, rates, shows
 
@@ -33,14 +34,14 @@ Tiny = Callable[..., TrainConfig]
 
 @shows("data")
 def test_data(tiny: Tiny) -> None:
-    assert open_images(tiny())[0].classes == ("blue", "green", "red")
-    assert len(open_images(tiny(data="digits"))[0].classes) == 10
+    assert open_images(tiny().data).train.classes == ("blue", "green", "red")
+    assert len(open_images(tiny(data="digits").data).train.classes) == 10
 
 
 @shows("val_fraction", "seed")
 def test_split(tiny: Tiny) -> None:
     def held_out(**changes: Any) -> set[str]:
-        source = open_images(tiny(**changes))[1]
+        source = open_images(tiny(**changes).data).val
         return {source.name(index) for index in range(len(source))}
 
     assert len(held_out(val_fraction=0.25)) == 9
@@ -72,7 +73,7 @@ def test_input_size(tiny: Tiny) -> None:
 def test_in_chans(tiny: Tiny) -> None:
     grey = first_batch(tiny(in_chans=1), 1).images
     assert grey.shape[1] == 1
-    model = build_model(tiny(in_chans=1), 3)
+    model = build_model(tiny(in_chans=1).model, 3)
     assert model(grey).shape[1] == 3
 
 
@@ -97,13 +98,13 @@ def test_augment(tiny: Tiny) -> None:
 
 @shows("model")
 def test_model(tiny: Tiny) -> None:
-    assert type(build_model(tiny(), 3)).__name__ == "Conformer"
-    assert type(build_model(tiny(model="resnet18", model_kwargs={}), 3)).__name__ == "ResNet"
+    assert type(build_model(tiny().model, 3)).__name__ == "Conformer"
+    assert type(build_model(tiny(model="resnet18", model_kwargs={}).model, 3)).__name__ == "ResNet"
 
 
 @shows("model_kwargs")
 def test_model_kwargs(tiny: Tiny) -> None:
-    model: Any = build_model(tiny(model_kwargs={"depths": [2, 2, 2], "upsample": "bilinear"}), 3)
+    model: Any = build_model(tiny(model_kwargs={"depths": [2, 2, 2], "upsample": "bilinear"}).model, 3)
     assert (len(model.blocks), model.config.upsample) == (6, "bilinear")
 
 
@@ -112,7 +113,7 @@ def test_model_kwargs(tiny: Tiny) -> None:
 def test_stochastic_depth(tiny: Tiny, name: str) -> None:
     def varies(rate: float | None) -> bool:
         torch.manual_seed(0)
-        model = build_model(tiny(**{name: rate}), 3).train()
+        model = build_model(tiny(**{name: rate}).model, 3).train()
         images = torch.randn(8, 3, 32, 32)
         with torch.no_grad():
             return not torch.equal(model(images), model(images))
@@ -134,8 +135,8 @@ def published(tmp_path: Path) -> Path:
 @shows("pretrained")
 def test_pretrained(tiny: Tiny, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "fetch_pretrained", lambda url, **_: published)
-    loaded = build_model(tiny(model="conformer_tiny_patch16_224", pretrained=True), 3)
-    drawn = build_model(tiny(model="conformer_tiny_patch16_224"), 3)
+    loaded = build_model(tiny(model="conformer_tiny_patch16_224", pretrained=True).model, 3)
+    drawn = build_model(tiny(model="conformer_tiny_patch16_224").model, 3)
     torch.manual_seed(7)
     weights = timm.create_model("conformer_tiny_patch16_224", depths=[2, 1, 2])
     torch.testing.assert_close(loaded.get_parameter("cls_token"), weights.get_parameter("cls_token"))
@@ -146,14 +147,14 @@ def test_pretrained(tiny: Tiny, published: Path, monkeypatch: pytest.MonkeyPatch
 @shows("checkpoint", "reset_head")
 def test_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
     torch.manual_seed(7)
-    donor = build_model(tiny(), 5)
+    donor = build_model(tiny().model, 5)
     path = str(tmp_path / "weights.safetensors")
     save_file(donor.state_dict(), path)
-    same = build_model(tiny(checkpoint=path), 5)
+    same = build_model(tiny(checkpoint=path).model, 5)
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), donor.parameters(), strict=True))
     with pytest.raises(UserError, match="head"):
-        build_model(tiny(checkpoint=path), 3)
-    other = build_model(tiny(checkpoint=path, reset_head=True), 3)
+        build_model(tiny(checkpoint=path).model, 3)
+    other = build_model(tiny(checkpoint=path, reset_head=True).model, 3)
     torch.testing.assert_close(other.get_parameter("cls_token"), donor.get_parameter("cls_token"))
     assert other.get_parameter("trans_head.weight").shape[0] == 3
 
@@ -253,7 +254,7 @@ def test_clip_grad(tiny: Tiny, tmp_path: Path, weights: Callable[..., dict[str, 
             output=str(tmp_path / f"{clip}"),
         )  # fmt: skip
         lightning.seed_everything(config.data.seed, verbose=False)
-        before = dict(build_model(config, 3).named_parameters())
+        before = dict(build_model(config.model, 3).named_parameters())
         after = weights(train(config))
         return float(torch.stack([(after[name] - before[name].detach()).norm() for name in before]).norm())
 

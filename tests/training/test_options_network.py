@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from conformer_vision import evaluate
+from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
 from conformer_vision.models import Conformer
 from conformer_vision.training import TrainConfig, train
-from conformer_vision.training.build import build_model
 from conformer_vision.training.module import ClassifierModule
+from conformer_vision.training.network import build_model
 from option_tools import batch, group_rates, module, rates, shows
 
 pytestmark = pytest.mark.usefixtures("without_curves")
@@ -32,7 +33,7 @@ VIT: dict[str, Any] = {"model": "vit_tiny_patch16_224", "model_kwargs": {"depth"
 def initial(config: TrainConfig) -> dict[str, Tensor]:
     """The weights that a run begins with."""
     lightning.seed_everything(config.data.seed, verbose=False)
-    return {name: tensor.clone() for name, tensor in build_model(config, 3).state_dict().items()}
+    return {name: tensor.clone() for name, tensor in build_model(config.model, 3).state_dict().items()}
 
 
 def rows_of(run: Path) -> list[dict[str, float]]:
@@ -66,11 +67,11 @@ def test_frozen_weights_stay(
 
 def test_freezing_that_cannot_be(tiny: Tiny) -> None:
     with pytest.raises(UserError, match="freeze_blocks is for Conformers; model resnet18 is none"):
-        build_model(tiny(model="resnet18", model_kwargs={}, freeze_blocks=1), 3)
+        build_model(tiny(model="resnet18", model_kwargs={}, freeze_blocks=1).model, 3)
     with pytest.raises(UserError, match="freeze_branch is for Conformers; model resnet18 is none"):
-        build_model(tiny(model="resnet18", model_kwargs={}, freeze_branch="conv"), 3)
+        build_model(tiny(model="resnet18", model_kwargs={}, freeze_branch="conv").model, 3)
     with pytest.raises(UserError, match="freeze_blocks 6: the model has 5 blocks"):
-        build_model(tiny(freeze_blocks=6), 3)
+        build_model(tiny(freeze_blocks=6).model, 3)
 
 
 # ---- learning rates --------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ def test_average_of_the_weights(
         else:
             assert torch.equal(tensor, steps[-1][name])
     assert not torch.equal(kept["cls_token"], steps[-1]["cls_token"])
-    evaluation = evaluate(run / "last.safetensors", images, val_fraction=0.25, seed=0, device="cpu")
+    evaluation = evaluate(run / "last.safetensors", images, splitting=Splitting(0.25, 0), device="cpu")
     row = rows_of(run)[-1]
     assert row["val_loss"] == pytest.approx(
         (evaluation.loss["conv"] + evaluation.loss["trans"]) / 2, rel=1e-4
@@ -218,8 +219,8 @@ def test_recomputed_gradients_are_the_same(tiny: Tiny, monkeypatch: pytest.Monke
 
 
 def test_a_model_without_recomputation(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match=r"grad_checkpointing: model .* has none; leave it out"):
-        build_model(tiny(model="inception_v4", model_kwargs={}, grad_checkpointing="full", input_size=96), 3)
+    with pytest.raises(UserError, match="grad_checkpointing: this model has none; leave it out"):
+        module(tiny(model="inception_v4", model_kwargs={}, grad_checkpointing="full", input_size=96))
 
 
 # ---- loss and input --------------------------------------------------------------------------------
@@ -243,8 +244,8 @@ def test_losses_of_the_heads(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Non
     assert loss(conv_loss_share=0.25)[0] == pytest.approx(0.25 * alone[0] + 0.75 * alone[1])
     assert loss(mutual_distillation=1.0)[0] > whole
     for name, value in (("conv_loss_share", 0.4), ("mutual_distillation", 0.5)):
-        with pytest.raises(UserError, match=f"{name} is for the two heads of a Conformer; model resnet18"):
-            build_model(tiny(model="resnet18", model_kwargs={}, **{name: value}), 3)
+        with pytest.raises(UserError, match=f"{name} is for the two heads of a Conformer"):
+            module(tiny(model="resnet18", model_kwargs={}, **{name: value}))
 
 
 @shows("progressive_from")

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError
 from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig, train
-from conformer_vision.training import run as run_module
-from conformer_vision.training.callbacks import Recorder, RunFolder
+from conformer_vision.training.callbacks import Recorder
+from conformer_vision.training.folder import RunFolder, new_folder
 from conformer_vision.training.interrupt import InterruptFlag
 from conformer_vision.training.module import ClassifierModule
-from conformer_vision.training.progress import EpochBar
+from conformer_vision.training.progress import EpochBar, build_progress
 from conformer_vision.training.schedule import Clock
 from conformer_vision.training.trainer import build_trainer, count_processes
 from conformer_vision.weights import load_model
@@ -50,7 +50,7 @@ def trainer(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
-    return lambda **changes: build_trainer(tiny(**changes), tmp_path, callbacks=[])
+    return lambda **changes: build_trainer(tiny(**changes).hardware, epochs=1)
 
 
 @shows("device")
@@ -84,15 +84,15 @@ def test_launcher_decides(
 ) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
-    assert count_processes(tiny()) == (1, 1)
-    assert count_processes(tiny(devices=3, nodes=2)) == (3, 2)
+    assert count_processes(tiny().hardware) == (1, 1)
+    assert count_processes(tiny(devices=3, nodes=2).hardware) == (3, 2)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert count_processes(tiny()) == (4, 2)
-    assert count_processes(tiny(devices=4, nodes=2)) == (4, 2)
+    assert count_processes(tiny().hardware) == (4, 2)
+    assert count_processes(tiny(devices=4, nodes=2).hardware) == (4, 2)
     for name, value, there in (("devices", 2, 4), ("nodes", 3, 2), ("devices", 1, 4)):
         with pytest.raises(UserError, match=f"{name} {value}: {by} has started {there}; leave {name} out"):
-            count_processes(tiny(**{name: value}))
+            count_processes(tiny(**{name: value}).hardware)
 
 
 @shows("sync_bn")
@@ -113,7 +113,7 @@ def test_what_needs_a_gpu(trainer: Callable[..., lightning.Trainer]) -> None:
 def test_output(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train(tiny(output=str(tmp_path / "a" / "b"), max_steps=1)) == tmp_path / "a" / "b"
     monkeypatch.chdir(tmp_path)
-    folder = run_module._new_folder(tiny())
+    folder = new_folder(tiny())
     assert re.fullmatch(r"runs/conformer_nano_patch8_64-\d{8}-\d{6}", folder.as_posix())
 
 
@@ -181,9 +181,9 @@ def test_save_minutes(
         now[0] += 60
         return step(self, batch, number)
 
-    from conformer_vision.training import callbacks
+    from conformer_vision.training import folder
 
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(folder.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(RunFolder, "_write", noting)
     monkeypatch.setattr(ClassifierModule, "training_step", slow)
     train(tiny(**VIT, epochs=2, max_steps=None, save_minutes=minutes, output=str(tmp_path / "run")))
@@ -217,8 +217,8 @@ def test_save_top_k(tmp_path: Path, top_k: int, kept: list[int]) -> None:
             should_stop=False,
             current_epoch=number - 1,
             max_epochs=9,
-            world_size=1,
-            strategy=None,
+            is_global_zero=True,
+            strategy=SingleDeviceStrategy("cpu"),
         )
         folder.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
         state = folder.state_dict()
@@ -256,8 +256,9 @@ def test_progress(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_follows_the_terminal(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    recorder: Any = None
-    assert (run_module._progress(tiny(progress="auto"), recorder)[1] is not None) == terminal
+    nothing: Any = None
+    shown = build_progress(tiny(progress="auto").output, nothing, nothing, batch=8)
+    assert any(isinstance(callback, EpochBar) for callback in shown) == terminal
 
 
 @pytest.mark.parametrize("batches", [[3], [float("inf")]], ids=["known", "unknown"])

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision import evaluate
+from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.recipe import read_config, recipes
@@ -76,7 +77,7 @@ def test_metrics(run: Path, images: Path) -> None:
     assert all(row["images_per_second"] > 0 for row in rows)
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
     assert rows[-1]["lr"] < rows[0]["lr"]
-    evaluation = evaluate(run / "last.safetensors", images, val_fraction=0.25, seed=0, device="cpu")
+    evaluation = evaluate(run / "last.safetensors", images, splitting=Splitting(0.25, 0), device="cpu")
     for head, top1 in evaluation.top1.items():
         assert rows[-1][f"val_top1_{head}"] == pytest.approx(top1, abs=1e-5)
     assert rows[-1]["val_loss"] == pytest.approx(
@@ -86,7 +87,7 @@ def test_metrics(run: Path, images: Path) -> None:
 
 def test_best_weights_are_those_of_the_highest_top1(run: Path, images: Path) -> None:
     best = max(row["val_top1_fused"] for row in rows_of(run))
-    evaluation = evaluate(run, images, val_fraction=0.25, seed=0, device="cpu")
+    evaluation = evaluate(run, images, splitting=Splitting(0.25, 0), device="cpu")
     assert evaluation.top1["fused"] == pytest.approx(best, abs=1e-5)
 
 

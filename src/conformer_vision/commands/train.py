@@ -80,7 +80,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
 def _finish(folder: Path) -> None:
     """Write the report of a run that has ended, and say where the run is."""
-    from conformer_vision.training.processes import is_first
+    from conformer_vision.training.trainer import is_first
 
     if not is_first():
         return

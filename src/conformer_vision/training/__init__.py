@@ -1,4 +1,4 @@
-"""Training: the configuration of a run, the loss of two heads, and `train`.
+"""Training: the configuration of a run, the loss of two heads, the module, and `train`.
 
 The names are imported when first used; `TrainConfig` needs no torch.
 """
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig as TrainConfig
     from .interrupt import TrainingInterrupted as TrainingInterrupted
     from .losses import BranchLoss as BranchLoss
+    from .module import ClassifierModule as ClassifierModule
     from .run import train as train
 
 __getattr__, __dir__, __all__ = attach(__name__)

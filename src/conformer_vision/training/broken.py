@@ -1,4 +1,4 @@
-"""Counting the images that turn out to be broken while training reads them."""
+"""Counting the images that turn out to be broken during training."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from ..data.loader import Batch
 from ..errors import UserError
 from ..files import atomic_path
 from ..runs import BROKEN_FILE
-from .processes import is_first
 
 _MOST_SHOWN = 10
 _FEWEST_READ = 100
-"""Images of a stream before a share of them says something."""
+"""Images of a stream to read before a share of them is judged."""
 
 
 class BrokenImages(Callback):
-    """Names every broken image once, and ends training where too large a share is broken.
+    """Names every broken image once, and ends training when too large a share is broken.
 
     Args:
-        folder: where the list is written, as ``broken_images.txt``.
-        images: how many there are; None for a stream, of which those read so far count.
-        most: the largest share of them, in [0, 1].
+        folder: where the list is written, as `broken_images.txt`.
+        images: number of images; None for a stream, of which those read so far count.
+        most: largest share that may be broken, in [0, 1].
     """
 
     def __init__(self, folder: Path, *, images: int | None, most: float) -> None:
@@ -39,7 +38,7 @@ class BrokenImages(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._count(batch)
+        self._count(batch, write=trainer.is_global_zero)
 
     def on_validation_batch_start(
         self,
@@ -49,9 +48,9 @@ class BrokenImages(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._count(batch)
+        self._count(batch, write=trainer.is_global_zero)
 
-    def _count(self, batch: Batch) -> None:
+    def _count(self, batch: Batch, *, write: bool) -> None:
         self._read += len(batch.labels)
         new = [line for line in batch.broken if line not in self._known]
         if not new:
@@ -63,7 +62,8 @@ class BrokenImages(Callback):
                 print(f"skipped: {line}", file=sys.stderr)
         if len(self.lines) > _MOST_SHOWN >= len(self.lines) - len(new):
             print(f"skipped: more; all are listed in {self.folder / BROKEN_FILE}", file=sys.stderr)
-        self._write()
+        if write:
+            self._write()
         of = max(self._read, _FEWEST_READ) if self.images is None else self.images
         if len(self.lines) > self.most * of:
             raise UserError(
@@ -72,9 +72,8 @@ class BrokenImages(Callback):
             )
 
     def _write(self) -> None:
-        if is_first():
-            with atomic_path(self.folder / BROKEN_FILE) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
+        with atomic_path(self.folder / BROKEN_FILE) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         return {"lines": self.lines, "read": self._read}

@@ -1,21 +1,24 @@
-"""What to say when the loss is no longer a number."""
+"""Stopping when the loss or a gradient is no longer finite, and finding out why."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import UserError
 from ..files import atomic_path
 from ..runs import NOT_FINITE_FILE
-from .seeding import seed_step
+from .module import Inputs
+from .seeding import StepSeeds
 
 _BRANCHES = (  # part of a module's name -> what it belongs to, the more special first
     ("fcu_down", "coupling from the convolution to the transformer branch"),
@@ -36,34 +39,81 @@ class TrainingDivergedError(UserError):
     """The loss or a gradient is not finite; the message says where that began and what helps."""
 
 
-class NotFinite(Exception):  # noqa: N818  # raised to leave the step
-    """A loss or a gradient that is not finite.
+class Guard(Callback):
+    """Stops training at the first loss or gradient that is not finite, and says where that began.
 
-    Attributes:
-        parameter: the first parameter with such a gradient; None where the loss is it.
-        images: the step's input (B, C, H, W), after MixUp.
-        indices: numbers of its images in the source.
-        draw: what `seed_step` took before the step, so that it can be computed again.
+    Works with a `ClassifierModule`. The weights are left as they were before the step.
+
+    Args:
+        folder: where the diagnosis is written as `not_finite.json`; None for nowhere.
+        seeds: seeds of the steps, so that the diagnosis repeats the step exactly.
+        name: gives the name of an image from its number in the source.
+
+    Raises:
+        TrainingDivergedError: from within the step.
     """
 
     def __init__(
         self,
+        folder: Path | None = None,
         *,
-        images: Tensor,
-        indices: Sequence[int],
-        draw: tuple[int, int, int, int],
-        parameter: str | None = None,
+        seeds: StepSeeds | None = None,
+        name: Callable[[int], str] | None = None,
     ) -> None:
-        super().__init__("not finite")
-        self.images = images
-        self.indices = list(indices)
-        self.draw = draw
-        self.parameter = parameter
+        self.folder = folder
+        self.seeds = seeds
+        self.name = name
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        # A single process must not leave a step alone while the others wait in it.
+        if not trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(loss))):
+            self._stop(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if trainer.precision == "16-mixed":
+            return  # its scaler skips steps with such gradients, and lowers its scale
+        gradients = {n: p.grad for n, p in _network(pl_module).named_parameters() if p.grad is not None}
+        norms = torch._foreach_norm(list(gradients.values()))
+        if not bool(torch.isfinite(torch.stack([norm.to(pl_module.device) for norm in norms])).all()):
+            first = next(
+                n for n, norm in zip(gradients, norms, strict=True) if not bool(torch.isfinite(norm))
+            )
+            self._stop(trainer, pl_module, parameter=first)
+
+    def _stop(self, trainer: Trainer, module: LightningModule, *, parameter: str | None = None) -> NoReturn:
+        inputs = getattr(module, "inputs", None)
+        assert isinstance(inputs, Inputs), "Guard works with a ClassifierModule"
+        if self.seeds is not None:
+            self.seeds.again()  # stochastic depth must leave out what it left out
+        what, where = find_first(
+            _network(module),
+            inputs.images,
+            parameter=parameter,
+            autocast=trainer.precision_plugin.forward_context,
+        )
+        network = _network(module)
+        diagnosis = Diagnosis(
+            what=what,
+            module=where,
+            branch=_branch(where) if what != "input" and hasattr(network, "forward_branches") else "",
+            epoch=trainer.current_epoch + 1,
+            step=trainer.global_step,
+            lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            precision=trainer.precision.removesuffix("-true"),
+            images=[] if self.name is None else [self.name(index) for index in inputs.indices],
+        )
+        if self.folder is None:
+            raise TrainingDivergedError(str(diagnosis))
+        if trainer.is_global_zero:
+            diagnosis.write(self.folder)
+        raise TrainingDivergedError(f"{diagnosis} ({self.folder / NOT_FINITE_FILE} names the images)")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Where a step went wrong."""
+    """Where a step went wrong, and what helps."""
 
     what: str
     """``input``, ``weights``, ``output``, ``loss`` or ``gradient``."""
@@ -79,7 +129,10 @@ class Diagnosis:
     precision: str
     images: list[str]
     """Names of the images of the batch."""
-    remedy: str
+    remedy: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remedy", self._remedy())
 
     def __str__(self) -> str:
         where = f"{self.module} ({self.branch})" if self.branch else self.module
@@ -95,45 +148,42 @@ class Diagnosis:
             f"{self.precision}): {what}; {self.remedy}"
         )
 
+    def _remedy(self) -> str:
+        if self.what == "input":
+            return f"look at the images that {NOT_FINITE_FILE} names"
+        hints = [f"lower lr (to {self.lr / 3:.1g}, say)", "set clip_grad to 1"]
+        if self.precision != "32":
+            hints.append("use precision " + ("bf16-mixed or 32" if self.precision == "16-mixed" else "32"))
+        return "start again with one of: " + ", ".join(hints)
+
     def write(self, folder: Path) -> None:
-        """Writes all of it as JSON into the run folder."""
+        """Write all of it as JSON into a folder."""
         with atomic_path(folder / NOT_FINITE_FILE) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def diagnose(
-    model: nn.Module,
-    failure: NotFinite,
-    *,
-    autocast: Callable[[], Any],
-    **step: Any,
-) -> Diagnosis:
-    """Compute the step again and watch every module.
+def find_first(
+    model: nn.Module, images: Tensor, *, parameter: str | None, autocast: Callable[[], Any]
+) -> tuple[str, str]:
+    """Compute a step again, watch every module, and find where values stop being finite.
 
     Args:
         model: with the weights of the step.
-        failure: of the step.
+        images: the step's input (B, C, H, W).
+        parameter: the first parameter whose gradient is not finite; None where the loss is not.
         autocast: the precision's context for the forward pass.
-        step: ``epoch``, ``step``, ``lr``, ``precision`` and ``images`` of the `Diagnosis`.
+
+    Returns:
+        What it is, and the module or parameter, as in `Diagnosis`.
     """
-    what, name = _find(model, failure, autocast)
-    branch = ""
-    if what != "input" and hasattr(model, "forward_branches"):
-        parts = name.split(".")
-        branch = next((meaning for part, meaning in _BRANCHES if part in parts), "")
-    return Diagnosis(what=what, module=name, branch=branch, remedy=_remedy(what, step), **step)
-
-
-def _find(model: nn.Module, failure: NotFinite, autocast: Callable[[], Any]) -> tuple[str, str]:
-    if not _finite(failure.images):
+    if not _finite(images):
         return "input", ""
     for name, tensor in model.named_parameters():
         if not _finite(tensor):
             return "weights", name
-    if failure.parameter is not None:
-        return "gradient", failure.parameter
-    seed_step(*failure.draw)  # stochastic depth has to leave out what it left out
-    first = _first_module(model, failure.images, autocast)
+    if parameter is not None:
+        return "gradient", parameter
+    first = _first_module(model, images, autocast)
     return ("loss", "loss") if first is None else ("output", first)
 
 
@@ -166,10 +216,13 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-def _remedy(what: str, step: dict[str, Any]) -> str:
-    if what == "input":
-        return f"look at the images that {NOT_FINITE_FILE} names"
-    hints = [f"lower lr (to {step['lr'] / 3:.1g}, say)", "set clip_grad to 1"]
-    if step["precision"] != "32":
-        hints.append("use precision " + ("bf16-mixed or 32" if step["precision"] == "16-mixed" else "32"))
-    return "the state before is kept: begin again with one of: " + ", ".join(hints)
+def _network(module: LightningModule) -> nn.Module:
+    model = module.model
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _branch(name: str) -> str:
+    """The part of a Conformer that a module or parameter belongs to."""
+    parts = name.split(".")
+    return next((meaning for part, meaning in _BRANCHES if part in parts), "")

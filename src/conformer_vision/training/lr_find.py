@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from ..data.order import Share
 from ..errors import UserError
 from ..files import atomic_path
-from .build import build_loaders, build_model, build_spec, check_optimizer, open_images
 from .config import TrainConfig
-from .guard import NotFinite
+from .images import build_loaders, open_images
 from .module import ClassifierModule
-from .run import quiet_lightning
-from .schedule import Clock
+from .network import apply_hardware, build_network
+from .run import build_module, build_schedule, quiet_lightning
+from .seeding import StepSeeds
 from .trainer import build_trainer, count_processes
 
 MIN_LR, MAX_LR = 1e-6, 1.0
@@ -55,26 +55,26 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
     """
     if steps < 20:
         raise UserError(f"steps {steps}: must be 20 or more, or the curve says nothing")
-    if math.prod(count_processes(config)) > 1:
+    if math.prod(count_processes(config.hardware)) > 1:
         raise UserError("lr-find is for one process; start it without torchrun and devices")
     if config.data.batch_size == "auto":
         raise UserError("batch_size auto: lr-find needs the number; train prints the one it finds")
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
         lightning.seed_everything(config.data.seed, workers=True, verbose=False)
-        train, val = open_images(config)
-        model = build_model(config, len(train.classes))
-        spec = build_spec(config, model, train.classes)
-        check_optimizer(config, model)
-        trainer = build_trainer(config, Path(folder), callbacks=[])
-        loaders = build_loaders(config, train, val, spec, share=Share())
-        module = ClassifierModule(
-            model,
-            config,
-            num_classes=len(train.classes),
-            steps_per_epoch=len(loaders[0]) // config.data.accumulate,
-            clock=Clock(),
+        images = open_images(config.data)
+        network = build_network(config.model, images.classes)
+        apply_hardware(config.hardware, network.model)
+        module = build_module(config, network, build_schedule(config, network))
+        trainer = build_trainer(
+            config.hardware,
+            epochs=config.schedule.epochs,
+            accumulate=config.data.accumulate,
+            clip_grad=config.optimizer.clip_grad,
+            folder=folder,  # the tuner keeps the state of the start there, to go back to it
+            callbacks=[StepSeeds(config.data.seed)],
         )
-        return _search(trainer, module, loaders[0], steps)
+        loader, _ = build_loaders(config.data, config.regularization, images, network.spec, share=Share())
+        return _search(trainer, module, loader, steps)
 
 
 def draw_lr(found: LearningRates, path: Path) -> None:
@@ -100,17 +100,14 @@ def draw_lr(found: LearningRates, path: Path) -> None:
 def _search(
     trainer: lightning.Trainer, module: ClassifierModule, loader: object, steps: int
 ) -> LearningRates:
-    with _silenced():
-        try:
-            finder = Tuner(trainer).lr_find(
-                module, loader, min_lr=MIN_LR, max_lr=MAX_LR, num_training=steps, update_attr=False
-            )
-        except NotFinite:
-            raise UserError(
-                "the loss was not finite before lightning's test could stop; give clip_grad, or precision 32"
-            ) from None
-    lrs, losses = _known(finder.results["lr"], _unbiased(finder.results["loss"])) if finder else ([], [])
-    return read_curve(lrs, losses)
+    module.lr = MIN_LR  # type: ignore[assignment]  # the tuner wants the attribute, and leaves it alone
+    with redirect_stderr(StringIO()):  # its progress bar
+        finder = Tuner(trainer).lr_find(
+            module, loader, min_lr=MIN_LR, max_lr=MAX_LR, num_training=steps, update_attr=False
+        )
+    if finder is None:
+        return read_curve([], [])
+    return read_curve(*_finite(finder.results["lr"], _unbiased(finder.results["loss"])))
 
 
 def read_curve(lrs: list[float], losses: list[float]) -> LearningRates:
@@ -140,13 +137,7 @@ def _unbiased(losses: Sequence[float], *, beta: float = 0.98) -> list[float]:
     ]
 
 
-def _known(lrs: Sequence[float], losses: Sequence[float]) -> tuple[list[float], list[float]]:
-    pairs = [(lr, loss) for lr, loss in zip(lrs, losses, strict=False) if math.isfinite(loss)]
-    return [lr for lr, _ in pairs], [loss for _, loss in pairs]
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Without the tuner's own progress bar."""
-    with redirect_stderr(StringIO()):
-        yield
+def _finite(lrs: Sequence[float], losses: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The curve up to the first loss that is not finite: after it the weights are lost."""
+    count = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    return list(lrs[:count]), list(losses[:count])

@@ -1,94 +1,116 @@
-"""One step of training and of validation, for lightning."""
+"""A classifier as a LightningModule, for `train` and for one's own `lightning.Trainer`."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from timm.data import Mixup
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
 from timm.utils import distribute_bn
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from ..data.loader import NOT_COUNTED, Batch
-from ..models import Conformer
-from ..models.freezing import freeze, hold_frozen
-from .config import TrainConfig
-from .guard import NotFinite
+from ..data.loader import NOT_COUNTED
+from ..errors import UserError
+from ..models.freezing import hold_frozen
 from .losses import BranchLoss
-from .schedule import Clock, WarmupCosine, progressive_size
-from .seeding import seed_step
 
 TOP5_FROM = 6
-"""Number of classes from which top-5 says something."""
+"""Number of classes from which top-5 accuracy is informative."""
+
+OptimizerFactory = Callable[[nn.Module], Optimizer]
+SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+"""(optimizer, optimizer steps of the whole run) -> scheduler that steps after every optimizer step."""
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(images (B, C, H, W), labels (B,)) -> mixed images and soft targets (B, K), as `timm.data.Mixup`."""
+Resize = Callable[[Tensor, int], Tensor]
+"""(images (B, C, H, W), optimizer steps done) -> images at the size to train at."""
+
+
+class Inputs(NamedTuple):
+    """What the network saw in one training step."""
+
+    images: Tensor
+    """(B, C, H, W), resized and mixed."""
+    indices: list[int]
+    """Numbers of the images in their source; empty where the batch does not say."""
 
 
 class ClassifierModule(lightning.LightningModule):
-    """A classifier with its loss, metrics, optimiser and learning-rate schedule.
+    """A classifier with its loss, metrics, optimizer and schedule.
 
-    Validation logs ``val_loss`` (mean over the branches) and ``val_top1_HEAD`` and ``val_top5_HEAD``,
-    where HEAD is ``conv``, ``trans`` and ``fused`` for a Conformer and ``fused`` alone for others.
+    A batch is `(images, labels)`: (B, C, H, W), normalized, and (B,) int64; a label of -100 is not counted in
+    evaluation. Longer tuples, such as `conformer_vision.data`'s `Batch`, may carry more.
+
+    Validation logs `val_loss`, and `val_top1_HEAD` and (from six classes) `val_top5_HEAD`, where HEAD is
+    `conv`, `trans` and `fused` for a Conformer and `fused` alone for other models. Testing logs the same with
+    `test_`. Prediction returns the fused logits (B, K).
+
+    In training mode a Conformer given to this module returns the logits of both heads
+    (`model.set_distilled_training(True)`). Modules whose parameters are all frozen stay in evaluation mode.
 
     Args:
-        model: any timm model; (B, C, H, W) to (B, num_classes).
-        config: of the run.
-        num_classes: 2 or more.
-        steps_per_epoch: full batches of the training set.
-        clock: time that is gone, for a run limited by it.
+        model: any timm classifier; (B, C, H, W) to logits (B, K).
+        loss: training loss, `(logits, target) -> scalar`; for a model with two heads it is averaged over them
+            (see `BranchLoss`, which sets other weights). Defaults to cross-entropy.
+        optimizer: optimizer of the model's parameters, or a function that makes one from the model. Defaults
+            to AdamW with a learning rate of 1e-3 and weight decay on all but norms and biases.
+        scheduler: makes a learning-rate scheduler from the optimizer and the number of optimizer steps.
+            Defaults to a constant learning rate.
+        num_classes: number of classes. Defaults to `model.num_classes`.
+        val_loss: loss of validation and testing. Defaults to cross-entropy averaged over the heads.
+        mixup: mixes every training batch, e.g. `timm.data.Mixup`.
+        resize: resizes every training batch, for progressive resizing.
+        channels_last: convert the images to the channels-last memory format.
+
+    Raises:
+        UserError: the number of classes is unknown or below 2.
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, *, num_classes: int, steps_per_epoch: int, clock: Clock
+        self,
+        model: nn.Module,
+        loss: nn.Module | None = None,
+        *,
+        optimizer: Optimizer | OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        num_classes: int | None = None,
+        val_loss: nn.Module | None = None,
+        mixup: Mix | None = None,
+        resize: Resize | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
-        self.config = config
-        self.steps_per_epoch = steps_per_epoch
-        self.clock = clock
-        self.lr = config.optimizer.lr  # where lightning's search for a learning rate puts what it found
-        if isinstance(model, Conformer):
-            model.set_distilled_training(True)  # training-mode forward gives the logits of every head
-            freeze(model, blocks=config.model.freeze_blocks, branch=config.model.freeze_branch)
-        if config.hardware.grad_checkpointing != "off":
-            model.set_grad_checkpointing(True)  # type: ignore[operator]
-        if config.hardware.channels_last:
-            model.to(memory_format=torch.channels_last)
-        if config.hardware.compile:
-            model.compile()
-        self.mixup = build_mixup(config, num_classes)
-        # MixUp smooths the targets that it mixes.
-        smoothing = config.regularization.label_smoothing if self.mixup is None else 0.0
-        self.train_loss = BranchLoss(
-            nn.CrossEntropyLoss(label_smoothing=smoothing),
-            conv_share=config.regularization.conv_loss_share,
-            mutual=config.regularization.mutual_distillation,
-        )
-        self.val_loss = BranchLoss(nn.CrossEntropyLoss(ignore_index=NOT_COUNTED))
-        self.mean_val_loss = MeanMetric()
-        heads = ("conv", "trans", "fused") if isinstance(model, Conformer) else ("fused",)
-        ks = (1, 5) if num_classes >= TOP5_FROM else (1,)
-        self.accuracy = nn.ModuleDict(
-            {
-                f"val_top{k}_{head}": MulticlassAccuracy(
-                    num_classes, top_k=k, average="micro", ignore_index=NOT_COUNTED
-                )
-                for k in ks
-                for head in heads
-            }
-        )
+        self.two_heads = hasattr(model, "forward_branches")
+        if self.two_heads:
+            model.set_distilled_training(True)  # type: ignore[operator]
+        self.train_loss = _per_branch(loss or nn.CrossEntropyLoss())
+        self.val_loss = _per_branch(val_loss or nn.CrossEntropyLoss(ignore_index=NOT_COUNTED))
+        self.optimizer = optimizer or _adamw
+        self.scheduler = scheduler
+        self.mixup = mixup
+        self.resize = resize
+        self.channels_last = channels_last
+        classes = num_classes or getattr(model, "num_classes", None)
+        if not isinstance(classes, int) or classes < 2:
+            raise UserError(f"num_classes {classes}: must be 2 or more; pass num_classes=")
+        heads = ("conv", "trans", "fused") if self.two_heads else ("fused",)
+        self.val_scores, self.test_scores = _Scores(heads, classes), _Scores(heads, classes)
+        self.inputs: Inputs | None = None
+        """Of the last training step."""
 
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run, where time does not end it before."""
-        steps = self.config.schedule.epochs * self.steps_per_epoch
-        return steps if self.config.schedule.max_steps is None else min(steps, self.config.schedule.max_steps)
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W); in training mode a Conformer returns those of both heads."""
+        logits: Tensor = self.model(self._arrange(images))
+        return logits
 
     def on_fit_start(self) -> None:
         self.train()  # lightning keeps the modes of modules as they are
@@ -99,137 +121,117 @@ class ClassifierModule(lightning.LightningModule):
             hold_frozen(self.model)
         return self
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # A step draws from a seed of its own, so that a run that goes on draws what it would have drawn.
-        draw = (self.config.data.seed, self.global_rank, self.current_epoch, batch_idx)
-        seed_step(*draw)
-        images, target = self._arrange(self._shrink(batch.images)), batch.labels
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        images, target = batch[0], batch[1]
+        if self.resize is not None:
+            images = self.resize(images, self.global_step)
+        images = self._arrange(images)
         if self.mixup is not None:
             images, target = self.mixup(images, target)
+        indices = getattr(batch, "indices", None)
+        self.inputs = Inputs(images, [] if indices is None else indices.tolist())
         loss: Tensor = self.train_loss(self.model(images), target)
-        self._stepped_on = (images, batch.indices, draw)
-        # A single process must not leave a step alone that the others wait in.
-        if not bool(self._everywhere(torch.isfinite(loss))):
-            raise NotFinite(images=images, indices=batch.indices.tolist(), draw=draw)
         self.log("train_loss", loss, batch_size=len(images))
         return loss
 
-    def _shrink(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) at the size that this part of the run trains at."""
-        start = self.config.schedule.progressive_from
-        if start is None:
-            return images
-        gone = max(self.global_step / self.total_steps, self.clock.progress)
-        size = progressive_size(start, (images.shape[2], images.shape[3]), gone)
-        if size == tuple(images.shape[2:]):
-            return images
-        return interpolate(images, size=size, mode="bilinear", antialias=True)
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        self._score(self.val_scores, batch)
 
-    def _arrange(self, images: Tensor) -> Tensor:
-        return (
-            images.contiguous(memory_format=torch.channels_last)
-            if self.config.hardware.channels_last
-            else images
-        )
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        self._score(self.test_scores, batch)
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self.trainer.precision == "16-mixed":
-            return  # there the scaler leaves out steps with such gradients, and lowers its scale
-        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
-        norms = torch._foreach_norm(list(gradients.values()))
-        if not bool(torch.isfinite(torch.stack([norm.to(self.device) for norm in norms])).all()):
-            name = next(n for n, norm in zip(gradients, norms, strict=True) if not bool(torch.isfinite(norm)))
-            images, indices, draw = self._stepped_on
-            raise NotFinite(images=images, indices=indices.tolist(), draw=draw, parameter=name)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, target = self._arrange(batch.images), batch.labels
-        counted = int((target != NOT_COUNTED).sum())
-        outputs: dict[str, Tensor]
-        if isinstance(self.model, Conformer):
-            branches = self.model.forward_branches(images)
-            outputs = {**branches._asdict(), "fused": self.model.fuse_logits(branches)}
-            loss = self.val_loss(branches, target)
-        else:
-            outputs = {"fused": self.model(images)}
-            loss = self.val_loss(outputs["fused"], target)
-        if counted:
-            self.mean_val_loss.update(loss, weight=counted)
-            for name, metric in self.accuracy.items():
-                assert isinstance(metric, MulticlassAccuracy)
-                metric.update(outputs[name.rsplit("_", 1)[1]], target)
+    def predict_step(self, batch: Tensor | Sequence[Any], batch_idx: int) -> Tensor:
+        """Fused logits (B, K) of a batch of images, or of images with labels, which are ignored."""
+        return self.forward(batch if isinstance(batch, Tensor) else batch[0])
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.world_size > 1:  # every process has met other images
             distribute_bn(self.model, self.trainer.world_size, reduce=True)
 
     def on_validation_epoch_end(self) -> None:
-        # Computed here and not by `log`, which would do so only for processes that saw an image.
-        self.log("val_loss", self.mean_val_loss.compute(), rank_zero_only=False)
-        self.mean_val_loss.reset()
+        self._log_scores(self.val_scores, "val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores(self.test_scores, "test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        made = self.optimizer if isinstance(self.optimizer, Optimizer) else self.optimizer(self.model)
+        if self.scheduler is None:
+            return made
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            raise UserError(
+                "the length of the run is unknown; give the Trainer max_steps or remove scheduler"
+            )
+        return {
+            "optimizer": made,
+            "lr_scheduler": {"scheduler": self.scheduler(made, int(steps)), "interval": "step"},
+        }
+
+    def _arrange(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    def _score(self, scores: _Scores, batch: Sequence[Any]) -> None:
+        images, target = self._arrange(batch[0]), batch[1]
+        if self.two_heads:
+            branches = self.model.forward_branches(images)  # type: ignore[operator]
+            fused = self.model.fuse_logits(branches)  # type: ignore[operator]
+            scores.update({**branches._asdict(), "fused": fused}, self.val_loss(branches, target), target)
+        else:
+            logits = self.model(images)
+            scores.update({"fused": logits}, self.val_loss(logits, target), target)
+
+    def _log_scores(self, scores: _Scores, stage: str) -> None:
+        # Computed here and not by `log`, which would do so only in processes that saw an image.
+        for name, value in scores.compute().items():
+            self.log(f"{stage}_{name}", value, rank_zero_only=False)
+        scores.reset()
+
+
+class _Scores(nn.Module):
+    """Mean loss, and top-1 and top-5 accuracy of every head, over an evaluation and all processes."""
+
+    def __init__(self, heads: Sequence[str], num_classes: int) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        ks = (1, 5) if num_classes >= TOP5_FROM else (1,)
+        self.accuracy = nn.ModuleDict(
+            {
+                f"top{k}_{head}": MulticlassAccuracy(
+                    num_classes, top_k=k, average="micro", ignore_index=NOT_COUNTED
+                )
+                for k in ks
+                for head in heads
+            }
+        )
+
+    def update(self, logits: dict[str, Tensor], loss: Tensor, target: Tensor) -> None:
+        counted = int((target != NOT_COUNTED).sum())
+        if not counted:
+            return
+        self.loss.update(loss, weight=counted)
         for name, metric in self.accuracy.items():
             assert isinstance(metric, MulticlassAccuracy)
-            self.log(name, metric.compute())
+            metric.update(logits[name.partition("_")[2]], target)
+
+    def compute(self) -> dict[str, Tensor]:
+        scores = {"loss": self.loss.compute()}
+        for name, metric in self.accuracy.items():
+            assert isinstance(metric, MulticlassAccuracy)
+            scores[name] = metric.compute()
+        return scores
+
+    def reset(self) -> None:
+        self.loss.reset()
+        for metric in self.accuracy.values():
+            assert isinstance(metric, MulticlassAccuracy)
             metric.reset()
 
-    def _everywhere(self, value: Tensor) -> Tensor:
-        """Whether it is true in every process."""
-        if not torch.distributed.is_initialized():
-            return value
-        number = value.to(torch.int32)
-        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MIN)
-        return number
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        min_lr = min(self.config.schedule.min_lr, self.lr)
-        config = self.config.with_options(lr=self.lr, min_lr=min_lr)
-        optimizer = build_optimizer(self.model, config)
-        factor = WarmupCosine(
-            self.total_steps,
-            config.schedule.warmup_epochs * self.steps_per_epoch,
-            floor=config.schedule.min_lr / config.optimizer.lr,
-            clock=self.clock,
-        )
-        # A plain function: of a callable object torch would put the attributes, the clock among them, into
-        # the checkpoint, which then could not be read without running code from it.
-        scheduler = LambdaLR(optimizer, lambda step: factor(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["clock"] = self.clock.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.clock.load_state_dict(checkpoint["clock"])
+def _per_branch(loss: nn.Module) -> nn.Module:
+    return loss if isinstance(loss, BranchLoss) else BranchLoss(loss)
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """timm's optimiser; norms, biases and what ``model.no_weight_decay()`` names do not decay."""
-    # One pass over all parameters: a third of the time on a CPU. Under autocast lightning cannot clip then.
-    plain = config.hardware.precision == "16-mixed" or (
-        config.hardware.precision != "32" and config.optimizer.clip_grad is not None
-    )
-    fused = config.optimizer.optimizer in ("adam", "adamw") and not plain
-    options: dict[str, Any] = {"fused": True} if fused else {}
-    optimizer: Optimizer = create_optimizer_v2(
-        model,
-        opt=config.optimizer.optimizer,
-        lr=config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
-        layer_decay=config.optimizer.layer_decay,
-        **options,
-    )
-    for group in optimizer.param_groups:
-        group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves the layer's share to its own schedules
+def _adamw(model: nn.Module) -> Optimizer:
+    optimizer: Optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
     return optimizer
-
-
-def build_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
-    """MixUp and CutMix over whole batches, or None where both are off."""
-    if not (config.regularization.mixup or config.regularization.cutmix):
-        return None
-    return Mixup(
-        mixup_alpha=config.regularization.mixup,
-        cutmix_alpha=config.regularization.cutmix,
-        label_smoothing=config.regularization.label_smoothing,
-        num_classes=num_classes,
-    )

@@ -1,8 +1,9 @@
-"""How a run shows its progress: one line per epoch, and on a terminal a bar below them."""
+"""How a run shows its progress: one line per epoch, and a bar below them on a terminal."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,34 +13,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .callbacks import Recorder, Row
-from .module import ClassifierModule
+from .groups import OutputConfig
+from .schedule import Schedule
+from .trainer import is_first
 
 
 class EpochLines(Callback):
-    """Prints one plain line per epoch: losses, top-1 of every head, speed, and the time gone and left.
+    """Prints one plain line per epoch: losses, top-1 of every head, speed, and the time taken and left.
 
     Args:
-        recorder: its last row is what is printed.
+        recorder: its last row is printed.
+        schedule: of the run.
         write: takes one line.
     """
 
-    def __init__(self, recorder: Recorder, write: Callable[[str], None]) -> None:
+    def __init__(self, recorder: Recorder, schedule: Schedule, write: Callable[[str], None]) -> None:
         self.recorder = recorder
+        self.schedule = schedule
         self.write = write
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ClassifierModule)
-        row = self.recorder.rows[-1]
-        left = 0.0 if trainer.should_stop else seconds_left(row, pl_module)
-        self.write(epoch_line(row, epochs=pl_module.config.schedule.epochs, left=left))
+        left = 0.0 if trainer.should_stop else self.schedule.seconds_left(trainer.global_step)
+        self.write(epoch_line(self.recorder.rows[-1], epochs=self.schedule.config.epochs, left=left))
 
 
 class EpochBar(Callback):
     """A bar over the steps of the current epoch, then over its validation.
 
     Args:
-        console: to draw on; lines that it prints appear above the bar.
-        batch_size: images per step.
+        console: to draw on; the lines it prints appear above the bar.
+        batch_size: images per forward pass.
     """
 
     def __init__(self, console: Console, *, batch_size: int) -> None:
@@ -94,12 +97,35 @@ class EpochBar(Callback):
     ) -> None:
         self._advance()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.bar.stop()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.bar.stop()
 
 
+def build_progress(
+    config: OutputConfig, recorder: Recorder, schedule: Schedule, *, batch: int
+) -> list[Callback]:
+    """Make the callbacks that show progress, in the first process alone.
+
+    Args:
+        config: how to show it.
+        recorder: of the metrics.
+        schedule: of the run.
+        batch: images per forward pass, over all processes.
+    """
+    if not is_first():
+        return []
+    if config.progress == "rich" or (config.progress == "auto" and sys.stdout.isatty()):
+        console = Console()
+        lines = EpochLines(recorder, schedule, lambda line: console.print(line, highlight=False))
+        return [EpochBar(console, batch_size=batch), lines]
+    return [EpochLines(recorder, schedule, lambda line: print(line, flush=True))]
+
+
 def epoch_line(row: Row, *, epochs: int, left: float) -> str:
-    """One epoch's row as a line; ``left`` in seconds, infinite where it is not known."""
+    """Return one epoch's row as a line; `left` in seconds, infinite where it is not known."""
     heads = [name for name in row if name.startswith("val_top1_") and name != "val_top1_fused"]
     branches = ", ".join(f"{name.removeprefix('val_top1_')} {row[name]:.1%}" for name in heads)
     parts = [
@@ -112,12 +138,6 @@ def epoch_line(row: Row, *, epochs: int, left: float) -> str:
         _time(row["seconds"]),
     ]
     return "  ".join(parts) + (f"  left {_time(left)}" if 0 < left < math.inf else "")
-
-
-def seconds_left(row: Row, module: ClassifierModule) -> float:
-    """Estimate from the steps done so far and from the clock, whichever ends first."""
-    by_steps = row["seconds"] * (module.total_steps - row["step"]) / max(row["step"], 1)
-    return min(by_steps, module.clock.left + module.clock.reserve)
 
 
 def _time(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The learning rate over a run that ends after so many steps, so many minutes, or both."""
+"""The schedule of a run that ends after a number of steps, a number of minutes, or both."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-class Clock:
-    """Seconds since the run began, those before an interruption included.
+from .groups import ScheduleConfig
+
+
+class Clock(Callback):
+    """Measures how long training has taken, interruptions left out, and how much time it has left.
+
+    With several processes all follow the first one's clock, so that they take the same decisions.
 
     Args:
         limit: seconds the run may take; None for no limit.
@@ -19,26 +29,20 @@ class Clock:
     def __init__(self, limit: float | None = None, *, now: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
         self.reserve = 0.0
-        """Seconds at the end that are not for training but for the last validation."""
+        """Seconds at the end that are kept for the last validation: what the previous one took."""
         self._now = now
         self._began: float | None = None
         self._before = 0.0
         self._told: float | None = None
-
-    def start(self) -> None:
-        self._began = self._now()
-
-    def hold(self, elapsed: float) -> None:
-        """Stand at another process's time until told the next, so that all take the same decisions."""
-        self._told = elapsed
+        self._val_began = 0.0
 
     @property
     def elapsed(self) -> float:
-        return self.own if self._told is None else self._told
+        """Seconds of training so far."""
+        return self._own if self._told is None else self._told
 
     @property
-    def own(self) -> float:
-        """Seconds by this process."""
+    def _own(self) -> float:
         return self._before + (0.0 if self._began is None else self._now() - self._began)
 
     @property
@@ -48,31 +52,97 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """Share of the time for training that is gone, in [0, 1]; 0 without a limit."""
+        """Share of the training time that has passed, in [0, 1]; 0 without a limit."""
         if self.limit is None:
             return 0.0
         span = self.limit - self.reserve
         return min(self.elapsed / span, 1.0) if span > 0 else 1.0
 
+    def start(self) -> None:
+        """Start to count."""
+        self._began = self._now()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.limit is not None:
+            self._told = trainer.strategy.broadcast(self._own)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._val_began = self._now()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.reserve = trainer.strategy.broadcast(self._now() - self._val_began)
+
     def state_dict(self) -> dict[str, Any]:
         return {"elapsed": self.elapsed, "reserve": self.reserve}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._before = float(state["elapsed"])
-        self.reserve = float(state["reserve"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = float(state_dict["elapsed"])
+        self.reserve = float(state_dict["reserve"])
+
+
+class Schedule:
+    """The learning rate and the input size over a run.
+
+    Args:
+        config: length and shape of the schedule.
+        lr: peak learning rate.
+        clock: of the run; a run limited by time is annealed by time.
+    """
+
+    def __init__(self, config: ScheduleConfig, *, lr: float, clock: Clock) -> None:
+        self.config = config
+        self.lr = lr
+        self.clock = clock
+        self.total_steps = 1
+        """Optimizer steps of the whole run, unless time ends it earlier; `scheduler` sets it."""
+
+    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        """Make the scheduler of an optimizer for a run of so many steps; see `ClassifierModule`."""
+        per_epoch = total_steps / self.config.epochs
+        self.total_steps = min(total_steps, self.config.max_steps or total_steps)
+        factor = WarmupCosine(
+            self.total_steps,
+            self.config.warmup_epochs * per_epoch,
+            floor=min(self.config.min_lr / self.lr, 1.0),
+            clock=self.clock,
+        )
+        # A plain function: of a callable object torch would put the attributes, the clock among them, into
+        # the checkpoint, which then could not be read without running code from it.
+        return LambdaLR(optimizer, lambda step: factor(step))
+
+    def resize(self, images: Tensor, step: int) -> Tensor:
+        """Resize images (B, C, H, W) to the size that a run with `progressive_from` trains at."""
+        start = self.config.progressive_from
+        if start is None:
+            return images
+        done = max(step / self.total_steps, self.clock.progress)
+        size = progressive_size(start, (images.shape[2], images.shape[3]), done)
+        if size == tuple(images.shape[2:]):
+            return images
+        return interpolate(images, size=size, mode="bilinear", antialias=True)
+
+    def seconds_left(self, step: int) -> float:
+        """Estimate the seconds left from the steps done so far and from the clock, whichever ends first."""
+        by_steps = self.clock.elapsed * (self.total_steps - step) / max(step, 1)
+        return min(by_steps, self.clock.left + self.clock.reserve)
 
 
 class WarmupCosine:
-    """Factor of the learning rate at a step: linear warm-up, then a cosine down to ``floor``.
+    """Factor on the learning rate at a step: linear warm-up, then a cosine down to `floor`.
 
-    The cosine stands at the larger of two shares, of the steps and of the time that are gone, so that
-    a run cut short by the clock still anneals to the end.
+    The cosine follows the larger of two shares: of the steps done and of the time passed. So a run that the
+    clock cuts short is still annealed to the end.
 
     Args:
         total_steps: steps of the whole run, 1 or more.
-        warmup_steps: steps of the warm-up; at most half of the run, so that the cosine is gone through.
+        warmup_steps: steps of the warm-up, limited to half of the run.
         floor: factor at the end, in [0, 1].
-        clock: the time that is gone.
+        clock: the time that has passed.
     """
 
     def __init__(self, total_steps: int, warmup_steps: float, *, floor: float, clock: Clock) -> None:
@@ -89,18 +159,18 @@ class WarmupCosine:
         return ramp * (self.floor + (1 - self.floor) * cosine)
 
 
-def progressive_size(start: int, full: tuple[int, int], gone: float) -> tuple[int, int]:
-    """Height and width of the training images in a run whose input grows in four equal parts.
+def progressive_size(start: int, full: tuple[int, int], done: float) -> tuple[int, int]:
+    """Return height and width of the training images in a run whose input grows in four equal parts.
 
     Args:
         start: pixels of the shorter side in the first part.
-        full: height and width of the last part, at least ``start``.
-        gone: share of the run that is gone, in [0, 1].
+        full: height and width of the last part, at least `start`.
+        done: share of the run that is done, in [0, 1].
 
     Returns:
-        Multiples of 8 pixels, but for the last part.
+        Multiples of 8 pixels, except for the last part.
     """
-    part = min(int(gone * 4), 3)
+    part = min(int(done * 4), 3)
     if part == 3:
         return full
     shorter = start + (min(full) - start) * part / 3

@@ -21,7 +21,7 @@ def check_state(path: Path, module: nn.Module) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = {name: tuple(tensor.shape) for name, tensor in state["state_dict"].items()}
-        whole = {"clock", "callbacks", "loops", "optimizer_states"} <= state.keys()
+        whole = {"callbacks", "loops", "optimizer_states"} <= state.keys()
     except Exception:  # a damaged pickle raises anything
         whole = False
     if not whole:

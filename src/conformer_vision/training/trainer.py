@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
 
 import lightning
+from lightning import Callback
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..errors import UserError, first_line
-from .config import TrainConfig
+from .groups import HardwareConfig
 
 _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 
 
 def build_trainer(
-    config: TrainConfig, folder: Path, *, callbacks: list[lightning.Callback]
+    config: HardwareConfig,
+    *,
+    epochs: int,
+    accumulate: int = 1,
+    clip_grad: float | None = None,
+    log: bool = False,
+    folder: str | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> lightning.Trainer:
-    """A trainer for `ClassifierModule`.
+    """Make the trainer of a run.
+
+    Args:
+        config: device, precision and processes.
+        epochs: passes over the training images.
+        accumulate: forward and backward passes per optimizer step.
+        clip_grad: largest gradient norm.
+        log: keep a place for loggers, which `start_loggers` makes when training begins.
+        folder: where lightning itself may write.
+        callbacks: in the order in which they are called.
 
     Raises:
         UserError: a device, a number of processes or a precision that this machine does not have.
@@ -28,19 +46,19 @@ def build_trainer(
     devices, nodes = count_processes(config)
     try:
         trainer = lightning.Trainer(
-            max_epochs=config.schedule.epochs,
-            accelerator=_ACCELERATORS[config.hardware.device],
+            max_epochs=epochs,
+            accelerator=_ACCELERATORS[config.device],
             devices=devices,
             num_nodes=nodes,
             strategy="ddp" if devices * nodes > 1 else "auto",
-            sync_batchnorm=config.hardware.sync_bn,
-            precision=config.hardware.precision,
-            gradient_clip_val=config.optimizer.clip_grad,
-            accumulate_grad_batches=config.data.accumulate,
-            callbacks=callbacks,
+            sync_batchnorm=config.sync_bn,
+            precision=config.precision,
+            gradient_clip_val=clip_grad,
+            accumulate_grad_batches=accumulate,
+            callbacks=list(callbacks),
             default_root_dir=folder,
-            logger=bool(config.output.loggers) and DummyLogger(),  # its place is taken when training begins
-            use_distributed_sampler=False,  # our own orders share the images out
+            logger=log and DummyLogger(),
+            use_distributed_sampler=False,  # our own order shares out the images
             enable_checkpointing=False,  # RunFolder writes: atomically, and weights that need no pickle
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -48,19 +66,24 @@ def build_trainer(
         )
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise UserError(
-            f"device {config.hardware.device!r} with devices {devices} cannot be used here "
+            f"device {config.device!r} with devices {devices} cannot be used here "
             f"({first_line(error)}); 'cpu' always can"
         ) from error
     if isinstance(trainer.accelerator, CPUAccelerator):
-        if config.hardware.precision == "16-mixed":
+        if config.precision == "16-mixed":
             raise UserError("precision 16-mixed needs a GPU; bf16-mixed works on the CPU too")
-        if config.hardware.sync_bn:
+        if config.sync_bn:
             raise UserError("sync_bn needs GPUs; leave it out on the CPU")
     return trainer
 
 
-def count_processes(config: TrainConfig) -> tuple[int, int]:
-    """Processes per machine, and machines: what the configuration says, else torchrun or SLURM, else 1.
+def is_first() -> bool:
+    """Return whether this process is the one that writes and prints; works before there is a trainer."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def count_processes(config: HardwareConfig) -> tuple[int, int]:
+    """Return processes per machine, and machines: as configured, else as torchrun or SLURM say, else 1.
 
     Raises:
         UserError: the configuration contradicts torchrun or SLURM.
@@ -72,8 +95,8 @@ def count_processes(config: TrainConfig) -> tuple[int, int]:
         nodes = int(os.environ.get("SLURM_NNODES", "1"))
         started, by = (max(int(os.environ["SLURM_NTASKS"]) // nodes, 1), nodes), "SLURM"
     else:
-        return (1 if config.hardware.devices == "auto" else config.hardware.devices), config.hardware.nodes
-    named = (("devices", config.hardware.devices, "auto"), ("nodes", config.hardware.nodes, 1))
+        return (1 if config.devices == "auto" else config.devices), config.nodes
+    named = (("devices", config.devices, "auto"), ("nodes", config.nodes, 1))
     for (name, given, default), there in zip(named, started, strict=True):
         if given not in (default, there):
             raise UserError(f"{name} {given}: {by} has started {there}; leave {name} out")

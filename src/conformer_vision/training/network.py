@@ -1,0 +1,211 @@
+"""The network of a run, and the spec that its weights are kept with."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from ..errors import UserError, first_line
+from ..models import VARIANTS, Conformer, ConformerConfig
+from ..models.checkpoints import load_checkpoint
+from ..models.freezing import freeze
+from ..parsing import nearest
+from ..spec import ModelSpec
+from .groups import HardwareConfig, ModelConfig
+from .memory import largest_batch, training_step
+from .schedule import progressive_size
+
+_CONFORMER_OPTIONS = {field.name for field in fields(ConformerConfig)}
+
+
+class Network(NamedTuple):
+    """A network, and how to build it again and feed it."""
+
+    model: nn.Module
+    spec: ModelSpec
+
+
+def build_network(config: ModelConfig, classes: tuple[str, ...]) -> Network:
+    """Build the network with its initial weights, and its spec.
+
+    Raises:
+        UserError: as `build_model`, or the network cannot take the input size.
+    """
+    model = build_model(config, len(classes))
+    spec = build_spec(config, model, classes)
+    check_size(model, spec)
+    return Network(model, spec)
+
+
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """Build the network with its initial weights, drawn from torch's generator or loaded.
+
+    Raises:
+        UserError: an unknown model, an option that it does not take, weights that do not fit.
+    """
+    name = config.model
+    if not timm.is_model(name):
+        raise UserError(f"model {name!r} is unknown{nearest(name, timm.list_models())}")
+    options = dict(config.model_kwargs)
+    for rate in ("drop_path_rate", "conv_drop_path_rate"):
+        if getattr(config, rate) is not None:
+            options[rate] = getattr(config, rate)
+    try:
+        model: nn.Module = timm.create_model(
+            name,
+            pretrained=config.pretrained,
+            num_classes=num_classes,
+            in_chans=config.in_chans,
+            **options,
+            **_fixed_size(config),
+        )
+    except UserError:
+        raise
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        unknown = next((option for option in options if f"'{option}'" in str(error)), None)
+        if isinstance(error, TypeError) and unknown is not None:
+            known = sorted(_CONFORMER_OPTIONS) if name in VARIANTS else []
+            raise UserError(f"model {name} takes no {unknown}{nearest(unknown, known)}") from error
+        raise UserError(f"model {name}: {first_line(error)}") from error
+    if config.checkpoint is not None:
+        load_checkpoint(model, config.checkpoint, reset_head=config.reset_head)
+    _freeze(config, model)
+    return model
+
+
+def _freeze(config: ModelConfig, model: nn.Module) -> None:
+    blocks = config.freeze_blocks
+    if not (blocks or config.freeze_branch):
+        return
+    if not isinstance(model, Conformer):
+        option = "freeze_blocks" if blocks else "freeze_branch"
+        raise UserError(f"{option} is for Conformers; model {config.model} is none")
+    if blocks > len(model.blocks):
+        raise UserError(f"freeze_blocks {blocks}: the model has {len(model.blocks)} blocks")
+    freeze(model, blocks=blocks, branch=config.freeze_branch)
+
+
+def build_spec(config: ModelConfig, model: nn.Module, classes: tuple[str, ...]) -> ModelSpec:
+    """Say what a user of the trained weights needs: how to build the network and prepare its input."""
+    data = resolve_model_data_config(model)
+    height, width = config.image_size or data["input_size"][1:]
+    mean, std = data["mean"], data["std"]
+    if config.in_chans == 1:  # grayscale: the mean over the colors
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    # A small image is used whole: the border that a photo can lose may hold what it shows.
+    crop_pct = config.crop_pct or (1.0 if max(height, width) <= 64 else data["crop_pct"])
+    kwargs = config.model_kwargs | _fixed_size(config)
+    return ModelSpec(
+        model=config.model,
+        model_kwargs={name: value for name, value in kwargs.items() if not name.endswith("_rate")},
+        classes=classes,
+        input_size=(config.in_chans, height, width),
+        mean=tuple(mean),
+        std=tuple(std),
+        interpolation=data["interpolation"],
+        crop_pct=crop_pct,
+        crop_mode=data["crop_mode"],
+    )
+
+
+def apply_hardware(config: HardwareConfig, model: nn.Module) -> None:
+    """Set memory format and recomputation of the network; what it computes stays the same.
+
+    Raises:
+        UserError: the model cannot recompute its activations in this way.
+    """
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    how = config.grad_checkpointing
+    if how == "off":
+        return
+    if how == "cheap" and not isinstance(model, Conformer):
+        raise UserError("grad_checkpointing cheap is for Conformers; this model has full")
+    try:
+        model.set_grad_checkpointing(how if isinstance(model, Conformer) else True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise UserError("grad_checkpointing: this model has none; leave it out") from error
+
+
+def find_batch_size(config: HardwareConfig, network: Network, *, most: int) -> int:
+    """Find the largest number of images per pass that fits into memory, a power of two.
+
+    Args:
+        config: device and precision.
+        network: is left as it was.
+        most: no more than this.
+
+    Raises:
+        UserError: not even two images fit.
+    """
+    cuda = config.device in ("auto", "cuda") and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "mps" if config.device == "mps" else "cpu")
+    probe = deepcopy(network.model).to(device).train()
+    shape = network.spec.input_size
+    step = training_step(probe, image_shape=shape, precision=config.precision, device=device)
+    return largest_batch(step, device, most=most)
+
+
+def check_size(model: nn.Module, spec: ModelSpec, *, name: str = "input_size") -> None:
+    """Check that the network takes the input size, by one image.
+
+    Raises:
+        UserError: it does not; the message calls the size `name`.
+    """
+    height, width = spec.input_size[1:]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *spec.input_size))
+    except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+        own = resolve_model_data_config(model)["input_size"][1:]
+        raise UserError(
+            f"{name} {height}x{width}: {spec.model} cannot take it ({first_line(error)}); "
+            f"its own size is {own[0]}x{own[1]}"
+        ) from error
+    finally:
+        model.train(training)
+
+
+def check_progressive(network: Network, start: int) -> None:
+    """Check the smallest size of a run whose input grows from `start`.
+
+    Raises:
+        UserError: it is not smaller than the input, or the network does not take it.
+    """
+    model, spec = network
+    full = spec.input_size[1:]
+    if start >= min(full):
+        raise UserError(f"progressive_from {start}: must be below input_size, {full[0]}x{full[1]}")
+    height, width = progressive_size(start, full, 0.0)
+    check_size(model, replace(spec, input_size=(spec.in_chans, height, width)), name="progressive_from")
+
+
+def check_single(network: Network) -> None:
+    """Check that the network can be trained on single images.
+
+    Raises:
+        UserError: BatchNorm sees one value per channel, from which no statistics can be taken.
+    """
+    model, spec = network
+    try:
+        with torch.no_grad():
+            deepcopy(model).train()(torch.zeros(1, *spec.input_size))
+    except ValueError as error:
+        raise UserError(
+            f"batch_size 1: {spec.model} cannot be trained on single images of this size; give 2 or more"
+        ) from error
+
+
+def _fixed_size(config: ModelConfig) -> dict[str, Any]:
+    """The argument by which timm's models with position embeddings learn the size; others take any."""
+    cfg = timm.get_pretrained_cfg(config.model, allow_unregistered=True)
+    fixed = cfg is not None and cfg.fixed_input_size
+    return {"img_size": list(config.image_size)} if fixed and config.image_size else {}

@@ -1,0 +1,76 @@
+"""Loss, mixing and optimizer as a configuration asks for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import UserError, first_line
+from ..parsing import nearest
+from .groups import OptimizerConfig, Precision, RegularizationConfig
+from .losses import BranchLoss
+
+
+def build_loss(config: RegularizationConfig, model: nn.Module) -> BranchLoss:
+    """Make the training loss.
+
+    Raises:
+        UserError: an option for the two heads of a Conformer, and the model has one head.
+    """
+    for name, used in (
+        ("conv_loss_share", config.conv_loss_share != 0.5),
+        ("mutual_distillation", config.mutual_distillation > 0),
+    ):
+        if used and not hasattr(model, "forward_branches"):
+            raise UserError(f"{name} is for the two heads of a Conformer; this model has one head")
+    mixes = config.mixup or config.cutmix  # MixUp smooths the targets that it mixes
+    return BranchLoss(
+        nn.CrossEntropyLoss(label_smoothing=0.0 if mixes else config.label_smoothing),
+        conv_share=config.conv_loss_share,
+        mutual=config.mutual_distillation,
+    )
+
+
+def build_mixup(config: RegularizationConfig, num_classes: int) -> Mixup | None:
+    """Make MixUp and CutMix over whole batches, or None where both are off."""
+    if not (config.mixup or config.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        label_smoothing=config.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, precision: Precision = "32") -> Optimizer:
+    """Make timm's optimizer; norms, biases and what `model.no_weight_decay()` names do not decay.
+
+    Raises:
+        UserError: timm has no such optimizer, or it cannot be used here.
+    """
+    # One pass over all parameters, which takes a third of the time on a CPU. With it lightning can neither
+    # clip under autocast nor scale for float16.
+    plain = precision == "16-mixed" or (precision != "32" and config.clip_grad is not None)
+    fused = config.optimizer in ("adam", "adamw") and not plain
+    options: dict[str, Any] = {"fused": True} if fused else {}
+    try:
+        optimizer: Optimizer = create_optimizer_v2(
+            model,
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            **options,
+        )
+    except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
+        hint = nearest(config.optimizer, [str(name) for name in timm.optim.list_optimizers()])
+        raise UserError(f"optimizer {config.optimizer!r}: {first_line(error)}{hint}") from error
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves the layer's share to its own schedules
+    return optimizer
