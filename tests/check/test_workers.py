@@ -17,6 +17,8 @@ def test_every_item_is_done_once_and_the_processes_end() -> None:
         assert sorted(pool.map(deadly.double, [1, 2])) == [(1, 3), (2, 6)], "the processes are used again"
         assert len(multiprocessing.active_children()) >= 2
         assert list(pool.map(deadly.double, [])) == []
+        assert next(pool.map(deadly.double, range(100, 200)))[1] >= 300
+        assert list(pool.map(deadly.double, [7])) == [(7, 21)], "not the answers of the unfinished iteration"
     assert sorted(found) == [(item, 3 * item) for item in range(150)]
     assert multiprocessing.active_children() == []
 

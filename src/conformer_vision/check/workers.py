@@ -1,4 +1,4 @@
-"""Work on many images in processes that an image may kill or stop without ending the whole."""
+"""Work on many images in processes that one image may kill or stall without ending the rest."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import conformer_vision_command
 from conformer_vision.errors import UserError
@@ -23,7 +22,7 @@ from conformer_vision.errors import UserError
 C = TypeVar("C")
 R = TypeVar("R")
 _LARGEST_CHUNK = 64
-"""Items that a process is given at a time: many cost little talk, few keep the progress moving."""
+"""Items given to a process at a time: many cost little communication, few keep the progress moving."""
 
 
 @dataclass(frozen=True)
@@ -41,30 +40,28 @@ class Lost:
 class _Chunk:
     items: tuple[int, ...]
     retry: bool = False
-    """Whether its items were in a chunk on which a process ended."""
+    """Whether a process ended on these items before."""
 
 
 class WorkerPool:
     """Processes that share one read-only object and apply functions to item numbers.
 
-    When a process ends on a chunk of items (a decoder that crashes, no memory, or an item that takes too
-    long), the chunk is done again item by item, and only an item that ends a process again is lost.
-    Leaving the ``with`` block, by Ctrl-C too, ends the processes at once.
+    When a process ends on a chunk of items (a decoder that crashes, no memory, an item that takes too
+    long), the chunk is repeated item by item, and only an item that ends a process again is lost. The
+    executors of the standard library give up all their work when one process ends.
+    Leaving the ``with`` block, also by Ctrl-C, ends the processes at once.
 
     Args:
         shared: picklable; first argument of every function.
         workers: number of processes.
         timeout: seconds that one item may take.
-
-    Raises:
-        UserError: from `map`: the processes cannot be started.
     """
 
     def __init__(self, shared: object, *, workers: int, timeout: float) -> None:
         self._shared = shared
         self._workers = workers
         self._timeout = timeout
-        self._lanes: list[_Lane] = []
+        self._processes: list[_Process] = []
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -72,90 +69,111 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for lane in self._lanes:
-            lane.end()
+        for process in self._processes:
+            process.end()
 
     def map(self, function: Callable[[C, int], R], items: Sequence[int]) -> Iterator[tuple[int, R | Lost]]:
-        """Each item with its result, in the order they get done.
+        """Yield each item with its result, in the order they are done.
 
         Args:
-            function: takes the shared object and an item; found by its name in the processes.
+            function: takes the shared object and an item; the processes import it by name.
             items: what to apply it to.
+
+        Raises:
+            UserError: the processes cannot be started.
         """
         size = min(max(len(items) // (self._workers * 8), 1), _LARGEST_CHUNK)
         chunks = deque(_Chunk(tuple(items[at : at + size])) for at in range(0, len(items), size))
-        while len(self._lanes) < min(self._workers, len(chunks)):
-            self._lanes.append(_Lane(self._shared, self._timeout))
-        running: dict[Future[Any], tuple[_Lane, _Chunk, float]] = {}
-        idle = deque(self._lanes)
-        while chunks or running:
-            while idle and chunks:
-                lane, chunk = idle.popleft(), chunks.popleft()
-                running[lane.submit(function, chunk.items)] = lane, chunk, time.monotonic()
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                lane, chunk, began = running.pop(future)
-                try:
-                    yield from zip(chunk.items, future.result(), strict=True)
-                except BrokenProcessPool:
-                    if chunk.retry:
-                        seconds = time.monotonic() - began
-                        yield chunk.items[0], Lost(self._reason(seconds, lane.exit_status()))
-                    else:
-                        chunks.extendleft(_Chunk((item,), retry=True) for item in reversed(chunk.items))
-                    lane.end()
-                    self._lanes.remove(lane)
-                    lane = _Lane(self._shared, self._timeout)
-                    self._lanes.append(lane)
-                idle.append(lane)
+        for process in [process for process in self._processes if process.chunk]:
+            self._drop(process)  # of an iteration that was given up
+        while len(self._processes) < min(self._workers, len(chunks)):
+            self._processes.append(_Process(self._shared, self._timeout))
+        while True:
+            for process in self._processes:
+                if chunks and process.chunk is None:
+                    process.give(function, chunks.popleft())
+            busy = [process for process in self._processes if process.chunk]
+            if not busy:
+                return
+            ready = wait([process.connection for process in busy])
+            for process in [process for process in busy if process.connection in ready]:
+                chunk, results = process.take()
+                if results is not None:
+                    yield from zip(chunk.items, results, strict=True)
+                    continue
+                if chunk.retry:
+                    yield chunk.items[0], process.lost()
+                else:
+                    chunks.extendleft(_Chunk((item,), retry=True) for item in reversed(chunk.items))
+                self._drop(process)
+                self._processes.append(_Process(self._shared, self._timeout))
 
-    def _reason(self, seconds: float, status: int | None) -> str:
-        if seconds >= self._timeout:
-            return f"reading it takes longer than {self._timeout:g} seconds"
-        by_signal = f" ({signal.Signals(-status).name})" if status is not None and status < 0 else ""
-        return f"it ends the reading process{by_signal}"
+    def _drop(self, process: _Process) -> None:
+        process.end()
+        self._processes.remove(process)
 
 
-class _Lane:
-    """One process, as an executor of its own: when it ends, the work of the others goes on."""
+class _Process:
+    """One process, and the chunk that it works on."""
 
     def __init__(self, shared: object, timeout: float) -> None:
-        self._executor = ProcessPoolExecutor(
-            1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=conformer_vision_command.call,  # there the models are left out
-            initargs=(_start, shared, timeout),
-        )
-        others = set(multiprocessing.active_children())
-        with _starting():
-            self._ready: Future[None] | None = self._executor.submit(_do_nothing)
-        self._processes = [child for child in multiprocessing.active_children() if child not in others]
+        context = multiprocessing.get_context("spawn")
+        self.connection, far_end = context.Pipe()
+        self.chunk: _Chunk | None = None
+        self._started = False
+        self._began = 0.0
+        self._timeout = timeout
+        arguments = (_serve, far_end, shared, timeout)
+        # Called through the command's module, the process does not import torch with the package.
+        self._process = context.Process(target=conformer_vision_command.call, args=arguments, daemon=True)
+        with _interrupts_blocked():
+            self._process.start()
+        far_end.close()
 
-    def submit(self, function: Callable[[C, int], R], items: tuple[int, ...]) -> Future[list[R]]:
-        if self._ready is not None:
-            try:
-                self._ready.result()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "the reading processes cannot be started; in a script, "
-                    'put the call below: if __name__ == "__main__":'
-                ) from error
-            self._ready = None
-        return self._executor.submit(_apply, function, items)
+    def give(self, function: Callable[[C, int], R], chunk: _Chunk) -> None:
+        """Let the process work on a chunk."""
+        try:
+            if not self._started:
+                self._started = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise UserError(
+                "the reading processes cannot be started; in a script, "
+                'put the call below: if __name__ == "__main__":'
+            ) from error
+        self.chunk, self._began = chunk, time.monotonic()
+        self.connection.send((function, chunk.items))
 
-    def exit_status(self) -> int | None:
-        """The status of a process that ended: negative where by a signal."""
-        self._executor.shutdown(wait=True)
-        return next((process.exitcode for process in self._processes), None)
+    def take(self) -> tuple[_Chunk, list[Any] | None]:
+        """Return the chunk and its results, None if the process has ended on it."""
+        assert self.chunk is not None
+        chunk, self.chunk = self.chunk, None
+        try:
+            answer: list[Any] | Exception = self.connection.recv()
+        except (EOFError, OSError):
+            return chunk, None
+        if isinstance(answer, Exception):
+            raise answer
+        return chunk, answer
+
+    def lost(self) -> Lost:
+        """Say how the process has ended."""
+        self._process.join()
+        if time.monotonic() - self._began >= self._timeout:
+            return Lost(f"reading it takes longer than {self._timeout:g} seconds")
+        status = self._process.exitcode
+        by_signal = f" ({signal.Signals(-status).name})" if status is not None and status < 0 else ""
+        return Lost(f"it ends the reading process{by_signal}")
 
     def end(self) -> None:
-        for process in self._processes:
-            process.kill()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """End the process now, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
 
 
 @contextmanager
-def _starting() -> Iterator[None]:
-    """Start a process that ignores Ctrl-C from its first moment."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Let a process that is started ignore Ctrl-C from its first moment."""
     masks = hasattr(signal, "pthread_sigmask")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
     try:
@@ -167,17 +185,27 @@ def _starting() -> Iterator[None]:
 
 # ---- in the processes ----
 
-_shared: Any = None
-_timeout = 0.0
-_nowhere: TextIO
 
-
-def _start(shared: object, timeout: float) -> None:
-    global _shared, _timeout, _nowhere
-    _shared, _timeout = shared, timeout
-    _nowhere = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+def _serve(connection: Connection, shared: Any, timeout: float) -> None:
+    """Answer each chunk with the list of its results, or with the error that a function raised."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    connection.send(True)
+    with open(os.devnull, "w") as nowhere:
+        while True:
+            function, items = connection.recv()
+            results = []
+            try:
+                for item in items:
+                    # A thread of C: it ends the process even where a decoder never returns to Python.
+                    faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
+                    results.append(function(shared, item))
+            except Exception as error:
+                connection.send(error)
+            else:
+                connection.send(results)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
 
 
 def _end_with_parent() -> None:
@@ -185,17 +213,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _do_nothing() -> None:
-    """Shows that the process has started."""
-
-
-def _apply(function: Callable[[Any, int], R], items: tuple[int, ...]) -> list[R]:
-    results = []
-    for item in items:
-        # A thread of C: it ends the process even where a decoder never comes back to Python.
-        faulthandler.dump_traceback_later(_timeout, exit=True, file=_nowhere)
-        results.append(function(_shared, item))
-    faulthandler.cancel_dump_traceback_later()
-    return results
