@@ -333,8 +333,8 @@ def test_mistakes(make_run: MakeRun, tmp_path: Path) -> None:
     images = write_images(tmp_path / "p", {"cat": 2, "dog": 2})
     folder = make_run("test_resnet", ("cat", "dog"), images)
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: write_report(tmp_path / "none"), "is not a run folder"),
-        (lambda: write_report(tmp_path), "cannot read the recipe"),
+        (lambda: write_report(tmp_path / "none"), "none has no config.yaml"),
+        (lambda: write_report(tmp_path), "has no config.yaml"),
         (lambda: write_report(folder, device="cpu", batch_size=0), "batch_size 0"),
     ]
     for act, words in cases:

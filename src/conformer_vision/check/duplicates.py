@@ -13,6 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 MAX_DISTANCE = 8
 """Beyond it the bands of the hash get so short that 100,000 images take minutes."""
@@ -78,20 +80,15 @@ def find_copies(
 
 
 def _groups(pairs: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
-    """The numbers that pairs join, directly or by way of others."""
-    parent: dict[int, int] = {}
-
-    def root(number: int) -> int:
-        while (above := parent.setdefault(number, number)) != number:
-            parent[number] = number = parent[above]
-        return number
-
-    for left, right in pairs.tolist():
-        parent[root(right)] = root(left)
-    groups: dict[int, list[int]] = {}
-    for number in sorted(parent):
-        groups.setdefault(root(number), []).append(number)
-    return tuple(map(tuple, groups.values()))
+    """Numbers that pairs join, directly or by way of others."""
+    numbers, compact = np.unique(pairs, return_inverse=True)
+    left, right = compact.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs)), (left, right)), shape=(len(numbers), len(numbers)))
+    count, labels = connected_components(graph, directed=False)
+    groups: list[list[int]] = [[] for _ in range(count)]
+    for number, label in zip(numbers.tolist(), labels.tolist(), strict=True):
+        groups[label].append(number)
+    return tuple(map(tuple, groups))
 
 
 def near_pairs(hashes: NDArray[np.uint64], *, distance: int) -> Iterator[NDArray[np.int64]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import stat
@@ -21,21 +20,13 @@ from PIL import Image, ImageFile
 from conformer_vision.data.base import ImageSource
 from conformer_vision.data.images import BrokenImageError, open_image
 from conformer_vision.errors import reason_of
+from conformer_vision.pages import data_uri
 
 THUMBNAIL_EDGE = 16
 """Pixels of each edge of the grey thumbnail by which near duplicates are verified."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-_SUFFIXES = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".mpo", ".jpg", ".jpeg", ".jpe", ".jfif"},  # phones write it into .jpg files
-    "PNG": {".png"},
-    "WEBP": {".webp"},
-    "BMP": {".bmp"},
-    "TIFF": {".tif", ".tiff"},
-    "GIF": {".gif"},
-}
-_KNOWN_SUFFIXES = frozenset().union(*_SUFFIXES.values())
+_SAME = {"MPO": "JPEG"}  # phones write it into .jpg files
 _MOST_ELONGATED = 8.0
 _PAGE_EDGE = 128
 """Longest edge, in pixels, of the thumbnails on the page."""
@@ -138,13 +129,9 @@ def page_thumbnail(reader: ImageReader, number: int) -> str | None:
     try:
         with _pillow(load_truncated=True):
             image = _decode(source, index, source.file(index), reader.limits.max_pixels)
-        kind = "PNG" if max(image.size) <= _PAGE_EDGE // 2 else "JPEG"
-        image.thumbnail((_PAGE_EDGE, _PAGE_EDGE))
-        buffer = BytesIO()
-        image.save(buffer, kind, quality=80)
+        return data_uri(image, edge=_PAGE_EDGE)
     except Exception:
         return None
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _decode(source: ImageSource, index: int, file: Path | bytes | None, max_pixels: int) -> Image.Image:
@@ -201,7 +188,8 @@ def _reason(error: Exception) -> str:
 def _header_problems(header: _Header, name: str) -> list[tuple[str, str]]:
     problems = []
     suffix = os.path.splitext(name)[1].lower()
-    if suffix in _KNOWN_SUFFIXES and suffix not in _SUFFIXES.get(header.kind, {suffix}):
+    named = Image.registered_extensions().get(suffix, header.kind)
+    if _SAME.get(named, named) != _SAME.get(header.kind, header.kind):
         problems.append(("extension", f"named {suffix}, is {header.kind}"))
     if header.animated:
         problems.append(("several_frames", f"{header.kind} of several frames"))

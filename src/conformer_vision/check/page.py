@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-from conformer_vision.files import atomic_path
+from conformer_vision import pages
 
-from .result import MEANINGS, CheckResult, DuplicateGroup, Finding, ImageRef, Kind, SplitSummary
+from .result import MEANINGS, CheckResult, DuplicateGroup, Finding, ImageRef, SplitSummary
 
 MOST_SHOWN = 24
 """Images, or groups of copies, that are shown of a kind."""
@@ -23,7 +22,7 @@ _MOST_CLASSES = 40
 class _Section:
     """One kind of finding on the page."""
 
-    kind: Kind
+    kind: str
     title: str
     meaning: str
     count: int
@@ -69,23 +68,15 @@ def write_page(path: str | Path, result: CheckResult, thumbnails: Mapping[ImageR
     Raises:
         UserError: the file cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    # Class and file names come from anywhere: everything is escaped.
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     root = result.data.rstrip(os.sep) + os.sep
-    environment.filters["short"] = lambda name: name.removeprefix(root)
-    template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
-    text = environment.from_string(template).render(
-        result=result,
-        sections=_sections(result),
-        balances=[_balance(split) for split in result.splits],
-        thumbnails=thumbnails,
-    )
-    with atomic_path(path) as temporary:  # a file name need not be UTF-8
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+    context = {
+        "result": result,
+        "sections": _sections(result),
+        "balances": [_balance(split) for split in result.splits],
+        "thumbnails": thumbnails,
+    }
+    filters = {"short": lambda name: name.removeprefix(root)}
+    pages.write_page(path, pages.render(__package__, "page.html.j2", context, filters=filters))
 
 
 def _sections(result: CheckResult) -> list[_Section]:

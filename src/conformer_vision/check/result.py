@@ -7,25 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Literal
 
-Kind = Literal[
-    "leak",
-    "conflict",
-    "broken",
-    "truncated",
-    "gigantic",
-    "missing_class",
-    "extension",
-    "redundant",
-    "tiny",
-    "elongated",
-    "single_colour",
-    "several_frames",
-]
-"""The kinds of finding."""
-
-MEANINGS: MappingProxyType[Kind, tuple[str, str]] = MappingProxyType(
+MEANINGS: MappingProxyType[str, tuple[str, str]] = MappingProxyType(
     {
         "leak": (
             "copies across train and val",
@@ -44,7 +27,7 @@ MEANINGS: MappingProxyType[Kind, tuple[str, str]] = MappingProxyType(
         "several_frames": ("several frames", "only the first is used"),
     }
 )
-"""Each kind's short name and what it means, the gravest first."""
+"""The kinds of finding, the gravest first: short name and meaning."""
 
 MOST_IMBALANCED = 5.0
 """Ratio of the largest to the smallest class from which on balanced sampling is proposed."""
@@ -69,7 +52,7 @@ class ImageRef:
 class Finding:
     """Something wrong or unusual with one image."""
 
-    kind: Kind
+    kind: str
     image: ImageRef
     detail: str
 
@@ -85,7 +68,7 @@ class DuplicateGroup:
         images: the images, those of train first.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[str, ...]
     exact: bool
     images: tuple[ImageRef, ...]
 
@@ -144,9 +127,9 @@ class CheckResult:
         return sum(split.images for split in self.splits)
 
     @property
-    def counts(self) -> dict[Kind, int]:
+    def counts(self) -> dict[str, int]:
         """How often each kind was found: images, groups of copies, or classes missing in a part."""
-        found: Counter[Kind] = Counter(finding.kind for finding in self.findings)
+        found: Counter[str] = Counter(finding.kind for finding in self.findings)
         found.update(kind for group in self.duplicates for kind in group.kinds)
         found["missing_class"] = sum(len(split.missing) for split in self.splits)
         return {kind: found[kind] for kind in MEANINGS}
@@ -156,7 +139,7 @@ class CheckResult:
         """Whether nothing was found."""
         return not any(self.counts.values())
 
-    def examples(self, kind: Kind) -> list[str]:
+    def examples(self, kind: str) -> list[str]:
         """One line for every occurrence of a kind."""
         if kind == "missing_class":
             return [f"{name} in {split.name}" for split in self.splits for name in split.missing]

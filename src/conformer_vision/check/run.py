@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from .duplicates import MAX_DISTANCE, Copies, find_copies
 from .exclusions import exclusions
 from .inspect import THUMBNAIL_EDGE, ImageReader, Inspection, Limits, inspect_image, page_thumbnail
 from .page import images_shown, write_page
-from .result import CheckResult, DuplicateGroup, Finding, ImageRef, Kind, SplitSummary, balance_hints
+from .result import CheckResult, DuplicateGroup, Finding, ImageRef, SplitSummary, balance_hints
 from .workers import Lost, WorkerPool
 
 Progress = Callable[[int, int], None]
@@ -139,7 +138,7 @@ class _Survey:
 
     def findings(self) -> tuple[Finding, ...]:
         return tuple(
-            Finding(cast(Kind, kind), self.image(number), detail)
+            Finding(kind, self.image(number), detail)
             for number in sorted(self._problems)
             for kind, detail in self._problems[number]
         )
@@ -148,7 +147,7 @@ class _Survey:
         groups = []
         for group in copies.groups:
             images = tuple(self.image(number) for number in group)
-            kinds: list[Kind] = []
+            kinds: list[str] = []
             if len({image.split for image in images}) > 1:
                 kinds.append("leak")
             if len({image.label for image in images}) > 1:

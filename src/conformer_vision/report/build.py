@@ -12,19 +12,17 @@ from safetensors.torch import load_file
 
 from conformer_vision.data import ImageSource
 from conformer_vision.errors import UserError
-from conformer_vision.files import atomic_path
 from conformer_vision.inference.answers import answers
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.evaluation import EvaluationMetrics, check_classes
-from conformer_vision.inference.labelled import LabelledImages
+from conformer_vision.inference.labelled import LabelledImages, read_run_data
 from conformer_vision.inference.trained_model import TrainedModel
+from conformer_vision.pages import write_page
 from conformer_vision.report.analysis import Collector, study_branches, worst_errors
-from conformer_vision.report.findings import Findings
+from conformer_vision.report.findings import Findings, RunSettings
 from conformer_vision.report.images import thumbnails
 from conformer_vision.report.page import render
 from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRICS_FILE, REPORT_FILE
-from conformer_vision.training.config import TrainConfig
-from conformer_vision.training.recipe import read_config
 from conformer_vision.weights import save_temperature
 
 WORST = 24
@@ -70,17 +68,16 @@ def examine(
 ) -> Findings:
     """What `write_report` finds out; nothing is written yet. Arguments and errors are the same."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a run folder; give one that 'conformer-vision train' wrote")
-    config = read_config(folder / CONFIG_FILE)
+    settings = RunSettings.read(folder)
+    trained_on = read_run_data(folder)
     rows = read_metrics(folder / METRICS_FILE)
     trained = TrainedModel(folder, device=device)
     check_classes(trained)
-    notes, exclude = _notes(config, trained)
-    data = config.data.data if data is None else data
-    images = LabelledImages(
-        data, "val", config.data.splitting, data_dir=config.data.data_dir, exclude=exclude
-    )
+    notes, exclude = _notes(settings, trained)
+    data = data or trained_on.data
+    if data is None:
+        raise UserError(f"{folder / CONFIG_FILE} names no data; give it with --data")
+    images = LabelledImages(data, "val", trained_on.splitting, data_dir=trained_on.data_dir, exclude=exclude)
     source = images.open(trained.spec.classes)
     if isinstance(source, ImageSource) and not len(source):
         raise UserError(f"{data} has no validation images to report on")
@@ -92,7 +89,7 @@ def examine(
         collector.add(part)
     evaluation = metrics.compute(start, broken=broken)
     outcome = collector.outcome()
-    calibration = calibrate(outcome.logits, outcome.labels, seed=config.data.seed)
+    calibration = calibrate(outcome.logits, outcome.labels, seed=trained_on.splitting.seed)
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
     study = study_branches(outcome, most=EXAMPLES)
     shown = dict.fromkeys(worst)
@@ -101,7 +98,9 @@ def examine(
     return Findings(
         folder=folder,
         data=data,
-        config=config,
+        moved=data != trained_on.data,
+        seed=trained_on.splitting.seed,
+        settings=settings,
         config_text=(folder / CONFIG_FILE).read_text(encoding="utf-8"),
         rows=rows,
         weights=trained.path.name,
@@ -126,10 +125,7 @@ def save_report(findings: Findings) -> Path:
     """
     store_temperature(findings.folder / findings.weights, findings.calibration.temperature)
     path = findings.folder / REPORT_FILE
-    # File names need not be UTF-8; what no encoding has is shown escaped.
-    content = render(findings).encode("utf-8", "backslashreplace")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    write_page(path, render(findings))
     return path
 
 
@@ -167,18 +163,18 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _notes(config: TrainConfig, trained: TrainedModel) -> tuple[list[str], str | None]:
+def _notes(settings: RunSettings, trained: TrainedModel) -> tuple[list[str], str | None]:
     """Notes for the top of the page, and the run's list of exclusions where it is still there."""
     notes = []
     if trained.path.name != BEST_WEIGHTS:
         notes.append(f"Training ended before its first validation; measured is {trained.path.name}.")
-    if config.optimizer.ema_decay is not None:
+    if settings.ema_decay is not None:
         notes.append(
             f"The weights are an exponential moving average over the steps "
-            f"(decay {config.optimizer.ema_decay:g});"
+            f"(decay {settings.ema_decay:g});"
             " validation during training measured the average too."
         )
-    exclude = config.data.exclude
+    exclude = settings.exclude
     if exclude is not None and not Path(exclude).is_file():
         notes.append(f"The list {exclude} of images to leave out is gone: all images are measured.")
         exclude = None

@@ -4,13 +4,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
+from conformer_vision.errors import UserError
 from conformer_vision.inference.calibration import Calibration
 from conformer_vision.inference.evaluation import Evaluation
 from conformer_vision.report.analysis import BranchStudy, Outcome
 from conformer_vision.report.images import Thumbnail
+from conformer_vision.runs import CONFIG_FILE, read_run_config
 from conformer_vision.spec import ModelSpec
-from conformer_vision.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of a run that its report mentions; None where the configuration does not have them."""
+
+    exclude: str | None = None
+    ema_decay: float | None = None
+    batch_size: int | str | None = None
+    accumulate: int = 1
+    devices: int | str = 1
+    nodes: int = 1
+    device: str | None = None
+    precision: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> RunSettings:
+        """Read them from the ``config.yaml`` of a run folder.
+
+        Raises:
+            UserError: there is none, or a value has the wrong type.
+        """
+        config = read_run_config(folder)
+        kinds = get_type_hints(cls)
+        values = {name: config[name] for name in kinds if name in config}
+        for name, value in values.items():
+            if not isinstance(value, kinds[name]):
+                raise UserError(f"{folder / CONFIG_FILE}: {name} {value!r} is invalid; correct the file")
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -20,7 +51,10 @@ class Findings:
     folder: Path
     data: str
     """The source that was measured."""
-    config: TrainConfig
+    moved: bool
+    """Whether that is another than the run's configuration names."""
+    seed: int
+    settings: RunSettings
     config_text: str
     rows: list[dict[str, float]]
     """Of ``metrics.csv``, one per epoch."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection
 from dataclasses import dataclass
-from io import BytesIO
 
 import torch
 from PIL import Image
@@ -15,12 +13,12 @@ from conformer_vision.data import BrokenImageError, ImageSource
 from conformer_vision.data.stream import ImageStream
 from conformer_vision.inference.answers import batches
 from conformer_vision.inference.trained_model import TrainedModel
+from conformer_vision.pages import data_uri
 from conformer_vision.report.analysis import Outcome
 from conformer_vision.spec import ModelSpec
 
-LONGEST = 96
+EDGE = 96
 """Pixels of a small copy's longer edge, at most."""
-_LOSSLESS = 48  # up to this many pixels PNG costs no more than JPEG, and every pixel counts
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def thumbnails(
         for place in range(len(batch.labels)):
             if (row := wanted.get(seen + place)) is not None:
                 image = as_seen(batch.images[place], trained.spec)
-                found[row] = Thumbnail(f"image {seen + place + 1} of the stream", encoded(image))
+                found[row] = Thumbnail(f"image {seen + place + 1} of the stream", data_uri(image, edge=EDGE))
         seen += len(batch.labels)
         if len(found) == len(wanted):
             break
@@ -78,18 +76,8 @@ def as_seen(image: Tensor, spec: ModelSpec) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def encoded(image: Image.Image) -> str:
-    """A small copy as a ``data:`` URI: PNG for tiny images, else JPEG."""
-    image = image.copy()
-    image.thumbnail((LONGEST, LONGEST))
-    kind = "png" if max(image.size) <= _LOSSLESS else "jpeg"
-    buffer = BytesIO()
-    image.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def _by_number(source: ImageSource, index: int) -> Thumbnail:
     try:
-        return Thumbnail(source.name(index), encoded(source.image(index)))
+        return Thumbnail(source.name(index), data_uri(source.image(index), edge=EDGE))
     except BrokenImageError:  # it was there a minute ago; the answer is known all the same
         return Thumbnail(source.name(index), None)

@@ -11,11 +11,11 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any
 
-import jinja2
 import timm
 import torch
 
 import conformer_vision
+from conformer_vision import pages
 from conformer_vision.report.analysis import CASES, Choices, class_rows, confused_pairs
 from conformer_vision.report.charts import curves, reliability_diagram
 from conformer_vision.report.findings import Findings
@@ -66,15 +66,8 @@ class Example:
 
 def render(findings: Findings) -> str:
     """The page as HTML, complete in itself."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("conformer_vision.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "points": points, "number": number, "duration": duration}
-    return environment.get_template("report.html.j2").render(_context(findings))
+    filters = {"percent": percent, "points": points, "number": number, "duration": duration}
+    return pages.render(__package__, "report.html.j2", _context(findings), filters=filters)
 
 
 def percent(share: float | None) -> str:
@@ -118,7 +111,6 @@ def _context(findings: Findings) -> dict[str, Any]:
         "evaluation": evaluation,
         "calibration": calibration,
         "spec": findings.spec,
-        "config": findings.config,
         "classes": classes,
         "heads": [(HEADS[head] if len(order) > 1 else "Model", head) for head in order],
         "curves": curves(findings.rows),
@@ -221,18 +213,16 @@ def _epochs(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def _training(findings: Findings) -> dict[str, float | int | None]:
     """Speed and memory of training, as far as ``metrics.csv`` has them."""
-    config, rows = findings.config, findings.rows
+    settings, rows = findings.settings, findings.rows
 
     def column(name: str) -> list[float]:
         return [row[name] for row in rows if not math.isnan(row.get(name, math.nan))]
 
     speeds, seconds, waiting = (column(name) for name in ("images_per_second", "seconds", "waiting"))
     memory = column("peak_memory_mb")
-    batch = config.data.batch_size if isinstance(config.data.batch_size, int) else None
-    devices = config.hardware.devices if isinstance(config.hardware.devices, int) else 1
-    pass_size = (
-        None if batch is None else max(batch // (config.data.accumulate * devices * config.hardware.nodes), 1)
-    )
+    batch = settings.batch_size if isinstance(settings.batch_size, int) else None
+    devices = settings.devices if isinstance(settings.devices, int) else 1
+    pass_size = None if batch is None else max(batch // (settings.accumulate * devices * settings.nodes), 1)
     peak = max(memory) if memory else None
     return {
         "epochs": int(rows[-1]["epoch"]) if rows else None,
@@ -250,7 +240,7 @@ def _commands(findings: Findings) -> dict[str, str]:
     run = str(findings.folder)
     data = shlex.quote(findings.data)
     recipe = shlex.quote(str(findings.folder / CONFIG_FILE))
-    moved = "" if findings.data == findings.config.data.data else f" --data {data}"
+    moved = f" --data {data}" if findings.moved else ""
     output = shlex.quote(f"{run.rstrip('/')}-again")
     return {
         "train": f"conformer-vision train --recipe {recipe}{moved} --output {output}",

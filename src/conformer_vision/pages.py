@@ -1,0 +1,61 @@
+"""HTML pages that are complete in one file: templates, and images as data."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conformer_vision.extras import require
+from conformer_vision.files import atomic_path
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def render(
+    package: str,
+    template: str,
+    context: Mapping[str, Any],
+    *,
+    filters: Mapping[str, Callable[..., str]],
+) -> str:
+    """Render a template of a package; every value is escaped, as class and file names come from anywhere."""
+    jinja2 = require("jinja2")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(filters)
+    text = files(package).joinpath(template).read_text(encoding="utf-8")
+    page: str = environment.from_string(text).render(context)
+    return page
+
+
+def write_page(path: str | Path, page: str) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        # File names need not be UTF-8; what no encoding has is shown escaped.
+        temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
+
+
+def data_uri(image: Image.Image, *, edge: int) -> str:
+    """Encode a small copy of an image as a ``data:`` URI: tiny images as PNG, others as JPEG.
+
+    Args:
+        image: RGB or grey.
+        edge: pixels of the copy's longer edge, at most.
+    """
+    image = image.copy()
+    image.thumbnail((edge, edge))
+    # At this size PNG costs no more than JPEG, and every pixel counts.
+    kind = "png" if max(image.size) <= edge // 2 else "jpeg"
+    buffer = BytesIO()
+    image.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
