@@ -11,6 +11,7 @@ from conformer_vision.lazy import attach
 if TYPE_CHECKING:
     from .augment import AugmentConfig as AugmentConfig
     from .base import ImageSource as ImageSource
+    from .datamodule import ImageDataModule as ImageDataModule
     from .images import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
     from .images import BrokenImageError as BrokenImageError
     from .images import find_images as find_images

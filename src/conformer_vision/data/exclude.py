@@ -77,6 +77,24 @@ def exclude(source: ImageSource, names: Iterable[str], *, every_class: bool = Tr
     return ExcludedSource(source, rows, unmatched=frozenset(wanted - found))
 
 
+def exclude_listed(
+    train: ImageSource, val: ImageSource, path: str | Path
+) -> tuple[ExcludedSource, ExcludedSource]:
+    """Leave the images of a list out of both splits of a set.
+
+    Raises:
+        UserError: as `read_exclusions` and `exclude`, or a name that neither split has.
+    """
+    names = read_exclusions(path)
+    kept_train, kept_val = exclude(train, names), exclude(val, names, every_class=False)
+    if unknown := kept_train.unmatched & kept_val.unmatched:
+        raise UserError(
+            f"{path} names images that the data does not have: {some_names(sorted(unknown), most=3)}; "
+            "write the list anew with conformer-vision check --fix"
+        )
+    return kept_train, kept_val
+
+
 def normal_name(name: str) -> str:
     """The form in which names are compared: an absolute path, or the row of a named set."""
     return name if _NAMED_ROW.fullmatch(name) else os.path.abspath(name)

@@ -1,0 +1,190 @@
+"""Images for one's own ``lightning.Trainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import timm
+from timm.data import resolve_data_config
+
+from conformer_vision.errors import UserError
+from conformer_vision.parsing import nearest
+from conformer_vision.spec import ModelSpec
+
+from .augment import AugmentConfig
+from .exclude import exclude_listed
+from .loader import ImageLoader, evaluation_loader, training_loader
+from .opening import describe, open_images, require_source
+from .order import Sampling, Share, images_per_batch
+from .splits import Splitting
+from .transforms import build_transform
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from .base import ImageSource
+    from .stream import ImageStream
+
+_VALUES = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+class ImageDataModule(lightning.LightningDataModule):
+    """Training and validation images of a set, as batches for a ``lightning.Trainer``.
+
+    A batch is a `loader.Batch`: ``(images, labels, indices, broken)`` with images (B, C, H, W),
+    normalised, and labels (B,). A broken image in training is replaced by the next one; in
+    validation its label is -100, torch's ``ignore_index``. Order and augmentation depend on the seed, the
+    epoch and the batch alone, so a trainer that resumes from a checkpoint draws what it would have
+    drawn. Every process reads its share: with several of them, give the trainer
+    ``use_distributed_sampler=False``.
+
+    Args:
+        data: as in `open_images`.
+        preprocessing: the input that the model takes: its `ModelSpec`, its name in timm, or what
+            ``timm.data.resolve_model_data_config`` returns.
+        batch_size: images per step of the optimizer: over all processes and accumulated batches.
+        workers: processes that read images; 0 reads in this one.
+        splitting: how to cut a set without a validation split of its own.
+        augment: augmentation of training images.
+        seed: of the order and the augmentation.
+        sampling: ``shuffle``, or ``balanced`` to draw all classes equally often.
+        repeats: times that an epoch shows an image.
+        epoch_images: images that make an epoch of a stream, which may not know its length.
+        exclude: CSV of images to leave out; see `exclude`.
+        data_dir: where named sets are kept.
+
+    Raises:
+        UserError: preprocessing that says nothing. Later, with `setup`: as `open_images`.
+    """
+
+    def __init__(
+        self,
+        data: str | Path | Dataset[Any],
+        preprocessing: ModelSpec | Mapping[str, Any] | str,
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        splitting: Splitting = Splitting(),  # noqa: B008  # immutable
+        augment: AugmentConfig = AugmentConfig(),  # noqa: B008  # immutable
+        seed: int = 0,
+        sampling: Sampling = "shuffle",
+        repeats: int = 1,
+        epoch_images: int | None = None,
+        exclude: str | Path | None = None,
+        data_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.data = data
+        self.preprocessing = _values(preprocessing)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.splitting = splitting
+        self.augment = augment
+        self.seed = seed
+        self.sampling: Sampling = sampling
+        self.repeats = repeats
+        self.epoch_images = epoch_images
+        self.exclude = exclude
+        self.data_dir = data_dir
+        self._images: tuple[ImageSource | ImageStream, ImageSource | ImageStream] | None = None
+
+    @property
+    def train_images(self) -> ImageSource | ImageStream:
+        """The training images."""
+        self.setup()
+        assert self._images is not None  # for mypy: `setup` opened them
+        return self._images[0]
+
+    @property
+    def val_images(self) -> ImageSource | ImageStream:
+        """The validation images."""
+        self.setup()
+        assert self._images is not None  # for mypy: `setup` opened them
+        return self._images[1]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names; a label is an index into them."""
+        return self.train_images.classes
+
+    def setup(self, stage: str = "fit") -> None:
+        """Open the images, unless they are open."""
+        if self._images is not None:
+            return
+        train = open_images(self.data, "train", self.splitting, data_dir=self.data_dir)
+        val = open_images(self.data, "val", self.splitting, classes=train.classes, data_dir=self.data_dir)
+        if self.exclude is not None:
+            name = f"exclude {self.exclude}: {describe(self.data)}"
+            train, val = exclude_listed(
+                require_source(train, name=name), require_source(val, name=name), self.exclude
+            )
+        self._images = train, val
+
+    def train_dataloader(self) -> ImageLoader:
+        """Augmented batches, in an order of their own in every epoch; see `loader.training_loader`."""
+        loader = training_loader(
+            self.train_images,
+            build_transform(**self.preprocessing, augment=self.augment.for_source(self.train_images)),
+            batch_size=self.batch_size,
+            workers=self.workers,
+            seed=self.seed,
+            share=self._share(),
+            accumulate=self._accumulate(),
+            sampling=self.sampling,
+            repeats=self.repeats,
+            epoch_images=self.epoch_images,
+        )
+        trainer = self.trainer
+        if trainer is not None:
+            batches = trainer.fit_loop.epoch_loop.batch_progress.current
+            # lightning itself repositions no loader, neither when it resumes nor at the end of an epoch.
+            loader.position = lambda: (trainer.current_epoch, batches.ready)
+        return loader
+
+    def val_dataloader(self) -> ImageLoader:
+        """Every validation image once over all processes; see `loader.evaluation_loader`."""
+        share = self._share()
+        return evaluation_loader(
+            self.val_images,
+            build_transform(**self.preprocessing, augment=None),
+            batch_size=images_per_batch(self.batch_size, share.world_size, self._accumulate()),
+            workers=self.workers,
+            share=share,
+        )
+
+    def _accumulate(self) -> int:
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+
+    def _share(self) -> Share:
+        trainer = self.trainer
+        if trainer is None:
+            return Share()
+        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError(
+                "ImageDataModule shares images among processes itself; "
+                "give Trainer(use_distributed_sampler=False)"
+            )
+        return Share(trainer.global_rank, trainer.world_size)
+
+
+def _values(preprocessing: ModelSpec | Mapping[str, Any] | str) -> dict[str, Any]:
+    """The arguments of `build_transform`."""
+    if isinstance(preprocessing, ModelSpec):
+        return preprocessing.preprocessing
+    values: Mapping[str, Any]
+    if isinstance(preprocessing, str):
+        if not timm.is_model(preprocessing):
+            raise UserError(f"model {preprocessing!r} is unknown{nearest(preprocessing, timm.list_models())}")
+        cfg = timm.get_pretrained_cfg(preprocessing)
+        values = resolve_data_config(pretrained_cfg={} if cfg is None else cfg.to_dict())
+    else:
+        values = preprocessing
+    missing = [name for name in _VALUES if name not in values]
+    if missing:
+        raise UserError(
+            f"preprocessing lacks {', '.join(missing)}; give what timm.data.resolve_model_data_config returns"
+        )
+    return {name: values[name] for name in _VALUES}
