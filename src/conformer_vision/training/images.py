@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..data import ImageSource, build_transform, opening
-from ..data.exclude import exclude, read_exclusions
+from ..data.exclude import exclude_listed
 from ..data.loader import ImageLoader, evaluation_loader, training_loader
 from ..data.order import Share, images_per_batch
 from ..data.stream import ImageStream
-from ..errors import UserError, some_names
+from ..errors import UserError
 from ..spec import ModelSpec
 from .groups import DataConfig, RegularizationConfig
 
@@ -56,7 +56,7 @@ def open_images(config: DataConfig) -> Images:
     if config.epoch_images is not None:
         raise UserError(f"epoch_images is for streams; {config.data} has {len(train)} training images")
     if config.exclude is not None:
-        train, val = _without_excluded(train, val, config.exclude)
+        train, val = exclude_listed(train, val, config.exclude)
     if not len(val):
         raise UserError(f"{config.data} leaves no image to validate on; raise val_fraction or add images")
     return Images(train, val)
@@ -115,14 +115,3 @@ def _check_stream_options(config: DataConfig) -> None:
     ):
         if used:
             raise UserError(f"{name} cannot be used with the stream {config.data}; leave it out")
-
-
-def _without_excluded(train: ImageSource, val: ImageSource, path: str) -> tuple[ImageSource, ImageSource]:
-    names = read_exclusions(path)
-    kept_train, kept_val = exclude(train, names), exclude(val, names, every_class=False)
-    if unknown := kept_train.unmatched & kept_val.unmatched:
-        raise UserError(
-            f"{path} names images that the data does not have: {some_names(sorted(unknown), most=3)}; "
-            "write the list anew with conformer-vision check --fix"
-        )
-    return kept_train, kept_val
