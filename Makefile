@@ -1,27 +1,41 @@
-# Every target makes its own environment in .venv; all that is needed is Python 3.11 or newer, pip and make.
+# Every target makes the environment it needs. All you need is Python 3.11 or newer, pip and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 JOBS ?= 2
+RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+# The oldest libraries that the metadata allows, which need Python 3.11 or 3.12.
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
+# What has to work with all libraries that the metadata allows: models, weights, prediction, training.
+SHORT_TESTS := tests/models/test_contract.py tests/models/test_checkpoints.py tests/models/test_fold.py \
+	tests/test_weights.py tests/inference/test_predictor.py tests/training/test_run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test timm-suite lint format bench figures clean
+.PHONY: help install demo test test-short test-oldest timm-suite lint format bench figures package clean
 
-help: ## this list
+help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
-	@echo "Making the environment in $(VENV): a few minutes and several GB the first time (PyTorch with CUDA on Linux)."
+	@echo "Making the environment in $(VENV). The first time takes a few minutes and 7 GB (PyTorch with CUDA on Linux)."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
+	@$(PYTHON) -c 'import sys; sys.exit("The oldest libraries need Python 3.11 or 3.12: make test-oldest PYTHON=/path/to/python3.11" if sys.version_info >= (3, 13) else 0)'
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[train,check]' hypothesis pytest pytest-timeout pytest-xdist
+	@touch $@
+
 install: $(STAMP) ## make the environment in .venv
 
-demo: $(STAMP) ## train on handwritten digits, evaluate, predict; classify photos: about 4 minutes on 2 cores
+demo: $(STAMP) ## train on handwritten digits, evaluate, predict; classify photos (about 4 minutes on 2 cores)
 	rm -rf $(DEMO)
 	$(BIN)/conformer-vision train --recipe quick --data digits --output $(DEMO)
 	$(BIN)/conformer-vision evaluate $(DEMO) --data digits
@@ -29,24 +43,30 @@ demo: $(STAMP) ## train on handwritten digits, evaluate, predict; classify photo
 	$(BIN)/conformer-vision predict $(DEMO) $(DEMO)/images
 	$(BIN)/python examples/write_photos.py $(DEMO)/photos
 	$(BIN)/conformer-vision predict $(DEMO)/photos
-	@echo "The images are in $(DEMO)/images, named after what they show; the confusion matrix is $(DEMO)/confusion_matrix.png."
+	@echo "The images in $(DEMO)/images are named after their classes. The confusion matrix is $(DEMO)/confusion_matrix.png."
 
-test: $(STAMP) ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+test: $(STAMP) ## run the whole test suite
+	$(RUN_TESTS)
 
-timm-suite: $(STAMP) ## timm's own model tests over every Conformer (fetches timm's source distribution)
+test-short: $(STAMP) ## run the tests of models, weights, prediction and training (other Pythons: PYTHON=python3.13 VENV=.venv-3.13)
+	$(RUN_TESTS) $(SHORT_TESTS)
+
+test-oldest: $(OLDEST_STAMP) ## run the same tests with the oldest libraries that the metadata allows, in .venv-oldest
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup $(SHORT_TESTS)
+
+timm-suite: $(STAMP) ## run timm's own model tests on every Conformer (downloads timm's source distribution)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite/run.py -n $(JOBS)
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 
-format: $(STAMP) ## rewrite the sources as lint wants them
+format: $(STAMP) ## format the sources and apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## parameters, multiply-adds, speed and memory beside the plain formulation and timm; speed of reading
+bench: $(STAMP) ## measure multiply-adds, speed and memory beside the plain formulation and timm, and reading speed
 	$(BIN)/python benchmarks/macs.py
 	$(BIN)/python benchmarks/compare.py --batch 1 8
 	$(BIN)/python benchmarks/training_step.py
@@ -55,6 +75,11 @@ bench: $(STAMP) ## parameters, multiply-adds, speed and memory beside the plain 
 figures: $(STAMP) ## draw the figures of docs/ again
 	$(BIN)/python docs/figures/architecture.py
 
-clean: ## remove the environment, the demo's run and all caches
-	rm -rf $(VENV) $(DEMO) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+package: $(STAMP) ## build the wheel into dist/ and check what is in it
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python tests/check_wheel.py dist/*.whl
+
+clean: ## remove the environments, the demo's run and all caches
+	rm -rf $(VENV) .venv-* $(DEMO) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from conformer_vision import extras
 from conformer_vision.errors import UserError
@@ -89,3 +90,19 @@ def test_a_broken_library_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyP
             look("not_there")
     check_installed("json")
     assert require("importlib.metadata") is metadata
+
+
+def test_the_oldest_constraints_are_the_lower_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras_tested = [*project["optional-dependencies"]["train"], *project["optional-dependencies"]["check"]]
+    bounds = {
+        requirement.name: Version(specifier.version)
+        for requirement in map(Requirement, [*project["dependencies"], *extras_tested])
+        for specifier in requirement.specifier
+        if specifier.operator == ">="
+    }
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    start, end = (number for number, line in enumerate(lines) if line.endswith(":"))
+    pins = dict(line.split("==") for line in lines[start + 1 : end])
+    # numpy 1.26 and 1.26.0 are the same version to pip.
+    assert {name: Version(version) for name, version in pins.items()} == bounds
