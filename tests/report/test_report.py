@@ -142,9 +142,9 @@ def test_facts_of_the_run(page: Page, run: Path) -> None:
         f"Parameters {parameters:,}",
         "Seed 3",
         "3 epochs, 30 steps of 32 images in 0:03:03",
-        "101 images per second (median of the epochs, validation left out; 25.0 % of the time waiting",
+        "101 images per second (median over epochs, without validation; 25.0 % of the time spent waiting",
         "Peak memory 640 MB",
-        "; 20 MB for each of the 32 images of a pass",
+        "; 20 MB for each of the 32 images of a batch",
         f"torch {torch.__version__}",
     ):
         assert fact in page.text
@@ -248,7 +248,7 @@ def test_a_thousand_classes(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run("test_resnet", names, images, epochs=500)
     page = Page(write_report(folder, device="cpu"))
     check_complete(page)
-    assert "matrix is not drawn here" in page.text
+    assert "matrix is drawn here for up to 40 classes only" in page.text
     assert page.text.count("class number 999 – 0 0") == 1
     assert "200 of 500 epochs" in page.text
     assert len(page.of("img")) == build.WORST
@@ -276,8 +276,8 @@ def test_run_without_metrics_and_best_weights(make_run: MakeRun, tmp_path: Path)
     assert not (folder / "report.html").exists()
     page = Page(write_report(folder, data=str(images), device="cpu"))
     check_complete(page)
-    assert "no metrics.csv in the run folder" in page.text
-    assert "measured is last.safetensors" in page.text
+    assert "The run folder has no metrics.csv" in page.text
+    assert "so last.safetensors is evaluated" in page.text
     assert "gone.csv of images to leave out is gone" in page.text
     assert f"--data {images}" in page.text
 

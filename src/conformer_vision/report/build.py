@@ -26,7 +26,7 @@ from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRI
 from conformer_vision.weights import save_temperature
 
 WORST = 24
-"""Errors shown with their images."""
+"""Errors that are shown with their images."""
 EXAMPLES = 8
 """Images shown for each way in which the branches are right or wrong."""
 
@@ -39,21 +39,21 @@ def write_report(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Path:
-    """Measures a run on its validation images, stores the temperature, writes ``report.html``.
+    """Evaluate a run on its validation images, store the temperature and write ``report.html``.
 
     Args:
         folder: a run folder.
-        data: the run's data where it lies elsewhere now; else as its ``config.yaml`` says.
+        data: the run's data if it has moved; by default what its ``config.yaml`` names.
         device: ``auto`` or a torch device.
         batch_size: images per forward pass.
-        workers: processes that read images; 0 reads them in this one.
+        workers: processes that read images; 0 reads them in this process.
 
     Returns:
         The page's path.
 
     Raises:
-        UserError: no run folder, its data is not there or of other classes, no image that can be read,
-            or a folder that cannot be written.
+        UserError: not a run folder, its data is missing or has other classes, no image can be read,
+            or the folder cannot be written.
     """
     return save_report(examine(folder, data=data, device=device, batch_size=batch_size, workers=workers))
 
@@ -66,7 +66,7 @@ def examine(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Findings:
-    """What `write_report` finds out; nothing is written yet. Arguments and errors are the same."""
+    """Find out what `write_report` writes, without writing it. Arguments and errors are the same."""
     folder = Path(folder)
     settings = RunSettings.read(folder)
     trained_on = read_run_data(folder)
@@ -118,7 +118,7 @@ def examine(
 
 
 def save_report(findings: Findings) -> Path:
-    """Stores the temperature with the weights and writes the page, each file in one step or not at all.
+    """Store the temperature with the weights and write the page; each file is written whole or not at all.
 
     Raises:
         UserError: the folder cannot be written.
@@ -130,7 +130,7 @@ def save_report(findings: Findings) -> Path:
 
 
 def store_temperature(path: Path, temperature: float) -> None:
-    """Writes the temperature into a run's weights, and into its other file where that holds the same.
+    """Store the temperature in a run's weights, and in its other weights file if that holds the same weights.
 
     Raises:
         UserError: as `save_temperature`.
@@ -143,10 +143,10 @@ def store_temperature(path: Path, temperature: float) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of ``metrics.csv``, empty fields as not-a-number; none where there is no such file.
+    """Read the rows of ``metrics.csv``, empty fields as NaN; no rows if there is no such file.
 
     Raises:
-        UserError: not a table of numbers.
+        UserError: the file is not a table of numbers.
     """
     if not path.is_file():
         return []
@@ -164,22 +164,22 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _notes(settings: RunSettings, trained: TrainedModel) -> tuple[list[str], str | None]:
-    """Notes for the top of the page, and the run's list of exclusions where it is still there."""
+    """Return the notes at the top of the page, and the run's exclusion list if it still exists."""
     notes = []
     if trained.path.name != BEST_WEIGHTS:
-        notes.append(f"Training ended before its first validation; measured is {trained.path.name}.")
+        notes.append(f"Training ended before its first validation, so {trained.path.name} is evaluated.")
     if settings.ema_decay is not None:
         notes.append(
             f"The weights are an exponential moving average over the steps "
             f"(decay {settings.ema_decay:g});"
-            " validation during training measured the average too."
+            " validation during training evaluated the average too."
         )
     exclude = settings.exclude
     if exclude is not None and not Path(exclude).is_file():
-        notes.append(f"The list {exclude} of images to leave out is gone: all images are measured.")
+        notes.append(f"The exclusion list {exclude} is gone, so all images are evaluated.")
         exclude = None
     elif exclude is not None:
-        notes.append(f"Images listed in {exclude} are left out, as in training.")
+        notes.append(f"The images listed in {exclude} are left out, as in training.")
     return notes, exclude
 
 

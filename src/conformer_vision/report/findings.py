@@ -50,18 +50,18 @@ class Findings:
 
     folder: Path
     data: str
-    """The source that was measured."""
+    """The images that were evaluated."""
     moved: bool
     """Whether that is another than the run's configuration names."""
     seed: int
     settings: RunSettings
     config_text: str
     rows: list[dict[str, float]]
-    """Of ``metrics.csv``, one per epoch."""
+    """Rows of ``metrics.csv``, one per epoch."""
     weights: str
     """Name of the file with the weights."""
     spec: ModelSpec
-    """With the temperature that was fitted."""
+    """Has the temperature that was fitted."""
     parameters: int | None
     device: str
     evaluation: Evaluation
@@ -71,7 +71,7 @@ class Findings:
     """Rows of the outcome."""
     study: BranchStudy | None
     images: dict[int, Thumbnail]
-    """Of the rows in ``worst`` and ``study``."""
+    """By row, for those in ``worst`` and ``study``."""
     notes: list[str]
     """What a reader should know before the numbers."""
 

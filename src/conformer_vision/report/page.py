@@ -22,11 +22,11 @@ from conformer_vision.report.findings import Findings
 from conformer_vision.runs import CONFIG_FILE
 
 MAX_MATRIX = 40
-"""Most classes whose confusion matrix is drawn; of more the list of confusions says it better."""
+"""Most classes for which the confusion matrix is drawn; with more, the list of confusions is clearer."""
 MAX_PAIRS = 20
 MAX_BROKEN = 100
 MAX_EPOCHS = 200
-"""Rows of the table of epochs; of more it shows some, evenly spaced."""
+"""Rows of the table of epochs; with more epochs, it shows evenly spaced ones."""
 
 HEADS = {"fused": "Fused (the prediction)", "conv": "Convolution branch", "trans": "Transformer branch"}
 CASE_TITLES = {
@@ -36,16 +36,16 @@ CASE_TITLES = {
     "neither": "Both branches wrong",
 }
 _CASE_ORDERS = {
-    "both": "those of which the prediction is least sure",
-    "conv": "those where the transformer branch is surest of its wrong answer",
-    "trans": "those where the convolution branch is surest of its wrong answer",
-    "neither": "those where both branches are surest",
+    "both": "the least certain predictions",
+    "conv": "the most confident mistakes of the transformer branch",
+    "trans": "the most confident mistakes of the convolution branch",
+    "neither": "the images where both branches are most confident",
 }
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What a head says of an image."""
+class Guess:
+    """The prediction of one head for an image."""
 
     head: str
     label: str
@@ -55,33 +55,33 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Example:
-    """An image with the opinions about it."""
+    """An image with the predictions of all heads."""
 
     name: str
     short: str
     data: str | None
     true: str
-    opinions: list[Opinion]
+    opinions: list[Guess]
 
 
 def render(findings: Findings) -> str:
-    """The page as HTML, complete in itself."""
+    """Render the page as HTML that needs no other file."""
     filters = {"percent": percent, "points": points, "number": number, "duration": duration}
     return pages.render(__package__, "report.html.j2", _context(findings), filters=filters)
 
 
 def percent(share: float | None) -> str:
-    """0.1234 as ``12.3 %``; a dash for None."""
+    """Format 0.1234 as ``12.3 %``, None as a dash."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def points(share: float) -> str:
-    """As `percent`, with a digit more: for calibration errors, which are small."""
+    """Format with one more digit than `percent`, for calibration errors, which are small."""
     return f"{100 * share:.2f} %"
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, or the whole number with commas; a dash for None and not-a-number."""
+    """Format four significant digits, or a whole number with commas; None and NaN as a dash."""
     if value is None or math.isnan(value):
         return "–"
     if isinstance(value, int):
@@ -90,7 +90,7 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``1:02:03`` of hours, minutes and seconds; a dash for None and not-a-number."""
+    """Format hours, minutes and seconds as ``1:02:03``, None and NaN as a dash."""
     if seconds is None or math.isnan(seconds):
         return "–"
     return str(timedelta(seconds=round(seconds)))
@@ -139,7 +139,7 @@ def _context(findings: Findings) -> dict[str, Any]:
 
 
 class _Examples:
-    """Makes examples of rows of the outcome."""
+    """Makes examples from rows of the outcome."""
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
@@ -156,7 +156,7 @@ class _Examples:
             data=image.data,
             true=classes[label],
             opinions=[
-                Opinion(head, classes[chosen], float(choices.probabilities[row]), chosen == label)
+                Guess(head, classes[chosen], float(choices.probabilities[row]), chosen == label)
                 for head, choices in self._choices.items()
                 for chosen in (int(choices.classes[row]),)
             ],
@@ -164,7 +164,7 @@ class _Examples:
 
 
 def _short(name: str) -> str:
-    """The last two parts of a path; other names as they are."""
+    """Return the last two parts of a path; other names are unchanged."""
     parts = name.replace("\\", "/").split("/")
     return "/".join(parts[-2:])
 
@@ -212,7 +212,7 @@ def _epochs(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def _training(findings: Findings) -> dict[str, float | int | None]:
-    """Speed and memory of training, as far as ``metrics.csv`` has them."""
+    """Collect speed and memory of training, as far as ``metrics.csv`` has them."""
     settings, rows = findings.settings, findings.rows
 
     def column(name: str) -> list[float]:
