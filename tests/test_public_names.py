@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,7 +31,9 @@ def test_every_name_is_there(package: object) -> None:
     names = package.__all__  # type: ignore[attr-defined]
     assert set(names) <= set(dir(package))
     for name in names:
-        assert getattr(package, name) is not None
+        value = getattr(package, name)
+        # A name that a submodule has too would be the one or the other, depending on what was imported.
+        assert isinstance(value, ModuleType) == bool(find_spec(f"{package.__name__}.{name}")), name  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         package.nothing  # type: ignore[attr-defined]  # noqa: B018
 

@@ -131,7 +131,7 @@ def test_kinds_of_paths(run: Path, tmp_path: Path) -> None:
         assert is_model(path)
     assert find_model(run) == find_model(run / "best.safetensors")
     assert find_model(SHIPPED).kind == "published" and is_model("resnet50.a1_in1k")
-    for name in ("photo.jpg", "resnet51", str(tmp_path)):
+    for name in ("photo.jpg", "resnet51", str(tmp_path), "x" * 5000, "a\0b"):
         assert not is_model(name)
         refused(find_model, name)
     (tmp_path / "photo.jpg").touch()

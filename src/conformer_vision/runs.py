@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,14 +65,14 @@ def find_model(path_or_name: str | Path) -> ModelSource:
         UserError: Nothing there, a folder without weights, or a file that is not opened.
     """
     path = Path(path_or_name)
-    if path.is_dir():
+    if os.path.isdir(path):  # of os.path, since pathlib raises errors for names that are too long
         if (weights := find_weights(path)) is None:
             raise UserError(f"{path} holds neither {BEST_WEIGHTS} nor {LAST_WEIGHTS}; is it a run folder?")
         if weights.name != BEST_WEIGHTS:
             _log.warning("%s has no %s (training ended early); using %s", path, BEST_WEIGHTS, LAST_WEIGHTS)
         return ModelSource("weights", weights)
     suffix = path.suffix.lower()
-    if path.exists():
+    if os.path.exists(path):
         if suffix in _NOT_OPENED:
             raise UserError(
                 f"{path} is not opened here, because loading it can run code: {_NOT_OPENED[suffix]}, "
@@ -88,7 +89,7 @@ def find_model(path_or_name: str | Path) -> ModelSource:
 def is_model(path_or_name: str | Path) -> bool:
     """Tell whether a path or name means a model, by its suffix where it does not exist."""
     path = Path(path_or_name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return find_weights(path) is not None
     return path.suffix.lower() in (*_KINDS, *_NOT_OPENED) or _is_published(path_or_name)
 

@@ -258,7 +258,7 @@ def test_mistakes_are_one_line(exported: Path, tmp_path: Path, monkeypatch: pyte
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((exported / "best.safetensors").read_bytes())
     int8 = ["--format", "onnx", "--precision", "int8"]
-    assert "give them with --data" in error(alone, *int8)
+    assert "names any; give --data" in error(alone, *int8)
     assert "does not exist" in error(alone, *int8, "--data", tmp_path / "nowhere")
     assert sorted(tmp_path.iterdir()) == [alone]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+from torchvision.datasets import ImageFolder
 
 from conformer_vision.data import Splitting, open_images
 from conformer_vision.errors import UserError
@@ -169,6 +170,12 @@ def test_broken_images_are_named_and_left_out(resnet_run: Path, tmp_path: Path, 
         (whole.nll, whole.ece, whole.loss["fused"]), rel=1e-5
     )
     assert json.loads(result.to_json())["broken"] == [line]
+
+
+def test_a_dataset_of_python(resnet_run: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "val", {"ant": 3, "bee": 2})
+    by_folder = evaluate(resnet_run, tmp_path, device="cpu")
+    assert evaluate(resnet_run, ImageFolder(data), split="all", device="cpu").confusion == by_folder.confusion
 
 
 def test_no_image_can_be_read(resnet_run: Path, tmp_path: Path) -> None:

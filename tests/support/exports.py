@@ -12,7 +12,7 @@ import timm
 import torch
 
 from command_line import run
-from conformer_vision.export import onnx
+from conformer_vision.export import onnx, openvino
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 
@@ -31,7 +31,7 @@ SPEC = ModelSpec(
         "channel_ratio": 0.5,
         "embed_dim": 32,
         "num_heads": 2,
-        "stem_width": 16,
+        "stem_width": 32,
         "zero_init_last": False,
     },
     tuple("0123456789"),
@@ -66,8 +66,8 @@ def make_exports(folder: Path) -> Path:
 
     make_run(folder)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("onnx", "openvino"):
-            patch.setattr(f"conformer_vision.export.{module}.build_onnx", build_once)
+        for module in (onnx, openvino):
+            patch.setattr(module, "build_onnx", build_once)
         for name, file in FILES.items():
             done = run("export", folder, "--format", name)
             assert done.status == 0, done.err

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from conformer_vision.data.opening import describe
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.evaluation import Evaluation, evaluate
-from conformer_vision.inference.labelled import LabelledImages, read_run_data
+from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
 from conformer_vision.runs import ModelSource, find_model
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model
@@ -50,7 +51,7 @@ def export(
     format: str,  # noqa: A002 - the option's name
     precision: Precision = "fp32",
     output: str | Path | None = None,
-    data: str | Path | None = None,
+    data: Data | None = None,
     calibration_images: int = 128,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exported:
@@ -88,7 +89,7 @@ def export(
         if precision == "int8":
             training = replace(images, split="train").open(spec.classes)
             calibration = list(prepared(training, spec, count=calibration_images))
-            say(f"calibrating on {sum(map(len, calibration))} training images of {images.data}")
+            say(f"calibrating on {sum(map(len, calibration))} training images of {describe(images.data)}")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as temporary:
         written = Path(temporary, target.name)
         kept = write_network(
@@ -111,7 +112,7 @@ def _evaluate(file: Path, images: LabelledImages) -> Evaluation:
 
 
 def _find_images(
-    source: ModelSource, data: str | Path | None, spec: ModelSpec, *, needed: bool
+    source: ModelSource, data: Data | None, spec: ModelSpec, *, needed: bool
 ) -> LabelledImages | None:
     """Return the validation images that are given, else those of the run, where they can be opened."""
     run = read_run_data(source.path)

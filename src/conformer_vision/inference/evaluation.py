@@ -20,7 +20,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.inference.answers import answers
 from conformer_vision.inference.calibration import ExpectedCalibrationError
 from conformer_vision.inference.confusion import save_confusion_matrix
-from conformer_vision.inference.labelled import LabelledImages, read_run_data
+from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 
@@ -65,7 +65,7 @@ class Evaluation:
 
 def evaluate(
     model: str | Path,
-    data: str | Path,
+    data: Data,
     *,
     split: Split = "val",
     splitting: Splitting | None = None,

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conformer_vision.data import ImageSource, Splitting, open_images, require_source
+from torch.utils.data import Dataset
+
+from conformer_vision.data import ImageSource, ImageStream, Splitting, open_images, require_source
 from conformer_vision.data.exclude import exclude as without
 from conformer_vision.data.exclude import read_exclusions
+from conformer_vision.data.opening import describe
 from conformer_vision.data.splits import Split
-from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.runs import CONFIG_FILE, read_run_config
+
+Data = str | Path | Dataset[Any]
+"""A set of labelled images, as `open_images` takes it."""
 
 _KINDS: dict[str, Any] = {
     "data": str | None,
@@ -37,7 +42,7 @@ class LabelledImages:
         exclude: List of images to leave out (docs/check.md).
     """
 
-    data: str | Path
+    data: Data
     split: Split = "val"
     splitting: Splitting = Splitting()  # noqa: RUF009  # immutable
     data_dir: str | Path | None = None
@@ -52,7 +57,7 @@ class LabelledImages:
         images = open_images(self.data, self.split, self.splitting, classes=classes, data_dir=self.data_dir)
         if self.exclude is None:
             return images
-        source = require_source(images, name=f"exclude {self.exclude}: {self.data}")
+        source = require_source(images, name=f"exclude {self.exclude}: {describe(self.data)}")
         return without(source, read_exclusions(self.exclude), every_class=False)
 
 

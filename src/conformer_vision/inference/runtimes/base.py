@@ -83,19 +83,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return wanted
 
 
-def check_readable(path: Path) -> None:
-    """Fail early, with the system's reason, where a library would give one of its own.
-
-    Raises:
-        UserError: The file cannot be opened.
-    """
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
 def heads_of_outputs(names: list[str], path: Path) -> list[str]:
     """Return the heads of a file with these outputs, in the order of `HEADS`.
 

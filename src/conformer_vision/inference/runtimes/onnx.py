@@ -11,7 +11,6 @@ from conformer_vision.inference.runtimes.base import (
     INPUT,
     OUTPUTS,
     PRECISION_KEY,
-    check_readable,
     heads_of_outputs,
     parse_device,
     spec_of_file,
@@ -50,7 +49,6 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
-        check_readable(path)
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
             metadata = self._session.get_modelmeta().custom_metadata_map

@@ -15,7 +15,6 @@ from conformer_vision.inference.runtimes.base import (
     OUTPUTS,
     PRECISION_KEY,
     SPEC_KEY,
-    check_readable,
     heads_of_outputs,
     parse_device,
     spec_of_file,
@@ -45,7 +44,6 @@ class OpenVinoRuntime:
         wanted = parse_device(device)
         if wanted is not None and wanted.type != "cpu":
             raise UserError(f"device {str(device)!r} cannot be used with {path}; OpenVINO files run on 'cpu'")
-        check_readable(path)
         if not path.with_suffix(".bin").is_file():
             raise UserError(f"{path.with_suffix('.bin')} does not exist; it holds the weights of {path.name}")
         try:
