@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from conformer_vision import extras
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.loggers import start_loggers
@@ -41,23 +42,11 @@ def test_tensorboard(tiny: Tiny, tmp_path: Path) -> None:
 def test_missing_package_names_its_extra(
     name: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where it is not installed."""
-    from lightning.pytorch.loggers import mlflow, tensorboard, wandb
-
-    class Missing:
-        def __init__(self, *arguments: object, **options: object) -> None:
-            raise ModuleNotFoundError(f"No module named '{name}'")
-
-    from conformer_vision.training import loggers
-
-    made = {"tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow}[name]
-    kinds = {"tensorboard": "TensorBoardLogger", "wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
-    assert getattr(made, kinds[name]) is getattr(loggers, kinds[name])
-    monkeypatch.setattr(loggers, kinds[name], Missing)
+    monkeypatch.setattr(extras, "find_spec", lambda library: None)
     with pytest.raises(UserError) as caught:
         train(tiny(loggers=[name], output=str(tmp_path / "run")))
     line = str(caught.value)
-    assert line == f"loggers {name}: its package is missing; pip install 'conformer-vision[{name}]'"
+    assert line == f"{name} is not installed: pip install 'conformer-vision[{name}]'"
     assert not (tmp_path / "run").exists(), "a failed start leaves no run folder"
 
 
@@ -73,6 +62,7 @@ def test_logger_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise ConnectionError("no server\nat this address")
 
     monkeypatch.setattr(loggers, "MLFlowLogger", Failing)
+    monkeypatch.setattr(loggers, "check_installed", lambda library: None)
     with pytest.raises(UserError) as caught:
         start_loggers(["mlflow"], tmp_path)
     assert str(caught.value) == (

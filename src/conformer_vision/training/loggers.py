@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from ..errors import UserError, reason_of
+from ..extras import check_installed
 from .groups import Logger as LoggerName
 
 _PROJECT = "conformer-vision"
@@ -38,13 +39,10 @@ def start_loggers(names: Sequence[LoggerName], folder: Path) -> list[Logger]:
     }
     loggers = []
     for name in names:
+        check_installed(name)
         try:
             logger = makers[name]()
             getattr(logger, "experiment")  # noqa: B009  # lightning's loggers begin at the first look
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"loggers {name}: its package is missing; pip install 'conformer-vision[{name}]'"
-            ) from error
         except Exception as error:  # whatever the logger's own package raises
             raise UserError(
                 f"loggers {name}: cannot start ({reason_of(error)}); leave it out, or fix that"
