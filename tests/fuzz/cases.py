@@ -239,7 +239,11 @@ class Fuzz:
 
     def _shard(self, rng: random.Random, folder: Path) -> Callable[[], bool]:
         for number in range(rng.choice([1, 2])):
-            data = structured.shard(rng) if rng.random() < 0.4 else mutate.damage(rng, good.shard())
+            data = (
+                structured.shard(rng)
+                if rng.random() < 0.4
+                else mutate.damage(rng, good.shard(rng.choice(["cls", "json"])))
+            )
             (folder / f"set-{number:03d}.tar").write_bytes(data)
         if rng.random() < 0.5:
             words = (*_WORDS, "ant", "[1]", "{}")

@@ -126,13 +126,13 @@ def archive(kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def shard(count: int = 9) -> bytes:
-    """A tar in WebDataset's layout."""
+def shard(label: str = "cls", count: int = 9) -> bytes:
+    """A tar in WebDataset's layout, with the labels in files ``.cls`` or ``.json``."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for number in range(count):
-            label = [f"{number % 3}".encode(), f'{{"label": {number % 3}}}'.encode()][number % 2]
-            for suffix, data in (("png", plain_image(number)), (["cls", "json"][number % 2], label)):
+            text = f"{number % 3}" if label == "cls" else f'{{"label": {number % 3}}}'
+            for suffix, data in (("png", plain_image(number)), (label, text.encode())):
                 info = tarfile.TarInfo(f"{number:04d}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

@@ -84,22 +84,24 @@ def archive(rng: random.Random, kind: str) -> bytes:
 
 
 def shard(rng: random.Random) -> bytes:
-    """A tar of samples with odd labels, labels or images left out, keys repeated."""
+    """A tar of samples with odd labels, and sometimes labels or images left out, keys repeated."""
     buffer = io.BytesIO()
+    suffix = rng.choice(["cls", "cls", "json", "txt"])
+    harm = rng.choice([0.0, 0.1])
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for number in range(9):
             label = rng.choice(LABELS) if rng.random() < 0.3 else b"%d" % (number % 3)
             files = [
                 (f"{number:03d}.png", good.plain_image(number)),
-                (f"{number:03d}.{rng.choice(['cls', 'cls', 'json', 'txt'])}", label),
+                (f"{number:03d}.{suffix}", label),
             ]
-            if rng.random() < 0.2:
+            if rng.random() < harm:
                 files.pop(rng.randrange(2))
-            if rng.random() < 0.1 and files:
+            if rng.random() < harm and files:
                 files.append(files[0])
-            if rng.random() < 0.1:
+            if rng.random() < harm:
                 files.append((rng.choice(NAMES), b"x"))
-            if rng.random() < 0.05:
+            if rng.random() < harm / 2:
                 files.append((f"{number:03d}.pyd", b"cos\nsystem\n(S'false'\ntR."))
             for name, data in files:
                 member = tarfile.TarInfo(name)

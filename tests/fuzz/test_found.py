@@ -16,6 +16,7 @@ from PIL import Image
 
 from conformer_vision.data import build_transform, images, open_image
 from conformer_vision.data.augment import AugmentConfig
+from conformer_vision.data.opening import open_images
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.recipe import read_recipe
@@ -112,6 +113,22 @@ def test_an_archive_of_thousands_of_nested_folders_is_read(good: ModuleType, tmp
     assert source.classes == good.CLASSES
     assert len(source) == 6
     assert source[0][0].size == (40, 36)
+
+
+def test_what_is_damaged_is_good_before(good: ModuleType, tmp_path: Path) -> None:
+    """A fuzz run whose inputs are refused whatever the damage shows nothing."""
+    (tmp_path / "table.csv").write_text(good.table(good.class_folders(tmp_path / "photos")))
+    (tmp_path / "set.parquet").write_bytes(good.parquet(good.parquet_columns()))
+    specs = ["photos", "table.csv", "set.parquet"]
+    for kind, suffix in (("zip", ".zip"), ("w", ".tar"), ("w:gz", ".tgz")):
+        specs.append(f"set{suffix}")
+        (tmp_path / specs[-1]).write_bytes(good.archive(kind))
+    for spec in specs:
+        assert opened(tmp_path / spec, split="all").classes == good.CLASSES, spec
+    for label in ("cls", "json"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "set-000.tar").write_bytes(good.shard(label))
+        assert len(open_images(f"wds/{tmp_path / label}", "train").classes) == 3
 
 
 @pytest.mark.parametrize(

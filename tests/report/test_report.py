@@ -278,7 +278,7 @@ def test_run_without_metrics_and_best_weights(make_run: MakeRun, tmp_path: Path)
     check_complete(page)
     assert "The run folder has no metrics.csv" in page.text
     assert "so last.safetensors is evaluated" in page.text
-    assert "gone.csv of images to leave out is gone" in page.text
+    assert "gone.csv is gone, so all images are evaluated" in page.text
     assert f"--data {images}" in page.text
 
 

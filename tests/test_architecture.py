@@ -1,0 +1,80 @@
+"""The layout of docs/design.md: imports point one way, without circles, and files stay readable."""
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "conformer_vision"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST = 400
+
+LAYERS = [
+    {"errors", "extras", "files", "lazy", "parsing"},
+    {"pages", "spec", "preprocessing", "models"},
+    {"runs", "weights"},
+    {"data"},
+    {"training", "inference"},
+    {"report", "export", "check", "benchmark"},
+    {"commands"},
+    {"cli", "timm"},
+    {"__main__"},
+]
+"""Top-level modules and packages, lowest first: each may import from its own layer and those below."""
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a file inside the package; empty for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of the package that a file imports, also inside functions and for types only."""
+    inside = name_of(path).split(".") if path.name == "__init__.py" else name_of(path).split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("conformer_vision."):
+                    yield alias.name.removeprefix("conformer_vision.")
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = ".".join([*inside[: len(inside) - node.level + 1], *filter(None, [node.module])])
+            elif node.module and node.module.partition(".")[0] == "conformer_vision":
+                base = node.module.partition(".")[2]
+            else:
+                continue
+            for alias in node.names:
+                module = f"{base}.{alias.name}".strip(".")
+                yield module if module in MODULES else base
+
+
+GRAPH = {name: set(imports(path)) - {name, ""} for name, path in MODULES.items()}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {name.partition(".")[0] for name in MODULES} - {""} == RANK.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in GRAPH if name])
+def test_imports_point_one_way(name: str) -> None:
+    own = name.partition(".")[0]
+    upward = {other for other in GRAPH[name] if RANK[other.partition(".")[0]] > RANK[own]}
+    assert not upward, f"{name} imports from the layers above it"
+
+
+def test_no_circle() -> None:
+    """Also none between modules and the ``__init__`` of their packages, and none for types only."""
+    graphlib.TopologicalSorter(GRAPH).prepare()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_file_is_long(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST, f"{path.name} has {lines} lines: split it"
