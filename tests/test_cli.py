@@ -21,23 +21,21 @@ from conformer_vision.models import variants
 # ---- without torch ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["--version"], ["train", "--epoch=3"]]
-)
-def test_help_and_mistyped_options_do_not_wait_for_torch(arguments: list[str]) -> None:
-    """As ``python -m conformer_vision``, whose ``__init__`` must not import the models either."""
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv[1:] = {arguments!r}\n"
-        "sys.orig_argv[1:] = ['-m', 'conformer_vision', *sys.argv[1:]]\n"
-        "try:\n    runpy.run_module('conformer_vision', run_name='__main__', alter_sys=True)\n"
-        "finally:\n"
-        "    slow = {'torch', 'timm', 'lightning', 'sklearn', 'matplotlib'}\n"
-        "    print('slow:', *(slow & sys.modules.keys()))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.endswith("slow:\n"), done.stdout[-200:] + done.stderr
-    assert done.returncode == (2 if arguments[-1] == "--epoch=3" else 0)
+START = (("-m", "conformer_vision"), ("-c", "import sys, conformer_vision_command as c; sys.exit(c.main())"))
+"""How the command starts: by ``python -m``, and as the installed script calls it."""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "--epoch=3"]])
+@pytest.mark.parametrize("start", START, ids=["module", "script"])
+def test_help_and_mistyped_options_do_not_wait_for_torch(
+    start: tuple[str, ...], arguments: list[str]
+) -> None:
+    command = [sys.executable, "-X", "importtime", *start, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if arguments[-1] == "--epoch=3" else 0), done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "conformer_vision.cli" in imported
+    assert not imported & {"torch", "timm", "lightning", "sklearn", "matplotlib"}
 
 
 def test_without_arguments_prints_the_help() -> None:

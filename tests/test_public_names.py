@@ -71,23 +71,6 @@ def test_importing_registers_the_models_whatever_the_program_is_called(tmp_path:
     assert python(program) == "True\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
-@pytest.mark.parametrize(
-    "start", [("-m", "conformer_vision"), ("-c", "from conformer_vision_command import main; main()")]
-)
-def test_help_imports_no_torch(start: tuple[str, str], arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *start, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0 and "usage: conformer-vision" in done.stdout, done.stderr
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "conformer_vision.cli" in imported
-    assert not imported & {"torch", "timm", "lightning"}
-
-
 WORKERS = """
 import multiprocessing, sys
 import conformer_vision_command
