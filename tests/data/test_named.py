@@ -10,6 +10,7 @@ import pytest
 from torchvision import datasets
 
 from conformer_vision.errors import UserError
+from contracts.source import SourceContract
 from image_sets import opened
 
 WORDS = ["plane", "car", "bird"]
@@ -67,6 +68,18 @@ def write_mnist(root: Path, *, train: int = 20, test: int = 10) -> Path:
         head = b"".join(n.to_bytes(4, "big") for n in (0x801, count))
         (raw / f"{word}-labels-idx1-ubyte").write_bytes(head + bytes(i % 10 for i in range(count)))
     return root
+
+
+class TestCifar(SourceContract):
+    keeps_files = False
+    own_splits = True
+
+    @pytest.fixture(autouse=True)
+    def _files(self, cifar: Path) -> None:
+        self.options = {"data_dir": cifar}
+
+    def write(self, root: Path, files: list[bytes]) -> str:
+        return "torch/cifar10"
 
 
 def test_cifar10(cifar: Path, no_network: list[str]) -> None:

@@ -1,0 +1,130 @@
+"""What every source of images by number promises; inherited by the tests of each form."""
+
+import hashlib
+import multiprocessing
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformer_vision.data import BrokenImageError, ImageSource, open_image
+from conformer_vision.data.base import SubsetSource
+from conformer_vision.errors import UserError
+from image_sets import opened
+from streamed import NAMES, colour, encode
+
+IMAGES = 24
+
+
+def digest(source: ImageSource) -> str:
+    """Of every image with its label and name."""
+    found = hashlib.sha256()
+    for index in range(0, len(source), max(len(source) // 24, 1)):
+        image, label = source[index]
+        found.update(image.tobytes() + f"{image.mode}{image.size}{label}{source.name(index)}".encode())
+    return found.hexdigest()
+
+
+class SourceContract:
+    """A subclass says how images 0, 1, ... of the labels 0, 1, 2, 0, ... named x, y, z are written.
+
+    `write` takes a folder and the images' files, and gives the spec; all that belongs to training, where
+    the form keeps splits.
+    """
+
+    options: dict[str, Any] = {}  # noqa: RUF012  # of `open_images`
+    keeps_files = True
+    own_splits = False
+
+    def write(self, root: Path, files: list[bytes]) -> Any:
+        raise NotImplementedError
+
+    def open(self, spec: Any, split: str = "all", **options: Any) -> ImageSource:
+        return opened(spec, split, **self.options, **options)
+
+    def written(self, root: Path, changes: dict[int, bytes] | None = None) -> Any:
+        files = [encode(colour(number)) for number in range(IMAGES)]
+        for number, data in (changes or {}).items():
+            files[number] = data
+        return self.write(root, files)
+
+    def names(self, source: ImageSource) -> list[str]:
+        return [source.name(index) for index in range(len(source))]
+
+    def test_images_labels_and_names(self, tmp_path: Path) -> None:
+        source = self.open(self.written(tmp_path))
+        assert len(source) == len(source.labels) == len(set(self.names(source)))
+        assert len(source) >= IMAGES
+        assert set(source.labels) == set(range(len(source.classes)))
+        for index in range(IMAGES):
+            image, label = source[index]
+            assert (image.mode, image.info) == ("RGB", {})
+            assert label == source.labels[index]
+        if source.classes == NAMES:
+            shown = [source[index][0].getpixel((0, 0))[0] for index in range(IMAGES)]  # type: ignore[index]
+            assert sorted(shown) == list(range(IMAGES))
+            assert [number % 3 for number in shown] == list(source.labels[:IMAGES])
+
+    def test_any_process_reads_the_same(self, tmp_path: Path) -> None:
+        source = self.open(self.written(tmp_path))
+        here = digest(source)
+        stored = pickle.dumps(source)
+        assert digest(pickle.loads(stored)) == here
+        subset = SubsetSource(source, range(len(source) - 1, -1, -2))
+        assert digest(pickle.loads(pickle.dumps(subset))) == digest(subset) != here
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.map(digest, [source] * 3) == [here] * 3
+
+    def test_splits_are_disjoint_and_stable(self, tmp_path: Path) -> None:
+        spec = self.written(tmp_path)
+        train, val, both = (
+            self.names(self.open(spec, split, val_fraction=0.25)) for split in ("train", "val", "all")
+        )
+        assert train and val and sorted(train + val) == sorted(both)
+        assert self.names(self.open(spec, "val", val_fraction=0.25)) == val
+        if not self.own_splits:
+            assert self.names(self.open(spec, "val", val_fraction=0.25, seed=1)) != val
+            assert len(val) == pytest.approx(len(both) / 4, rel=0.05)
+
+    def test_every_image_is_held_out_in_one_fold(self, tmp_path: Path) -> None:
+        spec = self.written(tmp_path)
+        held_out: list[str] = []
+        for fold in range(4):
+            train, val = (self.open(spec, split, folds=4, fold=fold) for split in ("train", "val"))
+            assert not set(self.names(train)) & set(self.names(val))
+            assert set(val.labels) == set(range(len(val.classes)))
+            held_out += self.names(val)
+        assert sorted(held_out) == sorted(self.names(self.open(spec, folds=4)))
+
+    def test_classes_are_matched_by_name(self, tmp_path: Path) -> None:
+        spec = self.written(tmp_path)
+        source = self.open(spec)
+        own = source.classes
+        wanted = ("new", *reversed(own))
+        other = self.open(spec, classes=wanted)
+        assert other.classes == wanted
+        assert [wanted[label] for label in other.labels] == [own[label] for label in source.labels]
+        with pytest.raises(UserError, match=f"does not know the class {own[-1]}"):
+            self.open(spec, classes=own[:-1])
+
+    def test_the_file_is_the_image(self, tmp_path: Path) -> None:
+        source = self.open(self.written(tmp_path))
+        for index in range(3):
+            file = source.file(index)
+            assert (file is not None) == self.keeps_files
+            if file is not None:
+                assert open_image(file).tobytes() == source.image(index).tobytes()
+
+    def test_a_broken_image_is_named_and_no_other_suffers(self, tmp_path: Path) -> None:
+        if not self.keeps_files:
+            pytest.skip("keeps no files that could be broken")
+        source = self.open(self.written(tmp_path, {4: encode(colour(4))[:40]}))
+        broken = []
+        for index in range(len(source)):
+            try:
+                source[index]
+            except BrokenImageError as error:
+                broken.append(source.name(index))
+                assert source.name(index) in str(error) and "\n" not in str(error)
+        assert len(broken) == 1
