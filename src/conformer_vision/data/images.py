@@ -109,7 +109,11 @@ def as_rgb(image: object, *, name: str) -> Image.Image:
         rgb.info.clear()
         return rgb
     is_tensor = hasattr(image, "detach") and hasattr(image, "permute")
-    array = np.asarray(image.detach().cpu() if is_tensor else image)  # type: ignore[attr-defined]
+    if is_tensor:
+        tensor: Any = image.detach().cpu()  # type: ignore[attr-defined]
+        array = np.asarray(tensor.float() if tensor.is_floating_point() else tensor)  # bfloat16 too
+    else:
+        array = np.asarray(image)
     if is_tensor and array.ndim == 3:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..data.augment import AugmentConfig
+from ..data.opening import describe
 from ..errors import UserError
 from ..parsing import build_parser, nearest
 from .groups import (
@@ -78,7 +79,8 @@ class TrainConfig:
         """Build a configuration from flat names, as in a recipe.
 
         Args:
-            options: e.g. `data="photos", lr=1e-3`; `augment` is an `AugmentConfig` or a mapping.
+            options: e.g. `data="photos", lr=1e-3`; `augment` is an `AugmentConfig` or a mapping, `data` may
+                be a `torch.utils.data.Dataset` with `classes`.
                 Everything left out has its default.
 
         Raises:
@@ -92,10 +94,15 @@ class TrainConfig:
         for name in options:
             if name not in OPTIONS:
                 raise UserError(f"unknown option {name!r}{nearest(name, list(OPTIONS))}")
+        data: Any = options.get("data")
+        is_object = hasattr(data, "__getitem__") and not isinstance(data, str | list | tuple | dict)
+        if is_object:  # a Python dataset, which the parser has no type for
+            options["data"] = describe(data)
         parser = _parser()
-        return config_from(
+        config = config_from(
             parser.parse_object({key: _plain(value) for key, value in options.items()}), parser
         )
+        return replace(config, data=replace(config.data, data=data)) if is_object else config
 
     def with_options(self, **changes: Any) -> TrainConfig:
         """Return a copy with some options changed, by their flat names.
@@ -107,11 +114,17 @@ class TrainConfig:
 
     def to_options(self) -> dict[str, Any]:
         """Return every option with its value, by flat name; `augment` is a dictionary."""
-        return {key: value for group in asdict(self).values() for key, value in group.items()}
+        groups = [getattr(self, name) for name in GROUPS]
+        options = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+        return options | {"augment": asdict(options["augment"])}
 
     def to_yaml(self) -> str:
-        """Return every option with its value as YAML: a recipe that repeats the run."""
-        plain = json.loads(json.dumps(self.to_options()))  # tuples become lists
+        """Return every option with its value as YAML: a recipe that repeats the run.
+
+        Of data that is a Python object, only a name for messages is kept.
+        """
+        options = self.to_options() | {"data": describe(self.data.data)}
+        plain = json.loads(json.dumps(options))  # tuples become lists
         return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 

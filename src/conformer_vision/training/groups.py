@@ -93,7 +93,7 @@ class DataConfig(Group):
 
     data: str
     """Labelled images: a folder of class folders, an archive, a table (CSV, TSV, Parquet), a named dataset or
-    a stream; "digits" needs no files. See docs/data.md."""
+    a stream; "digits" needs no files. See docs/data.md. From Python also a `torch.utils.data.Dataset`."""
     data_dir: str | None = None
     """Folder that named datasets are read from and downloaded to."""
     val_fraction: float = 0.1

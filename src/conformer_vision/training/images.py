@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..data import ImageSource, build_transform, opening
 from ..data.exclude import exclude_listed
 from ..data.loader import ImageLoader, evaluation_loader, training_loader
+from ..data.opening import describe
 from ..data.order import Share, images_per_batch
 from ..data.stream import ImageStream
 from ..errors import UserError
@@ -45,20 +46,20 @@ def open_images(config: DataConfig) -> Images:
         UserError: the data or the exclusion list is refused, there is no image to validate on, or an option
             does not suit a stream.
     """
-    splitting, data_dir = config.splitting, config.data_dir
+    splitting, data_dir, name = config.splitting, config.data_dir, describe(config.data)
     train = opening.open_images(config.data, "train", splitting, data_dir=data_dir)
     val = opening.open_images(config.data, "val", splitting, classes=train.classes, data_dir=data_dir)
     if len(train.classes) < 2:
-        raise UserError(f"{config.data} has a single class ({train.classes[0]}); training needs two or more")
+        raise UserError(f"{name} has a single class ({train.classes[0]}); training needs two or more")
     if isinstance(train, ImageStream) or isinstance(val, ImageStream):
         _check_stream_options(config)
         return Images(train, val)
     if config.epoch_images is not None:
-        raise UserError(f"epoch_images is for streams; {config.data} has {len(train)} training images")
+        raise UserError(f"epoch_images is for streams; {name} has {len(train)} training images")
     if config.exclude is not None:
         train, val = exclude_listed(train, val, config.exclude)
     if not len(val):
-        raise UserError(f"{config.data} leaves no image to validate on; raise val_fraction or add images")
+        raise UserError(f"{name} leaves no image to validate on; raise val_fraction or add images")
     return Images(train, val)
 
 
@@ -114,4 +115,4 @@ def _check_stream_options(config: DataConfig) -> None:
         ("aug_repeats", config.aug_repeats > 1),
     ):
         if used:
-            raise UserError(f"{name} cannot be used with the stream {config.data}; leave it out")
+            raise UserError(f"{name} cannot be used with the stream {describe(config.data)}; leave it out")

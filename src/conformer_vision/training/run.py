@@ -16,6 +16,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from torch.utils.data import Dataset
 
 from ..data.order import Share
 from ..data.stream import ImageStream
@@ -69,11 +70,13 @@ def train(config: TrainConfig) -> Path:
     """
     output = config.output
     if output.auto_resume and Path(str(output.output), CONFIG_FILE).is_file():
-        return _resume(Path(str(output.output)), progress=output.progress, auto_resume=True)
+        given: Any = config.data.data
+        data = None if isinstance(given, str) else given
+        return _resume(Path(str(output.output)), progress=output.progress, data=data, auto_resume=True)
     return _run(config, new_folder(config))
 
 
-def resume(folder: str | Path, *, progress: Progress | None = None) -> Path:
+def resume(folder: str | Path, *, progress: Progress | None = None, data: Dataset[Any] | None = None) -> Path:
     """Continue an interrupted run in its folder, from its last checkpoint to the end of its configuration.
 
     On the CPU the run ends with the weights, bit for bit, that it would have had without the interruption,
@@ -83,18 +86,23 @@ def resume(folder: str | Path, *, progress: Progress | None = None) -> Path:
     Args:
         folder: a run folder.
         progress: how to show progress, if not as before.
+        data: the data of the run, if it was a Python object, which no file records.
 
     Raises:
         UserError: the folder holds no run that can be continued.
         TrainingInterrupted: as `train`.
     """
-    return _resume(Path(folder), progress=progress)
+    return _resume(Path(folder), progress=progress, data=data)
 
 
-def _resume(folder: Path, *, progress: Progress | None, auto_resume: bool = False) -> Path:
+def _resume(
+    folder: Path, *, progress: Progress | None, data: Dataset[Any] | None, auto_resume: bool = False
+) -> Path:
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} has no {CONFIG_FILE}, so it is no run to resume; give an interrupted run")
     config = read_config(folder / CONFIG_FILE)
+    if data is not None:
+        config = config.with_options(data=data)
     output = replace(config.output, output=str(folder), auto_resume=auto_resume)
     config = replace(config, output=output if progress is None else replace(output, progress=progress))
     checkpoint = folder / LAST_CHECKPOINT
