@@ -14,6 +14,7 @@ from conformer_vision.lazy import attach
 if TYPE_CHECKING:
     from . import check as check  # conformer_vision.check.check, as torch.export.export
     from . import export as export
+    from .data import ImageDataModule as ImageDataModule
     from .data import Splitting as Splitting
     from .inference import Evaluation as Evaluation
     from .inference import Prediction as Prediction
