@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from command_line import COMMAND, ENVIRONMENT, MODEL, TINY, class_folders, run, spawn
+from conformer_vision.commands import train
 from conformer_vision.models import variants
+from conformer_vision.training.config import AUGMENT_OPTIONS, OPTIONS
 
 # ---- without torch ---------------------------------------------------------------------------------
 
@@ -45,14 +48,46 @@ def test_without_arguments_prints_the_help() -> None:
         assert name in done.out
 
 
-def test_train_help_describes_every_option() -> None:
-    done = run("train", "--help")
+def flags_shown(*arguments: str) -> tuple[list[str], str]:
+    """The flags that a help page lists at the start of a line, and the page."""
+    done = run(*arguments)
     assert done.status == 0
-    text = " ".join(done.out.split())
-    assert "suggests one. (type: float, default: 0.001)" in text
-    assert "--augment.hflip" in text
-    assert "Probability of mirroring left to right" in text
-    assert "quick" in text, "the recipes of the package"
+    return re.findall(r"^  (?:-h \[all\], )?(--[\w.]+)", done.out, re.M), done.out
+
+
+def test_train_help_shows_the_most_used_options_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    flags, page = flags_shown("train", "--help")
+    assert flags == ["--help", *(f"--{name}" for name in train.MOST_USED)]
+    assert len(train.MOST_USED) == 20
+    for title in ("Data and batches:", "Model and input:", "Optimizer:", "Schedule:", "Hardware:", "Output:"):
+        assert f"\n{title}\n" in page
+    assert "'conformer-vision train --help all' shows all options." in page
+
+
+def test_help_all_describes_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    flags, page = flags_shown("train", "--help", "all")
+    options = [f"--{name}" for name in OPTIONS if name != "augment"]
+    options += [f"--augment.{name}" for name in AUGMENT_OPTIONS]
+    assert set(flags) == {"--help", "--recipe", "--resume", "--print_config", *options}
+    assert max(map(len, page.splitlines())) <= 80
+    for jargon in ("``", "Literal", "type:", "null", "dict[", "tuple", "<class"):
+        assert jargon not in page
+    assert "Peak learning rate" in page and "(default: 0.001)" in page
+    assert "quick" in page, "the bundled recipes"
+
+
+def test_lr_find_help_shows_its_own_options() -> None:
+    assert flags_shown("lr-find", "--help")[0] == [
+        "--help",
+        "--recipe",
+        "--steps",
+        "--plot",
+        "--data",
+        "--model",
+    ]
+    assert run("lr-find", "--help", "most").err == "error: --help most: give --help, or --help all\n"
 
 
 # ---- recipes ---------------------------------------------------------------------------------------
@@ -89,6 +124,17 @@ def test_recipe_by_name_and_dashes_for_underscores() -> None:
     assert values["model"] == "conformer_nano_patch8_64"
     assert values["batch_size"] == 16
     assert values["model_kwargs"] == {"drop_rate": 0.1}
+
+
+def test_off_is_a_word_in_recipes_too(tmp_path: Path) -> None:
+    """YAML itself reads a bare off as false."""
+    recipe = tmp_path / "recipe.yaml"
+    for word in ("off", "cheap", "full"):
+        recipe.write_text(f"data: digits\ngrad_checkpointing: {word}\n")
+        assert kept(f"--recipe={recipe}")["grad_checkpointing"] == word
+        assert kept("--data=digits", f"--grad_checkpointing={word}")["grad_checkpointing"] == word
+    recipe.write_text("grad_checkpointing: true\n")
+    assert "grad_checkpointing True: must be one of" in run("train", f"--recipe={recipe}").err
 
 
 def test_kept_recipe_repeats_the_run(trained: Path, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ SUBCOMMANDS = ("check", "lr-find", "train", "report", "evaluate", "predict", "ex
 @cache
 def flags_of(subcommand: str) -> frozenset[str]:
     """The flags that the subcommand's help lists."""
-    command = [sys.executable, "-m", "conformer_vision", subcommand, "--help"]
+    every = ["all"] if subcommand in ("train", "lr-find") else []
+    command = [sys.executable, "-m", "conformer_vision", subcommand, "--help", *every]
     environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return frozenset(FLAG.findall(done.stdout))

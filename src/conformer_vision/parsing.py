@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from conformer_vision.errors import UserError
+from conformer_vision.help import BriefHelp, HelpFormatter
 
 PROGRAM = "conformer-vision"
 _LONGEST = 60
@@ -19,7 +21,7 @@ _KINDS = {
     "float": "a number",
     "bool": "true or false",
     "str": "text",
-    "dict": "keys with values",
+    "dict": "names with values",
     "tuple[int, int]": "two whole numbers",
     "tuple[float, float]": "two numbers",
     "NoneType": "null",
@@ -30,20 +32,37 @@ class Parser(ArgumentParser):
     """Raises its errors as one line instead of printing the usage and ending the process."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises a UserError."""
+        """Raise a UserError."""
         line = " ".join(message.split())
         raise UserError(_unknown(line, self) or _wrong_type(line) or _missing(line) or line) from ex
 
 
-def build_parser(description: str, *, prog: str | None = None) -> ArgumentParser:
-    """A parser without options."""
+def build_parser(
+    description: str, *, prog: str | None = None, most_used: Collection[str] = ()
+) -> ArgumentParser:
+    """Make a parser without options.
+
+    Args:
+        description: what the command does.
+        prog: name of the command.
+        most_used: options that `--help` shows; `--help all` shows every one. Empty for no such distinction.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    # Abbreviations would take a mistyped option for another one.
-    return Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,  # would take a mistyped option for another one
+        formatter_class=HelpFormatter,
+        add_help=not most_used,
+    )
+    if most_used:
+        text = "Show this help, or with 'all' every option."
+        parser.add_argument("-h", "--help", action=BriefHelp, most_used=("help", *most_used), help=text)
+    return parser
 
 
 def nearest(name: object, known: list[str]) -> str:
-    """``; did you mean NAME?``, or nothing where no known name is near."""
+    """Return `; did you mean NAME?`, or nothing if no known name is near."""
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -10,25 +10,31 @@ from conformer_vision.commands.train import add_recipe
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.training.config import add_options, config_from
 
+MOST_USED = ("recipe", "steps", "plot", "data", "model")
+"""The options that `--help` shows."""
+
 
 def build_parser() -> ArgumentParser:
-    """The options of the subcommand: those of train, and its own."""
-    parser = plain_parser("Suggest a learning rate: train some steps with a rising one.")
+    """Make the parser of the subcommand: its own options, and those of train, which recipes hold."""
+    parser = plain_parser(
+        "Suggest a learning rate from a few steps with a rising one.",
+        most_used=MOST_USED,
+    )
     add_recipe(parser)
-    parser.add_argument("--steps", type=int, default=100, help="Optimiser steps of the test.")
-    parser.add_argument("--plot", metavar="PNG", help="Where to draw the loss over the learning rate.")
+    parser.add_argument("--steps", type=int, default=100, help="Optimizer steps of the test.")
+    parser.add_argument("--plot", metavar="PNG", help="PNG file to draw the loss over the learning rate to.")
     add_options(parser)
     return parser
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
-    """Do what was parsed; give the exit status."""
+    """Suggest a learning rate; return the exit status."""
     from conformer_vision.training.lr_find import draw_lr, find_lr
 
     found = find_lr(config_from(options, parser), steps=options.steps)
     print(f"suggested: --lr {found.suggestion:.2g}")
     if found.diverges_at is not None:
-        print(f"the loss no longer falls at {found.diverges_at:.2g}")
+        print(f"the loss stops falling at {found.diverges_at:.2g}")
     if options.plot is not None:
         draw_lr(found, Path(options.plot))
         print(f"plot: {options.plot}")

@@ -17,13 +17,20 @@ from conformer_vision.training.config import add_options, config_from
 from conformer_vision.training.groups import Progress
 from conformer_vision.training.recipe import find_recipe, read_config, read_recipe, recipes
 
+MOST_USED = (
+    *("recipe", "resume", "data", "val_fraction", "batch_size", "workers", "seed"),
+    *("model", "pretrained", "checkpoint", "input_size", "lr", "ema_decay"),
+    *("epochs", "max_minutes", "patience", "mixup", "device", "precision", "output"),
+)
+"""The options that `--help` shows."""
+
 
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
-    parser = plain_parser("Train a classifier and write its run folder.")
+    parser = plain_parser("Train a classifier and write its run folder.", most_used=MOST_USED)
     add_recipe(parser)
     parser.add_argument(
-        "--resume", metavar="RUN", help="Continue an interrupted run; only --progress may go with it."
+        "--resume", metavar="RUN", help="Continue an interrupted run; allows only --progress beside it."
     )
     add_options(parser)
     return parser
@@ -43,8 +50,8 @@ def add_recipe(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         action=_Recipe,
-        help=f"YAML file of the options below, or one of the package's by name: {', '.join(recipes())}; "
-        "options beside it win.",
+        help=f"YAML file of options, or a bundled recipe: {', '.join(recipes())}. "
+        "Options on the command line override it.",
     )
 
 
