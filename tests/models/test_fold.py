@@ -10,7 +10,6 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from conformer_pairs import build_pair
@@ -82,23 +81,6 @@ def trained(name: str, **options: object) -> Conformer:
     return model
 
 
-def test_leaves_the_model_and_its_input_as_they_were() -> None:
-    model = trained("conformer_nano_patch8_64", num_classes=5).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    folded = model.fold()
-    assert model.training and not model.folded and folded.folded and not folded.training
-    images = torch.randn(2, 3, 64, 64)
-    given = images.clone()
-    with torch.no_grad():
-        first, second = folded(images), folded(images)
-    assert torch.equal(first, second)
-    assert torch.equal(images, given)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert torch.equal(folded.fold()(images), first)  # folding again changes nothing
-
-
 def test_every_part_of_the_last_block_is_needed() -> None:
     """No token of the last block can be left out, nor any position of its map, without another answer."""
     model = trained("conformer_nano_patch8_64", num_classes=5).double()
@@ -131,46 +113,6 @@ def test_every_part_of_the_last_block_is_needed() -> None:
         if head == "conv":
             positions = seen["map"].grad
             assert positions is not None and bool((positions.abs().sum(1) > 0).all())
-
-
-def test_gradients_flow_through_it() -> None:
-    model = trained("conformer_nano_patch8_64", num_classes=5).double()
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
-    gradients = []
-    for network in (model, model.fold()):
-        network.set_grad_checkpointing(network.folded)  # recomputes from inputs that must not be overwritten
-        (gradient,) = torch.autograd.grad(network(images).sum(), images)
-        gradients.append(gradient)
-    assert relative(gradients[1], gradients[0]) < 1e-10
-
-
-def test_feature_maps() -> None:
-    model = trained("conformer_nano_patch8_64", num_classes=5)
-    images = torch.randn(2, 3, 64, 48)
-    with torch.no_grad():
-        plain = model.forward_intermediates(images, intermediates_only=True, return_tokens=True)
-        folded = model.fold().forward_intermediates(images, intermediates_only=True, return_tokens=True)
-    for expected, actual in zip(plain, folded, strict=True):
-        assert relative(actual.map, expected.map) < 1e-5
-        if expected.tokens is not None:
-            assert relative(actual.tokens, expected.tokens) < 1e-5
-
-
-def test_timm_folds_it_too() -> None:
-    model = trained("conformer_nano_patch8_64", num_classes=5)
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(reparameterize_model(model)(images), model.fold()(images))
-        features = timm.create_model("conformer_nano_patch8_64", features_only=True).eval()
-        for actual, expected in zip(reparameterize_model(features)(images), features(images), strict=True):
-            assert relative(actual, expected) < 1e-5
-
-
-def test_scripted() -> None:
-    folded = trained("conformer_nano_patch8_64", num_classes=5).fold()
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert relative(torch.jit.script(folded)(images), folded(images)) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["conformer_nano_patch8_64", "conformer_tiny_patch16_224"])

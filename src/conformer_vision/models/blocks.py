@@ -48,7 +48,7 @@ class Stem(nn.Module):
             dtype=dtype,
         )
         self.bn: nn.Module = nn.BatchNorm2d(out_chs, device=device, dtype=dtype)
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Take images (B, in_chans, H, W), give a map (B, out_chs, H', W')."""
@@ -84,10 +84,10 @@ class Bottleneck(nn.Module):
         mid_chs = out_chs // 4
         self.conv1 = nn.Conv2d(in_chs, mid_chs, 1, bias=False, **dd)
         self.bn1: nn.Module = norm(mid_chs)
-        self.act1 = nn.ReLU(inplace=True)
+        self.act1 = nn.ReLU()
         self.conv2 = nn.Conv2d(mid_chs, mid_chs, 3, stride=stride, padding=1, bias=False, **dd)
         self.bn2: nn.Module = norm(mid_chs)
-        self.act2 = nn.ReLU(inplace=True)
+        self.act2 = nn.ReLU()
         self.conv3 = nn.Conv2d(mid_chs, out_chs, 1, bias=False, **dd)
         self.bn3: nn.Module = norm(out_chs)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
@@ -95,7 +95,7 @@ class Bottleneck(nn.Module):
             nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=False, **dd) if project else nn.Identity()
         )
         self.shortcut_bn: nn.Module = norm(out_chs) if project else nn.Identity()
-        self.act3 = nn.ReLU(inplace=True)
+        self.act3 = nn.ReLU()
 
     def forward(self, x: Tensor, coupled: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Take a map (B, in_chs, H, W) and, in the fusion bottleneck, FCUUp's to add before the 3x3."""
@@ -160,7 +160,7 @@ class FCUUp(nn.Module):
         self.mode = mode
         self.proj = nn.Linear(embed_dim, out_chs, device=device, dtype=dtype)
         self.bn: nn.Module = nn.BatchNorm2d(out_chs, eps=1e-6, device=device, dtype=dtype)
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.ReLU()
 
     def forward(self, tokens: Tensor, height: int, width: int, target: Tensor) -> Tensor:
         """Take tokens (B, 1 + height * width, D), give a map (B, out_chs, H, W), as large as the target."""

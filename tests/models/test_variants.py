@@ -1,0 +1,81 @@
+"""Every variant keeps the contract; beside it, what the variants are."""
+
+from typing import ClassVar
+
+import timm
+import torch
+from torch import Tensor
+
+from conformer_vision import VARIANTS
+from contracts.model import ModelContract, images
+
+PUBLISHED = {
+    "conformer_tiny_patch16_224": 23_524_704,
+    "conformer_small_patch16_224": 37_673_424,
+    "conformer_small_patch32_224": 38_853_072,
+    "conformer_base_patch16_224": 83_289_136,
+}
+
+
+class TestTiny(ModelContract):
+    name = "conformer_tiny_patch16_224"
+
+
+class TestTiny64(ModelContract):
+    name = "conformer_tiny_patch8_64"
+
+
+class TestTiny32(ModelContract):
+    name = "conformer_tiny_patch4_32"
+
+
+class TestSmall(ModelContract):
+    name = "conformer_small_patch16_224"
+    options: ClassVar = {"channel_ratio": 2.0, "embed_dim": 192}
+
+
+class TestSmall32(ModelContract):
+    name = "conformer_small_patch32_224"
+    options: ClassVar = {"channel_ratio": 2.0, "embed_dim": 192}
+
+
+class TestBase(ModelContract):
+    name = "conformer_base_patch16_224"
+    options: ClassVar = {"channel_ratio": 1.5, "embed_dim": 144}
+
+
+class TestNano(ModelContract):
+    name = "conformer_nano_patch16_224"
+
+
+class TestNano64(ModelContract):
+    name = "conformer_nano_patch8_64"
+
+
+class TestNano32(ModelContract):
+    name = "conformer_nano_patch4_32"
+
+
+def test_every_variant_is_under_contract() -> None:
+    assert {contract.name for contract in ModelContract.__subclasses__()} == VARIANTS.keys()
+
+
+def test_parameter_counts() -> None:
+    for name in VARIANTS:
+        count = sum(parameter.numel() for parameter in timm.create_model(name, device="meta").parameters())
+        assert count == PUBLISHED.get(name, count)
+        assert "nano" not in name or count <= 8_000_000
+
+
+def test_published_variants_start_as_published() -> None:
+    assert {name for name, config in VARIANTS.items() if not config.zero_init_last} == PUBLISHED.keys()
+
+
+def test_forms_for_small_images_keep_64_patch_tokens() -> None:
+    for name, size in (("conformer_nano_patch4_32", 32), ("conformer_tiny_patch8_64", 64)):
+        model = timm.create_model(name).eval()
+        seen: list[Tensor] = []
+        model.blocks[-1].register_forward_hook(lambda *call, seen=seen: seen.append(call[2][1]))
+        with torch.no_grad():
+            model(images(1, 3, size, size))
+        assert seen[0].shape[1] == 1 + 8 * 8
