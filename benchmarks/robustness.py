@@ -1,8 +1,8 @@
-"""Accuracy on images that are turned, scaled or shifted, as the paper compares its networks.
+"""Accuracy on rotated, scaled or shifted images, as in the paper's comparison of networks.
 
     python benchmarks/robustness.py runs/a/last.safetensors --data tiny20-val.parquet
 
-What a movement leaves empty is filled with the mean colour.
+Empty borders are filled with the mean colour.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from conformer_vision.inference.trained_model import TrainedModel
 
 
 def _moved(images: Tensor, *, angle: float = 0.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    """Images (B, C, H, W) turned by degrees, scaled, and shifted right and down by a share of it."""
+    """Rotate images (B, C, H, W) by degrees, scale them, and shift them right and down by a share of them."""
     pixels = [round(shift * images.shape[3]), round(shift * images.shape[2])]
     return affine(images, angle, pixels, scale, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR)
 
@@ -40,11 +40,11 @@ MOVEMENTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def moved_accuracy(weights: Path, data: Path) -> dict[str, float]:
-    """Top-1 of the prediction under every movement, in [0, 1].
+    """Compute the top-1 accuracy of the prediction under every movement, in [0, 1].
 
     Args:
-        weights: of a run.
-        data: labelled images, all of which are used.
+        weights: A run folder or weights file.
+        data: Labelled images, all of which are used.
     """
     trained = TrainedModel(weights, device="auto")
     source = require_source(open_images(data, "all", classes=trained.spec.classes), name=data)
@@ -58,7 +58,7 @@ def moved_accuracy(weights: Path, data: Path) -> dict[str, float]:
 
 def main() -> None:
     """Print the accuracies."""
-    parser = argparse.ArgumentParser(description="Accuracy on turned, scaled and shifted images")
+    parser = argparse.ArgumentParser(description="Accuracy on rotated, scaled and shifted images")
     parser.add_argument("weights", type=Path, help="a run folder or its .safetensors file")
     parser.add_argument("--data", type=Path, required=True, help="labelled images")
     options = parser.parse_args()

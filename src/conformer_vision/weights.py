@@ -142,8 +142,8 @@ def _load_checkpoint(path: Path) -> tuple[nn.Module, ModelSpec]:
     if path.name == LAST_CHECKPOINT and (beside := find_weights(path.parent)) is not None:
         model, spec = _load_weights(beside)
     else:
-        variant, num_classes, in_chans = tell_variant(read_checkpoint(path), label=str(path))
-        model = timm.create_model(variant, num_classes=num_classes, in_chans=in_chans)
+        variant, num_classes = tell_variant(read_checkpoint(path), label=str(path))
+        model = timm.create_model(variant, num_classes=num_classes)
         spec = _imagenet_spec(variant, model, origin=str(path))
     load_checkpoint(model, path)
     return model.eval(), spec

@@ -72,7 +72,7 @@ def imagenet_classes(model: nn.Module, *, label: str) -> tuple[tuple[str, ...], 
     return classes, tuple(descriptions)
 
 
-def tell_variant(checkpoint: Mapping[str, object], *, label: str) -> tuple[str, int, int]:
+def tell_variant(checkpoint: Mapping[str, object], *, label: str) -> tuple[str, int]:
     """Tell which variant a checkpoint belongs to, from its architecture's name or its parameters' shapes.
 
     Variants for several image sizes have the same parameters. A checkpoint in the authors' or OpenMMLab's
@@ -83,7 +83,7 @@ def tell_variant(checkpoint: Mapping[str, object], *, label: str) -> tuple[str, 
         label: What an error calls it.
 
     Returns:
-        The variant, and its numbers of classes and input channels.
+        The variant, and its number of classes.
 
     Raises:
         UserError: It belongs to no variant, or to several.
@@ -92,14 +92,13 @@ def tell_variant(checkpoint: Mapping[str, object], *, label: str) -> tuple[str, 
         entries = convert_state_dict(checkpoint)
     except UserError as error:
         raise UserError(f"{label}: {error}") from error
-    head, stem = entries.get("conv_head.bias"), entries.get("stem.conv.weight")
-    found, num_classes, in_chans = [], 0, 0
-    if head is not None and stem is not None and head.ndim == 1 and stem.ndim == 4:
-        num_classes, in_chans = len(head), stem.shape[1]
-        shapes = _shapes(entries)
+    head = entries.get("conv_head.bias")
+    found, num_classes = [], 0
+    if head is not None and head.ndim == 1:
+        num_classes, shapes = len(head), _shapes(entries)
         for name in VARIANTS:
             with torch.device("meta"):
-                model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
+                model = timm.create_model(name, num_classes=num_classes)
             if _shapes(model.state_dict()) == shapes:
                 found.append(name)
     if (arch := checkpoint.get("arch")) in found:  # as timm's training script writes it
@@ -107,9 +106,11 @@ def tell_variant(checkpoint: Mapping[str, object], *, label: str) -> tuple[str, 
     if len(found) > 1 and entries.keys() != unwrap_state_dict(checkpoint).keys():
         found = [name for name in found if timm.get_pretrained_cfg(name).url]  # type: ignore[union-attr]
     if len(found) != 1:
-        which = f"several variants ({', '.join(found)})" if found else "no variant of Conformer"
+        which = (
+            f"several variants ({', '.join(found)})" if found else "no variant of Conformer for colour images"
+        )
         raise UserError(f"{label} fits {which}; create the model and call load_checkpoint(model, path)")
-    return found[0], num_classes, in_chans
+    return found[0], num_classes
 
 
 def _shapes(entries: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
