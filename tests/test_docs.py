@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from conformer_vision.cli import SUBCOMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(
@@ -53,7 +55,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 FLAG = re.compile(r"--[a-z][\w.]*")
-SUBCOMMANDS = ("check", "lr-find", "train", "report", "evaluate", "predict", "export", "benchmark", "models")
 
 
 @cache

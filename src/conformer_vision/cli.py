@@ -1,8 +1,7 @@
-"""The command ``conformer-vision``: finding the subcommand, errors in one line, exit statuses.
+"""The command ``conformer-vision``: subcommands, errors in one line, exit statuses.
 
-Exit statuses: 0 done, 1 done but for some images, 2 a mistake in what the user gave, 130 Ctrl-C,
-143 SIGTERM.
-Nothing is imported at the top that takes long: ``--help`` waits for neither torch nor timm.
+Exit statuses: 0 done, 1 done except for some images, 2 usage error, 130 Ctrl-C, 143 SIGTERM.
+Nothing slow is imported at the top: ``--help`` waits for neither torch nor timm.
 """
 
 from __future__ import annotations
@@ -10,22 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision import __version__
-from conformer_vision.commands import (
-    benchmark,
-    check,
-    evaluate,
-    export,
-    lr_find,
-    models,
-    predict,
-    report,
-    train,
-)
+from conformer_vision.commands import train
 from conformer_vision.commands.output import printable
 from conformer_vision.errors import UserError
 from conformer_vision.extras import naming_extras
@@ -33,29 +23,30 @@ from conformer_vision.parsing import PROGRAM, build_parser
 
 
 class _Command(Protocol):
-    """What a module of `commands` offers."""
+    """What every module of `commands` offers."""
 
     def build_parser(self) -> ArgumentParser: ...
 
     def run(self, options: Namespace, parser: ArgumentParser) -> int: ...
 
 
-_COMMANDS: dict[str, _Command] = {
-    "check": check,
-    "lr-find": lr_find,
-    "train": train,
-    "report": report,
-    "evaluate": evaluate,
-    "predict": predict,
-    "export": export,
-    "benchmark": benchmark,
-    "models": models,
-}
+SUBCOMMANDS = (
+    "check",
+    "lr-find",
+    "train",
+    "report",
+    "evaluate",
+    "predict",
+    "export",
+    "benchmark",
+    "models",
+)
+"""In the order of ``--help``; each is a module of `commands` of that name, with ``_`` for ``-``."""
 _TAKING_RECIPES = ("train", "lr-find")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit status."""
+    """Run the command line; return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with naming_extras():
@@ -80,26 +71,30 @@ def _run(arguments: list[str]) -> int:
     try:
         parsed = parser.parse_args(arguments)
     except RecursionError as error:
-        raise UserError("a value is nested too deep") from error
+        raise UserError("a value is nested too deeply") from error
     name = parsed.subcommand
     if name is None:
         parser.print_help()
         return 0
-    return _COMMANDS[name].run(parsed[name], subparsers[name])
+    return _command(name).run(parsed[name], subparsers[name])
 
 
 def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """The parser, and those of its subcommands by name."""
+    """Build the parser, and those of its subcommands by name."""
     parser = build_parser("Train, evaluate and use Conformer on your own images.", prog=PROGRAM)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subcommands = parser.add_subcommands(required=False)
-    subparsers = {name: command.build_parser() for name, command in _COMMANDS.items()}
+    subparsers = {name: _command(name).build_parser() for name in SUBCOMMANDS}
     for name, subparser in subparsers.items():
         subcommands.add_subcommand(name, subparser, help=str(subparser.description))
     return parser, subparsers
 
 
+def _command(name: str) -> _Command:
+    return cast(_Command, import_module(f"conformer_vision.commands.{name.replace('-', '_')}"))
+
+
 def _with_underscores(argument: str) -> str:
-    """``--batch-size=8`` as ``--batch_size=8``: both spellings are taken."""
+    """Turn ``--batch-size=8`` into ``--batch_size=8``: both spellings are accepted."""
     name, equals, value = argument.partition("=")
     return argument if not name.startswith("--") else "--" + name[2:].replace("-", "_") + equals + value

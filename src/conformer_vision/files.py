@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half a file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ os.umask(_UMASK)
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Takes away the temporary files of `atomic_path` that a killed process left in a folder."""
+    """Remove the temporary files of `atomic_path` that a killed process left in a folder."""
     for path in Path(folder).glob(f".????????????{_MARK}*"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name in the folder of ``path``, renamed to ``path`` when the block ends well.
+    """Yield a temporary name in the folder of ``path``, and rename it to ``path`` if the block succeeds.
 
-    When the block raises, Ctrl-C included, the temporary file goes and what lay at ``path`` stays.
+    If the block raises, also by Ctrl-C, the temporary file is removed and ``path`` stays as it was.
 
     Raises:
         UserError: the folder is missing or cannot be written, or ``path`` is a folder.

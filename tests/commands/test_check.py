@@ -67,7 +67,7 @@ def test_json_is_one_object(images: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["nothing-here"], "nothing-here does not exist"),
         (["digits", "--workers=0"], "workers 0"),
-        (["digits", "--fix_duplicates=true"], "--fix_duplicates needs --fix LIST"),
+        (["digits", "--fix_duplicates=true"], "--fix_duplicates needs --fix CSV"),
         (["digits", "--distance=x"], "distance x: must be a whole number"),
         (["digits", "--splt=val"], "unknown option --splt"),
         ([], "data is missing"),

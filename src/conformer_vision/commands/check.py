@@ -1,4 +1,4 @@
-"""The subcommand ``check``: broken, copied, leaking and unusual images of a set, and its class balance."""
+"""The subcommand ``check``: broken, copied, leaking and unusual images, and the balance of classes."""
 
 from __future__ import annotations
 
@@ -19,54 +19,56 @@ if TYPE_CHECKING:
 
 _MOST_EXAMPLES = 3
 _LINE_SECONDS = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress without a terminal."""
 
 
 def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
     parser = plain_parser("Check labelled images before training on them.")
-    parser.add_argument("data", help="Images, as train takes them; train and val are both read.")
+    parser.add_argument("data", help="Images, as for train; both train and val are read.")
     add_splitting(parser, of_run=False)
-    parser.add_argument("--workers", type=int | None, help="Processes that read; one per core if not given.")
     parser.add_argument(
-        "--min_size", type=int, default=8, help="Pixels of the short edge below which an image is tiny."
+        "--workers", type=int | None, help="Reading processes; one per core by default."
+    )
+    parser.add_argument(
+        "--min_size", type=int, default=8, help="Images with a shorter edge, in pixels, are tiny."
     )
     parser.add_argument(
         "--max_pixels",
         type=int,
         default=50_000_000,
-        help="Pixels above which an image is refused by its header, without decoding it.",
+        help="Images with more pixels, according to their header, are not decoded.",
     )
     parser.add_argument(
         "--distance",
         type=int,
         default=4,
-        help="Bits of 64 in which the perceptual hashes of near copies may differ, 0 to 8.",
+        help="Bits (of 64) by which perceptual hashes of copies may differ, 0 to 8.",
     )
     parser.add_argument(
-        "--timeout", type=float, default=60.0, help="Seconds after which an image is given up as broken."
+        "--timeout", type=float, default=60.0, help="Seconds after which an image counts as broken."
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
-    parser.add_argument("--page", metavar="HTML", help="Write the result with thumbnails as one HTML file.")
+    parser.add_argument("--page", metavar="HTML", help="Write the result with thumbnails to this HTML file.")
     parser.add_argument(
         "--fix",
-        metavar="LIST",
-        help="Write the list of images to leave out: what cannot be decoded, training copies of "
+        metavar="CSV",
+        help="Write a CSV list of images to leave out: those that cannot be decoded, training copies of "
         "validation images, and training copies with different classes.",
     )
     parser.add_argument(
         "--fix_duplicates",
         type=bool,
         default=False,
-        help="Put the further copies of a training image within its class on the list, too.",
+        help="Also list further copies of a training image within its class.",
     )
     return parser
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
-    """Check; the status is 1 where something was found."""
+    """Check; the status is 1 if something was found."""
     if options.fix_duplicates and options.fix is None:
-        raise UserError("--fix_duplicates needs --fix LIST, the list it adds to")
+        raise UserError("--fix_duplicates needs --fix CSV, the list it adds to")
     from conformer_vision.check import check
 
     with _progress() as progress:
@@ -97,7 +99,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr where that is a terminal, else a line now and then: stdout is the result's."""
+    """Show a bar on stderr if that is a terminal, else occasional lines: stdout is for the result."""
     if not sys.stderr.isatty():
         yield lines_of_progress(lambda line: print(line, file=sys.stderr, flush=True))
         return
@@ -120,11 +122,11 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 def lines_of_progress(
     write: Callable[[str], None], *, clock: Callable[[], float] | None = None
 ) -> Callable[[int, int], None]:
-    """Writes a line when ten seconds have gone since the last one.
+    """Write a line when ten seconds have passed since the last one.
 
     Args:
         write: takes one line.
-        clock: gives seconds; the monotonic clock where None.
+        clock: returns seconds; the monotonic clock if None.
     """
     import time
 

@@ -1,4 +1,4 @@
-"""What the subcommands print with."""
+"""How the subcommands print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def console() -> Any:
-    """A rich console on stdout."""
+    """Return a rich console on stdout."""
     from rich.console import Console
 
     # Off a terminal rich would wrap at 80 columns, and cut paths in two.
@@ -16,13 +16,13 @@ def console() -> Any:
 
 
 def printable(text: str) -> str:
-    """The text with what no terminal can show escaped: file names need not be UTF-8."""
+    """Escape what the terminal cannot show: file names need not be UTF-8."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def name_broken(lines: Sequence[str]) -> int:
-    """Names on stderr the images that could not be read; gives the exit status."""
+    """Name on stderr the images that could not be read; return the exit status."""
     for line in lines:
         print(f"skipped: {printable(line)}", file=sys.stderr)
     if lines:

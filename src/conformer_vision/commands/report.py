@@ -1,4 +1,4 @@
-"""The subcommand ``report``: the page about a run, written again."""
+"""The subcommand ``report``: write the report of a run again."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ def build_parser() -> ArgumentParser:
     """The options of the subcommand."""
     parser = plain_parser("Write a run's report.html again, and calibrate its model.")
     parser.add_argument("run", help="Run folder.")
-    parser.add_argument("--data", type=str | None, help="The run's data, where it lies elsewhere now.")
+    parser.add_argument("--data", type=str | None, help="The run's data, if it has moved.")
     parser.add_argument("--batch_size", type=int, default=64, help="Images per forward pass.")
     parser.add_argument("--workers", type=int, default=0, help="Processes that read images.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another torch device.")
     return parser
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
-    """Do what was parsed; give the exit status."""
+    """Write the report; return the exit status."""
     from conformer_vision.report import examine, save_report
 
     findings = examine(
