@@ -1,4 +1,4 @@
-"""Checking a set of images before training on it: what is broken, copied, leaking or out of balance."""
+"""Check a set of images before training: what is broken, copied, leaking or imbalanced."""
 
 from .result import CheckResult, DuplicateGroup, Finding, ImageRef, SplitSummary
 from .run import check

@@ -1,7 +1,7 @@
-"""Which images are copies of each other: equal pixels, or equal looks.
+"""Find images that are copies of each other: with equal pixels, or alike to the eye.
 
-Looks are compared by perceptual hashes (64 bits) within a Hamming distance. That alone joins images
-of little detail, whose hashes say little, so every pair is verified on the grey thumbnails.
+Images alike have perceptual hashes (64 bits) within a Hamming distance. For images with little detail
+the hash says little, so every pair is verified on grey thumbnails.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 MAX_DISTANCE = 8
-"""Beyond it the bands of the hash get so short that 100,000 images take minutes."""
+"""With more, the bands of the hash get so short that 100,000 images take minutes."""
 
 _LEAST_DETAIL = 3.0
-"""Standard deviation of the grey thumbnail (0..255), less its slope, below which there are no looks."""
+"""Standard deviation of a grey thumbnail (0..255) without its slope; below it only pixels are compared."""
 _MOST_DIFFERENT = 0.25
-"""Mean difference of two thumbnails that is still a copy, in standard deviations.
+"""Largest mean difference between the thumbnails of two copies, in standard deviations.
 
-On CIFAR-10's 60,000 images all 266 pairs within it have the same class; a tenth would by chance."""
+On CIFAR-10's 60,000 images all 266 pairs within it have equal classes; by chance a tenth would."""
 _BITS = 64
 _BLOCK = 1 << 16
-"""Thumbnails that are worked on at a time."""
+"""Thumbnails processed at a time."""
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Copies among images that go by numbers.
+    """Copies among numbered images.
 
     Attributes:
-        groups: numbers of the images that are copies of one another, directly or by way of others;
+        groups: numbers of images that are copies of each other, directly or through others;
             ascending, two or more each.
-        pairs: (P, 2), the images whose looks are equal and whose pixels are not, first one below the
-            second; of images with equal pixels only the first is listed.
-        first: (N,), for each image the first one with equal pixels: itself where there is none before.
+        pairs: (P, 2), pairs of images that look alike but differ in pixels, the smaller number first;
+            of images with equal pixels, only the first is listed.
+        first: (N,), for each image the first one with equal pixels, which may be itself.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -54,13 +54,13 @@ def find_copies(
     *,
     distance: int,
 ) -> Copies:
-    """Finds the copies among N images in about N log N steps.
+    """Find the copies among N images in about N log N steps.
 
     Args:
-        digests: equal where the pixels are; None for an image that takes no part.
+        digests: equal for equal pixels; None for an image to ignore.
         hashes: (N,), perceptual hashes.
         thumbnails: (N, T), grey values of a square, row by row.
-        distance: bits in which the hashes of near duplicates may differ, from 0 to `MAX_DISTANCE`.
+        distance: bits by which the hashes of near duplicates may differ, from 0 to `MAX_DISTANCE`.
     """
     seen: dict[bytes, int] = {}
     first = np.fromiter(
@@ -80,7 +80,7 @@ def find_copies(
 
 
 def _groups(pairs: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
-    """Numbers that pairs join, directly or by way of others."""
+    """Group the numbers that pairs join, directly or through others."""
     numbers, compact = np.unique(pairs, return_inverse=True)
     left, right = compact.reshape(-1, 2).T
     graph = coo_array((np.ones(len(pairs)), (left, right)), shape=(len(numbers), len(numbers)))
@@ -92,10 +92,10 @@ def _groups(pairs: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
 
 
 def near_pairs(hashes: NDArray[np.uint64], *, distance: int) -> Iterator[NDArray[np.int64]]:
-    """Pieces (P, 2) of the pairs of positions whose hashes differ in at most ``distance`` bits, each once.
+    """Yield, in pieces (P, 2), each pair of positions whose hashes differ in at most ``distance`` bits.
 
-    Of ``distance + 1`` bands of bits, two such hashes have at least one in common, so only hashes
-    with an equal band are compared.
+    Two such hashes agree in at least one of ``distance + 1`` bands of bits, so only hashes with an
+    equal band are compared.
     """
     edges = [round(band * _BITS / (distance + 1)) for band in range(distance + 2)]
     masks = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(edges)]
@@ -105,20 +105,20 @@ def near_pairs(hashes: NDArray[np.uint64], *, distance: int) -> Iterator[NDArray
         band, ordered = band[order], hashes[order]
         left = np.arange(len(hashes))
         step = 0
-        while left.size:  # each hash with its next neighbour of equal band, its next but one, ...
+        while left.size:  # each hash with its next neighbour in the band, then the one after, ...
             step += 1
             left = left[left + step < len(hashes)]
             left = left[band[left] == band[left + step]]
             differing = ordered[left] ^ ordered[left + step]
             near = bit_count(differing) <= distance
-            for earlier in masks[:number]:  # a band that has given this pair
+            for earlier in masks[:number]:  # a band that has yielded this pair
                 near &= (differing & earlier) != 0
             if near.any():
                 yield np.stack([order[left[near]], order[left[near] + step]], axis=1)
 
 
 def bit_count(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Number of ones in each value."""
+    """Count the ones in each value."""
     words = np.ascontiguousarray(values).view(np.uint16).reshape(-1, 4)
     count: NDArray[np.int64] = _ONES[words].sum(axis=1, dtype=np.int64)
     return count
@@ -131,7 +131,7 @@ _ONES = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape
 
 
 def has_detail(thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """(N,): whether a thumbnail shows more than one tone or one slope."""
+    """Tell, as (N,), which thumbnails show more than a single tone or slope."""
     detail = np.empty(len(thumbnails), bool)
     for at in range(0, len(thumbnails), _BLOCK):
         block = slice(at, at + _BLOCK)
@@ -140,7 +140,7 @@ def has_detail(thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 class _Looks:
-    """Thumbnails without what two copies may differ by: brightness, slope and contrast."""
+    """Thumbnails without the brightness, slope and contrast in which copies may differ."""
 
     def __init__(self, thumbnails: NDArray[np.uint8]) -> None:
         self._values = np.empty(thumbnails.shape, np.float16)
@@ -150,7 +150,7 @@ class _Looks:
             self._values[block] = values / values.std(axis=1, keepdims=True)
 
     def alike(self, pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(P,): whether the two of a pair look alike."""
+        """Tell, as (P,), which pairs look alike."""
         alike = np.empty(len(pairs), bool)
         for at in range(0, len(pairs), _BLOCK):
             block = pairs[at : at + _BLOCK]
@@ -160,7 +160,7 @@ class _Looks:
 
 
 def _without_slope(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The thumbnails (N, T) less the plane that fits each best: a clear sky is like any other one."""
+    """Subtract from each of the thumbnails (N, T) its best-fitting plane: all clear skies are alike."""
     edge = math.isqrt(thumbnails.shape[1])
     y, x = np.mgrid[-1 : 1 : edge * 1j, -1 : 1 : edge * 1j]
     plane, _ = np.linalg.qr(np.stack([np.ones(edge * edge), x.ravel(), y.ravel()], axis=1))

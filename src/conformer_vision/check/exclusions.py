@@ -1,4 +1,4 @@
-"""Which copies to leave out of training."""
+"""Choose which copies to leave out of training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .result import ImageRef
 def exclusions(
     copies: Copies, image: Callable[[int], ImageRef], *, redundant: bool
 ) -> Iterator[tuple[int, str]]:
-    """Number and reason of every training image to leave out; validation images always stay.
+    """Yield the number and reason of every training image to leave out; validation images always stay.
 
-    These are the copies of a validation image; all copies among training images of different
-    classes, as which label is right is not known; and, with ``redundant``, of images of a class with
-    equal pixels all but the first. Only direct copies count: not those by way of a third image.
+    Left out are copies of a validation image; all copies among training images of different classes,
+    since it is unknown which label is right; and, with ``redundant``, all but the first of a class's
+    images with equal pixels. Only direct copies count, not those through a third image.
 
     Args:
         copies: what was found.
-        image: gives the image of a number.
+        image: returns the image with a number.
         redundant: see above.
     """
     near: dict[int, list[int]] = {}

@@ -1,4 +1,4 @@
-"""What is wrong with one image, and what it is compared with others by. Runs in the reading processes."""
+"""Inspect one image: its problems, and its fingerprints for finding copies. Runs in the reading processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from conformer_vision.errors import reason_of
 from conformer_vision.pages import data_uri
 
 THUMBNAIL_EDGE = 16
-"""Pixels of each edge of the grey thumbnail by which near duplicates are verified."""
+"""Edge, in pixels, of the grey thumbnail that verifies near duplicates."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _SAME = {"MPO": "JPEG"}  # phones write it into .jpg files
@@ -34,7 +34,7 @@ _PAGE_EDGE = 128
 
 @dataclass(frozen=True)
 class Limits:
-    """What counts as tiny and as gigantic.
+    """When an image is tiny, and when it is gigantic.
 
     Attributes:
         min_size: pixels of the short edge below which an image is tiny.
@@ -47,12 +47,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found out about one image.
+    """The result for one image.
 
     Attributes:
         problems: kind and detail of each finding.
-        digest: 16 bytes, equal for images whose upright RGB pixels are; None where it is not decoded.
-        perceptual_hash: 64 bits, near for images that look alike; None likewise.
+        digest: 16 bytes, equal for equal upright RGB pixels; None if the image was not decoded.
+        perceptual_hash: 64 bits, close for images that look alike; None likewise.
         thumbnail: 16 × 16 grey values, row by row; None likewise.
     """
 
@@ -63,11 +63,11 @@ class Inspection:
 
 
 class ImageReader:
-    """The images of several sources under one number each: those of the first source, of the second, ...
+    """Number the images of several sources: first those of the first source, then of the second, ...
 
     Args:
-        sources: the parts of the set.
-        limits: what counts as tiny and as gigantic.
+        sources: one per split.
+        limits: when an image is tiny or gigantic.
     """
 
     def __init__(self, sources: Sequence[ImageSource], limits: Limits) -> None:
@@ -79,12 +79,12 @@ class ImageReader:
         return self._starts[-1]
 
     def place(self, number: int) -> tuple[int, int]:
-        """Number of the source, and of the image in it."""
+        """Return the number of the source, and of the image in it."""
         source = bisect_right(self._starts, number) - 1
         return source, number - self._starts[source]
 
     def name(self, number: int) -> str:
-        """What a message calls the image."""
+        """Return what messages call the image."""
         source, index = self.place(number)
         return self.sources[source].name(index)
 
@@ -99,10 +99,10 @@ class _Header:
 
 
 def inspect_image(reader: ImageReader, number: int) -> Inspection:
-    """Reads one image; whatever is wrong with it is a finding, not an error."""
+    """Read one image; any problem is a finding, not an error."""
     part, index = reader.place(number)
     source, limits = reader.sources[part], reader.limits
-    # Whatever a source or a decoder raises, one image must not end the check.
+    # No image may end the check, whatever a source or decoder raises.
     try:
         file = source.file(index)
         header = None if file is None else _read_header(file)
@@ -115,7 +115,7 @@ def inspect_image(reader: ImageReader, number: int) -> Inspection:
     except Exception as error:
         kind = "truncated" if file is not None and _decodes_in_part(file, limits) else "broken"
         return Inspection(((kind, _reason(error)),))
-    if image.width * image.height > limits.max_pixels:  # of a source that has no headers to read before
+    if image.width * image.height > limits.max_pixels:  # from a source without headers
         return Inspection((("gigantic", _size(image.width, image.height)),))
     problems = [] if header is None else _header_problems(header, source.name(index))
     problems += _pixel_problems(image, limits)
@@ -123,7 +123,7 @@ def inspect_image(reader: ImageReader, number: int) -> Inspection:
 
 
 def page_thumbnail(reader: ImageReader, number: int) -> str | None:
-    """A small image as a ``data:`` URI; of a truncated one what decodes; None where there is nothing."""
+    """Return a small copy as a ``data:`` URI, of a truncated image what decodes, or None."""
     part, index = reader.place(number)
     source = reader.sources[part]
     try:
@@ -139,7 +139,7 @@ def _decode(source: ImageSource, index: int, file: Path | bytes | None, max_pixe
 
 
 def _read_header(file: Path | bytes) -> _Header | None:
-    """Size and format; None where that cannot be said. Decodes nothing."""
+    """Read size and format without decoding; None if they cannot be told."""
     if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
         return None  # opening a pipe would wait for ever
     try:
@@ -156,7 +156,7 @@ def _read_header(file: Path | bytes) -> _Header | None:
 
 @contextmanager
 def _pillow(*, load_truncated: bool) -> Iterator[None]:
-    """Pillow without its limit of pixels, in whose place `Limits` is; reading half images, or not."""
+    """Lift Pillow's limit of pixels, which `Limits` replaces; accept truncated images or not."""
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, load_truncated
     try:
@@ -168,7 +168,7 @@ def _pillow(*, load_truncated: bool) -> Iterator[None]:
 
 
 def _decodes_in_part(file: Path | bytes, limits: Limits) -> bool:
-    """Whether an image that does not decode does so up to where its data ends or is damaged."""
+    """Tell whether a broken image decodes up to where its data ends or is damaged."""
     try:
         with _pillow(load_truncated=True):
             open_image(file, max_pixels=limits.max_pixels)
@@ -217,7 +217,7 @@ def _digest(image: Image.Image) -> bytes:
 
 
 def _perceptual(image: Image.Image) -> tuple[int, bytes]:
-    """The hash as an integer of 64 bits, and the grey thumbnail."""
+    """Return the hash as a 64-bit integer, and the grey thumbnail."""
     import imagehash
     import numpy as np
 

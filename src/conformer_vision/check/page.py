@@ -1,4 +1,4 @@
-"""The result of a check as one HTML file that needs nothing else."""
+"""The result of a check as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from conformer_vision import pages
 from .result import MEANINGS, CheckResult, DuplicateGroup, Finding, ImageRef, SplitSummary
 
 MOST_SHOWN = 24
-"""Images, or groups of copies, that are shown of a kind."""
+"""Images, or groups of copies, shown per kind of finding."""
 MOST_IN_GROUP = 6
-"""Images that are shown of a group."""
+"""Images shown per group."""
 _MOST_CLASSES = 40
 
 
@@ -37,20 +37,20 @@ class _Section:
 
 @dataclass(frozen=True)
 class _Balance:
-    """Class counts of one part, as bars."""
+    """Class counts of one split, as bars."""
 
     split: SplitSummary
     bars: list[tuple[str, int, float]]
-    """Class, images, and percent of the largest class; the largest first."""
+    """Class, images, and percentage of the largest class; largest first."""
     left_out: int
-    """Classes of middling size that have no bar."""
+    """Number of medium-sized classes without a bar."""
 
 
 def images_shown(result: CheckResult) -> list[ImageRef]:
-    """The images of which the page shows a thumbnail, each once."""
+    """Return the images whose thumbnails the page shows, each once."""
     shown: dict[ImageRef, None] = {}
     for section in _sections(result):
-        if section.kind not in ("broken", "gigantic"):  # there is nothing to show of these
+        if section.kind not in ("broken", "gigantic"):  # these cannot be shown
             shown.update(dict.fromkeys(finding.image for finding in section.findings))
         for _, images in section.groups:
             shown.update(dict.fromkeys(images))
@@ -58,12 +58,12 @@ def images_shown(result: CheckResult) -> list[ImageRef]:
 
 
 def write_page(path: str | Path, result: CheckResult, thumbnails: Mapping[ImageRef, str]) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
         path: HTML file to write.
         result: what was found.
-        thumbnails: ``data:`` URIs of the images that `images_shown` names, where there are any.
+        thumbnails: ``data:`` URIs of the images that `images_shown` returns, as far as there are any.
 
     Raises:
         UserError: the file cannot be written.
@@ -93,7 +93,7 @@ def _sections(result: CheckResult) -> list[_Section]:
 
 
 def _members_shown(group: DuplicateGroup) -> list[ImageRef]:
-    """The first few, with one of every part and class among them as far as there is room."""
+    """Choose the first few, if possible with one of every split and class."""
     first: dict[tuple[str, str], ImageRef] = {}
     for image in group.images:
         first.setdefault((image.split, image.label), image)

@@ -1,4 +1,4 @@
-"""What a check found, and which images to leave out because of it."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ MEANINGS: MappingProxyType[str, tuple[str, str]] = MappingProxyType(
     {
         "leak": (
             "copies across train and val",
-            "the measured accuracy is too high: the model has seen these validation images",
+            "the model has seen these validation images, so the accuracy is too high",
         ),
         "conflict": ("copies with different classes", "at most one of the labels is right"),
         "broken": ("broken", "cannot be decoded"),
         "truncated": ("truncated", "the data ends too early or is damaged; training cannot read it"),
-        "gigantic": ("gigantic", "more pixels than the limit by the header; not decoded"),
-        "missing_class": ("class missing", "a class without images in one part of the set"),
-        "extension": ("wrong extension", "the name says another format than the data; read all the same"),
-        "redundant": ("copies within a class", "same class, same part of the set: they count twice"),
-        "tiny": ("tiny", "the short edge is below the limit"),
+        "gigantic": ("gigantic", "more pixels than the limit, according to the header; not decoded"),
+        "missing_class": ("class missing", "a class without images in one split"),
+        "extension": (
+            "wrong extension",
+            "the name says another format than the data; still read",
+        ),
+        "redundant": ("copies within a class", "same class and split: they count twice"),
+        "tiny": ("tiny", "the short edge is shorter than the limit"),
         "elongated": ("elongated", "one edge is more than 8 times the other: a crop shows little of it"),
         "single_colour": ("single colour", "every pixel is the same"),
-        "several_frames": ("several frames", "only the first is used"),
+        "several_frames": ("several frames", "only the first frame is used"),
     }
 )
 """The kinds of finding, the gravest first: short name and meaning."""
 
 MOST_IMBALANCED = 5.0
-"""Ratio of the largest to the smallest class from which on balanced sampling is proposed."""
+"""Ratio of the largest to the smallest class above which balanced sampling is suggested."""
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image of the set.
+    """One image of the set: what it is called, and where it is.
 
     Attributes:
-        name: its path, or its file and row.
+        name: its path, or file and row.
         split: ``train`` or ``val``.
         label: its class.
     """
@@ -59,13 +62,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Two or more images that are copies of one another.
+    """Two or more images that are copies of each other.
 
     Attributes:
         kinds: which of ``leak`` (across train and val), ``conflict`` (across classes) and
             ``redundant`` (neither) the group is.
-        exact: whether the pixels of all are equal; otherwise some only look alike.
-        images: the images, those of train first.
+        exact: whether all have equal pixels; otherwise some only look alike.
+        images: the images, train first.
     """
 
     kinds: tuple[str, ...]
@@ -75,12 +78,12 @@ class DuplicateGroup:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """One part of the set.
+    """The classes of one split.
 
     Attributes:
         name: ``train`` or ``val``.
         images: how many there are.
-        counts: images per class, 0 included.
+        counts: images per class, including 0.
     """
 
     name: str
@@ -89,13 +92,13 @@ class SplitSummary:
 
     @property
     def ratio(self) -> float | None:
-        """Images of the largest class by those of the smallest that has any; None without images."""
+        """Ratio of the largest class to the smallest one with images; None without images."""
         some = [count for count in self.counts.values() if count]
         return max(some) / min(some) if some else None
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Classes without an image."""
+        """Classes without images."""
         return tuple(name for name, count in self.counts.items() if not count)
 
 
@@ -104,12 +107,12 @@ class CheckResult:
     """What a check found.
 
     Attributes:
-        data: the set, as it was given.
-        splits: its parts.
-        findings: what is wrong with single images, in the order of the set.
+        data: the set, as given.
+        splits: its splits.
+        findings: problems of single images, in the order of the set.
         duplicates: groups of copies; those across train and val first, then those across classes.
         excluded: name and reason of every image to leave out; what ``--fix`` writes.
-        hints: what may help in training on this set, one line each.
+        hints: advice for training on this set, one line each.
         seconds: how long the check took.
     """
 
@@ -123,12 +126,12 @@ class CheckResult:
 
     @property
     def images(self) -> int:
-        """Images in all parts."""
+        """Images in all splits."""
         return sum(split.images for split in self.splits)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each kind was found: images, groups of copies, or classes missing in a part."""
+        """How often each kind was found: images, groups of copies, or classes missing in a split."""
         found: Counter[str] = Counter(finding.kind for finding in self.findings)
         found.update(kind for group in self.duplicates for kind in group.kinds)
         found["missing_class"] = sum(len(split.missing) for split in self.splits)
@@ -140,7 +143,7 @@ class CheckResult:
         return not any(self.counts.values())
 
     def examples(self, kind: str) -> list[str]:
-        """One line for every occurrence of a kind."""
+        """Return one line per occurrence of a kind."""
         if kind == "missing_class":
             return [f"{name} in {split.name}" for split in self.splits for name in split.missing]
         if kind in ("leak", "conflict", "redundant"):
@@ -148,7 +151,7 @@ class CheckResult:
         return [f"{found.image.name}: {found.detail}" for found in self.findings if found.kind == kind]
 
     def to_json(self) -> str:
-        """Everything as one JSON object."""
+        """Return everything as one JSON object."""
         splits = [
             {
                 **asdict(split),
@@ -178,7 +181,7 @@ def _in_one_line(group: DuplicateGroup, *, most: int = 3) -> str:
 
 
 def balance_hints(splits: Iterable[SplitSummary]) -> tuple[str, ...]:
-    """What to do about classes of very different size in the training part."""
+    """Advise what to do about classes of very different size in the training split."""
     return tuple(
         f"the largest class of train has {split.ratio:.0f} times the images of the smallest: "
         "train with --sampling balanced"

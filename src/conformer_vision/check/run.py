@@ -1,4 +1,4 @@
-"""The check of a whole set: every image read in parallel, then copies and classes."""
+"""Check a whole set: read every image in parallel, then compare copies and count classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .result import CheckResult, DuplicateGroup, Finding, ImageRef, SplitSummary
 from .workers import Lost, WorkerPool
 
 Progress = Callable[[int, int], None]
-"""Called with the number of images read so far, and of all."""
+"""Called with the number of images read so far, and of all images."""
 
 
 def check(
@@ -42,27 +42,27 @@ def check(
     fix_duplicates: bool = False,
     progress: Progress | None = None,
 ) -> CheckResult:
-    """Reads every image of a set, and reports the ones that harm training or measuring.
+    """Read every image of a set, and report what would harm training or evaluation.
 
-    The images are decoded in processes of their own, so one that crashes its decoder or never ends
-    is a finding. In a script, call this below ``if __name__ == "__main__":``.
+    Images are decoded in separate processes, so an image that crashes or stalls its decoder is only a
+    finding. In a script, call this below ``if __name__ == "__main__":``.
 
     Args:
         data: as in `open_images`; both train and val are read.
-        splitting: how to cut a set without a split of its own.
-        data_dir: where sets with a name are kept, as in `open_images`.
-        workers: processes; one per core where None.
+        splitting: how to split a set without a split of its own.
+        data_dir: where named sets are stored, as in `open_images`.
+        workers: reading processes; one per core if None.
         min_size: pixels of the short edge below which an image is tiny.
-        max_pixels: pixels (height × width) above which an image is not decoded, by its header.
-        distance: bits of 64 in which the perceptual hashes of near duplicates may differ, 0 to 8.
-        timeout: seconds after which an image is given up as broken.
-        page: HTML file to write, complete in itself.
+        max_pixels: pixels (height × width), according to the header, above which an image is not decoded.
+        distance: bits (of 64) by which perceptual hashes of near duplicates may differ, 0 to 8.
+        timeout: seconds after which an image counts as broken.
+        page: self-contained HTML file to write.
         fix: exclusion list to write; training leaves those images out.
-        fix_duplicates: exclude from train the further copies of an image within a class, too.
+        fix_duplicates: also list further copies of a training image within its class.
         progress: called after every image.
 
     Raises:
-        UserError: as `open_images`; a value that cannot be; a file that cannot be written.
+        UserError: as `open_images`, an invalid value, or a file that cannot be written.
     """
     began = time.monotonic()
     _check_values(workers, min_size, max_pixels, distance, timeout)
@@ -106,7 +106,7 @@ def check(
 
 
 class _Survey:
-    """What is known of every image, by its number."""
+    """What is known about every image, by number."""
 
     def __init__(self, splits: Sequence[str], reader: ImageReader) -> None:
         count = len(reader)
@@ -187,7 +187,7 @@ def _check_values(workers: int | None, min_size: int, max_pixels: int, distance:
 
 
 def _check_writable(path: Path) -> None:
-    """Says before the long part that a file cannot be written after it."""
+    """Fail before the long part if the file cannot be written after it."""
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():
@@ -195,7 +195,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -27,9 +27,7 @@ def build_parser() -> ArgumentParser:
     parser = plain_parser("Check labelled images before training on them.")
     parser.add_argument("data", help="Images, as for train; both train and val are read.")
     add_splitting(parser, of_run=False)
-    parser.add_argument(
-        "--workers", type=int | None, help="Reading processes; one per core by default."
-    )
+    parser.add_argument("--workers", type=int | None, help="Reading processes; one per core by default.")
     parser.add_argument(
         "--min_size", type=int, default=8, help="Images with a shorter edge, in pixels, are tiny."
     )

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page about what was learned, how sure it is, and where it errs."""
+"""The report of a run: an HTML page on its errors, accuracy and calibration."""
 
 from .build import examine, save_report, write_report
 from .findings import Findings

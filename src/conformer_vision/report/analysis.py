@@ -1,4 +1,4 @@
-"""What the answers of a pass say: the worst errors, the classes taken for each other, the two branches."""
+"""Analyse predictions: the worst errors, confused classes, the two branches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from conformer_vision.inference.runtimes import FUSED
 
 BRANCHES = ("conv", "trans")
 CASES = ("both", "conv", "trans", "neither")
-"""Which branch is right, in the order of the page."""
+"""Which branches are right, in the order of the page."""
 
 
 class Choices(NamedTuple):
-    """A head's first choice for every image."""
+    """The first choice of one head for every image."""
 
     classes: Tensor
     """(N,) int64."""
@@ -29,27 +29,27 @@ class Choices(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The answers for all images of a pass, on the CPU."""
+    """The predictions for all images, on the CPU."""
 
     labels: Tensor
     """(N,), true classes."""
     indices: Tensor
-    """(N,), numbers in the source; -1 in a stream."""
+    """(N,), image numbers in the source; -1 in a stream."""
     order: Tensor
-    """(N,), numbers in the pass."""
+    """(N,), positions in the order of reading."""
     logits: Tensor
-    """(N, K) of the prediction."""
+    """(N, K), fused."""
     branches: dict[str, Choices]
     """``conv`` and ``trans``; empty for a model with one head."""
 
     def fused(self, temperature: float) -> Choices:
-        """The prediction, with probabilities at a temperature."""
+        """Return the fused prediction, with probabilities at a temperature."""
         best = (self.logits / temperature).softmax(dim=1).max(dim=1)
         return Choices(self.logits.argmax(dim=1), best.values)
 
 
 class Collector:
-    """Keeps the answers of a pass, of the branches only their first choices."""
+    """Collects predictions batch by batch; of the branches, only their first choices."""
 
     def __init__(self) -> None:
         self._parts: list[Answers] = []
@@ -57,7 +57,7 @@ class Collector:
         self._branches: dict[str, list[Choices]] = {}
 
     def add(self, part: Answers) -> None:
-        """Takes in the answers for one batch."""
+        """Add the predictions for one batch."""
         self._logits.append(part.logits[FUSED].cpu())
         for name in BRANCHES:
             if name in part.logits:
@@ -67,7 +67,7 @@ class Collector:
         self._parts.append(Answers({}, part.labels.cpu(), part.indices, part.order))
 
     def outcome(self) -> Outcome:
-        """All of them; at least one batch was taken in."""
+        """Return all predictions; at least one batch must have been added."""
         return Outcome(
             labels=torch.cat([part.labels for part in self._parts]),
             indices=torch.cat([part.indices for part in self._parts]),
@@ -81,24 +81,24 @@ class Collector:
 
 
 def worst_errors(outcome: Outcome, *, temperature: float, most: int) -> list[int]:
-    """Rows of the wrong answers with the highest loss, worst first."""
+    """Return the rows of wrong predictions with the highest loss, worst first."""
     loss = cross_entropy(outcome.logits / temperature, outcome.labels, reduction="none")
     wrong = outcome.logits.argmax(dim=1) != outcome.labels
     return _highest(loss, wrong, most)
 
 
 class Pair(NamedTuple):
-    """Images of one class that were taken for another."""
+    """Images of one class that were mistaken for another."""
 
     true: int
     predicted: int
     images: int
     share: float
-    """Of the images of the true class."""
+    """As a share of the true class's images."""
 
 
 def confused_pairs(confusion: Sequence[Sequence[int]], *, most: int) -> list[Pair]:
-    """The most frequent confusions, most frequent first; ``confusion`` as in `Evaluation`."""
+    """Return the most frequent confusions first; ``confusion`` as in `Evaluation`."""
     counts = torch.tensor(confusion)
     totals = counts.sum(dim=1)
     counts.fill_diagonal_(0)
@@ -111,7 +111,7 @@ def confused_pairs(confusion: Sequence[Sequence[int]], *, most: int) -> list[Pai
 
 
 class ClassRow(NamedTuple):
-    """How one class fares."""
+    """The accuracy of one class."""
 
     label: int
     total: int
@@ -119,11 +119,11 @@ class ClassRow(NamedTuple):
     top1: float | None
     """None without images."""
     rival: Pair | None
-    """What it is most often taken for."""
+    """What it is most often mistaken for."""
 
 
 def class_rows(confusion: Sequence[Sequence[int]]) -> list[ClassRow]:
-    """All classes, the worst first, those without images last."""
+    """Return all classes, worst first, those without images last."""
     rows = []
     for label, counts in enumerate(confusion):
         total, right = sum(counts), counts[label]
@@ -136,35 +136,35 @@ def class_rows(confusion: Sequence[Sequence[int]]) -> list[ClassRow]:
 
 @dataclass(frozen=True)
 class BranchCase:
-    """The images for which certain branches are right."""
+    """The images for which a certain set of branches is right."""
 
     case: str
     """One of `CASES`."""
     count: int
     fused_right: int
-    """Of these the prediction is right."""
+    """How many of these the fusion predicts right."""
     rows: list[int]
-    """Examples: those where the wrong branch is surest, or the right prediction least sure."""
+    """Examples: the most confident mistakes, or the least certain right predictions."""
 
 
 @dataclass(frozen=True)
 class BranchStudy:
-    """Where two branches agree and which of them is right."""
+    """Where the branches agree, and which of them is right."""
 
     cases: dict[str, BranchCase]
     """By the names in `CASES`."""
     different: int
-    """Images for which the branches name different classes."""
+    """Images on which the branches disagree."""
     conv_right: int
-    """Of these, the convolution branch is right."""
+    """How many of these the convolution branch predicts right."""
     trans_right: int
     fused_right: int
     fused_neither: int
-    """Of these, the prediction is a third class."""
+    """For how many of these the fusion predicts a third class."""
 
 
 def study_branches(outcome: Outcome, *, most: int) -> BranchStudy | None:
-    """The comparison of the branches, with up to ``most`` examples each; None for a model with one head."""
+    """Compare the branches, with up to ``most`` examples per case; None for a model with one head."""
     if not outcome.branches:
         return None
     conv, trans = (outcome.branches[name] for name in BRANCHES)
@@ -192,7 +192,7 @@ def study_branches(outcome: Outcome, *, most: int) -> BranchStudy | None:
 
 
 def _highest(score: Tensor, where: Tensor, most: int) -> list[int]:
-    """Rows where ``where`` holds, by falling score; of equals the first."""
+    """Return the rows where ``where`` holds, by descending score; ties in order."""
     rows = where.nonzero().flatten()
     order = score[rows].argsort(descending=True, stable=True)
     best: list[int] = rows[order][:most].tolist()

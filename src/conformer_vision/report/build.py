@@ -1,4 +1,4 @@
-"""From a run folder to its report: the pass over the validation images, the temperature, the page."""
+"""Make the report of a run folder: evaluate the validation images, fit the temperature, write the page."""
 
 from __future__ import annotations
 

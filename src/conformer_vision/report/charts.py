@@ -1,4 +1,4 @@
-"""Charts as inline SVG that takes its colours from the page, so that they follow light and dark."""
+"""Charts as inline SVG with the colours of the page, so that they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conformer_vision.inference.calibration import Reliability
 
 Row = Mapping[str, float]
 
-# Colours that matplotlib is told, and what the page's style sheet puts in their place.
+# Placeholder colours for matplotlib, and the variables of the style sheet that replace them.
 INK, MUTED, LINE, CONV, TRANS, SURFACE = (f"#0{i}0{i}0{i}" for i in range(1, 7))
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", CONV: "conv", TRANS: "trans", SURFACE: "surface"}
 _HEADS = {"fused": (INK, "-", 2.0), "conv": (CONV, "-", 1.5), "trans": (TRANS, "--", 1.5)}
@@ -27,14 +27,14 @@ _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
 
 
 class Chart(NamedTuple):
-    """A drawing and what stands above it."""
+    """A drawing and its title."""
 
     title: str
     svg: Markup
 
 
 def curves(rows: Sequence[Row]) -> list[Chart]:
-    """Loss, top-1 of every head and learning rate over the epochs, as far as the rows have them.
+    """Draw loss, top-1 of every head and learning rate over the epochs, as far as the rows have them.
 
     Args:
         rows: one per epoch, as in ``metrics.csv``.
@@ -64,19 +64,19 @@ def curves(rows: Sequence[Row]) -> list[Chart]:
 
 
 def reliability_diagram(measured: Reliability, *, name: str, title: str) -> Chart:
-    """Share of right answers over the probability given, and how many answers have it.
+    """Draw the share of right predictions over their probability, and the number of predictions.
 
     Args:
-        measured: its bins are drawn.
-        name: distinguishes the charts of a page.
-        title: stands above the diagram.
+        measured: has the bins to draw.
+        name: unique among the charts of a page.
+        title: shown above the diagram.
     """
     figure = Figure(figsize=(4.0, 3.7), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     filled = [b for b in measured.bins if b.count]
     width = measured.bins[0].high - measured.bins[0].low
     middles = [(b.low + b.high) / 2 for b in filled]
-    upper.bar(middles, [b.accuracy for b in filled], width * 0.86, color=CONV, label="right answers")
+    upper.bar(middles, [b.accuracy for b in filled], width * 0.86, color=CONV, label="right predictions")
     upper.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="perfect")
     upper.plot(
         [b.confidence for b in filled],
@@ -95,7 +95,7 @@ def reliability_diagram(measured: Reliability, *, name: str, title: str) -> Char
         axes.yaxis.set_major_formatter(_PERCENT)
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="right")
     _legend(figure)
-    lower.set(xlabel="probability of the answer", ylabel="answers", ylim=(0, None))
+    lower.set(xlabel="probability of the prediction", ylabel="images", ylim=(0, None))
     lower.xaxis.set_major_formatter(_PERCENT)
     lower.yaxis.set_major_locator(MaxNLocator(2))
     gap = f"{title}: expected calibration error {measured.ece:.1%} over {len(filled)} filled bins."
@@ -110,7 +110,7 @@ def _curve(
     title: str,
     percent: bool = False,
 ) -> Chart | None:
-    """A chart of columns (name, legend, colour, dashes, width) over the epochs; None without numbers."""
+    """Draw columns (name, legend, colour, dashes, width) over the epochs; None without numbers."""
     figure = Figure(figsize=(4.0, 2.7), layout="constrained")
     axes = figure.add_subplot()
     ends = []
@@ -138,7 +138,7 @@ def _curve(
 
 
 def _legend(figure: Figure) -> None:
-    """Above the axes, where it covers nothing."""
+    """Put the legend above the axes, where it covers nothing."""
     figure.legend(fontsize=8, frameon=False, labelcolor=INK, loc="outside upper left", ncols=3)
 
 
@@ -155,7 +155,7 @@ def _styled(axes: Axes) -> None:
 
 
 def _svg(figure: Figure, *, name: str, label: str) -> Markup:
-    """The figure without a size of its own, with ids that no other chart of the page has."""
+    """Return the figure without a fixed size, with ids that are unique on the page."""
     figure.patch.set_alpha(0)
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no links to vocabularies
@@ -164,7 +164,7 @@ def _svg(figure: Figure, *, name: str, label: str) -> Markup:
         figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # would hold for the whole page
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # would apply to the whole page
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
@@ -176,6 +176,6 @@ def _svg(figure: Figure, *, name: str, label: str) -> Markup:
 
 
 def _kept(attributes: str) -> str:
-    """Of the attributes of the SVG element the view box; the size is the page's affair."""
+    """Keep the view box of the SVG element's attributes; the page decides the size."""
     found = re.search(r' viewBox="[^"]*"', attributes)
     return found[0] if found else ""

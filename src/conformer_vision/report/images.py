@@ -1,4 +1,4 @@
-"""Small copies of images as data that a page holds itself."""
+"""Thumbnails as data inside a page."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from conformer_vision.report.analysis import Outcome
 from conformer_vision.spec import ModelSpec
 
 EDGE = 96
-"""Pixels of a small copy's longer edge, at most."""
+"""Longest edge of a thumbnail, in pixels."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image of the page."""
+    """One image on the page."""
 
     name: str
     """As the source names it."""
     data: str | None
-    """``data:image/...`` URI; None where the image could not be read again."""
+    """``data:image/...`` URI; None if the image could not be read again."""
 
 
 def thumbnails(
@@ -40,18 +40,18 @@ def thumbnails(
     batch_size: int,
     workers: int,
 ) -> dict[int, Thumbnail]:
-    """Small copies of the images in some rows of an outcome.
+    """Make thumbnails of the images in some rows of an outcome.
 
-    An image of a stream cannot be taken by number: the stream is read once more, and the copy is
-    of what the network sees.
+    Images of a stream have no numbers: the stream is read once more, and the thumbnails show what the
+    network sees.
 
     Args:
         rows: numbers from 0 to N - 1.
-        outcome: of the pass.
+        outcome: has the predictions.
         source: its images.
-        trained: the model of the pass.
-        batch_size: that of the pass.
-        workers: that of the pass, as it decides the order of a stream.
+        trained: the model that made them.
+        batch_size: as for the predictions.
+        workers: as for the predictions, since it decides the order of a stream.
     """
     if isinstance(source, ImageSource):
         return {row: _by_number(source, int(outcome.indices[row])) for row in rows}
@@ -70,7 +70,7 @@ def thumbnails(
 
 
 def as_seen(image: Tensor, spec: ModelSpec) -> Image.Image:
-    """A network's input (C, H, W) as an image."""
+    """Turn a network's input (C, H, W) into an image."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     pixels = ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
@@ -79,5 +79,5 @@ def as_seen(image: Tensor, spec: ModelSpec) -> Image.Image:
 def _by_number(source: ImageSource, index: int) -> Thumbnail:
     try:
         return Thumbnail(source.name(index), data_uri(source.image(index), edge=EDGE))
-    except BrokenImageError:  # it was there a minute ago; the answer is known all the same
+    except BrokenImageError:  # readable a minute ago; the prediction is known all the same
         return Thumbnail(source.name(index), None)

@@ -1,4 +1,4 @@
-"""The page of a report: what its template shows, made from the findings."""
+"""The page of a report: from the findings to what the template shows."""
 
 from __future__ import annotations
 
@@ -186,10 +186,10 @@ def _cases(findings: Findings, examples: _Examples) -> list[dict[str, Any]]:
 
 
 def _matrix(findings: Findings) -> list[list[tuple[int, float, bool]]]:
-    """Cells of the confusion matrix: count, opacity of the colour, whether the text on it is light.
+    """Return the cells of the confusion matrix: count, opacity of the colour, whether its text is light.
 
-    The square root shows single confusions beside a strong diagonal; between a half and less lies a
-    step, so that no cell is of a middle colour on which neither light nor dark text is legible.
+    The square root keeps single confusions visible beside a strong diagonal. The step at one half avoids
+    medium colours, on which neither light nor dark text is legible.
     """
     rows = []
     for counts in findings.evaluation.confusion:
