@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("datasets")
-pytest.importorskip("webdataset")
 FOLDER = Path(__file__).parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 

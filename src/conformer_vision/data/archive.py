@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -108,8 +109,10 @@ def _unpack(path: Path, target: Path, limit: int) -> None:
             "damaged: copy it again"
         ) from error
     except OSError as error:
-        if error.errno is None or isinstance(error, EOFError):  # gzip and bz2 report damage so
+        if error.errno is None:  # gzip and bz2 report damage so
             raise UserError(f"{path} cannot be read as a {kind} archive ({reason_of(error)})") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{path} holds a path that is too long to unpack; pack it anew") from error
         raise _no_room(path, error) from error
 
 

@@ -17,7 +17,7 @@ class AugmentConfig:
     """Augmentation of the training images.
 
     Raises:
-        UserError: a value that cannot be, or two options of which one would have no effect.
+        UserError: a value out of range, or an option that has no effect beside another.
     """
 
     crop: Literal["auto", "rrc", "pad"] = "auto"

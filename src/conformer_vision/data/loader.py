@@ -133,7 +133,7 @@ def training_loader(
         epoch_images: images that make an epoch of a stream, which may not know its length.
 
     Raises:
-        UserError: a value that cannot be. Iteration raises `BrokenImageError` where a hundred
+        UserError: a value out of range. Iteration raises `BrokenImageError` where a hundred
             images in a row are broken.
     """
     _check(batch_size, workers)
@@ -180,7 +180,7 @@ def evaluation_loader(
         share: this process among those that evaluate together.
 
     Raises:
-        UserError: a batch size or number of workers that cannot be.
+        UserError: a batch size or number of workers out of range.
     """
     _check(batch_size, workers)
     if isinstance(source, ImageStream):

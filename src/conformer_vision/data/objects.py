@@ -131,7 +131,6 @@ def _labels(dataset: Any, classes: Sequence[str], origin: str) -> list[int]:
     wrong = next((row for row, number in enumerate(numbers) if number is None), None)
     if wrong is not None:
         raise _bad_label(f"{origin} row {wrong}", stored[wrong], classes)
-    # The list and the items must agree; of an item that cannot be read this is seen later.
     return [number for number in numbers if number is not None]
 
 

@@ -34,20 +34,46 @@ _NAMED = {
 
 
 class _Form(NamedTuple):
+    """What a path may be: how it is recognised, and what opens it."""
+
     holds: Callable[[Path], bool]
     opener: str
 
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".txz", ".tbz2")
+_TABLES = (".csv", ".tsv")
 
-_FILES = (
-    _Form(lambda path: path.is_file() and _ends(path, *_ARCHIVES), "archive.open_archive"),
-    _Form(lambda path: path.is_file() and _ends(path, ".csv", ".tsv"), "table.open_table"),
-    _Form(lambda path: _is_saved(path), "hub.open_saved"),
-    _Form(lambda path: _is_parquet(path), "parquet.open_parquet"),
+
+def _is_archive(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(_ARCHIVES)
+
+
+def _is_table(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(_TABLES)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether ``datasets``' ``save_to_disk`` wrote the folder: a set, or several splits of one."""
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    )
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether the path is a file, a glob, or a folder with parquet files in it or in its ``data/``."""
+    if path.is_dir():
+        return any(any(folder.glob("[!.]*.parquet")) for folder in (path, path / "data"))
+    return path.is_file() or glob.has_magic(str(path))
+
+
+_FORMS = (
+    _Form(_is_archive, "archive.open_archive"),
+    _Form(_is_table, "table.open_table"),
+    _Form(_is_saved, "hub.open_saved"),
+    _Form(_is_parquet, "parquet.open_parquet"),
     _Form(lambda path: True, "folder.open_folder"),
 )
-"""What opens a path, the first form that fits; called with the path and a `Request`."""
+"""What opens a path: the first form that fits; called with the path and a `Request`."""
 
 
 def open_images(
@@ -104,7 +130,7 @@ def open_images(
     path = _local_path(spec)
     if not os.path.lexists(path) and not glob.has_magic(str(path)):
         raise UserError(f"{path} does not exist{_suggestion(path)}")
-    return _call(next(form.opener for form in _FILES if form.holds(path)), path, request)
+    return _call(next(form.opener for form in _FORMS if form.holds(path)), path, request)
 
 
 def require_source(images: ImageSource | ImageStream, *, name: object) -> ImageSource:
@@ -143,24 +169,6 @@ def _call(opener: str, what: object, request: Request) -> ImageSource | ImageStr
         opened: ImageSource | ImageStream
         opened = getattr(import_module(f"{__package__}.{module}"), name)(what, request)
         return opened
-
-
-def _ends(path: Path, *suffixes: str) -> bool:
-    return path.name.lower().endswith(suffixes)
-
-
-def _is_saved(path: Path) -> bool:
-    """Whether ``datasets``' ``save_to_disk`` wrote the folder: a set, or several splits of one."""
-    return (path / "dataset_dict.json").is_file() or (
-        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-    )
-
-
-def _is_parquet(path: Path) -> bool:
-    """Whether the path is a file, a glob, or a folder with parquet files in it or in its ``data/``."""
-    if path.is_dir():
-        return any(any(folder.glob("[!.]*.parquet")) for folder in (path, path / "data"))
-    return path.is_file() or glob.has_magic(str(path))
 
 
 def _local_path(spec: str | Path) -> Path:

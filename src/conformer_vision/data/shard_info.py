@@ -31,7 +31,7 @@ class SetInfo:
 
 
 def read_info(folders: Sequence[Path]) -> SetInfo:
-    """Reads ``classes.txt`` (a name per line) and ``_info.json`` or ``dataset_info.json``.
+    """Read ``classes.txt`` (a name per line) and ``_info.json`` or ``dataset_info.json``.
 
     Args:
         folders: where to look; what the first one says wins.

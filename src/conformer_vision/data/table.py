@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conformer_vision.errors import UserError, some_names
+from conformer_vision.errors import UserError
 
 from .base import match_classes
 from .csv_file import read_csv
 from .folder import FileSource
 from .images import natural_key
+from .labels import class_numbers
 from .names import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -41,17 +42,12 @@ def open_table(path: Path, request: Request) -> FileSource:
 
     table = _read(path)
     parts = split_parts(table.splits, where=table.where)
-    used = np.concatenate(list(parts.values())) if parts else np.arange(len(table.labels))
-    training = [table.labels[row] for row in parts.get("train", used)]
-    own = sorted(set(training), key=natural_key)
-    number = {name: index for index, name in enumerate(own)}
-    for row in used:
-        if table.labels[row] not in number:
-            raise UserError(
-                f"{table.where(row)}: label {table.labels[row][:100]!r} does not occur "
-                f"in the training split; its classes are {some_names(own)}"
-            )
-    labels = np.array([number.get(name, -1) for name in table.labels])
+    used = np.full(len(table.labels), not parts)
+    for rows in parts.values():
+        used[rows] = True
+    words = np.array(table.labels)
+    own = sorted({str(word) for word in words[parts.get("train", used)]}, key=natural_key)
+    labels = class_numbers(words, own, declared=False, where=table.where, used=used)
     names, index = match_classes(own, request.classes, origin=str(path))
     rows = request.splitting.rows(labels, request.split, origin=str(path), parts=parts)
     return FileSource(

@@ -43,7 +43,7 @@ def build_transform(
         augment: random transforms for training; None for evaluation.
 
     Raises:
-        UserError: a value that cannot be.
+        UserError: a value out of range.
     """
     channels, height, width = _checked(input_size, mean, std, interpolation, crop_pct, crop_mode)
     if augment is None:
