@@ -1,11 +1,12 @@
-"""Time and memory of a training step, beside the plain formulation with the same weights.
+"""Time and memory of a training step in every mode of grad_checkpointing, beside the plain formulation.
 
-A step is forward, backward and AdamW: the mean of both heads' cross-entropies, as in training. Ours takes the
-optimiser of ``conformer-vision train``, the plain formulation ``torch.optim.AdamW`` with its own settings, as
-the authors' code did. Both run in one process and take turns, so that whatever else slows the machine slows
-both. Reported are medians, their ratio (above 1: ours is faster), how far the gradients of the first step lie
-apart, and the most memory of each in a process of its own: weights, gradients, the optimiser's state and what
-is kept for the backward pass, without what Python and the libraries take.
+A step is forward, backward and AdamW on the mean of both heads' cross-entropies, as in training. Ours takes
+the optimiser of ``conformer-vision train``; the plain formulation, with the same weights, takes
+``torch.optim.AdamW`` with its own settings, as the authors' code does. All run in one process and take turns,
+so that whatever slows the machine slows all of them. Reported are medians, their ratio (above 1: ours is
+faster), how far the gradients of the first step lie apart, and the most memory of each, in a process of its
+own: weights, gradients, the optimiser's state and what is kept for backward, without what Python and the
+libraries take.
 
     python benchmarks/training_step.py --models conformer_tiny_patch16_224 --batch 8 --repeats 10
     python benchmarks/training_step.py --device cuda --dtype bfloat16 --channels-last --json step.json
@@ -42,24 +43,26 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def build_step(name: str, which: str, arguments: argparse.Namespace) -> tuple[nn.Module, Callable[[], None]]:
-    """A model in training mode and its step, on images that stay the same.
+    """Return a model in training mode and its step, on images that stay the same.
 
     Args:
-        name: in timm's registry.
-        which: ``ours`` or ``plain``.
-        arguments: of the command line.
+        name: The model's name in timm's registry.
+        which: ``plain``, or our mode of grad_checkpointing.
+        arguments: Those of the command line.
     """
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
     ours, plain = build_pair(name)
-    model = (ours if which == "ours" else plain).to(device, memory_format=layout).train()
-    branches: Callable[[Tensor], tuple[Tensor, Tensor]] = ours.forward_branches if which == "ours" else plain
+    model = (plain if which == "plain" else ours).to(device, memory_format=layout).train()
+    branches: Callable[[Tensor], tuple[Tensor, Tensor]] = plain if which == "plain" else ours.forward_branches
+    if which != "plain":
+        ours.set_grad_checkpointing(which)
     config = TrainConfig.from_options(data="none", lr=1e-6, min_lr=0.0, weight_decay=0.05)
-    plain = config.optimizer
+    options = config.optimizer
     optimizer = (
-        build_optimizer(model, config.optimizer)
-        if which == "ours"
-        else torch.optim.AdamW(model.parameters(), lr=plain.lr, weight_decay=plain.weight_decay)
+        torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        if which == "plain"
+        else build_optimizer(model, options)
     )
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, generator=generator)
@@ -103,50 +106,53 @@ def peak_memory(name: str, which: str, arguments: argparse.Namespace) -> float:
         return peak_memory_mb(device) - before
 
 
-def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything of one model."""
-    memory = {}
-    for which in ("ours", "plain"):
-        options = [
-            "--models",
-            name,
-            "--batch",
-            arguments.batch,
-            "--size",
-            arguments.size,
-            "--memory-of",
-            which,
-        ]
-        options += ["--device", arguments.device, "--dtype", arguments.dtype, "--threads", arguments.threads]
-        options += ["--channels-last"] * arguments.channels_last
-        command = [sys.executable, __file__, *map(str, options)]
-        memory[which] = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    (model, ours), (reference, plain) = (build_step(name, which, arguments) for which in ("ours", "plain"))
-    ours()
-    plain()
-    apart = distance(gradients(model), gradients(reference))
-    times = take_turns([ours, plain], rounds=arguments.repeats, seconds=arguments.seconds)
-    here, there = (float(np.median(values)) for values in times)
-    faster = ratio(times[0], times[1])
-    macs = 3 * count_macs(reference, (3, arguments.size, arguments.size))
-    return {
-        "model": name,
-        "ours_ms": here,
-        "plain_ms": there,
-        "ratio": faster.median,
-        "ratio_quartiles": (faster.low, faster.high),
-        "images_per_second": 1e3 * arguments.batch / here,
-        "gmacs": macs / 1e9,
-        "ours_mb": memory["ours"],
-        "plain_mb": memory["plain"],
-        "memory": memory["ours"] / memory["plain"],
-        "gradients_apart": apart,
-        "times_ms": times,
+def memory_in_own_process(name: str, which: str, arguments: argparse.Namespace) -> float:
+    """Return `peak_memory`, measured in a new process."""
+    options = {
+        "--models": name,
+        "--memory-of": which,
+        **{f"--{key}": getattr(arguments, key) for key in ("batch", "size", "device", "dtype", "threads")},
     }
+    command = [sys.executable, __file__, *(str(part) for option in options.items() for part in option)]
+    command += ["--channels-last"] * arguments.channels_last
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one row per mode of grad_checkpointing."""
+    forms = ["plain", *arguments.checkpointing]
+    memory = {which: memory_in_own_process(name, which, arguments) for which in forms}
+    models, steps = zip(*(build_step(name, which, arguments) for which in forms), strict=True)
+    for step in steps:
+        step()
+    apart = [distance(gradients(model), gradients(models[0])) for model in models[1:]]
+    times = take_turns(list(steps), rounds=arguments.repeats, seconds=arguments.seconds)
+    macs = 3 * count_macs(models[0], (3, arguments.size, arguments.size))
+    rows = []
+    for which, here, far in zip(arguments.checkpointing, times[1:], apart, strict=True):
+        faster = ratio(here, times[0])
+        rows.append(
+            {
+                "model": name,
+                "checkpointing": which,
+                "ours_ms": float(np.median(here)),
+                "plain_ms": float(np.median(times[0])),
+                "ratio": faster.median,
+                "ratio_quartiles": (faster.low, faster.high),
+                "images_per_second": 1e3 * arguments.batch / float(np.median(here)),
+                "gmacs": macs / 1e9,
+                "ours_mb": memory[which],
+                "plain_mb": memory["plain"],
+                "memory": memory[which] / memory["plain"],
+                "gradients_apart": far,
+                "times_ms": here,
+            }
+        )
+    return rows
 
 
 def main() -> None:
-    """Print one line per model."""
+    """Print one line per model and mode."""
     parser = argparse.ArgumentParser(description="A training step here and in the plain formulation")
     parser.add_argument(
         "--models",
@@ -156,6 +162,9 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=8, help="images at once")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument(
+        "--checkpointing", nargs="+", default=["off", "cheap", "full"], help="modes of grad_checkpointing"
+    )
     parser.add_argument("--repeats", type=int, default=10, help="timed rounds")
     parser.add_argument("--seconds", type=float, default=600.0, help="no further round begins after them")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -164,7 +173,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true", help="channels-last memory for both")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument(
-        "--memory-of", choices=["ours", "plain"], help="print the peak memory of the first model alone, in MB"
+        "--memory-of", help="print the peak memory of the first model alone: of plain, off, cheap or full"
     )
     arguments = parser.parse_args()
     if arguments.memory_of:
@@ -182,17 +191,17 @@ def main() -> None:
         )
         print(f"matrix products: {ceiling / 1e9:,.0f}e9 multiply-adds per second")
         print(
-            f"{'model':28} {'ours ms':>9} {'plain ms':>9} {'ratio':>6} {'of ceiling':>10}"
+            f"{'model':28} {'mode':5} {'ours ms':>9} {'plain ms':>9} {'ratio':>6} {'of ceiling':>10}"
             f" {'ours MB':>8} {'plain MB':>9} {'share':>6} {'gradients':>9}"
         )
         rows = []
         for name in arguments.models:
-            row = measure(name, arguments)
-            row["share_of_ceiling"] = row["gmacs"] * 1e9 * row["images_per_second"] / ceiling
-            rows.append(row)
-            line = "{model:28} {ours_ms:9.1f} {plain_ms:9.1f} {ratio:6.2f} {share_of_ceiling:10.0%}"
-            line += " {ours_mb:8.0f} {plain_mb:9.0f} {memory:6.0%} {gradients_apart:9.0e}"
-            print(line.format(**row), flush=True)
+            for row in measure(name, arguments):
+                row["share_of_ceiling"] = row["gmacs"] * 1e9 * row["images_per_second"] / ceiling
+                rows.append(row)
+                line = "{model:28} {checkpointing:5} {ours_ms:9.1f} {plain_ms:9.1f} {ratio:6.2f}"
+                line += " {share_of_ceiling:10.0%} {ours_mb:8.0f} {plain_mb:9.0f} {memory:6.0%}"
+                print((line + " {gradients_apart:9.0e}").format(**row), flush=True)
     print("of ceiling: of the plain formulation's multiply-adds, three times those of a prediction.")
     if arguments.json:
         options = {key: str(value) for key, value in vars(arguments).items()}

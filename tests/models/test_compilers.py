@@ -114,6 +114,15 @@ def test_torchscript_survives_saving() -> None:
         assert_same(torch.jit.load(buffer), model, SIZES)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_features_are_scripted() -> None:
+    getter = timm.create_model(NAMES[0], **SMALL, features_only=True, out_indices=(0, 2)).eval()
+    x = images(2, 3, 37, 79)
+    with torch.no_grad():
+        for actual, expected in zip(torch.jit.script(getter)(x), getter(x), strict=True):
+            torch.testing.assert_close(actual, expected)
+
+
 def test_fx_is_bit_equal() -> None:
     x = images(2, 3, 64, 64)
     for model in forms():

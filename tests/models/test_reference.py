@@ -161,13 +161,16 @@ def test_training_steps_side_by_side(
 ) -> None:
     figures = tmp_path / "step.json"
     command = "training_step.py --models conformer_nano_patch16_224 --size 96 --batch 4 --repeats 1"
+    command += " --checkpointing cheap"
     threads = torch.get_num_threads()
     monkeypatch.setattr("sys.argv", [*command.split(), "--json", str(figures)])
     training_step.main()
     assert torch.get_num_threads() == threads
     assert f"torch {torch.__version__}" in capsys.readouterr().out
-    (row,) = json.loads(figures.read_text())["rows"]
-    assert row["ratio"] == pytest.approx(row["plain_ms"] / row["ours_ms"])
-    # The optimiser's state alone is twice the 6.5 million weights, and the gradients are as many.
-    assert all(row[which] > 4 * 4 * 6.5 for which in ("ours_mb", "plain_mb"))
-    assert row["gradients_apart"] < 0.1, "of the same weights and images"
+    rows = json.loads(figures.read_text())["rows"]
+    assert [row["checkpointing"] for row in rows] == ["cheap"]
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["plain_ms"] / row["ours_ms"])
+        # The optimiser's state alone is twice the 6.5 million weights, and the gradients are as many.
+        assert all(row[which] > 4 * 4 * 6.5 for which in ("ours_mb", "plain_mb"))
+        assert row["gradients_apart"] < 0.1, "of the same weights and images"

@@ -369,7 +369,9 @@ class Conformer(nn.Module):
                 tokens_of = [None if each is None else self.norm(each) for each in tokens_of]
             pairs = [BranchFeatures(*pair) for pair in zip(maps, tokens_of, strict=True)]
             return cast(list[Tensor], pairs if intermediates_only else (features, pairs))
-        return maps if intermediates_only else (features, maps)
+        if intermediates_only:  # no expression: TorchScript wants one type of it
+            return maps
+        return features, maps
 
     def prune_intermediate_layers(
         self,
