@@ -26,7 +26,7 @@ MOST_USED = (
 
 
 def build_parser() -> ArgumentParser:
-    """The options of the subcommand."""
+    """Make the parser of the subcommand."""
     parser = plain_parser("Train a classifier and write its run folder.", most_used=MOST_USED)
     add_recipe(parser)
     parser.add_argument(
@@ -46,7 +46,7 @@ class _Recipe(ActionConfigFile):
 
 
 def add_recipe(parser: ArgumentParser) -> None:
-    """The option ``--recipe``."""
+    """Add the option `--recipe`."""
     parser.add_argument(
         "--recipe",
         action=_Recipe,
@@ -56,7 +56,7 @@ def add_recipe(parser: ArgumentParser) -> None:
 
 
 def option_value(arguments: list[str], name: str) -> str | None:
-    """The value of an option in the command line, if it is there."""
+    """Return the value of an option in the command line, if it is there."""
     for index, argument in enumerate(arguments):
         if argument == name:
             if index + 1 == len(arguments):
@@ -105,13 +105,13 @@ def _finish(folder: Path) -> None:
 
 
 def resume(folder: str, arguments: list[str]) -> int:
-    """Continue the run in a folder; ``arguments`` is the whole command line, without the program."""
+    """Continue the run in a folder; `arguments` is the command line without the program."""
     known = {"--resume", "--progress"}
     for argument in arguments[1:]:
         if argument.startswith("--") and argument.partition("=")[0] not in known:
             raise UserError(
                 f"{argument.partition('=')[0]} cannot be given with --resume: "
-                "the run goes on as its config.yaml says"
+                "the run continues as its config.yaml says"
             )
     parser = plain_parser("Continue an interrupted run.")
     parser.add_argument("--resume")
@@ -124,7 +124,7 @@ def resume(folder: str, arguments: list[str]) -> int:
 
 
 def stopped(interrupt: KeyboardInterrupt) -> int:
-    """Say how to go on after a signal, and put a SLURM job back into the queue; give the exit status."""
+    """Say how to continue after a signal, and requeue a SLURM job; return the exit status."""
     folder, number = getattr(interrupt, "folder", None), getattr(interrupt, "signal", signal.SIGINT)
     if folder is None:
         return 128 + signal.SIGINT

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 class Averaging(WeightAveraging):
-    """lightning's weight averaging with an optional warm-up of the decay; buffers are averaged too.
+    """lightning's weight averaging with an optional warm-up of the decay, which its own EMA callback lacks.
 
-    Validation sees the average, and so does what is kept of the run.
+    Buffers are averaged too. Validation sees the average, and the average is what a run keeps.
 
     Args:
-        decay: of the average, per optimiser step, in (0, 1).
+        decay: of the average, per optimizer step, in (0, 1).
         warmup: use ``min(decay, (1 + n) / (10 + n))`` after n steps.
     """
 
@@ -24,7 +24,7 @@ class Averaging(WeightAveraging):
         super().__init__(use_buffers=True, multi_avg_fn=_average_with(decay, warmup=warmup))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._device = trainer.strategy.root_device  # the module itself comes there only later
+        self._device = trainer.strategy.root_device  # where the module itself will be moved later
         super().setup(trainer, pl_module, stage)
 
     @property

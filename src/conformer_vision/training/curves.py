@@ -1,4 +1,4 @@
-"""The curves of a run as an image."""
+"""The curves of a run as a PNG."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..files import atomic_path
 
 
 def draw_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
-    """Draws losses, top-1 of every head and the learning rate over the epochs to a PNG file.
+    """Draw losses, top-1 of every head and the learning rate over the epochs.
 
     Args:
-        rows: one per epoch, as in ``metrics.csv``; at least one.
-        path: file to write, in one step or not at all.
+        rows: one per epoch, as in `metrics.csv`; at least one.
+        path: PNG file to write, in one step or not at all.
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display, and leaves pyplot's state alone

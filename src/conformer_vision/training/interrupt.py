@@ -1,4 +1,4 @@
-"""Signals that stop a run between two steps, where its state is whole."""
+"""Signals that stop a run between two steps, when its state is complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 
 
 class Interrupted(Exception):  # noqa: N818  # not an error
-    """A signal came; raised between two steps, as lightning would end the process on a KeyboardInterrupt."""
+    """Raised between two steps after a signal; on a KeyboardInterrupt lightning would end the process."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -33,7 +33,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class InterruptFlag:
-    """Set by the first signal; a second Ctrl-C interrupts at once, as it does elsewhere."""
+    """Set by the first signal; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -45,9 +45,9 @@ class InterruptFlag:
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Listens within the block to Ctrl-C, SIGTERM and, under SLURM, SIGUSR1.
+        """Listen to Ctrl-C, SIGTERM and, under SLURM, SIGUSR1 within the block.
 
-        Does nothing outside the main thread, which signals pass by.
+        Does nothing outside the main thread, as only that one gets signals.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -69,14 +69,14 @@ class InterruptFlag:
 
 
 def slurm_job() -> str | None:
-    """This job's number as ``scontrol`` takes it, or None outside SLURM."""
+    """Return this job's number as `scontrol` takes it, or None outside SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else job
 
 
 def requeue(job: str) -> bool:
-    """Puts the job back into SLURM's queue; whether that succeeded."""
+    """Put the job back into SLURM's queue; return whether that succeeded."""
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):

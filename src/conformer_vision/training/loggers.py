@@ -1,4 +1,4 @@
-"""Where metrics go besides the run folder, by lightning's loggers."""
+"""Loggers of lightning that take the metrics besides the run folder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _PROJECT = "conformer-vision"
 
 
 def start_loggers(names: Sequence[LoggerName], folder: Path) -> list[Logger]:
-    """Loggers that write into the run folder, or to the servers that their environment variables name.
+    """Start loggers, which write into the run folder or to the servers that their environment variables name.
 
-    These are those of their packages: ``WANDB_MODE``, ``MLFLOW_TRACKING_URI``, … Each makes its files,
-    or its connection, here.
+    The variables are those of their packages, such as `WANDB_MODE` and `MLFLOW_TRACKING_URI`.
 
     Args:
         names: of the loggers.

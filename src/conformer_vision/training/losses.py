@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 
 class BranchLoss(nn.Module):
-    """Mean of the losses of the branches (Conformer's official training code; OpenMMLab sums them).
+    """Mean of the branches' losses, as in the official training code; OpenMMLab sums them.
 
-    With one tensor instead of branches it is ``criterion`` itself, so the same loss serves models
-    with one head, and validation in timm's own trainers.
+    Given one tensor instead of branches it is `criterion` itself, so it also serves models with one head and
+    validation in timm's own trainers.
 
     Args:
-        criterion: loss of one head, ``(logits (B, K), target) -> scalar``; hard targets (B,) or
-            soft ones (B, K), whatever it takes.
+        criterion: loss of one head, `(logits (B, K), target) -> scalar`, for the targets it takes: hard (B,)
+            or soft (B, K).
         conv_share: share of the first of two heads, the convolution head of `BranchLogits`, in [0, 1].
-        mutual: weight of a further loss that draws each head's prediction towards the other's: the mean
-            Kullback-Leibler divergence from the other's to each head's, without a gradient through the
-            other (Zhang et al., "Deep Mutual Learning", CVPR 2018, equations 4 to 6). For two heads.
+        mutual: weight of a loss that pulls each head's prediction towards the other's: the mean
+            Kullback-Leibler divergence of each head from the other, with no gradient through the other
+            (Zhang et al., "Deep Mutual Learning", CVPR 2018, equations 4 to 6). For two heads.
 
     Example:
         >>> model.set_distilled_training(True)  # training-mode forward returns both branches
@@ -34,7 +34,7 @@ class BranchLoss(nn.Module):
         self.mutual = mutual
 
     def forward(self, output: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """Loss of logits (B, K), or of a sequence of them such as `BranchLogits`."""
+        """Return the loss of logits (B, K), or of a sequence of them such as `BranchLogits`."""
         if isinstance(output, Tensor):
             loss: Tensor = self.criterion(output, target)
             return loss

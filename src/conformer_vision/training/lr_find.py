@@ -31,27 +31,27 @@ MIN_LR, MAX_LR = 1e-6, 1.0
 
 @dataclass(frozen=True)
 class LearningRates:
-    """What the test saw."""
+    """The result of the test."""
 
     lrs: list[float]
     """Learning rates, rising exponentially; one per step."""
     losses: list[float]
     """The smoothed loss at each."""
     suggestion: float
-    """A tenth of that with the lowest loss."""
+    """A tenth of the one with the lowest loss."""
     diverges_at: float | None
-    """Where it stopped falling for good; None where it did not."""
+    """Where the loss stopped falling for good; None if it did not."""
 
 
 def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
-    """Trains for some steps with a rising learning rate, and keeps nothing of it.
+    """Train a few steps with a rising learning rate, and keep nothing of it.
 
     Args:
-        config: as for `train`; its learning rate and schedule are not used.
-        steps: optimiser steps, 20 or more.
+        config: as for `train`; its learning rate and schedule have no effect.
+        steps: optimizer steps, 20 or more.
 
     Raises:
-        UserError: what `train` refuses; several processes; too few steps; a loss that never falls.
+        UserError: as `train`; also several processes, too few steps, or a loss that never falls.
     """
     if steps < 20:
         raise UserError(f"steps {steps}: must be 20 or more, or the curve says nothing")
@@ -78,7 +78,7 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
 
 
 def draw_lr(found: LearningRates, path: Path) -> None:
-    """Draws the loss over the learning rate, the suggestion marked, to a PNG file."""
+    """Draw the loss over the learning rate to a PNG file, with the suggestion marked."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -111,14 +111,14 @@ def _search(
 
 
 def read_curve(lrs: list[float], losses: list[float]) -> LearningRates:
-    """A tenth of the learning rate at which the loss is lowest; where it falls most steeply is mostly noise.
+    """Suggest a tenth of the learning rate with the lowest loss; the steepest descent is mostly noise.
 
     Args:
         lrs: rising.
         losses: smoothed, one each.
 
     Raises:
-        UserError: the loss is never lower than at the beginning.
+        UserError: the loss is never lower than at the start.
     """
     best = min(range(len(losses)), key=losses.__getitem__, default=0)
     if len(losses) < 10 or losses[best] > 0.99 * losses[0]:
@@ -128,9 +128,9 @@ def read_curve(lrs: list[float], losses: list[float]) -> LearningRates:
 
 
 def _unbiased(losses: Sequence[float], *, beta: float = 0.98) -> list[float]:
-    """lightning's running mean divided by its true sum of weights.
+    """Divide lightning's running mean by its true sum of weights.
 
-    lightning counts a step too many, which makes the first losses half of what they were.
+    lightning counts one step too many, which halves the first losses.
     """
     return [
         loss * (1 - beta ** (count + 1)) / (1 - beta**count) for count, loss in enumerate(losses, start=1)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 _SHARE = 0.85
-"""Of the free memory, what the search fills; the rest is for reading, validation and fragmentation."""
+"""Share of the free memory that the search fills; the rest is for loading, validation and fragmentation."""
 _FIRST, _LARGEST = 2, 4096
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes in use so far: on a GPU by tensors, else by this process."""
+    """Return the most bytes in use so far: by tensors on a GPU, else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -30,10 +30,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def largest_batch(step: Callable[[int], None], device: torch.device, *, most: int = _LARGEST) -> int:
-    """The largest power of two for which a training step fits into memory.
+    """Find the largest power of two for which a training step fits into memory.
 
-    On a GPU larger and larger steps are tried until memory ends. Elsewhere the system would end the
-    process, so the need is extrapolated from smaller steps.
+    On a GPU ever larger steps are tried until memory runs out. On a CPU the system would then kill the
+    process, as it would under lightning's batch-size finder, so the need is extrapolated from smaller steps.
 
     Args:
         step: forward and backward pass, and optimiser, over so many images.
@@ -70,12 +70,12 @@ def largest_batch(step: Callable[[int], None], device: torch.device, *, most: in
 def training_step(
     model: nn.Module, *, image_shape: tuple[int, ...], precision: str, device: torch.device
 ) -> Callable[[int], None]:
-    """A step as training takes it, with the two numbers per weight that AdamW keeps.
+    """Make a training step that takes the memory of a real one, with AdamW's two numbers per weight.
 
     Args:
         model: on the device, in training mode.
         image_shape: (C, H, W).
-        precision: as in `TrainConfig`.
+        precision: as in `HardwareConfig`.
         device: where.
     """
     state = [torch.zeros(2, *parameter.shape, device=device) for parameter in model.parameters()]
@@ -88,7 +88,7 @@ def training_step(
         loss = torch.stack([logits.float().square().mean() for logits in outputs]).sum()
         loss.backward()
         model.zero_grad(set_to_none=True)
-        state[0].zero_()  # the state has to live as long as the steps
+        state[0].zero_()  # keeps the state alive as long as the steps
 
     return step
 

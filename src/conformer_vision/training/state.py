@@ -1,4 +1,4 @@
-"""Checking a checkpoint before a run goes on from it."""
+"""Checking a checkpoint before a run resumes from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..runs import LAST_WEIGHTS
 
 
 def check_state(path: Path, module: nn.Module) -> None:
-    """Sees that a lightning checkpoint is whole and holds the state of ``module``.
+    """Check that a lightning checkpoint is complete and holds the state of `module`.
 
     Raises:
         UserError: a truncated file, another kind of file, code in it, or another model's state.
@@ -31,10 +31,10 @@ def check_state(path: Path, module: nn.Module) -> None:
 
 
 class Restored(Callback):
-    """Sees that a state has been put back as a whole.
+    """Notes that the whole state has been restored.
 
     Attributes:
-        done: whether training has begun since.
+        done: whether training has started.
     """
 
     done = False
@@ -44,7 +44,7 @@ class Restored(Callback):
 
 
 def damaged(path: Path) -> UserError:
-    """The error for a checkpoint that cannot be put back."""
+    """Return the error for a checkpoint that cannot be restored."""
     return UserError(
         f"{path} is not a whole checkpoint of a run; "
         f"its weights may be: train --checkpoint {path.with_name(LAST_WEIGHTS)}"
