@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 400
 
 LAYERS = [
-    {"errors", "extras", "files", "lazy", "parsing"},
+    {"errors", "extras", "files", "help", "lazy", "parsing"},
     {"pages", "spec", "preprocessing", "models"},
     {"runs", "weights"},
     {"data"},

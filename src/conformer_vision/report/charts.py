@@ -63,18 +63,18 @@ def curves(rows: Sequence[Row]) -> list[Chart]:
     ]
 
 
-def reliability_diagram(measured: Reliability, *, name: str, title: str) -> Chart:
+def reliability_diagram(reliability: Reliability, *, name: str, title: str) -> Chart:
     """Draw the share of right predictions over their probability, and the number of predictions.
 
     Args:
-        measured: has the bins to draw.
+        reliability: has the bins to draw.
         name: unique among the charts of a page.
         title: shown above the diagram.
     """
     figure = Figure(figsize=(4.0, 3.7), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    filled = [b for b in measured.bins if b.count]
-    width = measured.bins[0].high - measured.bins[0].low
+    filled = [b for b in reliability.bins if b.count]
+    width = reliability.bins[0].high - reliability.bins[0].low
     middles = [(b.low + b.high) / 2 for b in filled]
     upper.bar(middles, [b.accuracy for b in filled], width * 0.86, color=CONV, label="right predictions")
     upper.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="perfect")
@@ -98,7 +98,7 @@ def reliability_diagram(measured: Reliability, *, name: str, title: str) -> Char
     lower.set(xlabel="probability of the prediction", ylabel="images", ylim=(0, None))
     lower.xaxis.set_major_formatter(_PERCENT)
     lower.yaxis.set_major_locator(MaxNLocator(2))
-    gap = f"{title}: expected calibration error {measured.ece:.1%} over {len(filled)} filled bins."
+    gap = f"{title}: expected calibration error {reliability.ece:.1%} over {len(filled)} filled bins."
     return Chart(title, _svg(figure, name=name, label=f"Reliability diagram. {gap}"))
 
 
