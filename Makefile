@@ -11,7 +11,7 @@ RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgro
 OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 # What has to work with all libraries that the metadata allows: models, weights, prediction, training.
-SHORT_TESTS := tests/models/test_contract.py tests/models/test_checkpoints.py tests/models/test_fold.py \
+SHORT_TESTS := tests/models/test_variants.py tests/models/test_checkpoints.py tests/models/test_recompute.py \
 	tests/test_weights.py tests/inference/test_predictor.py tests/training/test_run.py
 
 .DEFAULT_GOAL := help

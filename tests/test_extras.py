@@ -56,7 +56,11 @@ except ImportError as error:
 
 @pytest.mark.parametrize(
     ("arguments", "library"),
-    [(("train", "--data", "digits"), "lightning"), (("predict", "model.onnx", "photo.jpg"), "onnxruntime")],
+    [
+        (("train", "--data", "digits"), "lightning"),
+        (("predict", "model.onnx", "photo.jpg"), "onnxruntime"),
+        (("export", "conformer_nano_patch8_64", "--format", "onnx"), "onnx"),
+    ],
 )
 def test_a_command_that_needs_an_extra_says_so_in_one_line(
     arguments: tuple[str, ...], library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch import Tensor
 from conformer_vision.data.opening import describe
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
-from conformer_vision.inference.evaluation import Evaluation, evaluate
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
 from conformer_vision.runs import ModelSource, find_model
 from conformer_vision.spec import ModelSpec
@@ -23,6 +23,9 @@ from conformer_vision.weights import load_model
 from .compare import Difference, compare, open_written
 from .formats import Format, Precision, find_format, write_network
 from .images import prepared, sample_photos
+
+if TYPE_CHECKING:
+    from conformer_vision.inference.evaluation import Evaluation
 
 _CHECKED = 16
 """Number of images that a file is checked with."""
@@ -108,6 +111,10 @@ def export(
 
 
 def _evaluate(file: Path, images: LabelledImages) -> Evaluation:
+    from conformer_vision.inference.evaluation import (
+        evaluate,  # needs the extra train, which other exports do not
+    )
+
     return evaluate(file, images.data, splitting=images.splitting, data_dir=images.data_dir)
 
 
