@@ -48,7 +48,9 @@ def main() -> None:
     figure.savefig(Path(__file__).with_name("predictions.png"), dpi=150)
 
 
-def draw_head(axes: Axes, head: str, probabilities: torch.Tensor, labels: tuple[str, ...], colour: str) -> None:
+def draw_head(
+    axes: Axes, head: str, probabilities: torch.Tensor, labels: tuple[str, ...], colour: str
+) -> None:
     """Draw a head's likeliest classes as bars; `probabilities` (K,)."""
     top = probabilities.topk(SHOWN)
     names = [labels[index] for index in top.indices.tolist()]
