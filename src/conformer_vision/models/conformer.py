@@ -1,4 +1,4 @@
-"""Conformer: a CNN branch and a transformer branch, coupled in every block.
+"""Conformer: a CNN branch and a transformer branch, coupled in every block but the first.
 
 Peng et al., "Conformer: Local Features Coupling Global Representations for Visual Recognition",
 ICCV 2021, arXiv 2105.03889. Section and figure numbers refer to that paper. It is not the speech
@@ -26,14 +26,14 @@ __all__ = ["BranchFeatures", "BranchLogits", "Conformer", "checkpoint_filter_fn"
 
 
 class BranchLogits(NamedTuple):
-    """What the two heads say, each (B, num_classes); the pooled features where the model has no classes."""
+    """The logits of the two heads, each (B, num_classes); pooled features if the model has no classes."""
 
     conv: Tensor
     trans: Tensor
 
 
 class BranchFeatures(NamedTuple):
-    """What the branches hold after a block: map (B, C, H, W), tokens (B, 1 + N, D), class token first."""
+    """The branches' features after a block: map (B, C, H, W), tokens (B, 1 + N, D), class token first."""
 
     map: Tensor
     tokens: Tensor | None
@@ -42,8 +42,8 @@ class BranchFeatures(NamedTuple):
 class Conformer(nn.Module):
     """The network (figure 2), with timm's model surface.
 
-    `model(x)` gives one tensor of logits (B, num_classes), or the pooled features of both branches
-    (B, num_features) where there are no classes. See `forward_branches` for the two heads apart.
+    `model(x)` returns one tensor of logits (B, num_classes), or the pooled features of both branches
+    (B, num_features) if there are no classes. `forward_branches` returns the logits of each head.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Conformer(nn.Module):
         """Build and initialise the network.
 
         Args:
-            config: what network to build.
-            num_classes: classes of both heads; 0 leaves the heads out.
-            in_chans: channels of the image.
-            global_pool: "avg", or "" to leave out pooling and heads (then num_classes has to be 0).
+            config: The network to build.
+            num_classes: Classes of both heads; 0 for no heads.
+            in_chans: Channels of the image.
+            global_pool: "avg", or "" for neither pooling nor heads (num_classes must be 0).
 
         Raises:
-            ValueError: a value is not possible; the message names it.
+            ValueError: A value is impossible; the message names it.
         """
         super().__init__()
         if in_chans < 1:
@@ -110,159 +110,47 @@ class Conformer(nn.Module):
         self._set_heads(num_classes, global_pool)
         self.init_weights()
 
-    # ---- weights -------------------------------------------------------------------------------
+    # ---- forward -------------------------------------------------------------------------------
 
-    def init_weights(self) -> None:
-        """Set every weight and statistic afresh.
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn normalised images (B, in_chans, H, W), H and W from 32, into logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
 
-        Truncated normal 0.02 for Linear layers and the class token, Kaiming fan-out for convolutions (the
-        couplings' projections included), ones and zeros for norms.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Conv2d):
-                module.reset_parameters()
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
-                module.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, FCUDown | FCUUp):  # 1x1 convolutions in the paper
-                module.proj.reset_parameters()
-                nn.init.kaiming_normal_(module.proj.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, Bottleneck) and self.config.zero_init_last and not self.folded:
-                nn.init.zeros_(cast(Tensor, module.bn3.weight))
-        if self.cls_token is not None:
-            trunc_normal_(self.cls_token, std=0.02)
-
-    def no_weight_decay(self) -> Any:
-        """Names of parameters that take no weight decay, beside norms and biases."""
-        return {"cls_token"}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that group parameters by depth, for layer-wise learning-rate decay."""
-        blocks: Any = r"^blocks\.(\d+)"
-        return {
-            "stem": r"^stem\.|^cls_token|^patch_embed",
-            "blocks": blocks if coarse else [(blocks, None), (r"^norm\.", (99999,))],
-        }
-
-    def set_grad_checkpointing(self, enable: bool | str = True) -> None:
-        """Trade time for memory in training; the gradients stay the same.
-
-        Args:
-            enable: "off" keeps everything for backward; "cheap" keeps the outputs of convolutions, matrix
-                products and attention, and computes norms, activations and sums again; "full" computes
-                whole blocks again. As in timm, True is "full" and False is "off".
-
-        Raises:
-            ValueError: There is no such mode.
-        """
-        self.grad_checkpointing = parse_recompute(enable)
-
-    def set_distilled_training(self, enable: bool = True) -> None:
-        """Make `model(x)` in training mode give `BranchLogits`, for trainers with a loss on each head."""
-        self.distilled_training = enable
-
-    def set_fused_attention(self, enable: bool = True) -> None:
-        """Use `scaled_dot_product_attention`, or the plain path.
-
-        On the plain path the modules `blocks.*.transformer.attn.attn_drop` see the attention maps.
-        """
-        for module in self.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", enable)  # noqa: B010 - Final for TorchScript, which is made later
-
-    # ---- heads ---------------------------------------------------------------------------------
-
-    def _set_heads(self, num_classes: int, global_pool: str) -> None:
-        if num_classes < 0:
-            raise ValueError(f"num_classes={num_classes} is negative; use 0 for a model without heads")
-        if global_pool not in ("avg", ""):
-            raise ValueError(f"global_pool={global_pool!r} is not possible; use 'avg' or ''")
-        if num_classes and not global_pool:
-            raise ValueError(
-                f"num_classes={num_classes} needs global_pool='avg'; without pooling use num_classes=0"
-            )
-        like = next(self.parameters())
-        dd: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-        self.num_classes = num_classes
-        self.global_pool = global_pool
-        self.conv_head = nn.Linear(self.map_chs, num_classes, **dd) if num_classes else nn.Identity()
-        if self.norm is None:  # pruned: the features end at a map
-            self.trans_head = None
-        else:
-            self.trans_head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes else nn.Identity()
-
-    def get_classifier(self) -> Any:
-        """The two heads (convolution, transformer); the first alone where pruning left no class token."""
-        return self.conv_head if self.trans_head is None else (self.conv_head, self.trans_head)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace both heads by fresh ones for `num_classes` classes; 0 removes them.
-
-        `global_pool` None keeps the pooling, but heads bring back one that was left out.
-        """
-        if global_pool is None:
-            global_pool = "avg" if num_classes else self.global_pool
-        self._set_heads(num_classes, global_pool)
-        for head in (self.conv_head, self.trans_head):
-            if isinstance(head, nn.Linear):
-                trunc_normal_(head.weight, std=0.02)
-                nn.init.zeros_(head.bias)
-            if head is not None:
-                head.train(self.training)
+    def forward_branches(self, x: Tensor) -> BranchLogits:
+        """Turn images (B, in_chans, H, W) into the logits of the CNN head and the transformer head."""
+        if self.trans_head is None or self.global_pool == "":
+            raise ValueError("without its class token or its pooling this model has no two heads")
+        conv, trans = self._pool(self.forward_features(x))
+        return BranchLogits(self.conv_head(conv), self.trans_head(trans))
 
     def fuse_logits(self, branches: BranchLogits) -> Tensor:
         """Join the two heads' logits into one tensor (B, num_classes) by `head_fusion`."""
         total: Tensor = branches.conv + branches.trans
         return total / 2 if self.head_fusion == "mean" else total
 
-    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Take `forward_features`' tensor, give the pooled map (B, C) and the class token (B, D or 0)."""
-        conv = self.head_drop(x[:, : self.map_chs].mean((2, 3)))
-        trans = self.head_drop(x[:, self.map_chs :, 0, 0])
-        return conv, trans
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Turn images (B, in_chans, H, W) into one tensor (B, C + D, H / 32, W / 32).
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Take `forward_features`' tensor, give logits (B, num_classes).
-
-        With `pre_logits`, or without classes, give the pooled features (B, num_features): the map's mean,
-        then the class token.
+        The first C channels are the last map, the other D the normalised class token, repeated at every
+        position: one NCHW tensor, as timm and its users expect. Its spatial mean is the heads' input.
         """
-        if self.global_pool == "":
+        x = self.stem(x)
+        if len(self.blocks) == 0:  # pruned to the stem
             return x
-        conv, trans = self._pool(x)
-        if pre_logits or self.num_classes == 0:
-            return torch.cat([conv, trans], dim=1)
-        logits: Tensor = self.conv_head(conv)
-        if self.trans_head is None:
-            return logits
-        branches = BranchLogits(logits, self.trans_head(trans))
-        if self.distilled_training and self.training and not torch.jit.is_scripting():
-            return cast(Tensor, branches)  # a pair, which timm's trainers ask for by an explicit switch
-        return self.fuse_logits(branches)
-
-    # ---- forward -------------------------------------------------------------------------------
+        x, tokens = self._embed(x)
+        none: list[int] = []
+        x, tokens, _ = self._run_blocks(x, tokens, len(self.blocks), none)
+        return self._features(x, tokens)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the stem's map, give a map and tokens (B, 1 + N, D), class token first, for the blocks."""
+        """Turn the stem's map into the blocks' first map and tokens (B, 1 + N, D), class token first."""
         x = self.stem_pool(x)
-        # Zeros at bottom and right, so that whole patches cover an image of any size.
+        # Pad with zeros at the bottom and the right until whole patches cover the image.
         height, width, unit = x.shape[2], x.shape[3], self.pad_to
         rows, cols = (height + unit - 1) // unit, (width + unit - 1) // unit
         x = F.pad(x, (0, cols * unit - width, 0, rows * unit - height))
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)
         return x, torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches], dim=1)
-
-    def _features(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Join the last map and the normalised class token into `forward_features`' tensor."""
-        if self.norm is None:
-            return x
-        token = self.norm(tokens[:, 0])
-        return torch.cat([x, token[:, :, None, None].expand(-1, -1, x.shape[2], x.shape[3])], dim=1)
 
     def _run_blocks(
         self, x: Tensor, tokens: Tensor, stop: int, keep: list[int]
@@ -279,46 +167,37 @@ class Conformer(nn.Module):
                     kept.append((x, tokens))
         return x, tokens, kept
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Take images (B, in_chans, H, W), give one tensor (B, C + D, H / 32, W / 32).
-
-        The first C channels are the last map, the other D the normalised class token, the same at every
-        position: one NCHW tensor as timm and its clients expect, whose spatial mean is both heads' input.
-        """
-        x = self.stem(x)
-        if len(self.blocks) == 0:  # pruned to the stem
+    def _features(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Join the last map and the normalised class token into the tensor of `forward_features`."""
+        if self.norm is None:
             return x
-        x, tokens = self._embed(x)
-        none: list[int] = []
-        x, tokens, _ = self._run_blocks(x, tokens, len(self.blocks), none)
-        return self._features(x, tokens)
+        token = self.norm(tokens[:, 0])
+        return torch.cat([x, token[:, :, None, None].expand(-1, -1, x.shape[2], x.shape[3])], dim=1)
 
-    def forward_branches(self, x: Tensor) -> BranchLogits:
-        """Take images (B, in_chans, H, W), give the logits of the convolution and the transformer head."""
-        if self.trans_head is None or self.global_pool == "":
-            raise ValueError("a model without its class token or its pooling has no two heads")
-        conv, trans = self._pool(self.forward_features(x))
-        return BranchLogits(self.conv_head(conv), self.trans_head(trans))
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Split the tensor of `forward_features` into the pooled map (B, C) and the class token (B, D)."""
+        conv = self.head_drop(x[:, : self.map_chs].mean((2, 3)))
+        trans = self.head_drop(x[:, self.map_chs :, 0, 0])
+        return conv, trans
 
-    # ---- inference -----------------------------------------------------------------------------
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Turn the tensor of `forward_features` into logits (B, num_classes).
 
-    def fold(self) -> "Conformer":
-        """Return a copy for inference, in eval mode, with every BatchNorm folded into the layer before it.
-
-        It gives the same answers up to rounding (1e-5 relative in float32). A BatchNorm that was replaced or
-        hooked stays.
+        With `pre_logits`, or without classes, return the pooled features (B, num_features): the map's mean,
+        then the class token.
         """
-        model = deepcopy(self).eval()
-        return cast(Conformer, reparameterize_model(model, inplace=True))
-
-    @property
-    def folded(self) -> bool:
-        """Whether the BatchNorms are folded."""
-        return isinstance(self.stem.bn, nn.Identity)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Take images (B, in_chans, H, W), normalised, H and W from 32; give logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
+        if self.global_pool == "":
+            return x
+        conv, trans = self._pool(x)
+        if pre_logits or self.num_classes == 0:
+            return torch.cat([conv, trans], dim=1)
+        logits: Tensor = self.conv_head(conv)
+        if self.trans_head is None:
+            return logits
+        branches = BranchLogits(logits, self.trans_head(trans))
+        if self.distilled_training and self.training and not torch.jit.is_scripting():
+            return cast(Tensor, branches)  # both heads, as `set_distilled_training` asks
+        return self.fuse_logits(branches)
 
     # ---- intermediate features -----------------------------------------------------------------
 
@@ -332,19 +211,19 @@ class Conformer(nn.Module):
         intermediates_only: bool = False,
         return_tokens: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Give the maps of feature levels: the stem and blocks 4, 8, 11, 12 at strides 2, 4, 8, 16, 32.
+        """Return the maps of feature levels: the stem and blocks 4, 8, 11, 12 at strides 2, 4, 8, 16, 32.
 
         Args:
-            x: images (B, in_chans, H, W).
-            indices: the last n levels if int, all if None, else the levels' numbers.
-            norm: normalise the tokens returned by `return_tokens`; maps have no final norm.
-            stop_early: stop behind the last level asked for.
+            x: Images (B, in_chans, H, W).
+            indices: The last n levels if int, all if None, else the numbers of the levels.
+            norm: Normalise the tokens that `return_tokens` adds; maps have no final norm.
+            stop_early: Stop after the last of these levels.
             output_fmt: "NCHW".
-            intermediates_only: leave out the final features.
-            return_tokens: give `BranchFeatures` (map, tokens) per level; the stem has no tokens (None).
+            intermediates_only: Do not return the final features.
+            return_tokens: Return `BranchFeatures` (map, tokens) per level; the stem's tokens are None.
         """
         if output_fmt != "NCHW":
-            raise ValueError("output_fmt has to be 'NCHW'; the tokens come with return_tokens=True")
+            raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'; use return_tokens=True for tokens")
         take_indices, max_index = feature_take_indices(len(self.feature_depths), indices)
         depths = [self.feature_depths[level] for level in take_indices]
         stop = self.feature_depths[max_index] if stop_early else len(self.blocks)
@@ -379,10 +258,10 @@ class Conformer(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Delete what the maps of the levels `indices` do not need: no parameter is left without use.
+        """Delete what the maps of the levels `indices` do not need, so that every parameter left is used.
 
         The class token's norm goes with the heads (`prune_norm`, `prune_head`) or with the last blocks; the
-        features then are the last map alone. Returns the levels' numbers.
+        features are then the last map alone. Return the numbers of the levels.
         """
         take_indices, max_index = feature_take_indices(len(self.feature_depths), indices)
         depth = self.feature_depths[max_index]
@@ -399,3 +278,122 @@ class Conformer(nn.Module):
         self.map_chs = self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
         self.reset_classifier(0, "" if prune_head or cut else None)
         return take_indices
+
+    # ---- heads ---------------------------------------------------------------------------------
+
+    def _set_heads(self, num_classes: int, global_pool: str) -> None:
+        if num_classes < 0:
+            raise ValueError(f"num_classes={num_classes} is negative; use 0 for a model without heads")
+        if global_pool not in ("avg", ""):
+            raise ValueError(f"global_pool={global_pool!r} is not possible; use 'avg' or ''")
+        if num_classes and not global_pool:
+            raise ValueError(f"num_classes={num_classes} needs global_pool='avg'; else use num_classes=0")
+        like = next(self.parameters())
+        dd: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.conv_head = nn.Linear(self.map_chs, num_classes, **dd) if num_classes else nn.Identity()
+        if self.norm is None:  # pruned: the features end at a map
+            self.trans_head = None
+        else:
+            self.trans_head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> Any:
+        """Return both heads (CNN, transformer), or the first alone if pruning left no class token."""
+        return self.conv_head if self.trans_head is None else (self.conv_head, self.trans_head)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace both heads by new ones for `num_classes` classes; 0 removes them.
+
+        `global_pool` None keeps the pooling; new heads restore it if there was none.
+        """
+        if global_pool is None:
+            global_pool = "avg" if num_classes else self.global_pool
+        self._set_heads(num_classes, global_pool)
+        for head in (self.conv_head, self.trans_head):
+            if isinstance(head, nn.Linear):
+                trunc_normal_(head.weight, std=0.02)
+                nn.init.zeros_(head.bias)
+            if head is not None:
+                head.train(self.training)
+
+    # ---- weights -------------------------------------------------------------------------------
+
+    def init_weights(self) -> None:
+        """Initialise every weight and statistic.
+
+        Truncated normal 0.02 for Linear layers and the class token, Kaiming fan-out for convolutions (the
+        couplings' projections included), ones and zeros for norms.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+                module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, FCUDown | FCUUp):  # 1x1 convolutions in the paper
+                module.proj.reset_parameters()
+                nn.init.kaiming_normal_(module.proj.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Bottleneck) and self.config.zero_init_last and not self.folded:
+                nn.init.zeros_(cast(Tensor, module.bn3.weight))
+        if self.cls_token is not None:
+            trunc_normal_(self.cls_token, std=0.02)
+
+    def no_weight_decay(self) -> Any:
+        """Return the names of parameters without weight decay, besides norms and biases."""
+        return {"cls_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return the patterns that group parameters by depth, for layer-wise learning-rate decay."""
+        blocks: Any = r"^blocks\.(\d+)"
+        return {
+            "stem": r"^stem\.|^cls_token|^patch_embed",
+            "blocks": blocks if coarse else [(blocks, None), (r"^norm\.", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool | str = True) -> None:
+        """Trade time for memory in training; the gradients stay the same.
+
+        Args:
+            enable: "off" keeps everything for backward; "cheap" keeps the outputs of convolutions, matrix
+                products and attention, and computes norms, activations and sums again; "full" computes
+                whole blocks again. As in timm, True is "full" and False is "off".
+
+        Raises:
+            ValueError: There is no such mode.
+        """
+        self.grad_checkpointing = parse_recompute(enable)
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Let `model(x)` return `BranchLogits` in training mode, for trainers with a loss on each head."""
+        self.distilled_training = enable
+
+    def set_fused_attention(self, enable: bool = True) -> None:
+        """Use `scaled_dot_product_attention`, or the plain path.
+
+        On the plain path the modules `blocks.*.transformer.attn.attn_drop` see the attention maps.
+        """
+        for module in self.modules():
+            if hasattr(module, "fused_attn"):
+                setattr(module, "fused_attn", enable)  # noqa: B010 - Final for TorchScript, which is made later
+
+    # ---- inference -----------------------------------------------------------------------------
+
+    def fold(self) -> "Conformer":
+        """Return a copy for inference, in eval mode, with every BatchNorm folded into the layer before it.
+
+        It gives the same answers up to rounding (1e-5 relative in float32). A BatchNorm that was replaced or
+        hooked stays.
+        """
+        model = deepcopy(self).eval()
+        return cast(Conformer, reparameterize_model(model, inplace=True))
+
+    @property
+    def folded(self) -> bool:
+        """Whether the BatchNorms are folded."""
+        return isinstance(self.stem.bn, nn.Identity)

@@ -1,6 +1,6 @@
 """The named Conformers: their configurations, weights and timm entry points."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,67 +23,101 @@ SHIPPED = "conformer_nano_patch8_64.tiny_imagenet_20"
 _SHIPPED_FILE = Path(__file__).parent / "weights" / f"{SHIPPED}.safetensors"
 _OPENMMLAB = "https://download.openmmlab.com/mmclassification/v0/conformer/"
 
+
+@dataclass(frozen=True)
+class _Variant:
+    """A named network: its configuration, native input size, hosted weights and a line about it."""
+
+    config: ConformerConfig
+    size: int
+    about: str
+    weights: str = ""  # a file of OpenMMLab's
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Describe input and weights as timm does."""
+        stride = 8 * self.config.stem_stride
+        return {
+            "url": _OPENMMLAB + self.weights if self.weights else "",
+            "num_classes": 1000,
+            "input_size": (3, self.size, self.size),
+            "pool_size": (self.size // stride, self.size // stride),
+            "crop_pct": 224 / 256,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "stem.conv",
+            "classifier": ("conv_head", "trans_head"),
+            "license": "apache-2.0",
+            "paper_ids": "arXiv:2105.03889",
+            "paper_name": "Conformer: Local Features Coupling Global Representations for Visual Recognition",
+            "origin_url": "https://github.com/pengzhiliang/Conformer",
+        }
+
+
+# Bottlenecks that start as their shortcuts learn faster.
 _NANO = ConformerConfig(channel_ratio=1.5, embed_dim=160, num_heads=5, zero_init_last=True)
 _TINY = ConformerConfig(channel_ratio=1.0, zero_init_last=True)
 
-VARIANTS: dict[str, ConformerConfig] = {
+_TABLE = {
     # As published (paper table 1).
-    "conformer_tiny_patch16_224": ConformerConfig(channel_ratio=1.0),
-    "conformer_small_patch16_224": ConformerConfig(),
-    "conformer_small_patch32_224": ConformerConfig(patch_size=32),
-    "conformer_base_patch16_224": ConformerConfig(channel_ratio=6.0, embed_dim=576, num_heads=9),
-    # A small budget: under 8 M parameters. Bottlenecks that start as their shortcuts learn faster.
-    "conformer_nano_patch16_224": _NANO,
+    "conformer_tiny_patch16_224": _Variant(
+        ConformerConfig(channel_ratio=1.0),
+        224,
+        "Conformer-Ti/16: 23.5 M parameters.",
+        "conformer-tiny-p16_3rdparty_8xb128_in1k_20211206-f6860372.pth",
+    ),
+    "conformer_small_patch16_224": _Variant(
+        ConformerConfig(),
+        224,
+        "Conformer-S/16: 37.7 M parameters.",
+        "conformer-small-p16_3rdparty_8xb128_in1k_20211206-3065dcf5.pth",
+    ),
+    "conformer_small_patch32_224": _Variant(
+        ConformerConfig(patch_size=32),
+        224,
+        "Conformer-S/32: 38.9 M parameters, a quarter of the tokens.",
+        "conformer-small-p32_8xb128_in1k_20211206-947a0816.pth",
+    ),
+    "conformer_base_patch16_224": _Variant(
+        ConformerConfig(channel_ratio=6.0, embed_dim=576, num_heads=9),
+        224,
+        "Conformer-B/16: 83.3 M parameters.",
+        "conformer-base-p16_3rdparty_8xb128_in1k_20211206-bfdf8637.pth",
+    ),
+    # A small budget: under 8 M parameters.
+    "conformer_nano_patch16_224": _Variant(
+        _NANO,
+        224,
+        "Conformer-nano/16: 6.5 M parameters, a narrow transformer and a CNN branch 1.5 times Ti's.",
+    ),
     # Small images: 8 x 8 tokens from 32 and from 64 pixels.
-    "conformer_nano_patch4_32": replace(_NANO, patch_size=4, stem_stride=1),
-    "conformer_nano_patch8_64": replace(_NANO, patch_size=8, stem_stride=2),
-    "conformer_tiny_patch4_32": replace(_TINY, patch_size=4, stem_stride=1),
-    "conformer_tiny_patch8_64": replace(_TINY, patch_size=8, stem_stride=2),
+    "conformer_nano_patch4_32": _Variant(
+        replace(_NANO, patch_size=4, stem_stride=1), 32, "Conformer-nano/4 for images of 32 pixels."
+    ),
+    "conformer_nano_patch8_64": _Variant(
+        replace(_NANO, patch_size=8, stem_stride=2), 64, "Conformer-nano/8 for images of 64 pixels."
+    ),
+    "conformer_tiny_patch4_32": _Variant(
+        replace(_TINY, patch_size=4, stem_stride=1), 32, "Conformer-Ti/4 for images of 32 pixels."
+    ),
+    "conformer_tiny_patch8_64": _Variant(
+        replace(_TINY, patch_size=8, stem_stride=2), 64, "Conformer-Ti/8 for images of 64 pixels."
+    ),
 }
 
+VARIANTS: dict[str, ConformerConfig] = {name: variant.config for name, variant in _TABLE.items()}
 
-def _cfg(size: int, weights: str = "", *, reduction: int = 32) -> dict[str, Any]:
-    """Describe a variant's input and weights as timm does; `reduction` is the stride of its last map."""
-    return {
-        "url": _OPENMMLAB + weights if weights else "",
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": (size // reduction, size // reduction),
-        "crop_pct": 224 / 256,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.conv",
-        "classifier": ("conv_head", "trans_head"),
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2105.03889",
-        "paper_name": "Conformer: Local Features Coupling Global Representations for Visual Recognition",
-        "origin_url": "https://github.com/pengzhiliang/Conformer",
-    }
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        "conformer_tiny_patch16_224.in1k": _cfg(
-            224, "conformer-tiny-p16_3rdparty_8xb128_in1k_20211206-f6860372.pth"
-        ),
-        "conformer_small_patch16_224.in1k": _cfg(
-            224, "conformer-small-p16_3rdparty_8xb128_in1k_20211206-3065dcf5.pth"
-        ),
-        "conformer_small_patch32_224.in1k": _cfg(
-            224, "conformer-small-p32_8xb128_in1k_20211206-947a0816.pth"
-        ),
-        "conformer_base_patch16_224.in1k": _cfg(
-            224, "conformer-base-p16_3rdparty_8xb128_in1k_20211206-bfdf8637.pth"
-        ),
-        "conformer_nano_patch16_224": _cfg(224),
-        "conformer_nano_patch4_32": _cfg(32, reduction=8),
-        SHIPPED: _cfg(64, reduction=16)
-        | {"file": str(_SHIPPED_FILE), "num_classes": 20, "crop_pct": 1.0, "test_input_size": (3, 72, 72)},
-        "conformer_tiny_patch4_32": _cfg(32, reduction=8),
-        "conformer_tiny_patch8_64": _cfg(64, reduction=16),
-    }
-)
+_configs: dict[str, Any] = {
+    name + (".in1k" if each.weights else ""): each.pretrained_cfg for name, each in _TABLE.items()
+}
+_configs[SHIPPED] = _configs.pop(SHIPPED.partition(".")[0]) | {
+    "file": str(_SHIPPED_FILE),
+    "num_classes": 20,
+    "crop_pct": 1.0,
+    "test_input_size": (3, 72, 72),
+}
+default_cfgs = generate_default_cfgs(_configs)
 
 _CONFIG_FIELDS = {field.name for field in fields(ConformerConfig)}
 
@@ -124,58 +158,19 @@ def _fetch_weights(variant: str, kwargs: dict[str, Any]) -> Path | None:
     return fetch_pretrained(cfg.url, cache_dir=kwargs.get("cache_dir"))
 
 
-@register_model
-def conformer_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-Ti/16: 23.5 M parameters."""
-    return _create("conformer_tiny_patch16_224", pretrained, kwargs)
+def _register(name: str, about: str) -> None:
+    """Register the function that builds a variant, as `timm.create_model` wants it."""
+
+    def build(pretrained: bool = False, **kwargs: Any) -> Conformer:
+        return _create(name, pretrained, kwargs)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = about
+    globals()[name] = register_model(build)
 
 
-@register_model
-def conformer_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-S/16: 37.7 M parameters."""
-    return _create("conformer_small_patch16_224", pretrained, kwargs)
-
-
-@register_model
-def conformer_small_patch32_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-S/32: 38.9 M parameters, a quarter of the tokens."""
-    return _create("conformer_small_patch32_224", pretrained, kwargs)
-
-
-@register_model
-def conformer_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-B/16: 83.3 M parameters."""
-    return _create("conformer_base_patch16_224", pretrained, kwargs)
-
-
-@register_model
-def conformer_nano_patch16_224(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-nano/16: 6.5 M parameters, a narrow transformer beside a CNN branch 1.5 times Ti's."""
-    return _create("conformer_nano_patch16_224", pretrained, kwargs)
-
-
-@register_model
-def conformer_nano_patch4_32(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-nano/4 with a stem of stride 1: 32-pixel images keep 8 x 8 tokens."""
-    return _create("conformer_nano_patch4_32", pretrained, kwargs)
-
-
-@register_model
-def conformer_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-nano/8 with a stem of stride 2: 64-pixel images keep 8 x 8 tokens."""
-    return _create("conformer_nano_patch8_64", pretrained, kwargs)
-
-
-@register_model
-def conformer_tiny_patch4_32(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-Ti/4 with a stem of stride 1: 32-pixel images keep 8 x 8 tokens."""
-    return _create("conformer_tiny_patch4_32", pretrained, kwargs)
-
-
-@register_model
-def conformer_tiny_patch8_64(pretrained: bool = False, **kwargs: Any) -> Conformer:
-    """Conformer-Ti/8 with a stem of stride 2: 64-pixel images keep 8 x 8 tokens."""
-    return _create("conformer_tiny_patch8_64", pretrained, kwargs)
+for _name, _variant in _TABLE.items():
+    _register(_name, _variant.about)
 
 
 def describe_variants() -> list[dict[str, Any]]:
