@@ -13,7 +13,7 @@ import pytest
 
 import conformer_vision
 from command_line import class_folders
-from conformer_vision import data, export, inference, training
+from conformer_vision import check, data, export, inference, training
 
 TORCH_LOADED = "import sys; print(*(name for name in ('torch', 'timm') if name in sys.modules))"
 MODEL = "conformer_nano_patch8_64"
@@ -26,7 +26,7 @@ def python(*arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("package", [conformer_vision, data, export, inference, training])
+@pytest.mark.parametrize("package", [conformer_vision, check, data, export, inference, training])
 def test_every_name_is_there(package: object) -> None:
     names = package.__all__  # type: ignore[attr-defined]
     assert set(names) <= set(dir(package))
@@ -39,29 +39,43 @@ def test_every_name_is_there(package: object) -> None:
 
 
 ORDERS = """
-import itertools, os
+import inspect, itertools, os, pydoc, sys
 import sklearn.model_selection, timm, torch, torchmetrics
 STEPS = {
-    "import conformer_vision.export": "conformer_vision.export.export",
-    "import conformer_vision.check.run": "conformer_vision.check.run.check",
-    "from conformer_vision import check": "check.check",
+    "import conformer_vision.export": "conformer_vision.export",
+    "from conformer_vision.export import export": "export",
+    "import conformer_vision.check.run": "conformer_vision.check",
+    "from conformer_vision import check": "check",
 }
-for order in itertools.permutations(STEPS):
+def mistake(function, *arguments, **options):
+    from conformer_vision.errors import UserError
+    try:
+        function(*arguments, **options)
+    except UserError as error:
+        return str(error)
+for order in itertools.permutations(STEPS, 3):
     if not (child := os.fork()):
-        import conformer_vision
         names = {}
         for step in order:
             exec(step, names)
-            assert eval(f"callable({STEPS[step]})", names), order
-        assert conformer_vision.export.export.__name__ == "export"
-        assert conformer_vision.check.check.__name__ == "check"
+            function = eval(STEPS[step], names)
+            if "export" in step:
+                assert "format 'gif'" in mistake(function, "run", format="gif"), order
+            else:
+                assert "nowhere" in mistake(function, "nowhere"), order
+        import conformer_vision
+        for package in (conformer_vision.export, conformer_vision.check):
+            name = package.__name__.split(".")[1]
+            assert package is sys.modules[package.__name__]
+            assert inspect.signature(package) == inspect.signature(getattr(package, name))
+            assert inspect.getdoc(getattr(package, name)).splitlines()[0] in pydoc.plaintext.document(package)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0, order
 """
 
 
-def test_functions_and_subpackages_in_any_order_of_imports() -> None:
-    """`export` and `check` are subpackages whatever was imported before, as torch.export is."""
+def test_packages_that_are_called_in_any_order_of_imports() -> None:
+    """`conformer_vision.export(...)` and `from conformer_vision.export import export` are the same."""
     python("-c", ORDERS)
 
 

@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 from conformer_vision.lazy import attach
 
 if TYPE_CHECKING:
-    from . import check as check  # conformer_vision.check.check, as torch.export.export
-    from . import export as export
+    from .check import check as check
     from .data import ImageDataModule as ImageDataModule
     from .data import Splitting as Splitting
+    from .export import export as export
     from .inference import Evaluation as Evaluation
     from .inference import Prediction as Prediction
     from .inference import Predictor as Predictor
