@@ -17,16 +17,16 @@ from conformer_vision.spec import ModelSpec
 from .augment import AugmentConfig
 from .exclude import exclude_listed
 from .loader import ImageLoader, evaluation_loader, training_loader
-from .opening import describe, open_images, require_source
+from .opening import describe, open_images
 from .order import Sampling, Share, images_per_batch
 from .splits import Splitting
+from .stream import ImageStream
 from .transforms import build_transform
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from .base import ImageSource
-    from .stream import ImageStream
 
 _VALUES = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
@@ -51,13 +51,14 @@ class ImageDataModule(lightning.LightningDataModule):
         augment: augmentation of training images.
         seed: of the order and the augmentation.
         sampling: ``shuffle``, or ``balanced`` to draw all classes equally often.
-        repeats: times that an epoch shows an image.
+        aug_repeats: times that an epoch shows an image.
         epoch_images: images that make an epoch of a stream, which may not know its length.
         exclude: CSV of images to leave out; see `exclude`.
         data_dir: where named sets are kept.
 
     Raises:
-        UserError: preprocessing that says nothing. Later, with `setup`: as `open_images`.
+        UserError: preprocessing that says nothing. Later, with `setup`: as `open_images`, fewer than two
+            classes, no image to validate on, or an option that does not suit the data.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class ImageDataModule(lightning.LightningDataModule):
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008  # immutable
         seed: int = 0,
         sampling: Sampling = "shuffle",
-        repeats: int = 1,
+        aug_repeats: int = 1,
         epoch_images: int | None = None,
         exclude: str | Path | None = None,
         data_dir: str | Path | None = None,
@@ -85,7 +86,7 @@ class ImageDataModule(lightning.LightningDataModule):
         self.augment = augment
         self.seed = seed
         self.sampling: Sampling = sampling
-        self.repeats = repeats
+        self.aug_repeats = aug_repeats
         self.epoch_images = epoch_images
         self.exclude = exclude
         self.data_dir = data_dir
@@ -116,11 +117,24 @@ class ImageDataModule(lightning.LightningDataModule):
             return
         train = open_images(self.data, "train", self.splitting, data_dir=self.data_dir)
         val = open_images(self.data, "val", self.splitting, classes=train.classes, data_dir=self.data_dir)
-        if self.exclude is not None:
-            name = f"exclude {self.exclude}: {describe(self.data)}"
-            train, val = exclude_listed(
-                require_source(train, name=name), require_source(val, name=name), self.exclude
-            )
+        name = describe(self.data)
+        if len(train.classes) < 2:
+            raise UserError(f"{name} has a single class ({train.classes[0]}); training needs two or more")
+        if isinstance(train, ImageStream) or isinstance(val, ImageStream):
+            for option, used in (
+                ("exclude", self.exclude is not None),
+                ("sampling balanced", self.sampling == "balanced"),
+                ("aug_repeats", self.aug_repeats > 1),
+            ):
+                if used:
+                    raise UserError(f"{option} cannot be used with the stream {name}; leave it out")
+        else:
+            if self.epoch_images is not None:
+                raise UserError(f"epoch_images is for streams; {name} has {len(train)} training images")
+            if self.exclude is not None:
+                train, val = exclude_listed(train, val, self.exclude)
+            if not len(val):
+                raise UserError(f"{name} leaves no image to validate on; raise val_fraction or add images")
         self._images = train, val
 
     def train_dataloader(self) -> ImageLoader:
@@ -134,7 +148,7 @@ class ImageDataModule(lightning.LightningDataModule):
             share=self._share(),
             accumulate=self._accumulate(),
             sampling=self.sampling,
-            repeats=self.repeats,
+            repeats=self.aug_repeats,
             epoch_images=self.epoch_images,
         )
         trainer = self.trainer
