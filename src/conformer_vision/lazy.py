@@ -10,8 +10,8 @@ read::
 
 `attach` reads the same lines. Users of the network do not wait for the libraries of training, nor need them.
 
-A package with a function of its own name, such as `export`, can be called: ``conformer_vision.export(run)`` and
-``conformer_vision.export.export(run)`` are the same, whatever was imported before.
+A package with a function of its own name, such as `export`, can be called: ``conformer_vision.export(run)``
+and ``conformer_vision.export.export(run)`` are the same, whatever was imported before.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class CallablePackage(ModuleType):
     """A package that calls the function of its own name, and shows that function's signature."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
         return self._function(*args, **kwargs)
 
     @property
@@ -47,8 +48,8 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
     """Return ``__getattr__`` (PEP 562), ``__dir__`` and ``__all__`` of a package.
 
     Args:
-        package: Its ``__name__``. A name imported from a subpackage of the same name means that subpackage, which
-            can be called; type checkers see the function.
+        package: Its ``__name__``. A name imported from a subpackage of the same name means that subpackage,
+            which can be called; type checkers see the function.
     """
     module = sys.modules[package]
     assert module.__spec__ is not None and module.__spec__.loader is not None

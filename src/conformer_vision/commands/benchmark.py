@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from conformer_vision.commands.options import add_inference
 from conformer_vision.commands.output import console, printable
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> ArgumentParser:
-    """Return the options of the subcommand."""
+    """Build the parser of the subcommand."""
     parser = plain_parser("Compare the forms of a model: speed, size, and difference from the model.")
     parser.add_argument("model", help="Run folder, weights file, or name of published weights.")
     parser.add_argument(
@@ -35,7 +36,7 @@ def build_parser() -> ArgumentParser:
         "--seconds", type=float, default=120.0, help="Time limit per batch size, after three rounds."
     )
     parser.add_argument("--threads", type=int | None, help="CPU threads. Default: PyTorch's number.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another of torch's devices.")
+    add_inference(parser)
     parser.add_argument("--json", metavar="FILE", type=str | None, help="Write all figures to a JSON file.")
     return parser
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.options import add_splitting, splitting_of
+from conformer_vision.commands.options import add_inference, add_input_size, add_splitting, splitting_of
 from conformer_vision.commands.output import console, name_broken, printable
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.runs import CONFUSION_FILE
@@ -32,14 +32,8 @@ def build_parser() -> ArgumentParser:
         type=str | None,
         help="List of images to leave out; the run's own is not applied.",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="Images per forward pass.")
-    parser.add_argument("--workers", type=int, default=0, help="Processes that read images.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another torch device.")
-    parser.add_argument(
-        "--input_size",
-        type=int | tuple[int, int] | None,
-        help="Pixels of the input; the model's by default.",
-    )
+    add_inference(parser, batch_size=64, workers=True)
+    add_input_size(parser)
     parser.add_argument(
         "--confusion_matrix",
         metavar="PNG",

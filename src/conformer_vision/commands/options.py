@@ -12,12 +12,36 @@ if TYPE_CHECKING:
 _SPLITTING = ("val_fraction", "seed", "folds", "fold")
 
 
+def add_inference(parser: ArgumentParser, *, batch_size: int | None = None, workers: bool = False) -> None:
+    """Add the options that say where and how a model runs.
+
+    Args:
+        parser: Gets the options.
+        batch_size: Default of ``--batch_size``; None leaves the option out.
+        workers: Whether to add ``--workers``.
+    """
+    if batch_size is not None:
+        parser.add_argument("--batch_size", type=int, default=batch_size, help="Images per forward pass.")
+    if workers:
+        parser.add_argument("--workers", type=int, default=0, help="Processes that read images.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another torch device.")
+
+
+def add_input_size(parser: ArgumentParser) -> None:
+    """Add the option for another input size than the model's own."""
+    parser.add_argument(
+        "--input_size",
+        type=int | tuple[int, int] | None,
+        help="Pixels of the input; the model's by default.",
+    )
+
+
 def add_splitting(parser: ArgumentParser, *, of_run: bool) -> None:
     """Add the options that say how a set is split, and where named sets are.
 
     Args:
-        parser: gets the options.
-        of_run: whether an option left out takes the value of a run, instead of training's default.
+        parser: Gets the options.
+        of_run: Whether an option left out takes the value of a run, instead of training's default.
     """
     otherwise = "; the run's own by default" if of_run else ""
     parser.add_argument(
@@ -48,11 +72,11 @@ def splitting_of(options: Namespace, *, default: Splitting | None = None) -> Spl
     """Return the splitting that the options of `add_splitting` give.
 
     Args:
-        options: what was parsed.
-        default: values of the options left out, such as those of a run.
+        options: What was parsed.
+        default: Values of the options left out, such as those of a run.
 
     Raises:
-        UserError: an invalid value.
+        UserError: An invalid value.
     """
     from dataclasses import replace
 

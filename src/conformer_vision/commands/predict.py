@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from conformer_vision.commands.options import add_inference, add_input_size
 from conformer_vision.commands.output import console, printable
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import build_parser as plain_parser
@@ -31,13 +32,8 @@ def build_parser() -> ArgumentParser:
         "file, or the name of published weights; without one the bundled weights are used.",
     )
     parser.add_argument("--top_k", type=int, default=3, help="Number of classes per image.")
-    parser.add_argument("--batch_size", type=int, default=32, help="Images per forward pass.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another torch device.")
-    parser.add_argument(
-        "--input_size",
-        type=int | tuple[int, int] | None,
-        help="Pixels of the input; the model's by default.",
-    )
+    add_inference(parser, batch_size=32)
+    add_input_size(parser)
     parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")
     parser.add_argument("--csv", action="store_true", help="Print CSV instead of a table.")
     return parser
