@@ -223,7 +223,7 @@ class Conformer(nn.Module):
             return_tokens: Return `BranchFeatures` (map, tokens) per level; the stem's tokens are None.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'; use return_tokens=True for tokens")
+            raise ValueError("output_fmt must be 'NCHW'; use return_tokens=True for tokens")
         take_indices, max_index = feature_take_indices(len(self.feature_depths), indices)
         depths = [self.feature_depths[level] for level in take_indices]
         stop = self.feature_depths[max_index] if stop_early else len(self.blocks)
