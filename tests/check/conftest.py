@@ -1,48 +1,19 @@
-"""Images of random patches, and a set with one of everything that can be wrong."""
+"""A set without faults, and one with one of everything that can be wrong."""
 
 import shutil
-import struct
 import sys
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 from PIL import Image
+
+from image_sets import patches, with_size, write_folders
 
 # What the reading processes run in the tests of their deaths must be importable there.
 sys.path.insert(0, str(Path(__file__).parent))
 
-MakeImage = Callable[..., Image.Image]
-
-
-def make_image(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """An image like no other one: 6 × 8 random colours, blurred into each other."""
-    colours = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of some bytes whose header promises many pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-@pytest.fixture(name="make_image")
-def make_image_fixture() -> MakeImage:
-    return make_image
-
-
-@pytest.fixture(name="bomb")
-def bomb_fixture() -> Callable[[int, int], bytes]:
-    return bomb
+EVIL = "<script>alert(1)"
 
 
 class Bad(NamedTuple):
@@ -57,14 +28,7 @@ class Bad(NamedTuple):
 
 def write_clean(root: Path) -> Path:
     """Two classes with a split, and nothing to find."""
-    seed = 1000
-    for split, count in (("train", 6), ("val", 3)):
-        for name in ("cat", "<script>alert(1)"):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                make_image(seed).save(root / split / name / f"{number}.png")
-                seed += 1
-    return root
+    return write_folders(root, {"train/cat": 6, f"train/{EVIL}": 6, "val/cat": 3, f"val/{EVIL}": 3})
 
 
 @pytest.fixture(scope="session")
@@ -75,24 +39,21 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bad(tmp_path_factory: pytest.TempPathFactory) -> Bad:
     root = write_clean(tmp_path_factory.mktemp("bad") / "set")
-    cat, other, val = root / "train/cat", root / "train/<script>alert(1)", root / "val/cat"
-    whole = root / "whole.jpg"
-    make_image(1).save(whole)
-    (cat / "cut.jpg").write_bytes(whole.read_bytes()[:-500])
-    whole.unlink()
+    cat, other, val = root / "train/cat", root / "train" / EVIL, root / "val/cat"
+    patches(1).save(cat / "cut.jpg")
+    (cat / "cut.jpg").write_bytes((cat / "cut.jpg").read_bytes()[:-500])
     (cat / "text.jpg").write_bytes(b"no image")
     (val / "empty.png").write_bytes(b"")
-    (cat / "bomb.png").write_bytes(bomb(30_000, 30_000))
-    make_image(2).save(cat / "a_png.jpg", "PNG")
-    make_image(3, (5, 9)).save(cat / "small.png")
-    make_image(4, (400, 40)).save(cat / "long.png")
+    (cat / "bomb.png").write_bytes(with_size((cat / "0.png").read_bytes(), 30_000, 30_000))
+    patches(2).save(cat / "a_png.jpg", "PNG")
+    patches(3, (5, 9)).save(cat / "small.png")
+    patches(4, (400, 40)).save(cat / "long.png")
     Image.new("RGB", (40, 30), "red").save(cat / "red.png")
-    frames = [make_image(seed) for seed in (5, 6)]
-    frames[0].save(cat / "moving.gif", save_all=True, append_images=frames[1:])
+    patches(5).save(cat / "moving.gif", save_all=True, append_images=[patches(6)])
 
     shutil.copy(cat / "0.png", val / "leak.png")
-    make_image(7, (300, 200)).save(cat / "big.jpg")
-    make_image(7, (300, 200)).resize((150, 100)).save(val / "half.jpg", quality=60)
+    patches(7, (300, 200)).save(cat / "big.jpg")
+    patches(7, (300, 200)).resize((150, 100)).save(val / "half.jpg", quality=60)
     shutil.copy(cat / "1.png", other / "conflict.png")
     for number in range(3):
         shutil.copy(cat / "2.png", cat / f"again{number}.png")
@@ -109,11 +70,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Bad:
             "several_frames": {"train/cat/moving.gif"},
         },
         {
-            "leak": [
-                {"train/cat/0.png", "val/cat/leak.png"},
-                {"train/cat/big.jpg", "val/cat/half.jpg"},
-            ],
-            "conflict": [{"train/cat/1.png", "train/<script>alert(1)/conflict.png"}],
+            "leak": [{"train/cat/0.png", "val/cat/leak.png"}, {"train/cat/big.jpg", "val/cat/half.jpg"}],
+            "conflict": [{"train/cat/1.png", f"train/{EVIL}/conflict.png"}],
             "redundant": [{"train/cat/2.png", *(f"train/cat/again{number}.png" for number in range(3))}],
         },
     )

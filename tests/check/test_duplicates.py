@@ -1,8 +1,7 @@
 """Copies by pixels and by looks; the oracle compares every image with every other one."""
 
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from io import BytesIO
 
 import numpy as np
@@ -12,20 +11,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from conformer_vision.check.duplicates import Copies, bit_count, find_copies, has_detail, near_pairs
-from conformer_vision.check.inspect import _digest, _perceptual
-
-MakeImage = Callable[..., Image.Image]
+from conformer_vision.check.duplicates import Copies, find_copies, near_pairs, normalise
+from conformer_vision.check.inspect import _fingerprint
+from image_sets import patches
 
 
 def copies_among(images: list[Image.Image], *, distance: int = 4) -> Copies:
-    looks = [_perceptual(image) for image in images]
-    return find_copies(
-        [_digest(image) for image in images],
-        np.array([found for found, _ in looks], np.uint64),
-        np.array([list(thumbnail) for _, thumbnail in looks], np.uint8),
-        distance=distance,
-    )
+    digests, hashes, _ = zip(*map(_fingerprint, images), strict=True)
+    return find_copies(digests, np.array(hashes, np.uint64), thumbnails(images), distance=distance)
+
+
+def thumbnails(images: Iterable[Image.Image]) -> NDArray[np.uint8]:
+    return np.array([list(_fingerprint(image).thumbnail) for image in images], np.uint8)
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -36,11 +33,6 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 def all_near_pairs(hashes: NDArray[np.uint64], distance: int) -> list[list[int]]:
     return sorted(sorted(pair) for piece in near_pairs(hashes, distance=distance) for pair in piece.tolist())
-
-
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30))
-def test_bit_count(values: list[int]) -> None:
-    assert bit_count(np.array(values, np.uint64)).tolist() == [value.bit_count() for value in values]
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,11 +53,11 @@ def test_near_pairs_are_those_of_all_comparisons(distance: int, seed: int, origi
     assert all_near_pairs(hashes, distance) == wanted
 
 
-def test_copies_that_people_make(make_image: MakeImage) -> None:
-    image = make_image(0, (300, 200))
+def test_copies_that_people_make() -> None:
+    image = patches(0, (300, 200))
     images = [
         image,
-        *(make_image(seed, (300, 200)) for seed in range(1, 40)),
+        *(patches(seed, (300, 200)) for seed in range(1, 40)),
         image.copy(),
         jpeg(image, 40),
         image.resize((120, 80)),
@@ -90,7 +82,7 @@ def test_images_of_little_detail_are_no_copies() -> None:
     images += [image(100 + 100 * y + tone) for tone in range(50)]  # clear skies
     images += [image(128 + rng.normal(0, 2, (64, 64))) for _ in range(100)]  # grain
     assert copies_among(images, distance=8).groups == ()
-    assert not has_detail(np.array([list(_perceptual(image)[1]) for image in images], np.uint8)).any()
+    assert not normalise(thumbnails(images))[1].any()
 
 
 def test_equal_pixels_are_copies_whatever_the_detail() -> None:
@@ -100,10 +92,9 @@ def test_equal_pixels_are_copies_whatever_the_detail() -> None:
     assert found.pairs.shape == (0, 2)
 
 
-def test_equal_hashes_alone_are_no_copies(make_image: MakeImage) -> None:
-    thumbnails = np.array([list(_perceptual(make_image(seed))[1]) for seed in range(1000)], np.uint8)
-    digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in thumbnails]
-    found = find_copies(digests, np.full(1000, 12345, np.uint64), thumbnails, distance=4)
+def test_equal_hashes_alone_are_no_copies() -> None:
+    looks = thumbnails(patches(seed) for seed in range(300))
+    found = find_copies([row.tobytes() for row in looks], np.full(300, 12345, np.uint64), looks, distance=4)
     assert found.groups == ()
 
 
@@ -114,11 +105,10 @@ def test_images_without_a_digest_take_no_part() -> None:
     assert empty.groups == ()
 
 
-def test_a_chain_is_one_group(make_image: MakeImage) -> None:
-    thumbnail = list(_perceptual(make_image(0))[1])
+def test_a_chain_is_one_group() -> None:
     hashes = np.array([0b0, 0b1111, 0b11111111, 1 << 40 | 0b11111111], np.uint64)
     digests: list[bytes | None] = [bytes([number]) for number in range(4)]
-    found = find_copies(digests, hashes, np.array([thumbnail] * 4, np.uint8), distance=4)
+    found = find_copies(digests, hashes, thumbnails([patches(0)] * 4), distance=4)
     assert found.groups == ((0, 1, 2, 3),)
     assert found.pairs.tolist() == [[0, 1], [1, 2], [2, 3]]
 

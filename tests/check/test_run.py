@@ -3,20 +3,19 @@
 import csv
 import json
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import deadly
 import pytest
-from PIL import Image
 
 from conformer_vision.check import CheckResult, check
 from conformer_vision.data import Splitting
 from conformer_vision.data.exclude import exclude, read_exclusions
 from conformer_vision.errors import UserError
-from image_sets import opened
+from image_sets import opened, patches, write_folders
+
+EVIL = "<script>alert(1)"
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +54,8 @@ def test_every_fault_is_found_and_nothing_else(checked: Any, bad: Any) -> None:
 def test_class_balance(checked: Any) -> None:
     result, _, _ = checked
     train, val = result.splits
-    assert train.counts == {"<script>alert(1)": 7, "cat": 18}
-    assert val.counts == {"<script>alert(1)": 3, "cat": 6}
+    assert train.counts == {EVIL: 7, "cat": 18}
+    assert val.counts == {EVIL: 3, "cat": 6}
     assert (train.images, val.images, result.images) == (25, 9, 34)
     assert train.ratio == pytest.approx(18 / 7)
     assert result.hints == ()
@@ -69,7 +68,7 @@ def test_json_holds_everything(checked: Any, bad: Any) -> None:
     assert content["counts"]["leak"] == 2
     assert content["counts"]["redundant"] == 1
     assert content["counts"]["missing_class"] == 0
-    assert content["splits"][0]["counts"] == {"<script>alert(1)": 7, "cat": 18}
+    assert content["splits"][0]["counts"] == {EVIL: 7, "cat": 18}
     assert {"name", "reason"} == set(content["excluded"][0])
     (cut,) = [found for found in content["findings"] if found["kind"] == "truncated"]
     assert cut["image"] == {"name": str(bad.root / "train/cat/cut.jpg"), "split": "train", "label": "cat"}
@@ -86,7 +85,7 @@ def test_the_exclusion_list_mends_the_set(checked: Any, bad: Any) -> None:
         "train/cat/0.png",
         "train/cat/big.jpg",
         "train/cat/1.png",
-        "train/<script>alert(1)/conflict.png",
+        f"train/{EVIL}/conflict.png",
     }
     train, val = (exclude(opened(bad.root, split=split), names) for split in ("train", "val"))
     assert not train.unmatched & val.unmatched, "every name is that of an image"
@@ -106,13 +105,8 @@ def test_fix_duplicates_and_a_second_check(bad: Any, tmp_path: Path) -> None:
     for name in read_exclusions(tmp_path / "list"):
         Path(name).unlink()
     again = check(root, workers=1)
-    assert {kind for kind, count in again.counts.items() if count} == {
-        "extension",
-        "tiny",
-        "elongated",
-        "single_colour",
-        "several_frames",
-    }
+    kinds = {kind for kind, count in again.counts.items() if count}
+    assert kinds == {"extension", "tiny", "elongated", "single_colour", "several_frames"}
     assert again.excluded == ()
 
 
@@ -120,33 +114,22 @@ def test_a_clean_set(clean: Path) -> None:
     result = check(clean, workers=1)
     assert result.clean
     assert (result.findings, result.duplicates, result.excluded) == ((), (), ())
-    assert result.splits[0].counts == {"<script>alert(1)": 6, "cat": 6}
 
 
-def test_options_have_an_effect(clean: Path, tmp_path: Path, make_image: Callable[..., Image.Image]) -> None:
-    assert check(clean, workers=1, min_size=73).counts["tiny"] == 18
+def test_options_have_an_effect(clean: Path, tmp_path: Path) -> None:
+    found = check(clean, workers=1, min_size=73, max_pixels=96 * 72).counts
+    assert (found["tiny"], found["gigantic"]) == (18, 0)
     assert check(clean, workers=1, max_pixels=96 * 72 - 1).counts["gigantic"] == 18
-    for number in range(10):
-        for name in ("a", "b"):
-            path = tmp_path / "set" / name / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            make_image(number if name == "a" else number + 50).save(path)
-    halves = check(tmp_path / "set", workers=1, splitting=Splitting(0.5))
-    assert [split.images for split in halves.splits] == [10, 10]
-    image = make_image(0).rotate(2)
-    image.save(tmp_path / "set/a/turned.png")
-    found = [check(tmp_path / "set", workers=1, distance=distance) for distance in (0, 8)]
-    assert [len(result.duplicates) for result in found] == [0, 1]
+    images = write_folders(tmp_path / "set", {"a": 10, "b": 10})
+    patches(1000).rotate(2).save(images / "a/turned.png")
+    strict = check(images, workers=1, splitting=Splitting(0.5), distance=0)
+    assert [split.images for split in strict.splits] == [10, 11]
+    assert (len(strict.duplicates), len(check(images, workers=1, distance=8).duplicates)) == (0, 1)
 
 
-def test_classes_out_of_balance(tmp_path: Path, make_image: Callable[..., Image.Image]) -> None:
-    seed = 0
-    for name, count in (("many", 14), ("few", 2), ("one", 1)):
-        (tmp_path / name).mkdir()
-        for number in range(count):
-            make_image(seed).save(tmp_path / name / f"{number}.png")
-            seed += 1
-    result = check(tmp_path, workers=1)
+def test_classes_out_of_balance(tmp_path: Path) -> None:
+    write_folders(tmp_path / "set", {"many": 14, "few": 2, "one": 1})
+    result = check(tmp_path / "set", workers=1)
     assert result.counts["missing_class"] == 1
     assert result.examples("missing_class") == ["one in val"]
     (hint,) = result.hints
@@ -165,18 +148,15 @@ def test_data_dir_reaches_the_source(monkeypatch: pytest.MonkeyPatch, clean: Pat
     assert given == [("torch/mnist", "train", "there"), ("torch/mnist", "val", "there")]
 
 
-def test_images_that_kill_or_stop_their_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_kills_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     def source(data: object, split: str, *_: object, **__: object) -> deadly.DeadlySource:
-        return deadly.DeadlySource(range(0, 250, 10) if split == "train" else [251, 253], split=split)
+        return deadly.DeadlySource(20 if split == "train" else 2)
 
     monkeypatch.setattr("conformer_vision.check.run.open_images", source)
-    result = check("deadly", workers=2, timeout=5)
+    result = check("deadly", workers=2)
     broken = {found.image.name: found.detail for found in result.findings if found.kind == "broken"}
-    assert broken == {
-        "deadly train row 3": "it ends the reading process (SIGKILL)",
-        "deadly train row 5": "reading it takes longer than 5 seconds",
-    }
-    assert result.counts["single_colour"] == 25, "all the others are read"
+    assert broken == {"deadly row 3 of 20": "it ends the reading process (SIGKILL)"}
+    assert result.counts["single_colour"] == 21, "all the others are read"
 
 
 @pytest.mark.parametrize(
@@ -195,10 +175,8 @@ def test_images_that_kill_or_stop_their_reader(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_mistakes_are_named_before_the_long_part(options: dict[str, Any], message: str) -> None:
-    began = time.monotonic()
     with pytest.raises(UserError, match=message):
-        check("digits", **options)
-    assert time.monotonic() - began < 5
+        check("nothing-here", **options)
 
 
 def test_real_images(shared_dir: Path) -> None:

@@ -8,24 +8,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from conformer_vision.commands import check as command
 from conformer_vision.errors import UserError
+from image_sets import write_folders
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Two classes of three different images each."""
-    rng = np.random.default_rng(0)
-    for name in ("[cat]", "dog"):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for number in range(3):
-            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-            image.save(tmp_path / "set" / name / f"{number}.png")
-    return tmp_path / "set"
+    return write_folders(tmp_path / "set", {"[cat]": 3, "dog": 3}, size=(32, 32))
 
 
 def run(*arguments: object) -> int:

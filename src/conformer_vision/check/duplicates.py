@@ -1,7 +1,7 @@
 """Find images that are copies of each other: with equal pixels, or alike to the eye.
 
-Images alike have perceptual hashes (64 bits) within a Hamming distance. For images with little detail
-the hash says little, so every pair is verified on grey thumbnails.
+Similar images have perceptual hashes (64 bits) within a small Hamming distance. The hash says little about
+images with little detail, so every pair is verified on grey thumbnails.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ class Copies:
     """Copies among numbered images.
 
     Attributes:
-        groups: numbers of images that are copies of each other, directly or through others;
-            ascending, two or more each.
-        pairs: (P, 2), pairs of images that look alike but differ in pixels, the smaller number first;
+        groups: two or more images that are copies of each other, directly or through others, ascending.
+        pairs: (P, 2), images that look alike but differ in pixels, the smaller number first;
             of images with equal pixels, only the first is listed.
         first: (N,), for each image the first one with equal pixels, which may be itself.
     """
@@ -68,12 +67,13 @@ def find_copies(
         dtype=np.int64,
         count=len(digests),
     )
-    alone = np.fromiter(seen.values(), dtype=np.int64, count=len(seen))
-    detailed = alone[has_detail(thumbnails[alone])]
-    looks = _Looks(thumbnails[detailed])
-    found = [detailed[pairs[looks.alike(pairs)]] for pairs in near_pairs(hashes[detailed], distance=distance)]
-    pairs = np.sort(np.concatenate([np.empty((0, 2), np.int64), *found]), axis=1)
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    distinct = np.fromiter(seen.values(), dtype=np.int64, count=len(seen))
+    looks, has_detail = normalise(thumbnails[distinct])
+    detailed, looks = distinct[has_detail], looks[has_detail]
+    found = [
+        detailed[pairs[_alike(looks, pairs)]] for pairs in near_pairs(hashes[detailed], distance=distance)
+    ]
+    pairs = np.unique(np.sort(np.concatenate([np.empty((0, 2), np.int64), *found]), axis=1), axis=0)
     copies = np.flatnonzero(first != np.arange(len(first)))
     equal = np.stack([first[copies], copies], axis=1)
     return Copies(_groups(np.concatenate([equal, pairs])), pairs, first)
@@ -110,61 +110,43 @@ def near_pairs(hashes: NDArray[np.uint64], *, distance: int) -> Iterator[NDArray
             left = left[left + step < len(hashes)]
             left = left[band[left] == band[left + step]]
             differing = ordered[left] ^ ordered[left + step]
-            near = bit_count(differing) <= distance
+            near = np.unpackbits(differing.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1) <= distance
             for earlier in masks[:number]:  # a band that has yielded this pair
                 near &= (differing & earlier) != 0
             if near.any():
                 yield np.stack([order[left[near]], order[left[near] + step]], axis=1)
 
 
-def bit_count(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Count the ones in each value."""
-    words = np.ascontiguousarray(values).view(np.uint16).reshape(-1, 4)
-    count: NDArray[np.int64] = _ONES[words].sum(axis=1, dtype=np.int64)
-    return count
+def normalise(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Remove the brightness, slope and contrast in which copies may differ.
 
+    The slope goes because all clear skies are alike.
 
-_ONES = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(
-    axis=1, dtype=np.uint8
-)
-"""Number of ones in each number of 16 bits."""
+    Args:
+        thumbnails: (N, T), grey values of a square, row by row.
 
-
-def has_detail(thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tell, as (N,), which thumbnails show more than a single tone or slope."""
-    detail = np.empty(len(thumbnails), bool)
-    for at in range(0, len(thumbnails), _BLOCK):
-        block = slice(at, at + _BLOCK)
-        detail[block] = _without_slope(thumbnails[block]).std(axis=1) >= _LEAST_DETAIL
-    return detail
-
-
-class _Looks:
-    """Thumbnails without the brightness, slope and contrast in which copies may differ."""
-
-    def __init__(self, thumbnails: NDArray[np.uint8]) -> None:
-        self._values = np.empty(thumbnails.shape, np.float16)
-        for at in range(0, len(thumbnails), _BLOCK):
-            block = slice(at, at + _BLOCK)
-            values = _without_slope(thumbnails[block])
-            self._values[block] = values / values.std(axis=1, keepdims=True)
-
-    def alike(self, pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell, as (P,), which pairs look alike."""
-        alike = np.empty(len(pairs), bool)
-        for at in range(0, len(pairs), _BLOCK):
-            block = pairs[at : at + _BLOCK]
-            left, right = (self._values[block[:, side]].astype(np.float32) for side in (0, 1))
-            alike[at : at + _BLOCK] = np.abs(left - right).mean(axis=1) <= _MOST_DIFFERENT
-        return alike
-
-
-def _without_slope(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Subtract from each of the thumbnails (N, T) its best-fitting plane: all clear skies are alike."""
+    Returns:
+        The normalised values (N, T), and (N,), whether a thumbnail shows more than one tone or slope.
+    """
     edge = math.isqrt(thumbnails.shape[1])
     y, x = np.mgrid[-1 : 1 : edge * 1j, -1 : 1 : edge * 1j]
     plane, _ = np.linalg.qr(np.stack([np.ones(edge * edge), x.ravel(), y.ravel()], axis=1))
     plane = plane.astype(np.float32)
-    values = thumbnails.astype(np.float32)
-    less: NDArray[np.float32] = values - (values @ plane) @ plane.T
-    return less
+    looks = np.empty(thumbnails.shape, np.float16)
+    deviation = np.empty(len(thumbnails), np.float32)
+    for at in range(0, len(thumbnails), _BLOCK):
+        block = slice(at, at + _BLOCK)
+        values = thumbnails[block].astype(np.float32)
+        values -= (values @ plane) @ plane.T
+        deviation[block] = values.std(axis=1)
+        looks[block] = values / np.maximum(deviation[block, None], _LEAST_DETAIL)
+    return looks, deviation >= _LEAST_DETAIL
+
+
+def _alike(looks: NDArray[np.float16], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell, as (P,), which pairs of normalised thumbnails look alike."""
+    alike = np.empty(len(pairs), bool)
+    for at in range(0, len(pairs), _BLOCK):
+        left, right = (looks[side].astype(np.float32) for side in pairs[at : at + _BLOCK].T)
+        alike[at : at + _BLOCK] = np.abs(left - right).mean(axis=1) <= _MOST_DIFFERENT
+    return alike

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from .duplicates import Copies
@@ -18,53 +19,41 @@ def exclusions(
     images with equal pixels. Only direct copies count, not those through a third image.
 
     Args:
-        copies: what was found.
+        copies: the copies of the set.
         image: returns the image with a number.
         redundant: see above.
     """
-    near: dict[int, list[int]] = {}
+    near: defaultdict[int, list[int]] = defaultdict(list)
     for left, right in copies.pairs.tolist():
-        near.setdefault(left, []).append(right)
-        near.setdefault(right, []).append(left)
+        near[left].append(right)
+        near[right].append(left)
     for group in copies.groups:
         images = {number: image(number) for number in group}
-        held_out: dict[int, int] = {}  # first of equal images -> one of them in val
-        by_label: dict[int, dict[str, int]] = {}  # likewise -> class -> one of them in train
+        # Of images with equal pixels, by the first: one in val, and one in train of each class.
+        held_out: dict[int, int] = {}
+        by_label: defaultdict[int, dict[str, int]] = defaultdict(dict)
         for number, one in images.items():
             first = int(copies.first[number])
             if one.split == "val":
                 held_out.setdefault(first, number)
             else:
-                by_label.setdefault(first, {}).setdefault(one.label, number)
+                by_label[first].setdefault(one.label, number)
         for number, one in images.items():
             if one.split == "val":
                 continue
             first = int(copies.first[number])
-            reason = _reason(first, one, near.get(first, []), held_out, by_label, images)
+            direct = [("copy of", first), *(("looks like", other) for other in near[first])]
+            reasons = [
+                f"{verb} {images[held_out[other]].name} in val" for verb, other in direct if other in held_out
+            ]
+            reasons += [
+                f"{verb} {images[found].name}, but is {one.label} and not {label}"
+                for verb, other in direct
+                for label, found in by_label[other].items()
+                if label != one.label
+            ]
             original = by_label[first][one.label]
-            if reason is None and redundant and original != number:
-                reason = f"copy of {images[original].name}"
-            if reason is not None:
-                yield number, reason
-
-
-def _reason(
-    first: int,
-    one: ImageRef,
-    near: list[int],
-    held_out: dict[int, int],
-    by_label: dict[int, dict[str, int]],
-    images: dict[int, ImageRef],
-) -> str | None:
-    for other in (first, *near):
-        if other in held_out:
-            return f"{_verb(other, first)} {images[held_out[other]].name} in val"
-    for other in (first, *near):
-        for label, number in by_label.get(other, {}).items():
-            if label != one.label:
-                return f"{_verb(other, first)} {images[number].name}, but is {one.label} and not {label}"
-    return None
-
-
-def _verb(other: int, first: int) -> str:
-    return "copy of" if other == first else "looks like"
+            if redundant and original != number:
+                reasons.append(f"copy of {images[original].name}")
+            if reasons:
+                yield number, reasons[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from PIL import Image, ImageFile
 
@@ -34,32 +34,32 @@ _PAGE_EDGE = 128
 
 @dataclass(frozen=True)
 class Limits:
-    """When an image is tiny, and when it is gigantic.
-
-    Attributes:
-        min_size: pixels of the short edge below which an image is tiny.
-        max_pixels: pixels (height × width) above which an image is not decoded.
-    """
+    """When an image is tiny, and when it is gigantic."""
 
     min_size: int = 8
+    """Pixels of the short edge below which an image is tiny."""
     max_pixels: int = 50_000_000
+    """Pixels (height × width) above which an image is not decoded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """The result for one image.
+class Fingerprint(NamedTuple):
+    """What finds the copies of an image."""
 
-    Attributes:
-        problems: kind and detail of each finding.
-        digest: 16 bytes, equal for equal upright RGB pixels; None if the image was not decoded.
-        perceptual_hash: 64 bits, close for images that look alike; None likewise.
-        thumbnail: 16 × 16 grey values, row by row; None likewise.
-    """
+    digest: bytes
+    """16 bytes, equal for equal upright RGB pixels."""
+    perceptual_hash: int
+    """64 bits, close for images that look alike."""
+    thumbnail: bytes
+    """16 × 16 grey values, row by row."""
 
-    problems: tuple[tuple[str, str], ...] = ()
-    digest: bytes | None = None
-    perceptual_hash: int | None = None
-    thumbnail: bytes | None = None
+
+class Inspection(NamedTuple):
+    """The result for one image."""
+
+    problems: Sequence[tuple[str, str]]
+    """Kind and detail of each finding."""
+    fingerprint: Fingerprint | None = None
+    """None if the image was not decoded."""
 
 
 class ImageReader:
@@ -79,20 +79,13 @@ class ImageReader:
         return self._starts[-1]
 
     def place(self, number: int) -> tuple[int, int]:
-        """Return the number of the source, and of the image in it."""
+        """Return the numbers of the source and of the image in it."""
         source = bisect_right(self._starts, number) - 1
         return source, number - self._starts[source]
 
-    def name(self, number: int) -> str:
-        """Return what messages call the image."""
-        source, index = self.place(number)
-        return self.sources[source].name(index)
 
-
-@dataclass(frozen=True)
-class _Header:
-    width: int
-    height: int
+class _Header(NamedTuple):
+    size: tuple[int, int]
     kind: str
     """Format by Pillow's name."""
     animated: bool
@@ -102,28 +95,25 @@ def inspect_image(reader: ImageReader, number: int) -> Inspection:
     """Read one image; any problem is a finding, not an error."""
     part, index = reader.place(number)
     source, limits = reader.sources[part], reader.limits
+    file: Path | bytes | None = None
     # No image may end the check, whatever a source or decoder raises.
     try:
         file = source.file(index)
         header = None if file is None else _read_header(file)
-    except Exception as error:
-        return Inspection((("broken", _reason(error)),))
-    if header is not None and header.width * header.height > limits.max_pixels:
-        return Inspection((("gigantic", _size(header.width, header.height)),))
-    try:
+        if header is not None and _too_large(header.size, limits):
+            return Inspection([("gigantic", _size(header.size))])
         image = _decode(source, index, file, limits.max_pixels)
     except Exception as error:
         kind = "truncated" if file is not None and _decodes_in_part(file, limits) else "broken"
-        return Inspection(((kind, _reason(error)),))
-    if image.width * image.height > limits.max_pixels:  # from a source without headers
-        return Inspection((("gigantic", _size(image.width, image.height)),))
+        return Inspection([(kind, _reason(error))])
+    if _too_large(image.size, limits):  # from a source without headers
+        return Inspection([("gigantic", _size(image.size))])
     problems = [] if header is None else _header_problems(header, source.name(index))
-    problems += _pixel_problems(image, limits)
-    return Inspection(tuple(problems), _digest(image), *_perceptual(image))
+    return Inspection(problems + _pixel_problems(image, limits), _fingerprint(image))
 
 
 def page_thumbnail(reader: ImageReader, number: int) -> str | None:
-    """Return a small copy as a ``data:`` URI, of a truncated image what decodes, or None."""
+    """Return a small copy as a ``data:`` URI: of a truncated image what decodes, None if nothing does."""
     part, index = reader.place(number)
     source = reader.sources[part]
     try:
@@ -139,7 +129,7 @@ def _decode(source: ImageSource, index: int, file: Path | bytes | None, max_pixe
 
 
 def _read_header(file: Path | bytes) -> _Header | None:
-    """Read size and format without decoding; None if they cannot be told."""
+    """Read size and format without decoding; None if that fails."""
     if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
         return None  # opening a pipe would wait for ever
     try:
@@ -149,7 +139,7 @@ def _read_header(file: Path | bytes) -> _Header | None:
         ):
             kind = image.format or ""
             animated = kind != "MPO" and bool(getattr(image, "is_animated", False))
-            return _Header(*image.size, kind, animated)
+            return _Header(image.size, kind, animated)
     except Exception:  # decoding says why
         return None
 
@@ -168,11 +158,11 @@ def _pillow(*, load_truncated: bool) -> Iterator[None]:
 
 
 def _decodes_in_part(file: Path | bytes, limits: Limits) -> bool:
-    """Tell whether a broken image decodes up to where its data ends or is damaged."""
+    """Tell whether an image decodes up to where its data ends or is damaged."""
     try:
         with _pillow(load_truncated=True):
             open_image(file, max_pixels=limits.max_pixels)
-    except BrokenImageError:
+    except Exception:
         return False
     return True
 
@@ -200,35 +190,33 @@ def _pixel_problems(image: Image.Image, limits: Limits) -> list[tuple[str, str]]
     problems = []
     short, long = sorted(image.size)
     if short < limits.min_size:
-        problems.append(("tiny", _size(*image.size)))
+        problems.append(("tiny", _size(image.size)))
     if long > _MOST_ELONGATED * short:
-        problems.append(("elongated", f"{_size(*image.size)}, {long / short:.0f} to 1"))
+        problems.append(("elongated", f"{_size(image.size)}, {long / short:.0f} to 1"))
     colours = image.getcolors(maxcolors=1)  # None where there are more
     if colours is not None:
-        problems.append(
-            ("single_colour", "#{:02x}{:02x}{:02x}".format(*cast(tuple[int, ...], colours[0][1])))
-        )
+        problems.append(("single_colour", f"#{bytes(cast(tuple[int, ...], colours[0][1])).hex()}"))
     return problems
 
 
-def _digest(image: Image.Image) -> bytes:
-    size = f"{image.width} {image.height} ".encode()
-    return hashlib.blake2b(size + image.tobytes(), digest_size=16).digest()
-
-
-def _perceptual(image: Image.Image) -> tuple[int, bytes]:
-    """Return the hash as a 64-bit integer, and the grey thumbnail."""
+def _fingerprint(image: Image.Image) -> Fingerprint:
     import imagehash
     import numpy as np
 
+    size = f"{image.width} {image.height} ".encode()
+    digest = hashlib.blake2b(size + image.tobytes(), digest_size=16).digest()
     grey = image.convert("L")
     shrink = min(grey.size) // 128
     if shrink > 1:  # the hash uses 8 × 8 frequencies of 32 × 32 pixels
         grey = grey.reduce(shrink)
     bits = np.packbits(imagehash.phash(grey).hash)
     thumbnail = grey.resize((THUMBNAIL_EDGE, THUMBNAIL_EDGE), Image.Resampling.BOX)
-    return int.from_bytes(bits.tobytes(), "big"), thumbnail.tobytes()
+    return Fingerprint(digest, int.from_bytes(bits.tobytes(), "big"), thumbnail.tobytes())
 
 
-def _size(width: int, height: int) -> str:
-    return f"{width:,} × {height:,} pixels"
+def _too_large(size: tuple[int, int], limits: Limits) -> bool:
+    return size[0] * size[1] > limits.max_pixels
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]:,} × {size[1]:,} pixels"

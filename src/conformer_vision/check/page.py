@@ -9,13 +9,14 @@ from pathlib import Path
 
 from conformer_vision import pages
 
-from .result import MEANINGS, CheckResult, DuplicateGroup, Finding, ImageRef, SplitSummary
+from .result import MEANINGS, CheckResult, DuplicateGroup, Finding, ImageRef
 
 MOST_SHOWN = 24
 """Images, or groups of copies, shown per kind of finding."""
 MOST_IN_GROUP = 6
 """Images shown per group."""
 _MOST_CLASSES = 40
+"""Bars per split; of more classes, only the largest and smallest have one."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,12 @@ class _Section:
     groups: list[tuple[DuplicateGroup, list[ImageRef]]]
     lines: list[str]
 
-    @property
-    def more(self) -> int:
-        return self.count - max(len(self.findings), len(self.groups), len(self.lines))
-
-
-@dataclass(frozen=True)
-class _Balance:
-    """Class counts of one split, as bars."""
-
-    split: SplitSummary
-    bars: list[tuple[str, int, float]]
-    """Class, images, and percentage of the largest class; largest first."""
-    left_out: int
-    """Number of medium-sized classes without a bar."""
-
 
 def images_shown(result: CheckResult) -> list[ImageRef]:
     """Return the images whose thumbnails the page shows, each once."""
     shown: dict[ImageRef, None] = {}
     for section in _sections(result):
-        if section.kind not in ("broken", "gigantic"):  # these cannot be shown
+        if section.kind not in ("broken", "gigantic"):  # these do not decode
             shown.update(dict.fromkeys(finding.image for finding in section.findings))
         for _, images in section.groups:
             shown.update(dict.fromkeys(images))
@@ -72,7 +58,7 @@ def write_page(path: str | Path, result: CheckResult, thumbnails: Mapping[ImageR
     context = {
         "result": result,
         "sections": _sections(result),
-        "balances": [_balance(split) for split in result.splits],
+        "most_classes": _MOST_CLASSES,
         "thumbnails": thumbnails,
     }
     filters = {"short": lambda name: name.removeprefix(root)}
@@ -93,19 +79,10 @@ def _sections(result: CheckResult) -> list[_Section]:
 
 
 def _members_shown(group: DuplicateGroup) -> list[ImageRef]:
-    """Choose the first few, if possible with one of every split and class."""
+    """Choose the first few, if possible one of every split and class."""
     first: dict[tuple[str, str], ImageRef] = {}
     for image in group.images:
         first.setdefault((image.split, image.label), image)
     different = list(first.values())
     rest = [image for image in group.images if image not in set(different)]
     return (different + rest)[:MOST_IN_GROUP]
-
-
-def _balance(split: SplitSummary) -> _Balance:
-    largest = max(split.counts.values(), default=0)
-    ordered = sorted(split.counts.items(), key=lambda item: -item[1])
-    left_out = max(len(ordered) - _MOST_CLASSES, 0)
-    if left_out:
-        ordered = ordered[: _MOST_CLASSES // 2] + ordered[-_MOST_CLASSES // 2 :]
-    return _Balance(split, [(name, n, 100 * n / max(largest, 1)) for name, n in ordered], left_out)

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 
-MEANINGS: MappingProxyType[str, tuple[str, str]] = MappingProxyType(
-    {
-        "leak": (
-            "copies across train and val",
-            "the model has seen these validation images, so the accuracy is too high",
-        ),
-        "conflict": ("copies with different classes", "at most one of the labels is right"),
-        "broken": ("broken", "cannot be decoded"),
-        "truncated": ("truncated", "the data ends too early or is damaged; training cannot read it"),
-        "gigantic": ("gigantic", "more pixels than the limit, according to the header; not decoded"),
-        "missing_class": ("class missing", "a class without images in one split"),
-        "extension": (
-            "wrong extension",
-            "the name says another format than the data; still read",
-        ),
-        "redundant": ("copies within a class", "same class and split: they count twice"),
-        "tiny": ("tiny", "the short edge is shorter than the limit"),
-        "elongated": ("elongated", "one edge is more than 8 times the other: a crop shows little of it"),
-        "single_colour": ("single colour", "every pixel is the same"),
-        "several_frames": ("several frames", "only the first frame is used"),
-    }
-)
+MEANINGS = {
+    "leak": (
+        "copies across train and val",
+        "the model has seen these validation images, so the accuracy is too high",
+    ),
+    "conflict": ("copies with different classes", "at most one of the labels is right"),
+    "broken": ("broken", "cannot be decoded"),
+    "truncated": ("truncated", "the data ends too early or is damaged; training cannot read it"),
+    "gigantic": ("gigantic", "more pixels than the limit, according to the header; not decoded"),
+    "missing_class": ("class missing", "a class without images in one split"),
+    "extension": ("wrong extension", "the name says another format than the data; still read"),
+    "redundant": ("copies within a class", "same class and split: they count twice"),
+    "tiny": ("tiny", "the short edge is shorter than the limit"),
+    "elongated": ("elongated", "one edge is more than 8 times the other: a crop shows little of it"),
+    "single_colour": ("single colour", "every pixel is the same"),
+    "several_frames": ("several frames", "only the first frame is used"),
+}
 """The kinds of finding, the gravest first: short name and meaning."""
 
 MOST_IMBALANCED = 5.0
@@ -38,17 +31,14 @@ MOST_IMBALANCED = 5.0
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One image of the set: what it is called, and where it is.
-
-    Attributes:
-        name: its path, or file and row.
-        split: ``train`` or ``val``.
-        label: its class.
-    """
+    """One image of the set."""
 
     name: str
+    """Its path, or file and row."""
     split: str
+    """``train`` or ``val``."""
     label: str
+    """Its class."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +52,25 @@ class Finding:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Two or more images that are copies of each other.
-
-    Attributes:
-        kinds: which of ``leak`` (across train and val), ``conflict`` (across classes) and
-            ``redundant`` (neither) the group is.
-        exact: whether all have equal pixels; otherwise some only look alike.
-        images: the images, train first.
-    """
+    """Two or more images that are copies of each other."""
 
     kinds: tuple[str, ...]
+    """``leak`` (across train and val), ``conflict`` (across classes), both, or else ``redundant``."""
     exact: bool
+    """Whether all have equal pixels; otherwise some only look alike."""
     images: tuple[ImageRef, ...]
+    """Train first."""
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """The classes of one split.
-
-    Attributes:
-        name: ``train`` or ``val``.
-        images: how many there are.
-        counts: images per class, including 0.
-    """
+    """The classes of one split."""
 
     name: str
+    """``train`` or ``val``."""
     images: int
     counts: dict[str, int]
+    """Images per class, including 0."""
 
     @property
     def ratio(self) -> float | None:
@@ -104,24 +86,19 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found.
-
-    Attributes:
-        data: the set, as given.
-        splits: its splits.
-        findings: problems of single images, in the order of the set.
-        duplicates: groups of copies; those across train and val first, then those across classes.
-        excluded: name and reason of every image to leave out; what ``--fix`` writes.
-        hints: advice for training on this set, one line each.
-        seconds: how long the check took.
-    """
+    """What a check found."""
 
     data: str
+    """The set, as given."""
     splits: tuple[SplitSummary, ...]
     findings: tuple[Finding, ...]
+    """Problems of single images, in the order of the set."""
     duplicates: tuple[DuplicateGroup, ...]
+    """The gravest first."""
     excluded: tuple[tuple[str, str], ...]
+    """Name and reason of every image to leave out; what ``--fix`` writes."""
     hints: tuple[str, ...]
+    """Advice for training on this set, one line each."""
     seconds: float
 
     @property
@@ -152,20 +129,15 @@ class CheckResult:
 
     def to_json(self) -> str:
         """Return everything as one JSON object."""
-        splits = [
-            {
-                **asdict(split),
-                "ratio": None if split.ratio is None else round(split.ratio, 3),
-                "missing": split.missing,
-            }
-            for split in self.splits
-        ]
         content = {
             "data": self.data,
             "images": self.images,
             "seconds": round(self.seconds, 1),
             "counts": self.counts,
-            "splits": splits,
+            "splits": [
+                asdict(split) | {"ratio": split.ratio and round(split.ratio, 3), "missing": split.missing}
+                for split in self.splits
+            ],
             "findings": [asdict(finding) for finding in self.findings],
             "duplicates": [asdict(group) for group in self.duplicates],
             "excluded": [{"name": name, "reason": reason} for name, reason in self.excluded],
@@ -180,11 +152,9 @@ def _in_one_line(group: DuplicateGroup, *, most: int = 3) -> str:
     return (" = " if group.exact else " ~ ").join(names[:most]) + more
 
 
-def balance_hints(splits: Iterable[SplitSummary]) -> tuple[str, ...]:
+def balance_hints(train: SplitSummary) -> tuple[str, ...]:
     """Advise what to do about classes of very different size in the training split."""
-    return tuple(
-        f"the largest class of train has {split.ratio:.0f} times the images of the smallest: "
-        "train with --sampling balanced"
-        for split in splits
-        if split.name == "train" and split.ratio is not None and split.ratio > MOST_IMBALANCED
-    )
+    if train.ratio is None or train.ratio <= MOST_IMBALANCED:
+        return ()
+    times = f"{train.ratio:.0f} times the images of the smallest"
+    return (f"the largest class of train has {times}: train with --sampling balanced",)

@@ -20,11 +20,15 @@ from .duplicates import MAX_DISTANCE, Copies, find_copies
 from .exclusions import exclusions
 from .inspect import THUMBNAIL_EDGE, ImageReader, Inspection, Limits, inspect_image, page_thumbnail
 from .page import images_shown, write_page
-from .result import CheckResult, DuplicateGroup, Finding, ImageRef, SplitSummary, balance_hints
+from .result import MEANINGS, CheckResult, DuplicateGroup, Finding, ImageRef, SplitSummary, balance_hints
 from .workers import Lost, WorkerPool
 
 Progress = Callable[[int, int], None]
 """Called with the number of images read so far, and of all images."""
+
+_SPLITS: tuple[Split, ...] = ("train", "val")
+_UNREADABLE = ("broken", "truncated", "gigantic")
+"""Kinds of finding after which training cannot read the image."""
 
 
 def check(
@@ -69,14 +73,13 @@ def check(
     for path in (page, fix):
         if path is not None:
             _check_writable(Path(path))
-    names: tuple[Split, ...] = ("train", "val")
-    parts: dict[str, ImageSource] = {
+    parts = {
         name: require_source(open_images(data, name, splitting, data_dir=data_dir), name=data)
-        for name in names
+        for name in _SPLITS
     }
     reader = ImageReader(list(parts.values()), Limits(min_size=min_size, max_pixels=max_pixels))
     with WorkerPool(reader, workers=workers or _cores(), timeout=timeout) as pool:
-        survey = _Survey(list(parts), reader)
+        survey = _Survey(reader)
         for done, (number, inspection) in enumerate(pool.map(inspect_image, range(len(reader))), start=1):
             survey.add(number, inspection)
             if progress is not None:
@@ -89,17 +92,13 @@ def check(
             findings=survey.findings(),
             duplicates=survey.groups(copies),
             excluded=survey.exclusions(copies, redundant=fix_duplicates),
-            hints=balance_hints(summaries),
+            hints=balance_hints(summaries[0]),
             seconds=time.monotonic() - began,
         )
         if page is not None:
             numbers = [survey.numbers[image] for image in images_shown(result)]
-            images = {
-                survey.image(number): uri
-                for number, uri in pool.map(page_thumbnail, numbers)
-                if isinstance(uri, str)
-            }
-            write_page(page, result, images)
+            found = pool.map(page_thumbnail, numbers)
+            write_page(page, result, {survey.image(n): uri for n, uri in found if isinstance(uri, str)})
     if fix is not None:
         write_exclusions(fix, result.excluded)
     return result
@@ -108,31 +107,27 @@ def check(
 class _Survey:
     """What is known about every image, by number."""
 
-    def __init__(self, splits: Sequence[str], reader: ImageReader) -> None:
-        count = len(reader)
-        self._splits = splits
+    def __init__(self, reader: ImageReader) -> None:
         self._reader = reader
-        self._problems: dict[int, tuple[tuple[str, str], ...]] = {}
-        self.digests: list[bytes | None] = [None] * count
-        self.hashes = np.zeros(count, np.uint64)
-        self.thumbnails = np.zeros((count, THUMBNAIL_EDGE**2), np.uint8)
+        self._problems: dict[int, Sequence[tuple[str, str]]] = {}
+        self.digests: list[bytes | None] = [None] * len(reader)
+        self.hashes = np.zeros(len(reader), np.uint64)
+        self.thumbnails = np.zeros((len(reader), THUMBNAIL_EDGE**2), np.uint8)
         self.numbers: dict[ImageRef, int] = {}
 
     def add(self, number: int, inspection: Inspection | Lost) -> None:
         if isinstance(inspection, Lost):
-            self._problems[number] = (("broken", inspection.reason),)
-            return
+            inspection = Inspection([("broken", inspection.reason)])
         if inspection.problems:
             self._problems[number] = inspection.problems
-        if inspection.digest and inspection.thumbnail and inspection.perceptual_hash is not None:
-            self.digests[number] = inspection.digest
-            self.hashes[number] = inspection.perceptual_hash
-            self.thumbnails[number] = np.frombuffer(inspection.thumbnail, np.uint8)
+        if inspection.fingerprint is not None:
+            self.digests[number], self.hashes[number], thumbnail = inspection.fingerprint
+            self.thumbnails[number] = np.frombuffer(thumbnail, np.uint8)
 
     def image(self, number: int) -> ImageRef:
         part, index = self._reader.place(number)
         source = self._reader.sources[part]
-        image = ImageRef(source.name(index), self._splits[part], source.classes[source.labels[index]])
+        image = ImageRef(source.name(index), _SPLITS[part], source.classes[source.labels[index]])
         self.numbers[image] = number
         return image
 
@@ -147,25 +142,23 @@ class _Survey:
         groups = []
         for group in copies.groups:
             images = tuple(self.image(number) for number in group)
-            kinds: list[str] = []
+            kinds = []
             if len({image.split for image in images}) > 1:
                 kinds.append("leak")
             if len({image.label for image in images}) > 1:
                 kinds.append("conflict")
-            exact = len({int(copies.first[number]) for number in group}) == 1
+            exact = len(set(copies.first[list(group)])) == 1
             groups.append(DuplicateGroup(tuple(kinds or ["redundant"]), exact, images))
-        rank = {"leak": 0, "conflict": 1, "redundant": 2}
-        return tuple(sorted(groups, key=lambda group: (rank[group.kinds[0]], not group.exact)))
+        gravest = list(MEANINGS)
+        return tuple(sorted(groups, key=lambda group: (gravest.index(group.kinds[0]), not group.exact)))
 
     def exclusions(self, copies: Copies, *, redundant: bool) -> tuple[tuple[str, str], ...]:
         reasons: dict[int, list[str]] = {}
         for number, problems in self._problems.items():
-            for kind, detail in problems:
-                if kind in ("broken", "truncated", "gigantic"):
-                    reasons.setdefault(number, []).append(f"{kind}: {detail}")
+            reasons[number] = [f"{kind}: {detail}" for kind, detail in problems if kind in _UNREADABLE]
         for number, reason in exclusions(copies, self.image, redundant=redundant):
             reasons.setdefault(number, []).append(reason)
-        return tuple((self._reader.name(number), "; ".join(reasons[number])) for number in sorted(reasons))
+        return tuple((self.image(n).name, "; ".join(reasons[n])) for n in sorted(reasons) if reasons[n])
 
 
 def _summary(name: str, source: ImageSource) -> SplitSummary:
@@ -196,6 +189,4 @@ def _check_writable(path: Path) -> None:
 
 def _cores() -> int:
     """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

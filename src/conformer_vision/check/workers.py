@@ -1,4 +1,4 @@
-"""Work on many images in processes that one image may kill or stall without ending the rest."""
+"""Work on many images in processes, so that an image that kills or stalls one does not stop the rest."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import conformer_vision_command
 from conformer_vision.errors import UserError
@@ -27,27 +26,17 @@ _LARGEST_CHUNK = 64
 
 @dataclass(frozen=True)
 class Lost:
-    """An item without a result.
-
-    Attributes:
-        reason: that it takes too long, or how the process ended on it.
-    """
+    """An item without a result."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    items: tuple[int, ...]
-    retry: bool = False
-    """Whether a process ended on these items before."""
+    """That it takes too long, or how the process ended on it."""
 
 
 class WorkerPool:
     """Processes that share one read-only object and apply functions to item numbers.
 
-    When a process ends on a chunk of items (a decoder that crashes, no memory, an item that takes too
-    long), the chunk is repeated item by item, and only an item that ends a process again is lost. The
+    When a process ends on a chunk of items (a decoder crashes, memory runs out, an item takes too long),
+    the chunk is repeated item by item, and only an item on which a process ends alone is lost. The
     executors of the standard library give up all their work when one process ends.
     Leaving the ``with`` block, also by Ctrl-C, ends the processes at once.
 
@@ -66,9 +55,7 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.end()
 
@@ -83,28 +70,28 @@ class WorkerPool:
             UserError: the processes cannot be started.
         """
         size = min(max(len(items) // (self._workers * 8), 1), _LARGEST_CHUNK)
-        chunks = deque(_Chunk(tuple(items[at : at + size])) for at in range(0, len(items), size))
+        chunks = deque(items[at : at + size] for at in range(0, len(items), size))
         for process in [process for process in self._processes if process.chunk]:
             self._drop(process)  # of an iteration that was given up
         while len(self._processes) < min(self._workers, len(chunks)):
             self._processes.append(_Process(self._shared, self._timeout))
         while True:
             for process in self._processes:
-                if chunks and process.chunk is None:
+                if chunks and not process.chunk:
                     process.give(function, chunks.popleft())
-            busy = [process for process in self._processes if process.chunk]
+            busy = {process.connection: process for process in self._processes if process.chunk}
             if not busy:
                 return
-            ready = wait([process.connection for process in busy])
-            for process in [process for process in busy if process.connection in ready]:
+            for connection in wait(list(busy)):
+                process = busy[cast(Connection, connection)]
                 chunk, results = process.take()
                 if results is not None:
-                    yield from zip(chunk.items, results, strict=True)
+                    yield from zip(chunk, results, strict=True)
                     continue
-                if chunk.retry:
-                    yield chunk.items[0], process.lost()
+                if len(chunk) == 1:
+                    yield chunk[0], process.lost()
                 else:
-                    chunks.extendleft(_Chunk((item,), retry=True) for item in reversed(chunk.items))
+                    chunks.extendleft([item] for item in reversed(chunk))
                 self._drop(process)
                 self._processes.append(_Process(self._shared, self._timeout))
 
@@ -119,7 +106,7 @@ class _Process:
     def __init__(self, shared: object, timeout: float) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, far_end = context.Pipe()
-        self.chunk: _Chunk | None = None
+        self.chunk: Sequence[int] = ()
         self._started = False
         self._began = 0.0
         self._timeout = timeout
@@ -130,7 +117,7 @@ class _Process:
             self._process.start()
         far_end.close()
 
-    def give(self, function: Callable[[C, int], R], chunk: _Chunk) -> None:
+    def give(self, function: Callable[[C, int], R], chunk: Sequence[int]) -> None:
         """Let the process work on a chunk."""
         try:
             if not self._started:
@@ -141,12 +128,11 @@ class _Process:
                 'put the call below: if __name__ == "__main__":'
             ) from error
         self.chunk, self._began = chunk, time.monotonic()
-        self.connection.send((function, chunk.items))
+        self.connection.send((function, chunk))
 
-    def take(self) -> tuple[_Chunk, list[Any] | None]:
+    def take(self) -> tuple[Sequence[int], list[Any] | None]:
         """Return the chunk and its results, None if the process has ended on it."""
-        assert self.chunk is not None
-        chunk, self.chunk = self.chunk, None
+        chunk, self.chunk = self.chunk, ()
         try:
             answer: list[Any] | Exception = self.connection.recv()
         except (EOFError, OSError):
