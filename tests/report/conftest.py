@@ -4,15 +4,14 @@ import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig
 from conformer_vision.weights import save_model
+from image_sets import write_folders
 
 CONFORMER = "conformer_nano_patch8_64"
 SHALLOW = {"depths": [2, 1, 2], "zero_init_last": False}
@@ -22,15 +21,12 @@ MakeRun = Callable[..., Path]
 
 def write_images(root: Path, counts: dict[str, int]) -> Path:
     """A folder with a split of its own: in ``val`` so many noisy images of each class, in ``train`` one."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name, count in counts.items():
-            (root / split / name).mkdir(parents=True)
-            for number in range(count if split == "val" else 1):
-                pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-                image = Image.fromarray(pixels).resize((120, 90), Image.Resampling.NEAREST)
-                image.save(root / split / name / f"{number}.png")
-    return root
+    folders = {
+        f"{split}/{name}": count if split == "val" else 1
+        for name, count in counts.items()
+        for split in ("train", "val")
+    }
+    return write_folders(root, folders, size=(120, 90))
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,11 @@ import torch
 
 from conformer_vision.inference.answers import Answers
 from conformer_vision.report.analysis import (
-    Collector,
     Outcome,
     class_rows,
     confused_pairs,
+    first_choices,
+    join,
     study_branches,
     worst_errors,
 )
@@ -25,12 +26,12 @@ LABELS = torch.tensor([0, 0, 0, 0, 1, 1])
 
 def outcome() -> Outcome:
     """Six images in two batches, the third of them broken."""
-    collector = Collector()
+    parts = []
     for start, stop, gap in ((0, 2, 0), (2, 6, 1)):
         heads = {"conv": CONV[start:stop], "trans": TRANS[start:stop], "fused": FUSED[start:stop]}
         places = torch.arange(start, stop) + gap
-        collector.add(Answers(heads, LABELS[start:stop], places + 100, places))
-    return collector.outcome()
+        parts.append(first_choices(Answers(heads, LABELS[start:stop], places + 100, places)))
+    return join(parts)
 
 
 def test_collected_in_order() -> None:
@@ -69,9 +70,8 @@ def test_branches() -> None:
 
 
 def test_one_head_has_no_branches() -> None:
-    collector = Collector()
-    collector.add(Answers({"fused": FUSED}, LABELS, torch.arange(6), torch.arange(6)))
-    assert study_branches(collector.outcome(), most=5) is None
+    alone = first_choices(Answers({"fused": FUSED}, LABELS, torch.arange(6), torch.arange(6)))
+    assert study_branches(alone, most=5) is None
 
 
 def test_confused_pairs() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_inference
-from conformer_vision.commands.output import name_broken
+from conformer_vision.commands.output import name_broken, printable
 from conformer_vision.parsing import build_parser as plain_parser
 
 
@@ -20,14 +20,14 @@ def build_parser() -> ArgumentParser:
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Write the report; return the exit status."""
-    from conformer_vision.report import examine, save_report
+    from conformer_vision.report import write_report
 
-    findings = examine(
+    findings = write_report(
         options.run,
         data=options.data,
         device=options.device,
         batch_size=options.batch_size,
         workers=options.workers,
     )
-    print(f"report: {save_report(findings)}")
+    print(f"report: {printable(str(findings.path))}")
     return name_broken(findings.broken)

@@ -14,8 +14,6 @@ from conformer_vision.inference.answers import Answers
 from conformer_vision.inference.runtimes import FUSED
 
 BRANCHES = ("conv", "trans")
-CASES = ("both", "conv", "trans", "neither")
-"""Which branches are right, in the order of the page."""
 
 
 class Choices(NamedTuple):
@@ -29,7 +27,7 @@ class Choices(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The predictions for all images, on the CPU."""
+    """The predictions for some images, on the CPU."""
 
     labels: Tensor
     """(N,), true classes."""
@@ -48,36 +46,25 @@ class Outcome:
         return Choices(self.logits.argmax(dim=1), best.values)
 
 
-class Collector:
-    """Collects predictions batch by batch; of the branches, only their first choices."""
+def first_choices(part: Answers) -> Outcome:
+    """Keep of one batch the fused logits and the first choices of the branches."""
+    best = {name: part.logits[name].softmax(dim=1).max(dim=1) for name in BRANCHES if name in part.logits}
+    branches = {name: Choices(found.indices.cpu(), found.values.cpu()) for name, found in best.items()}
+    return Outcome(part.labels.cpu(), part.indices, part.order, part.logits[FUSED].cpu(), branches)
 
-    def __init__(self) -> None:
-        self._parts: list[Answers] = []
-        self._logits: list[Tensor] = []
-        self._branches: dict[str, list[Choices]] = {}
 
-    def add(self, part: Answers) -> None:
-        """Add the predictions for one batch."""
-        self._logits.append(part.logits[FUSED].cpu())
-        for name in BRANCHES:
-            if name in part.logits:
-                best = part.logits[name].softmax(dim=1).max(dim=1)
-                choices = Choices(best.indices.cpu(), best.values.cpu())
-                self._branches.setdefault(name, []).append(choices)
-        self._parts.append(Answers({}, part.labels.cpu(), part.indices, part.order))
-
-    def outcome(self) -> Outcome:
-        """Return all predictions; at least one batch must have been added."""
-        return Outcome(
-            labels=torch.cat([part.labels for part in self._parts]),
-            indices=torch.cat([part.indices for part in self._parts]),
-            order=torch.cat([part.order for part in self._parts]),
-            logits=torch.cat(self._logits),
-            branches={
-                name: Choices(*(torch.cat(column) for column in zip(*parts, strict=True)))
-                for name, parts in self._branches.items()
-            },
-        )
+def join(parts: Sequence[Outcome]) -> Outcome:
+    """Join the outcomes of one or more batches."""
+    return Outcome(
+        labels=torch.cat([part.labels for part in parts]),
+        indices=torch.cat([part.indices for part in parts]),
+        order=torch.cat([part.order for part in parts]),
+        logits=torch.cat([part.logits for part in parts]),
+        branches={
+            name: Choices(*map(torch.cat, zip(*(part.branches[name] for part in parts), strict=True)))
+            for name in parts[0].branches
+        },
+    )
 
 
 def worst_errors(outcome: Outcome, *, temperature: float, most: int) -> list[int]:
@@ -138,8 +125,6 @@ def class_rows(confusion: Sequence[Sequence[int]]) -> list[ClassRow]:
 class BranchCase:
     """The images for which a certain set of branches is right."""
 
-    case: str
-    """One of `CASES`."""
     count: int
     fused_right: int
     """How many of these the fusion predicts right."""
@@ -152,7 +137,7 @@ class BranchStudy:
     """Where the branches agree, and which of them is right."""
 
     cases: dict[str, BranchCase]
-    """By the names in `CASES`."""
+    """By the branches that are right: ``both``, ``conv``, ``trans``, ``neither``."""
     different: int
     """Images on which the branches disagree."""
     conv_right: int
@@ -180,7 +165,7 @@ def study_branches(outcome: Outcome, *, most: int) -> BranchStudy | None:
     different = conv.classes != trans.classes
     return BranchStudy(
         cases={
-            case: BranchCase(case, int(where.sum()), int((where & right).sum()), _highest(score, where, most))
+            case: BranchCase(int(where.sum()), int((where & right).sum()), _highest(score, where, most))
             for case, (where, score) in cases.items()
         },
         different=int(different.sum()),
@@ -193,7 +178,6 @@ def study_branches(outcome: Outcome, *, most: int) -> BranchStudy | None:
 
 def _highest(score: Tensor, where: Tensor, most: int) -> list[int]:
     """Return the rows where ``where`` holds, by descending score; ties in order."""
-    rows = where.nonzero().flatten()
-    order = score[rows].argsort(descending=True, stable=True)
-    best: list[int] = rows[order][:most].tolist()
+    order = score.argsort(descending=True, stable=True)
+    best: list[int] = order[where[order]][:most].tolist()
     return best

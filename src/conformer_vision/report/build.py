@@ -18,11 +18,11 @@ from conformer_vision.inference.evaluation import EvaluationMetrics, check_class
 from conformer_vision.inference.labelled import LabelledImages, read_run_data
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.pages import write_page
-from conformer_vision.report.analysis import Collector, study_branches, worst_errors
+from conformer_vision.report.analysis import first_choices, join, study_branches, worst_errors
 from conformer_vision.report.findings import Findings, RunSettings
 from conformer_vision.report.images import thumbnails
 from conformer_vision.report.page import render
-from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRICS_FILE, REPORT_FILE
+from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRICS_FILE
 from conformer_vision.weights import save_temperature
 
 WORST = 24
@@ -38,7 +38,7 @@ def write_report(
     device: str | torch.device = "auto",
     batch_size: int = 64,
     workers: int = 0,
-) -> Path:
+) -> Findings:
     """Evaluate a run on its validation images, store the temperature and write ``report.html``.
 
     Args:
@@ -49,25 +49,21 @@ def write_report(
         workers: processes that read images; 0 reads them in this process.
 
     Returns:
-        The page's path.
+        What the report says; its ``path`` is the page's.
 
     Raises:
         UserError: not a run folder, its data is missing or has other classes, no image can be read,
             or the folder cannot be written.
     """
-    return save_report(examine(folder, data=data, device=device, batch_size=batch_size, workers=workers))
+    findings = _examine(Path(folder), data=data, device=device, batch_size=batch_size, workers=workers)
+    store_temperature(findings.folder / findings.weights, findings.calibration.temperature)
+    write_page(findings.path, render(findings))
+    return findings
 
 
-def examine(
-    folder: str | Path,
-    *,
-    data: str | None = None,
-    device: str | torch.device = "auto",
-    batch_size: int = 64,
-    workers: int = 0,
+def _examine(
+    folder: Path, *, data: str | None, device: str | torch.device, batch_size: int, workers: int
 ) -> Findings:
-    """Find out what `write_report` writes, without writing it. Arguments and errors are the same."""
-    folder = Path(folder)
     settings = RunSettings.read(folder)
     trained_on = read_run_data(folder)
     rows = read_metrics(folder / METRICS_FILE)
@@ -83,12 +79,12 @@ def examine(
         raise UserError(f"{data} has no validation images to report on")
     broken: list[str] = []
     start = time.perf_counter()
-    metrics, collector = EvaluationMetrics(trained), Collector()
+    metrics, parts = EvaluationMetrics(trained), []
     for part in answers(trained, source, batch_size=batch_size, workers=workers, broken=broken):
         metrics.update(part.logits, part.labels)
-        collector.add(part)
+        parts.append(first_choices(part))
     evaluation = metrics.compute(start, broken=broken)
-    outcome = collector.outcome()
+    outcome = join(parts)
     calibration = calibrate(outcome.logits, outcome.labels, seed=trained_on.splitting.seed)
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
     study = study_branches(outcome, most=EXAMPLES)
@@ -117,24 +113,8 @@ def examine(
     )
 
 
-def save_report(findings: Findings) -> Path:
-    """Store the temperature with the weights and write the page; each file is written whole or not at all.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    store_temperature(findings.folder / findings.weights, findings.calibration.temperature)
-    path = findings.folder / REPORT_FILE
-    write_page(path, render(findings))
-    return path
-
-
 def store_temperature(path: Path, temperature: float) -> None:
-    """Store the temperature in a run's weights, and in its other weights file if that holds the same weights.
-
-    Raises:
-        UserError: as `save_temperature`.
-    """
+    """Store the temperature in a run's weights, and in its other file of weights if they are the same."""
     save_temperature(path, temperature)
     for name in (BEST_WEIGHTS, LAST_WEIGHTS):
         other = path.with_name(name)
@@ -170,9 +150,8 @@ def _notes(settings: RunSettings, trained: TrainedModel) -> tuple[list[str], str
         notes.append(f"Training ended before its first validation, so {trained.path.name} is evaluated.")
     if settings.ema_decay is not None:
         notes.append(
-            f"The weights are an exponential moving average over the steps "
-            f"(decay {settings.ema_decay:g});"
-            " validation during training evaluated the average too."
+            f"The weights are an exponential moving average over the steps (decay {settings.ema_decay:g}); "
+            "validation during training evaluated the average too."
         )
     exclude = settings.exclude
     if exclude is not None and not Path(exclude).is_file():
@@ -186,7 +165,7 @@ def _notes(settings: RunSettings, trained: TrainedModel) -> tuple[list[str], str
 def _same_weights(first: Path, second: Path) -> bool:
     try:
         one, two = load_file(first), load_file(second)
-    except Exception:  # a file that is no longer whole is not this function's to report
+    except Exception:  # the other file is damaged, which does not concern the report
         return False
     return one.keys() == two.keys() and all(
         tensor.dtype == two[name].dtype and torch.equal(tensor, two[name]) for name, tensor in one.items()

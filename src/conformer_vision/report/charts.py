@@ -6,24 +6,48 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from conformer_vision.inference.calibration import Reliability
 
 Row = Mapping[str, float]
+Line = tuple[str, Mapping[str, Any]]
+"""What a legend calls a line, and how it is drawn."""
 
 # Placeholder colours for matplotlib, and the variables of the style sheet that replace them.
 INK, MUTED, LINE, CONV, TRANS, SURFACE = (f"#0{i}0{i}0{i}" for i in range(1, 7))
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", CONV: "conv", TRANS: "trans", SURFACE: "surface"}
-_HEADS = {"fused": (INK, "-", 2.0), "conv": (CONV, "-", 1.5), "trans": (TRANS, "--", 1.5)}
-_NAMES = {"fused": "fused", "conv": "convolution", "trans": "transformer"}
+_TICKS = {"color": MUTED, "labelsize": 8, "major.size": 0}
+_HEADS: dict[str, Line] = {
+    "fused": ("fused", {"color": INK, "linewidth": 2.0}),
+    "conv": ("convolution", {"color": CONV}),
+    "trans": ("transformer", {"color": TRANS, "linestyle": "--"}),
+}
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
+_STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.5,
+    "svg.fonttype": "none",  # text stays text: in the page's font, and readable to a screen reader
+    **{f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()},
+}
 
 
 class Chart(NamedTuple):
@@ -33,6 +57,7 @@ class Chart(NamedTuple):
     svg: Markup
 
 
+@rc_context(_STYLE)
 def curves(rows: Sequence[Row]) -> list[Chart]:
     """Draw loss, top-1 of every head and learning rate over the epochs, as far as the rows have them.
 
@@ -41,28 +66,21 @@ def curves(rows: Sequence[Row]) -> list[Chart]:
     """
     if not rows:
         return []
-    heads = [name for name in _HEADS if f"val_top1_{name}" in rows[-1]]
-    losses = [
-        ("train_loss", "training", MUTED, "--", 1.5),
-        ("val_loss", "validation", INK, "-", 2.0),
+    losses: dict[str, Line] = {
+        "train_loss": ("training", {"color": MUTED, "linestyle": "--"}),
+        "val_loss": ("validation", {"color": INK, "linewidth": 2.0}),
+    }
+    top1 = {f"val_top1_{head}": line for head, line in _HEADS.items() if f"val_top1_{head}" in rows[-1]}
+    rate = {"lr": _HEADS["fused"]}
+    charts = [
+        _curve(rows, losses, name="loss", title="Loss"),
+        _curve(rows, top1, name="top1", title="Validation top-1", percent=True),
+        _curve(rows, rate, name="lr", title="Learning rate"),
     ]
-    return [
-        chart
-        for chart in (
-            _curve(rows, losses, name="loss", title="Loss"),
-            _curve(
-                rows,
-                [(f"val_top1_{h}", _NAMES[h] if len(heads) > 1 else "", *_HEADS[h]) for h in heads],
-                name="top1",
-                title="Validation top-1",
-                percent=True,
-            ),
-            _curve(rows, [("lr", "", INK, "-", 2.0)], name="lr", title="Learning rate"),
-        )
-        if chart
-    ]
+    return [chart for chart in charts if chart]
 
 
+@rc_context(_STYLE)
 def reliability_diagram(reliability: Reliability, *, name: str, title: str) -> Chart:
     """Draw the share of right predictions over their probability, and the number of predictions.
 
@@ -71,32 +89,24 @@ def reliability_diagram(reliability: Reliability, *, name: str, title: str) -> C
         name: unique among the charts of a page.
         title: shown above the diagram.
     """
-    figure = Figure(figsize=(4.0, 3.7), layout="constrained")
+    figure = Figure(figsize=(4.0, 3.7))
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     filled = [b for b in reliability.bins if b.count]
-    width = reliability.bins[0].high - reliability.bins[0].low
+    width = 0.86 * (reliability.bins[0].high - reliability.bins[0].low)
     middles = [(b.low + b.high) / 2 for b in filled]
-    upper.bar(middles, [b.accuracy for b in filled], width * 0.86, color=CONV, label="right predictions")
+    accuracies = [b.accuracy for b in filled]
+    upper.bar(middles, accuracies, width, color=CONV, label="right predictions")
     upper.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="perfect")
-    upper.plot(
-        [b.confidence for b in filled],
-        [b.accuracy for b in filled],
-        linestyle="",
-        marker="o",
-        markersize=4,
-        markerfacecolor=SURFACE,
-        markeredgecolor=INK,
-        label="at mean probability",
-    )
+    marker = {"marker": "o", "markersize": 4, "markerfacecolor": SURFACE, "markeredgecolor": INK}
+    confidences = [b.confidence for b in filled]
+    upper.plot(confidences, accuracies, linestyle="", label="at mean probability", **marker)
     total = sum(b.count for b in filled)
-    lower.bar(middles, [b.count / total for b in filled], width * 0.86, color=MUTED)
-    for axes in (upper, lower):
-        _styled(axes)
-        axes.yaxis.set_major_formatter(_PERCENT)
+    lower.bar(middles, [b.count / total for b in filled], width, color=MUTED)
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="right")
     _legend(figure)
     lower.set(xlabel="probability of the prediction", ylabel="images", ylim=(0, None))
-    lower.xaxis.set_major_formatter(_PERCENT)
+    for axis in (upper.yaxis, lower.yaxis, lower.xaxis):
+        axis.set_major_formatter(_PERCENT)
     lower.yaxis.set_major_locator(MaxNLocator(2))
     gap = f"{title}: expected calibration error {reliability.ece:.1%} over {len(filled)} filled bins."
     return Chart(title, _svg(figure, name=name, label=f"Reliability diagram. {gap}"))
@@ -104,34 +114,31 @@ def reliability_diagram(reliability: Reliability, *, name: str, title: str) -> C
 
 def _curve(
     rows: Sequence[Row],
-    series: Sequence[tuple[str, str, str, str, float]],
+    lines: Mapping[str, Line],
     *,
     name: str,
     title: str,
     percent: bool = False,
 ) -> Chart | None:
-    """Draw columns (name, legend, colour, dashes, width) over the epochs; None without numbers."""
-    figure = Figure(figsize=(4.0, 2.7), layout="constrained")
+    """Draw columns, each with its legend and line, over the epochs; None without numbers."""
+    figure = Figure(figsize=(4.0, 2.7))
     axes = figure.add_subplot()
     ends = []
-    for column, legend, colour, dashes, width in series:
+    for column, (legend, line) in lines.items():
         points = [(row["epoch"], row.get(column, math.nan)) for row in rows]
         points = [(x, y) for x, y in points if math.isfinite(y)]
-        if not points:
-            continue
-        marker = "o" if len(points) == 1 else ""
-        axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, linewidth=width, marker=marker)
-        axes.lines[-1].set_label(legend or "_")
-        shown = f"{points[-1][1]:.1%}" if percent else f"{points[-1][1]:.4g}"
-        ends.append(f"{legend or title} {shown} at the end")
+        if points:
+            marker = "o" if len(points) == 1 else ""
+            axes.plot(*zip(*points, strict=True), marker=marker, label=legend, **line)
+            shown = f"{points[-1][1]:.1%}" if percent else f"{points[-1][1]:.4g}"
+            ends.append(f"{legend if len(lines) > 1 else title} {shown} at the end")
     if not ends:
         return None
-    _styled(axes)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if percent:
         axes.yaxis.set_major_formatter(_PERCENT)
-    if any(legend for _, legend, *_ in series):
+    if len(lines) > 1:
         _legend(figure)
     label = f"{title} over {len(rows)} epochs: {', '.join(ends)}."
     return Chart(title, _svg(figure, name=name, label=label))
@@ -139,28 +146,14 @@ def _curve(
 
 def _legend(figure: Figure) -> None:
     """Put the legend above the axes, where it covers nothing."""
-    figure.legend(fontsize=8, frameon=False, labelcolor=INK, loc="outside upper left", ncols=3)
-
-
-def _styled(axes: Axes) -> None:
-    axes.set_facecolor("none")
-    axes.grid(color=LINE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, labelsize=8, length=0)
-    axes.xaxis.label.set(color=MUTED, fontsize=8)
-    axes.yaxis.label.set(color=MUTED, fontsize=8)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(LINE)
+    figure.legend(loc="outside upper left", ncols=3)
 
 
 def _svg(figure: Figure, *, name: str, label: str) -> Markup:
     """Return the figure without a fixed size, with ids that are unique on the page."""
-    figure.patch.set_alpha(0)
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no links to vocabularies
-    # Text stays text: the page's font, and readable to a screen reader. The salt makes ids repeatable.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({"svg.hashsalt": name}):  # makes ids repeatable
         figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
@@ -170,12 +163,7 @@ def _svg(figure: Figure, *, name: str, label: str) -> Markup:
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
-    head = f'<svg class="chart" role="img" aria-label="{escape(label)}"'
-    text = re.sub(r'^<svg((?: [\w:]+="[^"]*")*)', lambda match: head + _kept(match[1]), text, count=1)
-    return Markup(text)  # numbers and our own words only; what comes from outside never gets here
-
-
-def _kept(attributes: str) -> str:
-    """Keep the view box of the SVG element's attributes; the page decides the size."""
-    found = re.search(r' viewBox="[^"]*"', attributes)
-    return found[0] if found else ""
+    head, _, body = text.partition(">")
+    (view,) = re.findall(r'viewBox="[^"]*"', head)  # without a width: the page decides the size
+    head = f'<svg class="chart" role="img" aria-label="{escape(label)}" {view}'
+    return Markup(f"{head}>{body}")  # numbers and our own words only; what comes from outside never gets here

@@ -1,4 +1,4 @@
-"""What was found out about a run: the contents of its report."""
+"""The contents of the report of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conformer_vision.inference.calibration import Calibration
 from conformer_vision.inference.evaluation import Evaluation
 from conformer_vision.report.analysis import BranchStudy, Outcome
 from conformer_vision.report.images import Thumbnail
-from conformer_vision.runs import CONFIG_FILE, read_run_config
+from conformer_vision.runs import CONFIG_FILE, REPORT_FILE, read_run_config
 from conformer_vision.spec import ModelSpec
 
 
@@ -52,7 +52,7 @@ class Findings:
     data: str
     """The images that were evaluated."""
     moved: bool
-    """Whether that is another than the run's configuration names."""
+    """Whether the run's configuration names other data."""
     seed: int
     settings: RunSettings
     config_text: str
@@ -74,6 +74,11 @@ class Findings:
     """By row, for those in ``worst`` and ``study``."""
     notes: list[str]
     """What a reader should know before the numbers."""
+
+    @property
+    def path(self) -> Path:
+        """The page."""
+        return self.folder / REPORT_FILE
 
     @property
     def broken(self) -> list[str]:

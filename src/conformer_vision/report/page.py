@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import platform
 import shlex
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import version
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 
 import conformer_vision
 from conformer_vision import pages
-from conformer_vision.report.analysis import CASES, Choices, class_rows, confused_pairs
+from conformer_vision.report.analysis import class_rows, confused_pairs
 from conformer_vision.report.charts import curves, reliability_diagram
 from conformer_vision.report.findings import Findings
 from conformer_vision.runs import CONFIG_FILE
@@ -25,26 +25,24 @@ MAX_MATRIX = 40
 """Most classes for which the confusion matrix is drawn; with more, the list of confusions is clearer."""
 MAX_PAIRS = 20
 MAX_BROKEN = 100
-MAX_EPOCHS = 200
-"""Rows of the table of epochs; with more epochs, it shows evenly spaced ones."""
 
 HEADS = {"fused": "Fused (the prediction)", "conv": "Convolution branch", "trans": "Transformer branch"}
-CASE_TITLES = {
-    "both": "Both branches right",
-    "conv": "Only the convolution branch right",
-    "trans": "Only the transformer branch right",
-    "neither": "Both branches wrong",
+CASES = {
+    "both": ("Both branches right", "the least certain predictions"),
+    "conv": (
+        "Only the convolution branch right",
+        "the most confident mistakes of the transformer branch",
+    ),
+    "trans": (
+        "Only the transformer branch right",
+        "the most confident mistakes of the convolution branch",
+    ),
+    "neither": ("Both branches wrong", "the images where both branches are most confident"),
 }
-_CASE_ORDERS = {
-    "both": "the least certain predictions",
-    "conv": "the most confident mistakes of the transformer branch",
-    "trans": "the most confident mistakes of the convolution branch",
-    "neither": "the images where both branches are most confident",
-}
+"""Title of each case, and which of its images are shown."""
 
 
-@dataclass(frozen=True)
-class Guess:
+class Guess(NamedTuple):
     """The prediction of one head for an image."""
 
     head: str
@@ -53,20 +51,15 @@ class Guess:
     right: bool
 
 
-@dataclass(frozen=True)
-class Example:
-    """An image with the predictions of all heads."""
-
-    name: str
-    short: str
-    data: str | None
-    true: str
-    opinions: list[Guess]
-
-
 def render(findings: Findings) -> str:
     """Render the page as HTML that needs no other file."""
-    filters = {"percent": percent, "points": points, "number": number, "duration": duration}
+    filters: dict[str, Callable[..., str]] = {
+        "percent": percent,
+        "points": points,
+        "number": number,
+        "duration": duration,
+        "short": short,
+    }
     return pages.render(__package__, "report.html.j2", _context(findings), filters=filters)
 
 
@@ -96,37 +89,37 @@ def duration(seconds: float | None) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+def short(name: str) -> str:
+    """Return the last two parts of a path; other names are unchanged."""
+    return "/".join(name.replace("\\", "/").split("/")[-2:])
+
+
 def _context(findings: Findings) -> dict[str, Any]:
     evaluation, calibration = findings.evaluation, findings.calibration
-    classes = evaluation.classes
-    examples = _Examples(findings)
-    after = calibration.after
     diagrams = [reliability_diagram(calibration.before, name="before", title="Before scaling")]
-    if after is not None:
-        diagrams.append(reliability_diagram(after, name="after", title="After scaling (cross-fitted)"))
+    if calibration.after is not None:
+        title = "After scaling (cross-fitted)"
+        diagrams.append(reliability_diagram(calibration.after, name="after", title=title))
     order = [head for head in HEADS if head in evaluation.top1]
     return {
-        "title": findings.folder.resolve().name,
         "findings": findings,
         "evaluation": evaluation,
         "calibration": calibration,
         "spec": findings.spec,
-        "classes": classes,
+        "study": findings.study,
+        "classes": evaluation.classes,
         "heads": [(HEADS[head] if len(order) > 1 else "Model", head) for head in order],
         "curves": curves(findings.rows),
-        "epochs": _epochs(findings.rows),
         "diagrams": diagrams,
-        "matrix": _matrix(findings) if len(classes) <= MAX_MATRIX else None,
+        "matrix": _matrix(findings) if len(evaluation.classes) <= MAX_MATRIX else None,
         "max_matrix": MAX_MATRIX,
+        "max_broken": MAX_BROKEN,
         "pairs": confused_pairs(evaluation.confusion, most=MAX_PAIRS),
         "class_rows": class_rows(evaluation.confusion),
-        "worst": [examples.make(row) for row in findings.worst],
         "errors": evaluation.samples - sum(row[i] for i, row in enumerate(evaluation.confusion)),
-        "cases": _cases(findings, examples),
-        "study": findings.study,
+        "cases": CASES,
+        "guesses": _guesses(findings),
         "training": _training(findings),
-        "broken": findings.broken[:MAX_BROKEN],
-        "more_broken": max(len(findings.broken) - MAX_BROKEN, 0),
         "commands": _commands(findings),
         "versions": {
             "conformer-vision": conformer_vision.__version__,
@@ -138,51 +131,19 @@ def _context(findings: Findings) -> dict[str, Any]:
     }
 
 
-class _Examples:
-    """Makes examples from rows of the outcome."""
-
-    def __init__(self, findings: Findings) -> None:
-        self._findings = findings
-        fused = findings.outcome.fused(findings.calibration.temperature)
-        self._choices: dict[str, Choices] = {"fused": fused, **findings.outcome.branches}
-
-    def make(self, row: int) -> Example:
-        classes = self._findings.evaluation.classes
-        label = int(self._findings.outcome.labels[row])
-        image = self._findings.images[row]
-        return Example(
-            name=image.name,
-            short=_short(image.name),
-            data=image.data,
-            true=classes[label],
-            opinions=[
-                Guess(head, classes[chosen], float(choices.probabilities[row]), chosen == label)
-                for head, choices in self._choices.items()
-                for chosen in (int(choices.classes[row]),)
-            ],
-        )
-
-
-def _short(name: str) -> str:
-    """Return the last two parts of a path; other names are unchanged."""
-    parts = name.replace("\\", "/").split("/")
-    return "/".join(parts[-2:])
-
-
-def _cases(findings: Findings, examples: _Examples) -> list[dict[str, Any]]:
-    if findings.study is None:
-        return []
-    return [
-        {
-            "title": CASE_TITLES[name],
-            "order": _CASE_ORDERS[name],
-            "count": case.count,
-            "fused_right": case.fused_right,
-            "examples": [examples.make(row) for row in case.rows],
-        }
-        for name in CASES
-        for case in (findings.study.cases[name],)
-    ]
+def _guesses(findings: Findings) -> dict[int, list[Guess]]:
+    """Return the predictions of every head for the images that are shown, by row."""
+    classes, outcome = findings.evaluation.classes, findings.outcome
+    choices = {"fused": outcome.fused(findings.calibration.temperature), **outcome.branches}
+    guesses = {}
+    for row in findings.images:
+        label = int(outcome.labels[row])
+        chosen = {head: int(choice.classes[row]) for head, choice in choices.items()}
+        guesses[row] = [
+            Guess(head, classes[found], float(choices[head].probabilities[row]), found == label)
+            for head, found in chosen.items()
+        ]
+    return guesses
 
 
 def _matrix(findings: Findings) -> list[list[tuple[int, float, bool]]]:
@@ -204,13 +165,6 @@ def _matrix(findings: Findings) -> list[list[tuple[int, float, bool]]]:
     return rows
 
 
-def _epochs(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    if len(rows) <= MAX_EPOCHS:
-        return rows
-    step = (len(rows) - 1) / (MAX_EPOCHS - 1)
-    return [rows[round(i * step)] for i in range(MAX_EPOCHS)]
-
-
 def _training(findings: Findings) -> dict[str, float | int | None]:
     """Collect speed and memory of training, as far as ``metrics.csv`` has them."""
     settings, rows = findings.settings, findings.rows
@@ -218,21 +172,18 @@ def _training(findings: Findings) -> dict[str, float | int | None]:
     def column(name: str) -> list[float]:
         return [row[name] for row in rows if not math.isnan(row.get(name, math.nan))]
 
-    speeds, seconds, waiting = (column(name) for name in ("images_per_second", "seconds", "waiting"))
-    memory = column("peak_memory_mb")
     batch = settings.batch_size if isinstance(settings.batch_size, int) else None
     devices = settings.devices if isinstance(settings.devices, int) else 1
     pass_size = None if batch is None else max(batch // (settings.accumulate * devices * settings.nodes), 1)
-    peak = max(memory) if memory else None
+    speeds, waiting = column("images_per_second"), column("waiting")
     return {
         "epochs": int(rows[-1]["epoch"]) if rows else None,
         "steps": int(rows[-1]["step"]) if column("step") else None,
-        "seconds": seconds[-1] if seconds else None,
+        "seconds": max(column("seconds"), default=None),
         "speed": median(speeds) if speeds else None,
         "waiting": median(waiting) if waiting else None,
         "pass_size": pass_size,
-        "peak_memory_mb": peak,
-        "memory_per_image": None if peak is None or pass_size is None else peak / pass_size,
+        "peak_memory_mb": max(column("peak_memory_mb"), default=None),
     }
 
 
