@@ -59,7 +59,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "negative learning rate": (training("--lr=-1"), "lr -1.0: must be a number above 0"),
     "odd batch with mixup": (
         training("--mixup=0.2", "--batch_size=7"),
-        "batch_size 7: mixup and cutmix need an even number of images per pass, not 7",
+        "mixup and cutmix need an even number of images per pass, not 7",
     ),
     "batch that cannot be shared": (
         training("--accumulate=3"),
@@ -68,8 +68,11 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "batch size in words": (training("--batch_size=all"), "batch_size all: must be a whole number or"),
     "average without a decay": (training("--ema_warmup=true"), "ema_warmup has no effect without ema_decay"),
     "going on without a place": (training("--auto_resume=true"), "auto_resume has no effect without output"),
-    "fold without folds": (training("--fold=1"), "fold 1 has no effect without folds"),
-    "fold beyond the folds": (training("--folds=3", "--fold=3"), "fold 3: must be below folds, which is 3"),
+    "fold without folds": (training("--fold=1"), "fold 1: give the number of folds too"),
+    "fold beyond the folds": (
+        training("--folds=3", "--fold=3"),
+        "fold 3: must be from 0 to 2",
+    ),
     "more folds than images": (training("--folds=999"), "folds 999: no class of digits has so many"),
     "unknown branch": (training("--freeze_branch=fcu"), "freeze_branch fcu: must be one of 'conv', 'trans'"),
     "more frozen blocks than there are": (training("--freeze_blocks=9"), "freeze_blocks 9: the model has 5"),

@@ -4,16 +4,17 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import lightning
 import torch
 from torch import Tensor
 
+from conformer_vision.data import ImageDataModule
 from conformer_vision.data.loader import Batch, ImageLoader
-from conformer_vision.data.order import Share
 from conformer_vision.training import TrainConfig
-from conformer_vision.training.images import build_loaders, open_images
 from conformer_vision.training.module import ClassifierModule
-from conformer_vision.training.network import apply_hardware, build_network
-from conformer_vision.training.run import build_module, build_schedule
+from conformer_vision.training.network import build_network, build_preprocessing
+from conformer_vision.training.run import build_data, build_module, prepare
+from conformer_vision.training.schedule import Schedule
 
 
 def shows(*names: str) -> Callable[[Any], Any]:
@@ -22,10 +23,19 @@ def shows(*names: str) -> Callable[[Any], Any]:
     return lambda test: test
 
 
-def loaders(config: TrainConfig, share: Share = Share()) -> tuple[ImageLoader, ImageLoader]:  # noqa: B008
-    images = open_images(config.data)
-    spec = build_network(config.model, images.classes).spec
-    return build_loaders(config.data, config.regularization, images, spec, share=share)
+def opened(config: TrainConfig) -> ImageDataModule:
+    """The images of a run."""
+    return build_data(config.data, config.regularization, build_preprocessing(config.model))
+
+
+def loaders(config: TrainConfig) -> tuple[ImageLoader, ImageLoader]:
+    """Training and validation batches of a run."""
+    data = prepare(config).data
+    trainer: Any = lightning.Trainer(
+        accumulate_grad_batches=config.data.accumulate, logger=False, enable_checkpointing=False
+    )
+    data.trainer = trainer
+    return data.train_dataloader(), data.val_dataloader()
 
 
 def first_batch(config: TrainConfig, part: int) -> Batch:
@@ -35,9 +45,11 @@ def first_batch(config: TrainConfig, part: int) -> Batch:
 def module(config: TrainConfig, *, steps_per_epoch: int = 10, num_classes: int = 3) -> ClassifierModule:
     """The module of a run, with as much of a trainer as a single step needs."""
     torch.manual_seed(0)
-    network = build_network(config.model, tuple(map(str, range(num_classes))))
-    apply_hardware(config.hardware, network.model)
-    classifier = build_module(config, network, build_schedule(config, network))
+    network = build_network(config.model, config.hardware, tuple(map(str, range(num_classes))))
+    schedule = Schedule(config.schedule, lr=config.optimizer.lr)
+    classifier = build_module(
+        network, schedule, config.optimizer, config.regularization, config.hardware, images=2
+    )
     steps = steps_per_epoch * config.schedule.epochs
     trainer: Any = SimpleNamespace(
         estimated_stepping_batches=steps, global_step=0, current_epoch=0, world_size=1

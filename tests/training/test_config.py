@@ -103,12 +103,6 @@ def test_size_of_a_square_is_one_number() -> None:
     assert TrainConfig.from_options(data="digits", input_size=(48, 64)).model.image_size == (48, 64)
 
 
-def test_images_per_step() -> None:
-    assert TrainConfig.from_options(data="digits", batch_size=48).data.images_per_step == 48
-    with pytest.raises(UserError, match="batch_size auto has not been resolved"):
-        _ = TrainConfig.from_options(data="digits", batch_size="auto").data.images_per_step
-
-
 FULL = TrainConfig.from_options(
     data="犬 und Bücher: '#1'",
     model="resnet18",

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from conformer_vision.cli import main
-from conformer_vision.data import transforms
+from conformer_vision.data import datamodule
 from conformer_vision.training import TrainConfig, train
-from conformer_vision.training import images as images_module
 from conformer_vision.training.guard import TrainingDivergedError
 from conformer_vision.training.losses import BranchLoss
 from conformer_vision.training.module import ClassifierModule
@@ -225,13 +224,13 @@ def test_parts_of_an_accumulated_step(diverging: Callable[..., Any], tmp_path: P
 
 def test_exit_status(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first step: there is no good state, but what was found is kept."""
-    build = transforms.build_transform
+    build = datamodule.build_transform
 
     def broken(**options: Any) -> Any:
         transform = build(**options)
         return (lambda image: transform(image) * torch.nan) if options["augment"] else transform
 
-    monkeypatch.setattr(images_module, "build_transform", broken)
+    monkeypatch.setattr(datamodule, "build_transform", broken)
     output, errors = tmp_path / "run", io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         status = main(

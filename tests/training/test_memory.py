@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, memory, train
 from conformer_vision.training import network as network_module
-from conformer_vision.training import run as run_module
-from conformer_vision.training.images import open_images
 from conformer_vision.training.memory import largest_batch, peak_memory, training_step
 from conformer_vision.training.network import build_network, find_batch_size
+from conformer_vision.training.run import prepare
 from option_tools import shows
 
 Tiny = Callable[..., TrainConfig]
@@ -171,7 +170,7 @@ def test_batch_size_auto(
 
 def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
     config = tiny(batch_size="auto")
-    network = build_network(config.model, ("a", "b", "c"))
+    network = build_network(config.model, config.hardware, ("a", "b", "c"))
     model = network.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert find_batch_size(config.hardware, network, most=4) == 4
@@ -185,7 +184,4 @@ def test_no_more_than_the_training_images(
     made = machine(1, total=10**12)
     monkeypatch.setattr(network_module, "training_step", lambda model, **_: made.step)
     config = tiny(batch_size="auto", accumulate=3)
-    images = open_images(config.data)
-    network = build_network(config.model, images.classes)
-    decided = run_module._with_batch_size(config, network, images)
-    assert decided.data.batch_size == 24, "of 33 images 11 are a third"
+    assert prepare(config).data.batch_size == 24, "of 33 images 11 are a third"

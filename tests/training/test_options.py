@@ -18,12 +18,11 @@ from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.errors import UserError
 from conformer_vision.models import variants
 from conformer_vision.training import TrainConfig, train
-from conformer_vision.training import run as run_module
+from conformer_vision.training import schedule as schedule_module
 from conformer_vision.training.config import OPTIONS
-from conformer_vision.training.images import open_images
 from conformer_vision.training.network import build_model
 from conformer_vision.training.schedule import Clock
-from option_tools import first_batch, loaders, module, rates, shows
+from option_tools import first_batch, loaders, module, opened, rates, shows
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
@@ -34,14 +33,14 @@ Tiny = Callable[..., TrainConfig]
 
 @shows("data")
 def test_data(tiny: Tiny) -> None:
-    assert open_images(tiny().data).train.classes == ("blue", "green", "red")
-    assert len(open_images(tiny(data="digits").data).train.classes) == 10
+    assert opened(tiny()).classes == ("blue", "green", "red")
+    assert len(opened(tiny(data="digits")).classes) == 10
 
 
 @shows("val_fraction", "seed")
 def test_split(tiny: Tiny) -> None:
     def held_out(**changes: Any) -> set[str]:
-        source = open_images(tiny(**changes).data).val
+        source = opened(tiny(**changes)).val_images
         return {source.name(index) for index in range(len(source))}
 
     assert len(held_out(val_fraction=0.25)) == 9
@@ -267,7 +266,7 @@ def test_clip_grad(tiny: Tiny, tmp_path: Path, weights: Callable[..., dict[str, 
 def test_max_minutes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look at the clock takes a second."""
     seconds = iter(range(10**6))
-    monkeypatch.setattr(run_module, "Clock", partial(Clock, now=lambda: float(next(seconds))))
+    monkeypatch.setattr(schedule_module, "Clock", partial(Clock, now=lambda: float(next(seconds))))
     config = tiny(
         max_minutes=0.5, max_steps=None, epochs=10**6, warmup_epochs=0, output=str(tmp_path / "run")
     )

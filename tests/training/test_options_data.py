@@ -14,15 +14,13 @@ from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
-from conformer_vision.training.images import open_images
-from option_tools import loaders, shows
+from option_tools import loaders, opened, shows
 
 Tiny = Callable[..., TrainConfig]
 
 
 def names(config: TrainConfig) -> tuple[set[str], set[str]]:
-    opened = open_images(config.data)
-    train, val = opened.train, opened.val
+    train, val = opened(config).train_images, opened(config).val_images
     return ({train.name(i) for i in range(len(train))}, {val.name(i) for i in range(len(val))})
 
 
@@ -52,9 +50,9 @@ def test_data_dir(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     shards(tmp_path / "sets" / "photos")
     with pytest.raises(UserError, match="photos"):
-        open_images(tiny(data="wds/photos").data)
-    opened = open_images(tiny(data="wds/photos", data_dir=str(tmp_path / "sets")).data)
-    assert opened.train.classes == opened.val.classes == ("a", "b")
+        opened(tiny(data="wds/photos"))
+    data = opened(tiny(data="wds/photos", data_dir=str(tmp_path / "sets")))
+    assert data.train_images.classes == data.val_images.classes == ("a", "b")
 
 
 @shows("exclude")
@@ -68,7 +66,7 @@ def test_exclude(tiny: Tiny, images: Path, tmp_path: Path) -> None:
     assert kept_val == val - out
     listed.write_text("image\nnowhere/0.png\n")
     with pytest.raises(UserError, match=r"exclude\.csv names images that the data does not have"):
-        open_images(tiny(exclude=str(listed)).data)
+        opened(tiny(exclude=str(listed)))
 
 
 @shows("sampling")
@@ -123,8 +121,8 @@ def shards(root: Path, *, broken: bool = False) -> str:
 @shows("epoch_images")
 def test_epoch_images(tiny: Tiny, tmp_path: Path) -> None:
     data = shards(tmp_path / "shards")
-    opened = open_images(tiny(data=data, val_fraction=0.5).data)
-    train, val = opened.train, opened.val
+    both = opened(tiny(data=data, val_fraction=0.5))
+    train, val = both.train_images, both.val_images
     assert isinstance(train, ImageStream)
     assert isinstance(val, ImageStream)
     for images, batches in ((16, 2), (40, 5)):
@@ -132,7 +130,7 @@ def test_epoch_images(tiny: Tiny, tmp_path: Path) -> None:
         assert len(loader) == len(list(loader)) == batches
         assert len(labels(val_loader)) == 12
     with pytest.raises(UserError, match=r"epoch_images is for streams; .* has 33 training images"):
-        open_images(tiny(epoch_images=16).data)
+        opened(tiny(epoch_images=16))
 
 
 @pytest.mark.parametrize(
@@ -146,12 +144,12 @@ def test_epoch_images(tiny: Tiny, tmp_path: Path) -> None:
 def test_what_streams_do_not_have(tiny: Tiny, tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
     data = shards(tmp_path / "shards")
     with pytest.raises(UserError, match=f"{name} cannot be used with the stream .*; leave it out"):
-        open_images(tiny(data=data, **changes).data)
+        opened(tiny(data=data, **changes))
 
 
 def test_stream_cannot_be_cut_into_folds(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a stream, which cannot be cut into folds"):
-        open_images(tiny(data=shards(tmp_path / "shards"), folds=3).data)
+        opened(tiny(data=shards(tmp_path / "shards"), folds=3))
 
 
 def test_odd_batches_cannot_be_mixed(tiny: Tiny) -> None:

@@ -4,7 +4,6 @@ import csv
 import re
 import sys
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from rich.console import Console
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
@@ -21,9 +20,8 @@ from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.callbacks import Recorder
 from conformer_vision.training.folder import RunFolder, new_folder
-from conformer_vision.training.interrupt import InterruptFlag
 from conformer_vision.training.module import ClassifierModule
-from conformer_vision.training.progress import EpochBar, build_progress
+from conformer_vision.training.progress import build_progress
 from conformer_vision.training.schedule import Clock
 from conformer_vision.training.trainer import build_trainer, count_processes
 from conformer_vision.weights import load_model
@@ -113,7 +111,7 @@ def test_what_needs_a_gpu(trainer: Callable[..., lightning.Trainer]) -> None:
 def test_output(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train(tiny(output=str(tmp_path / "a" / "b"), max_steps=1)) == tmp_path / "a" / "b"
     monkeypatch.chdir(tmp_path)
-    folder = new_folder(tiny())
+    folder = new_folder(tiny().output, model="conformer_nano_patch8_64")
     assert re.fullmatch(r"runs/conformer_nano_patch8_64-\d{8}-\d{6}", folder.as_posix())
 
 
@@ -203,9 +201,7 @@ def test_save_top_k(tmp_path: Path, top_k: int, kept: list[int]) -> None:
     spec = ModelSpec("resnet18", classes=("a", "b"))
     state: dict[str, Any] | None = None
     for number, (top1, loss) in enumerate(EPOCHS, start=1):
-        folder = RunFolder(
-            tmp_path, model=model, spec=spec, recorder=recorder, interrupt=InterruptFlag(), top_k=top_k
-        )
+        folder = RunFolder(tmp_path, model=model, spec=spec, recorder=recorder, top_k=top_k)
         if state is not None:
             folder.load_state_dict(state)
         nn.init.constant_(model.weight, number)
@@ -257,18 +253,5 @@ def test_progress(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_progress_follows_the_terminal(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     nothing: Any = None
-    shown = build_progress(tiny(progress="auto").output, nothing, nothing, batch=8)
-    assert any(isinstance(callback, EpochBar) for callback in shown) == terminal
-
-
-@pytest.mark.parametrize("batches", [[3], [float("inf")]], ids=["known", "unknown"])
-def test_bar_of_a_validation(batches: list[float]) -> None:
-    """A stream does not know how many batches it has."""
-    console = Console(file=StringIO(), force_terminal=True, width=100)
-    bar = EpochBar(console, batch_size=8)
-    trainer: Any = SimpleNamespace(num_val_batches=batches, current_epoch=0, num_training_batches=4)
-    module: Any = None
-    bar.on_validation_start(trainer, module)
-    bar.on_validation_batch_end(trainer, module, None, None, 0)
-    console.print(bar.bar.get_renderable())
-    assert "validation" in console.file.getvalue()  # type: ignore[attr-defined]
+    shown = build_progress("auto", nothing, nothing)
+    assert any(isinstance(callback, RichProgressBar) for callback in shown) == terminal

@@ -34,6 +34,7 @@ from .averaging import Averaging
 from .callbacks import Recorder, Row
 from .config import TrainConfig
 from .curves import draw_curves
+from .groups import OutputConfig
 from .interrupt import Interrupted, InterruptFlag
 from .trainer import is_first
 
@@ -41,14 +42,14 @@ CURVES_EVERY_SECONDS = 10
 """A drawing takes half a second, and an epoch on few images may take no longer."""
 
 
-def new_folder(config: TrainConfig) -> Path:
+def new_folder(config: OutputConfig, *, model: str) -> Path:
     """Return the folder of a new run; it is not made yet.
 
     Raises:
         UserError: it exists and is not empty.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(config.output.output or f"runs/{config.model.model}-{stamp}")
+    folder = Path(config.output or f"runs/{model}-{stamp}")
     # Among several processes the first one may have made it by now.
     if is_first() and folder.is_dir() and any(folder.iterdir()):
         raise UserError(
@@ -102,7 +103,6 @@ class RunFolder(Callback):
         model: the network whose weights are kept.
         spec: what is kept with them.
         recorder: of the metrics.
-        interrupt: set by a signal.
         averaging: the average that is kept in place of the model's own weights, if any.
         every_seconds: time after which the state is saved within an epoch.
         top_k: number of the best epochs whose weights stay in `top/`.
@@ -115,7 +115,6 @@ class RunFolder(Callback):
         model: nn.Module,
         spec: ModelSpec,
         recorder: Recorder,
-        interrupt: InterruptFlag,
         averaging: Averaging | None = None,
         every_seconds: float = math.inf,
         top_k: int = 0,
@@ -124,7 +123,9 @@ class RunFolder(Callback):
         self.model = model
         self.spec = spec
         self.recorder = recorder
-        self.interrupt = interrupt
+        self.interrupt = InterruptFlag()
+        self.started = False
+        """Whether training has started, with the whole state restored."""
         self.averaging = averaging
         self.every_seconds = every_seconds
         self.top_k = top_k
@@ -138,6 +139,7 @@ class RunFolder(Callback):
         return "RunFolder"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = True
         self._saved = time.monotonic()
 
     def on_train_batch_end(

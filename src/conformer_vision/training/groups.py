@@ -53,7 +53,9 @@ class Group:
     def _require(self, wanted: str, holds: Callable[[Any], bool], *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (abs(value) < _ENDLESS and holds(value)):
+            if value is None or value == "auto":
+                continue
+            if isinstance(value, str) or not (abs(value) < _ENDLESS and holds(value)):
                 raise UserError(f"{name} {value}: must be {wanted}")
 
     def _require_positive(self, *names: str) -> None:
@@ -61,14 +63,6 @@ class Group:
 
     def _require_not_negative(self, *names: str) -> None:
         self._require("0 or more", lambda value: value >= 0, *names)
-
-    def _require_positive_or_auto(self, name: str) -> None:
-        value = getattr(self, name)
-        if value == "auto":
-            return
-        if isinstance(value, str):
-            raise UserError(f"{name} {value!r}: must be a whole number or auto")
-        self._require("a number above 0, or auto", lambda value: value > 0, name)
 
     def _require_other(self, name: str, other: str) -> None:
         if getattr(self, name) and getattr(self, other) is None:
@@ -124,17 +118,11 @@ class DataConfig(Group):
     """Random seed for the split, initial weights, image order and augmentation."""
 
     def _check(self) -> None:
-        self._require("between 0 and 1, both excluded", lambda value: 0 < value < 1, "val_fraction")
-        self._require("2 or more", lambda value: value >= 2, "folds")
-        self._require_not_negative("fold", "max_broken", "workers", "seed")
-        self._require("at most 1", lambda value: value <= 1, "max_broken")
         self._require("below 2**32", lambda value: value < 2**32, "seed")
-        self._require_positive("aug_repeats", "epoch_images", "accumulate")
-        self._require_positive_or_auto("batch_size")
-        if self.fold and self.folds is None:
-            raise UserError(f"fold {self.fold} has no effect without folds; set folds too, or remove fold")
-        if self.folds is not None and self.fold >= self.folds:
-            raise UserError(f"fold {self.fold}: must be below folds, which is {self.folds}")
+        _ = self.splitting  # which checks its own values
+        self._require("between 0 and 1", lambda value: 0 <= value <= 1, "max_broken")
+        self._require_not_negative("workers")
+        self._require_positive("aug_repeats", "epoch_images", "accumulate", "batch_size")
         if self.aug_repeats > 1 and self.sampling == "balanced":
             raise UserError("aug_repeats and sampling balanced both choose the images; keep one of them")
 
@@ -142,17 +130,6 @@ class DataConfig(Group):
     def splitting(self) -> Splitting:
         """How to cut data that has no validation split."""
         return Splitting(self.val_fraction, self.seed, self.folds, self.fold)
-
-    @property
-    def images_per_step(self) -> int:
-        """`batch_size` as a number.
-
-        Raises:
-            UserError: it is still "auto".
-        """
-        if isinstance(self.batch_size, str):
-            raise UserError("batch_size auto has not been resolved yet")
-        return self.batch_size
 
 
 @dataclass(frozen=True)
@@ -302,8 +279,7 @@ class HardwareConfig(Group):
     """Synchronize BatchNorm across processes (GPU only)."""
 
     def _check(self) -> None:
-        self._require_positive("nodes")
-        self._require_positive_or_auto("devices")
+        self._require_positive("nodes", "devices")
 
 
 @dataclass(frozen=True)

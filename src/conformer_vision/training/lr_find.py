@@ -15,14 +15,11 @@ from lightning.pytorch.tuner import Tuner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..data.order import Share
 from ..errors import UserError
 from ..files import atomic_path
 from .config import TrainConfig
-from .images import build_loaders, open_images
 from .module import ClassifierModule
-from .network import apply_hardware, build_network
-from .run import build_module, build_schedule, quiet_lightning
+from .run import prepare, quiet_lightning
 from .seeding import StepSeeds
 from .trainer import build_trainer, count_processes
 
@@ -60,11 +57,7 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
     if config.data.batch_size == "auto":
         raise UserError("batch_size auto: lr-find needs the number; train prints the one it finds")
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
-        lightning.seed_everything(config.data.seed, workers=True, verbose=False)
-        images = open_images(config.data)
-        network = build_network(config.model, images.classes)
-        apply_hardware(config.hardware, network.model)
-        module = build_module(config, network, build_schedule(config, network))
+        data, _, _, module = prepare(config)
         trainer = build_trainer(
             config.hardware,
             epochs=config.schedule.epochs,
@@ -73,8 +66,8 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
             folder=folder,  # the tuner keeps the state of the start there, to go back to it
             callbacks=[StepSeeds(config.data.seed)],
         )
-        loader, _ = build_loaders(config.data, config.regularization, images, network.spec, share=Share())
-        return _search(trainer, module, loader, steps)
+        data.trainer = trainer
+        return _search(trainer, module, data.train_dataloader(), steps)
 
 
 def draw_lr(found: LearningRates, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import resolve_data_config, resolve_model_data_config
 from torch import nn
 
 from ..errors import UserError, first_line
@@ -31,27 +31,58 @@ class Network(NamedTuple):
     spec: ModelSpec
 
 
-def build_network(config: ModelConfig, classes: tuple[str, ...]) -> Network:
+def build_network(config: ModelConfig, hardware: HardwareConfig, classes: tuple[str, ...]) -> Network:
     """Build the network with its initial weights, and its spec.
 
     Raises:
-        UserError: as `build_model`, or the network cannot take the input size.
+        UserError: as `build_model`, or the network cannot take the input size or recompute activations.
     """
     model = build_model(config, len(classes))
-    spec = build_spec(config, model, classes)
+    kwargs = config.model_kwargs | _fixed_size(config)
+    spec = ModelSpec(
+        model=config.model,
+        model_kwargs={name: value for name, value in kwargs.items() if not name.endswith("_rate")},
+        classes=classes,
+        **build_preprocessing(config),
+    )
     check_size(model, spec)
+    _apply_hardware(hardware, model)
     return Network(model, spec)
+
+
+def build_preprocessing(config: ModelConfig) -> dict[str, Any]:
+    """Return how the model's input is prepared, as `ModelSpec` and `ImageDataModule` take it.
+
+    Raises:
+        UserError: the model is unknown.
+    """
+    if not timm.is_model(config.model):
+        raise UserError(f"model {config.model!r} is unknown{nearest(config.model, timm.list_models())}")
+    cfg = timm.get_pretrained_cfg(config.model)
+    data = resolve_data_config(pretrained_cfg={} if cfg is None else cfg.to_dict())
+    height, width = config.image_size or data["input_size"][1:]
+    mean, std = data["mean"], data["std"]
+    if config.in_chans == 1:  # grayscale: the mean over the colors
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    # A small image is used whole: the border that a photo can lose may hold what it shows.
+    crop_pct = config.crop_pct or (1.0 if max(height, width) <= 64 else data["crop_pct"])
+    return {
+        "input_size": (config.in_chans, height, width),
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "interpolation": data["interpolation"],
+        "crop_pct": crop_pct,
+        "crop_mode": data["crop_mode"],
+    }
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """Build the network with its initial weights, drawn from torch's generator or loaded.
 
     Raises:
-        UserError: an unknown model, an option that it does not take, weights that do not fit.
+        UserError: an option that the model does not take, or weights that do not fit.
     """
     name = config.model
-    if not timm.is_model(name):
-        raise UserError(f"model {name!r} is unknown{nearest(name, timm.list_models())}")
     options = dict(config.model_kwargs)
     for rate in ("drop_path_rate", "conv_drop_path_rate"):
         if getattr(config, rate) is not None:
@@ -91,35 +122,8 @@ def _freeze(config: ModelConfig, model: nn.Module) -> None:
     freeze(model, blocks=blocks, branch=config.freeze_branch)
 
 
-def build_spec(config: ModelConfig, model: nn.Module, classes: tuple[str, ...]) -> ModelSpec:
-    """Say what a user of the trained weights needs: how to build the network and prepare its input."""
-    data = resolve_model_data_config(model)
-    height, width = config.image_size or data["input_size"][1:]
-    mean, std = data["mean"], data["std"]
-    if config.in_chans == 1:  # grayscale: the mean over the colors
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    # A small image is used whole: the border that a photo can lose may hold what it shows.
-    crop_pct = config.crop_pct or (1.0 if max(height, width) <= 64 else data["crop_pct"])
-    kwargs = config.model_kwargs | _fixed_size(config)
-    return ModelSpec(
-        model=config.model,
-        model_kwargs={name: value for name, value in kwargs.items() if not name.endswith("_rate")},
-        classes=classes,
-        input_size=(config.in_chans, height, width),
-        mean=tuple(mean),
-        std=tuple(std),
-        interpolation=data["interpolation"],
-        crop_pct=crop_pct,
-        crop_mode=data["crop_mode"],
-    )
-
-
-def apply_hardware(config: HardwareConfig, model: nn.Module) -> None:
-    """Set memory format and recomputation of the network; what it computes stays the same.
-
-    Raises:
-        UserError: the model cannot recompute its activations in this way.
-    """
+def _apply_hardware(config: HardwareConfig, model: nn.Module) -> None:
+    """Set memory format and recomputation of the network; what it computes stays the same."""
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     how = config.grad_checkpointing

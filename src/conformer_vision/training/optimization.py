@@ -36,10 +36,16 @@ def build_loss(config: RegularizationConfig, model: nn.Module) -> BranchLoss:
     )
 
 
-def build_mixup(config: RegularizationConfig, num_classes: int) -> Mixup | None:
-    """Make MixUp and CutMix over whole batches, or None where both are off."""
+def build_mixup(config: RegularizationConfig, num_classes: int, *, images: int) -> Mixup | None:
+    """Make MixUp and CutMix over whole batches, or None where both are off.
+
+    Raises:
+        UserError: the number of images of a batch is odd.
+    """
     if not (config.mixup or config.cutmix):
         return None
+    if images % 2:
+        raise UserError(f"mixup and cutmix need an even number of images per pass, not {images}")
     return Mixup(
         mixup_alpha=config.mixup,
         cutmix_alpha=config.cutmix,

@@ -4,124 +4,47 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from lightning.pytorch.callbacks import RichProgressBar
 
 from .callbacks import Recorder, Row
-from .groups import OutputConfig
+from .groups import Progress
 from .schedule import Schedule
 from .trainer import is_first
 
 
 class EpochLines(Callback):
-    """Prints one plain line per epoch: losses, top-1 of every head, speed, and the time taken and left.
+    """Prints one line per epoch: losses, top-1 of every head, speed, and the time taken and left.
 
     Args:
         recorder: its last row is printed.
         schedule: of the run.
-        write: takes one line.
     """
 
-    def __init__(self, recorder: Recorder, schedule: Schedule, write: Callable[[str], None]) -> None:
+    def __init__(self, recorder: Recorder, schedule: Schedule) -> None:
         self.recorder = recorder
         self.schedule = schedule
-        self.write = write
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         left = 0.0 if trainer.should_stop else self.schedule.seconds_left(trainer.global_step)
-        self.write(epoch_line(self.recorder.rows[-1], epochs=self.schedule.config.epochs, left=left))
+        line = epoch_line(self.recorder.rows[-1], epochs=self.schedule.config.epochs, left=left)
+        print(line, flush=True)  # rich prints it above its bar
 
 
-class EpochBar(Callback):
-    """A bar over the steps of the current epoch, then over its validation.
-
-    Args:
-        console: to draw on; the lines it prints appear above the bar.
-        batch_size: images per forward pass.
-    """
-
-    def __init__(self, console: Console, *, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task: TaskID | None = None
-
-    def _begin(self, text: str, total: float | None) -> None:
-        if self._task is not None:
-            self.bar.remove_task(self._task)
-        self._task = self.bar.add_task(text, total=total, speed="")
-
-    def _advance(self, per_step: int | None = None) -> None:
-        if self._task is None:
-            return
-        self.bar.advance(self._task)
-        speed = self.bar.tasks[-1].speed
-        if per_step is not None and speed:
-            self.bar.update(self._task, speed=f"{speed * per_step:,.0f} images/s")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bar.start()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(f"epoch {trainer.current_epoch + 1}", trainer.num_training_batches)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._advance(self.batch_size)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        batches = sum(float(count) for count in trainer.num_val_batches)
-        self._begin("validation", batches if math.isfinite(batches) else None)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._advance()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.bar.stop()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.bar.stop()
-
-
-def build_progress(
-    config: OutputConfig, recorder: Recorder, schedule: Schedule, *, batch: int
-) -> list[Callback]:
+def build_progress(progress: Progress, recorder: Recorder, schedule: Schedule) -> list[Callback]:
     """Make the callbacks that show progress, in the first process alone.
 
     Args:
-        config: how to show it.
+        progress: how to show it.
         recorder: of the metrics.
         schedule: of the run.
-        batch: images per forward pass, over all processes.
     """
     if not is_first():
         return []
-    if config.progress == "rich" or (config.progress == "auto" and sys.stdout.isatty()):
-        console = Console()
-        lines = EpochLines(recorder, schedule, lambda line: console.print(line, highlight=False))
-        return [EpochBar(console, batch_size=batch), lines]
-    return [EpochLines(recorder, schedule, lambda line: print(line, flush=True))]
+    bar = progress == "rich" or (progress == "auto" and sys.stdout.isatty())
+    return [*([RichProgressBar(refresh_rate=10)] if bar else []), EpochLines(recorder, schedule)]
 
 
 def epoch_line(row: Row, *, epochs: int, left: float) -> str:

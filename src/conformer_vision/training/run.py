@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from torch.utils.data import Dataset
 
-from ..data.order import Share
+from ..data import ImageDataModule
+from ..data.order import images_per_batch
 from ..data.stream import ImageStream
 from ..errors import UserError
 from ..runs import CONFIG_FILE, LAST_CHECKPOINT
@@ -27,16 +28,23 @@ from .broken import BrokenImages
 from .callbacks import Limits, Recorder
 from .config import TrainConfig
 from .folder import RunFolder, make_folder, new_folder, remove_if_unused
-from .groups import ModelConfig, Progress
+from .groups import (
+    DataConfig,
+    HardwareConfig,
+    OptimizerConfig,
+    OutputConfig,
+    Progress,
+    RegularizationConfig,
+    ScheduleConfig,
+)
 from .guard import Guard
-from .images import Images, build_loaders, open_images
-from .interrupt import Interrupted, InterruptFlag, TrainingInterrupted
+from .interrupt import Interrupted, TrainingInterrupted
 from .loggers import start_loggers
 from .module import ClassifierModule
 from .network import (
     Network,
-    apply_hardware,
     build_network,
+    build_preprocessing,
     check_progressive,
     check_single,
     find_batch_size,
@@ -44,9 +52,9 @@ from .network import (
 from .optimization import build_loss, build_mixup, build_optimizer
 from .progress import build_progress
 from .recipe import read_config
-from .schedule import Clock, Schedule
+from .schedule import Schedule
 from .seeding import StepSeeds
-from .state import Restored, check_state, damaged
+from .state import check_state, damaged
 from .trainer import build_trainer, count_processes
 
 
@@ -70,13 +78,19 @@ def train(config: TrainConfig) -> Path:
     """
     output = config.output
     if output.auto_resume and Path(str(output.output), CONFIG_FILE).is_file():
-        given: Any = config.data.data
-        data = None if isinstance(given, str) else given
-        return _resume(Path(str(output.output)), progress=output.progress, data=data, auto_resume=True)
-    return _run(config, new_folder(config))
+        data: Any = config.data.data
+        given = None if isinstance(data, str) else data
+        return resume(str(output.output), progress=output.progress, data=given, auto_resume=True)
+    return _run(config, new_folder(output, model=config.model.model))
 
 
-def resume(folder: str | Path, *, progress: Progress | None = None, data: Dataset[Any] | None = None) -> Path:
+def resume(
+    folder: str | Path,
+    *,
+    progress: Progress | None = None,
+    data: Dataset[Any] | None = None,
+    auto_resume: bool = False,
+) -> Path:
     """Continue an interrupted run in its folder, from its last checkpoint to the end of its configuration.
 
     On the CPU the run ends with the weights, bit for bit, that it would have had without the interruption,
@@ -87,24 +101,18 @@ def resume(folder: str | Path, *, progress: Progress | None = None, data: Datase
         folder: a run folder.
         progress: how to show progress, if not as before.
         data: the data of the run, if it was a Python object, which no file records.
+        auto_resume: as in `OutputConfig`.
 
     Raises:
         UserError: the folder holds no run that can be continued.
         TrainingInterrupted: as `train`.
     """
-    return _resume(Path(folder), progress=progress, data=data)
-
-
-def _resume(
-    folder: Path, *, progress: Progress | None, data: Dataset[Any] | None, auto_resume: bool = False
-) -> Path:
+    folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} has no {CONFIG_FILE}, so it is no run to resume; give an interrupted run")
-    config = read_config(folder / CONFIG_FILE)
-    if data is not None:
-        config = config.with_options(data=data)
-    output = replace(config.output, output=str(folder), auto_resume=auto_resume)
-    config = replace(config, output=output if progress is None else replace(output, progress=progress))
+    changes = {"output": str(folder), "auto_resume": auto_resume, "progress": progress, "data": data}
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = read_config(folder / CONFIG_FILE).with_options(**given)
     checkpoint = folder / LAST_CHECKPOINT
     return _run(config, folder, checkpoint=checkpoint if checkpoint.is_file() else None)
 
@@ -112,39 +120,33 @@ def _resume(
 def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None = None) -> Path:
     """Data, network, module, trainer, files: everything is checked before the folder is made."""
     with quiet_lightning():
-        lightning.seed_everything(config.data.seed, workers=True, verbose=False)
-        images = open_images(config.data)
-        # A run that resumes has its weights in the checkpoint; those it started from may be gone by now.
-        network = build_network(config.model if checkpoint is None else _blank(config.model), images.classes)
-        apply_hardware(config.hardware, network.model)
-        config = _with_batch_size(config, network, images)
-        schedule = build_schedule(config, network)
-        module = build_module(config, network, schedule)
-        accompany = _Accompany(config, folder, images, network, schedule)
+        parts = prepare(config, restored=checkpoint is not None)
+        data = parts.data
+        callbacks = build_callbacks(
+            parts, folder, config.data, config.optimizer, config.schedule, config.output
+        )
+        run_folder = callbacks[-1]
+        assert isinstance(run_folder, RunFolder)
         trainer = build_trainer(
             config.hardware,
             epochs=config.schedule.epochs,
             accumulate=config.data.accumulate,
             clip_grad=config.optimizer.clip_grad,
             log=bool(config.output.loggers),
-            callbacks=accompany.callbacks,
+            callbacks=callbacks,
         )
-        share = Share(trainer.global_rank, trainer.world_size)
-        loaders = build_loaders(config.data, config.regularization, images, network.spec, share=share)
-        if checkpoint is not None:
-            check_state(checkpoint, module)
+        data.trainer = trainer
         # At least once an epoch; lightning has the attribute without declaring it.
-        trainer.log_every_n_steps = min(50, len(loaders[0]))  # type: ignore[attr-defined]
-        # lightning itself repositions no loader.
-        batches = trainer.fit_loop.epoch_loop.batch_progress.current
-        loaders[0].position = lambda: (trainer.current_epoch, batches.ready)
+        trainer.log_every_n_steps = min(50, len(data.train_dataloader()))  # type: ignore[attr-defined]
+        if checkpoint is not None:
+            check_state(checkpoint, parts.module)
 
-        make_folder(folder, resolved(config, network, images), network.spec)
+        make_folder(folder, resolved(config, parts), parts.network.spec)
         try:
             if trainer.is_global_zero and config.output.loggers:
                 trainer.loggers = start_loggers(config.output.loggers, folder)
-            with accompany.named_errors(checkpoint), accompany.interrupt.listen():
-                trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
+            with _named_errors(run_folder, checkpoint, auto_resume=config.output.auto_resume):
+                trainer.fit(parts.module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         finally:
             remove_if_unused(folder)
         if torch.distributed.is_initialized():  # what follows, the first process does alone
@@ -152,136 +154,194 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None = None) -
     return folder
 
 
-def build_schedule(config: TrainConfig, network: Network) -> Schedule:
-    """Make the schedule of a run, with its clock.
+class Parts(NamedTuple):
+    """A run before it has a trainer."""
+
+    data: ImageDataModule
+    network: Network
+    schedule: Schedule
+    module: ClassifierModule
+
+
+def prepare(config: TrainConfig, *, restored: bool = False) -> Parts:
+    """Build the data, the network and the module of a run.
+
+    Args:
+        config: of the run.
+        restored: whether a checkpoint will replace the initial weights; the file that they came from may be
+            gone by now.
 
     Raises:
-        UserError: the network cannot be trained at its sizes.
+        UserError: a wrong value, file or combination.
     """
+    lightning.seed_everything(config.data.seed, workers=True, verbose=False)
+    data = build_data(config.data, config.regularization, build_preprocessing(config.model))
+    initial = config.model
+    if restored:
+        initial = replace(initial, pretrained=False, checkpoint=None, reset_head=False)
+    network = build_network(initial, config.hardware, data.classes)
+    processes = math.prod(count_processes(config.hardware))
+    if config.data.batch_size == "auto":
+        if processes > 1:
+            raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
+        data.batch_size = _find_batch_size(config.data, config.hardware, network, data)
+    images = images_per_batch(data.batch_size, processes, config.data.accumulate)
+    if images == 1 and not config.hardware.sync_bn:
+        check_single(network)
     if config.schedule.progressive_from is not None:
         check_progressive(network, config.schedule.progressive_from)
-    if config.data.images_per_step <= config.data.accumulate:
-        check_single(network)
-    minutes = config.schedule.max_minutes
-    clock = Clock(None if minutes is None else 60 * minutes)
-    return Schedule(config.schedule, lr=config.optimizer.lr, clock=clock)
+    schedule = Schedule(config.schedule, lr=config.optimizer.lr)
+    module = build_module(
+        network, schedule, config.optimizer, config.regularization, config.hardware, images=images
+    )
+    return Parts(data, network, schedule, module)
 
 
-def build_module(config: TrainConfig, network: Network, schedule: Schedule) -> ClassifierModule:
-    """Make the module of a run.
+def build_data(
+    config: DataConfig, regularization: RegularizationConfig, preprocessing: dict[str, Any]
+) -> ImageDataModule:
+    """Open the images of a run.
 
     Raises:
-        UserError: the loss or the optimizer does not suit the network.
+        UserError: the data or the exclusion list is refused, or an option does not suit the data.
     """
-    model = network.model
-    optimizer = partial(build_optimizer, config=config.optimizer, precision=config.hardware.precision)
-    optimizer(model)  # a mistake shows before training
-    if config.hardware.compile:
+    data = ImageDataModule(
+        config.data,
+        preprocessing,
+        batch_size=1 if isinstance(config.batch_size, str) else config.batch_size,
+        workers=config.workers,
+        splitting=config.splitting,
+        augment=regularization.augment,
+        seed=config.seed,
+        sampling=config.sampling,
+        aug_repeats=config.aug_repeats,
+        epoch_images=config.epoch_images,
+        exclude=config.exclude,
+        data_dir=config.data_dir,
+    )
+    data.setup()
+    return data
+
+
+def build_module(
+    network: Network,
+    schedule: Schedule,
+    optimizer: OptimizerConfig,
+    regularization: RegularizationConfig,
+    hardware: HardwareConfig,
+    *,
+    images: int,
+) -> ClassifierModule:
+    """Make the module of a run; `images` is their number per forward pass of one process.
+
+    Raises:
+        UserError: the loss, the optimizer or the mixing does not suit the network or the batch.
+    """
+    model, classes = network.model, len(network.spec.classes)
+    make_optimizer = partial(build_optimizer, config=optimizer, precision=hardware.precision)
+    make_optimizer(model)  # a mistake shows before training
+    if hardware.compile:
         model.compile()
     return ClassifierModule(
         model,
-        build_loss(config.regularization, model),
-        optimizer=optimizer,
+        build_loss(regularization, model),
+        optimizer=make_optimizer,
         scheduler=schedule.scheduler,
-        num_classes=len(network.spec.classes),
-        mixup=build_mixup(config.regularization, len(network.spec.classes)),
-        resize=schedule.resize if config.schedule.progressive_from is not None else None,
-        channels_last=config.hardware.channels_last,
+        num_classes=classes,
+        mixup=build_mixup(regularization, classes, images=images),
+        resize=schedule.resize if schedule.config.progressive_from is not None else None,
+        channels_last=hardware.channels_last,
     )
 
 
-def resolved(config: TrainConfig, network: Network, images: Images) -> TrainConfig:
+def build_callbacks(
+    parts: Parts,
+    folder: Path,
+    data: DataConfig,
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    output: OutputConfig,
+) -> list[lightning.Callback]:
+    """Make the callbacks of a run, in the order in which lightning must call them; `RunFolder` is last."""
+    train, val = parts.data.train_images, parts.data.val_images
+    number = None  # of images; a stream does not know it
+    if not isinstance(train, ImageStream) and not isinstance(val, ImageStream):
+        number = len(train) + len(val)
+    clock = parts.schedule.clock
+    seeds = StepSeeds(data.seed)
+    recorder = Recorder(clock, batch_size=parts.data.batch_size)
+    averaging = None
+    if optimizer.ema_decay is not None:
+        averaging = Averaging(optimizer.ema_decay, warmup=optimizer.ema_warmup)
+    stopping = None
+    if schedule.patience is not None:
+        stopping = EarlyStopping("val_top1_fused", mode="max", patience=schedule.patience, check_finite=False)
+    callbacks: list[lightning.Callback | None] = [
+        LearningRateMonitor("step") if output.loggers else None,
+        averaging,
+        clock,
+        seeds,
+        Guard(folder, seeds=seeds, name=None if isinstance(train, ImageStream) else train.name),
+        BrokenImages(folder, images=number, most=data.max_broken),
+        recorder,
+        stopping,
+        Limits(clock, max_steps=schedule.max_steps),
+        *build_progress(output.progress, recorder, parts.schedule),
+        RunFolder(
+            folder,
+            model=parts.network.model,
+            spec=parts.network.spec,
+            recorder=recorder,
+            averaging=averaging,
+            every_seconds=60 * output.save_minutes,
+            top_k=output.save_top_k,
+        ),
+    ]
+    return [callback for callback in callbacks if callback is not None]
+
+
+def resolved(config: TrainConfig, parts: Parts) -> TrainConfig:
     """Return the configuration with everything decided that was left to the model or the data.
 
     The run folder is left out: the same recipe gives another run another folder.
     """
-    spec, regularization = network.spec, config.regularization
+    data, spec, regularization = parts.data, parts.network.spec, config.regularization
     return replace(
         config,
+        data=replace(config.data, batch_size=data.batch_size),
         model=replace(config.model, input_size=spec.input_size[1:], crop_pct=spec.crop_pct),
-        regularization=replace(regularization, augment=regularization.augment.for_source(images.train)),
+        regularization=replace(regularization, augment=data.augment.for_source(data.train_images)),
         output=replace(config.output, output=None, auto_resume=False),
     )
 
 
-def _blank(config: ModelConfig) -> ModelConfig:
-    """The same network without initial weights of its own."""
-    return replace(config, pretrained=False, checkpoint=None, reset_head=False)
+def _find_batch_size(
+    config: DataConfig, hardware: HardwareConfig, network: Network, data: ImageDataModule
+) -> int:
+    images = data.train_images
+    most = config.epoch_images or 4096 if isinstance(images, ImageStream) else len(images)
+    found = find_batch_size(hardware, network, most=max(most // config.accumulate, 1)) * config.accumulate
+    print(f"batch_size: {found}", flush=True)
+    return found
 
 
-def _with_batch_size(config: TrainConfig, network: Network, images: Images) -> TrainConfig:
-    """The configuration with a number for `batch_size` "auto"."""
-    data = config.data
-    if data.batch_size != "auto":
-        return config
-    if math.prod(count_processes(config.hardware)) > 1:
-        raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
-    most = data.epoch_images if isinstance(images.train, ImageStream) else len(images.train)
-    found = find_batch_size(config.hardware, network, most=max((most or 4096) // data.accumulate, 1))
-    print(f"batch_size: {found * data.accumulate}", flush=True)
-    return replace(config, data=replace(data, batch_size=found * data.accumulate))
-
-
-class _Accompany:
-    """What accompanies the training loop: the callbacks, in the order in which lightning must call them."""
-
-    def __init__(
-        self, config: TrainConfig, folder: Path, images: Images, network: Network, schedule: Schedule
-    ) -> None:
-        self.folder = folder
-        self.auto_resume = config.output.auto_resume
-        self.interrupt = InterruptFlag()
-        self.restored = Restored()
-        optimizer, batch = config.optimizer, config.data.images_per_step
-        averaging = None
-        if optimizer.ema_decay is not None:
-            averaging = Averaging(optimizer.ema_decay, warmup=optimizer.ema_warmup)
-        seeds = StepSeeds(config.data.seed)
-        recorder = Recorder(schedule.clock, batch_size=batch)
-        run_folder = RunFolder(
-            folder,
-            model=network.model,
-            spec=network.spec,
-            recorder=recorder,
-            interrupt=self.interrupt,
-            averaging=averaging,
-            every_seconds=60 * config.output.save_minutes,
-            top_k=config.output.save_top_k,
-        )
-        patience = config.schedule.patience
-        candidates: list[lightning.Callback | None] = [
-            LearningRateMonitor("step") if config.output.loggers else None,
-            averaging,
-            schedule.clock,
-            seeds,
-            Guard(folder, seeds=seeds, name=images.name),
-            BrokenImages(folder, images=images.count, most=config.data.max_broken),
-            recorder,
-            None
-            if patience is None
-            else EarlyStopping("val_top1_fused", mode="max", patience=patience, check_finite=False),
-            Limits(schedule.clock, max_steps=config.schedule.max_steps),
-            self.restored,
-            *build_progress(config.output, recorder, schedule, batch=batch // config.data.accumulate),
-            run_folder,
-        ]
-        self.callbacks = [callback for callback in candidates if callback is not None]
-
-    @contextmanager
-    def named_errors(self, checkpoint: Path | None) -> Iterator[None]:
-        """Turn what ends training into the errors that `train` promises."""
-        try:
+@contextmanager
+def _named_errors(run_folder: RunFolder, checkpoint: Path | None, *, auto_resume: bool) -> Iterator[None]:
+    """Listen to signals, and turn what ends training into the errors that `train` promises."""
+    interrupt = run_folder.interrupt
+    try:
+        with interrupt.listen():
             yield
-        except Interrupted:
-            number = self.interrupt.signal or signal.SIGINT
-            raise TrainingInterrupted(self.folder, number=number, auto_resume=self.auto_resume) from None
-        except SystemExit:  # what lightning makes of a second Ctrl-C
-            raise KeyboardInterrupt from None
-        except Exception as error:  # a damaged state makes lightning raise anything
-            named = isinstance(error, (UserError, OSError, torch.OutOfMemoryError))
-            if checkpoint is None or self.restored.done or named:
-                raise
-            raise damaged(checkpoint) from error
+    except Interrupted:
+        number = interrupt.signal or signal.SIGINT
+        raise TrainingInterrupted(run_folder.folder, number=number, auto_resume=auto_resume) from None
+    except SystemExit:  # what lightning makes of a second Ctrl-C
+        raise KeyboardInterrupt from None
+    except Exception as error:  # a damaged state makes lightning raise anything
+        named = isinstance(error, (UserError, OSError, torch.OutOfMemoryError))
+        if checkpoint is None or run_folder.started or named:
+            raise
+        raise damaged(checkpoint) from error
 
 
 @contextmanager

@@ -86,18 +86,17 @@ class Clock(Callback):
 
 
 class Schedule:
-    """The learning rate and the input size over a run.
+    """The learning rate and the input size over a run; a run limited by time is annealed by time.
 
     Args:
         config: length and shape of the schedule.
         lr: peak learning rate.
-        clock: of the run; a run limited by time is annealed by time.
     """
 
-    def __init__(self, config: ScheduleConfig, *, lr: float, clock: Clock) -> None:
+    def __init__(self, config: ScheduleConfig, *, lr: float) -> None:
         self.config = config
         self.lr = lr
-        self.clock = clock
+        self.clock = Clock(None if config.max_minutes is None else 60 * config.max_minutes)
         self.total_steps = 1
         """Optimizer steps of the whole run, unless time ends it earlier; `scheduler` sets it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from ..errors import UserError
@@ -28,19 +27,6 @@ def check_state(path: Path, module: nn.Module) -> None:
         raise damaged(path) from None
     if found != {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}:
         raise UserError(f"{path} holds another model than the config.yaml beside it describes; restore that")
-
-
-class Restored(Callback):
-    """Notes that the whole state has been restored.
-
-    Attributes:
-        done: whether training has started.
-    """
-
-    done = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.done = True
 
 
 def damaged(path: Path) -> UserError:

@@ -9,6 +9,7 @@ import lightning
 from lightning import Callback
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -60,7 +61,7 @@ def build_trainer(
             logger=log and DummyLogger(),
             use_distributed_sampler=False,  # our own order shares out the images
             enable_checkpointing=False,  # RunFolder writes: atomically, and weights that need no pickle
-            enable_progress_bar=False,
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
