@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from conformer_vision.cli import main
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.lr_find import MAX_LR, MIN_LR, _unbiased, draw_lr, find_lr, read_curve
+from conformer_vision.training.module import ClassifierModule
 
 Tiny = Callable[..., TrainConfig]
 
@@ -72,12 +75,45 @@ def test_what_cannot_be_searched(tiny: Tiny) -> None:
             find_lr(tiny(**changes), steps=steps)
 
 
+def test_a_loss_that_stops_being_finite_ends_the_curve(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came before is read; with less than ten steps of it nothing can be said."""
+    step = ClassifierModule.training_step
+    for at, suggested in ((25, True), (5, False)):
+        losses = [2.0 - 0.05 * number if number < at else math.nan for number in range(40)]
+
+        def fixed(self: ClassifierModule, batch: Any, number: int, losses: Any = losses) -> Tensor:
+            loss = step(self, batch, number)
+            return loss - loss.detach() + losses[self.global_step]
+
+        monkeypatch.setattr(ClassifierModule, "training_step", fixed)
+        if suggested:
+            found = find_lr(tiny(), steps=40)
+            assert len(found.losses) == at
+            assert all(map(math.isfinite, found.losses))
+            assert found.suggestion == pytest.approx(found.lrs[-1] / 10)
+        else:
+            with pytest.raises(UserError, match="the loss hardly fell"):
+                find_lr(tiny(), steps=40)
+
+
 def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "lr.png"
     options = ["--model=conformer_nano_patch8_64", "--model_kwargs.depths=[2,1,2]", "--input_size=32"]
-    options += ["--batch_size=8", "--workers=0", "--device=cpu", "--steps=30", f"--plot={plot}"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 1\nlr: 0.5\nsave_top_k: 3\nmixup: 0.2\n")
+    options += [
+        f"--recipe={recipe}",
+        "--batch_size=8",
+        "--workers=0",
+        "--device=cpu",
+        "--steps=30",
+        f"--plot={plot}",
+    ]
     assert main(["lr-find", f"--data={images}", *options]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("suggested: --lr ")
+    for option in ("--lr=1e-3", "--output=runs/x", "--epochs=3"):
+        assert main(["lr-find", f"--data={images}", option]) == 2
+        assert f"unknown option {option.partition('=')[0]}" in capsys.readouterr().err
     assert plot.is_file()
     assert printed.err == ""

@@ -218,6 +218,16 @@ def test_recomputed_gradients_are_the_same(tiny: Tiny, monkeypatch: pytest.Monke
     assert set(twice.values()) == {2}
 
 
+def test_cheap_recomputation_trains_the_same_weights(tiny: Tiny, tmp_path: Path, weights: Weights) -> None:
+    """Bit for bit after two steps, BatchNorm's statistics included."""
+    plain, cheap = (
+        weights(train(tiny(grad_checkpointing=how, drop_path_rate=0.5, lr=0.01, output=str(tmp_path / how))))
+        for how in ("off", "cheap")
+    )
+    assert plain.keys() == cheap.keys()
+    assert all(torch.equal(tensor, cheap[name]) for name, tensor in plain.items())
+
+
 def test_a_model_without_recomputation(tiny: Tiny) -> None:
     with pytest.raises(UserError, match="grad_checkpointing: this model has none; leave it out"):
         module(tiny(model="inception_v4", model_kwargs={}, grad_checkpointing="full", input_size=96))

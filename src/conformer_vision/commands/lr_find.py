@@ -8,14 +8,19 @@ from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.train import add_recipe
 from conformer_vision.parsing import build_parser as plain_parser
-from conformer_vision.training.config import add_options, config_from
+from conformer_vision.training.config import OPTIONS, add_options, config_from
 
+WITHOUT_EFFECT = (
+    *(name for name, group in OPTIONS.items() if group in ("schedule", "output")),
+    *("lr", "ema_decay", "ema_warmup", "max_broken", "devices", "nodes", "sync_bn"),
+)
+"""Options of `train` that the test does not heed; recipes may hold them."""
 MOST_USED = ("recipe", "steps", "plot", "data", "model")
 """The options that `--help` shows."""
 
 
 def build_parser() -> ArgumentParser:
-    """Make the parser of the subcommand: its own options, and those of train, which recipes hold."""
+    """Make the parser of the subcommand: its own options, and those of train that have an effect."""
     parser = plain_parser(
         "Suggest a learning rate from a few steps with a rising one.",
         most_used=MOST_USED,
@@ -23,7 +28,7 @@ def build_parser() -> ArgumentParser:
     add_recipe(parser)
     parser.add_argument("--steps", type=int, default=100, help="Optimizer steps of the test.")
     parser.add_argument("--plot", metavar="PNG", help="PNG file to draw the loss over the learning rate to.")
-    add_options(parser)
+    add_options(parser, without=WITHOUT_EFFECT)
     return parser
 
 

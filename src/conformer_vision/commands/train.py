@@ -37,11 +37,12 @@ def build_parser() -> ArgumentParser:
 
 
 class _Recipe(ActionConfigFile):
-    """Reads a recipe with our own reader, so that there is one."""
+    """Reads a recipe with our own reader; options that the command does not have are left out."""
 
     @staticmethod
     def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: Any) -> None:
-        values = read_recipe(find_recipe(value))
+        known = parser.get_defaults()
+        values = {name: given for name, given in read_recipe(find_recipe(value)).items() if name in known}
         ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(values))
 
 

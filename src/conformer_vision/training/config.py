@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
@@ -128,14 +128,16 @@ class TrainConfig:
         return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """Add a flag for every option, in the groups' order."""
+def add_options(parser: ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """Add a flag for every option, in the groups' order, without those named."""
     for group in GROUPS.values():
-        parser.add_class_arguments(group)
+        skip = {item.name for item in fields(group)} & set(without)
+        if len(skip) < len(fields(group)):
+            parser.add_class_arguments(group, skip=skip)
 
 
 def config_from(options: Namespace, parser: ArgumentParser) -> TrainConfig:
-    """Build the configuration that `parser` (see `add_options`) found.
+    """Build the configuration that `parser` (see `add_options`) found; options that it lacks have defaults.
 
     Raises:
         UserError: a value is out of range or contradicts another.
@@ -145,7 +147,10 @@ def config_from(options: Namespace, parser: ArgumentParser) -> TrainConfig:
     _check_null(options.augment, AugmentConfig, prefix="augment.")
     values = parser.instantiate(options)
     return TrainConfig(
-        **{name: group(**{f.name: values[f.name] for f in fields(group)}) for name, group in GROUPS.items()}
+        **{
+            name: group(**{item.name: values[item.name] for item in fields(group) if item.name in values})
+            for name, group in GROUPS.items()
+        }
     )
 
 
@@ -168,5 +173,5 @@ def _plain(value: Any) -> Any:
 def _check_null(options: Namespace, group: type, *, prefix: str = "") -> None:
     """jsonargparse accepts null for every option; we do only where it is the default."""
     for item in fields(group):
-        if options[item.name] is None and item.default is not None:
+        if item.name in options and options[item.name] is None and item.default is not None:
             raise UserError(f"{prefix}{item.name} null: give a value, or leave it out for the default")

@@ -60,7 +60,7 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
         data, _, _, module = prepare(config)
         trainer = build_trainer(
             config.hardware,
-            epochs=config.schedule.epochs,
+            epochs=steps,  # the tuner ends after so many steps, and every epoch has one
             accumulate=config.data.accumulate,
             clip_grad=config.optimizer.clip_grad,
             folder=folder,  # the tuner keeps the state of the start there, to go back to it
