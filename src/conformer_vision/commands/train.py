@@ -80,9 +80,9 @@ def with_recipe_first(arguments: list[str]) -> list[str]:
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Train."""
-    from conformer_vision.training import train
+    from conformer_vision.training import run as training_run
 
-    _finish(train(config_from(options, parser)))
+    _finish(training_run.train(config_from(options, parser)))
     return 0
 
 
