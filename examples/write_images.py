@@ -6,9 +6,25 @@ For instance: python examples/write_images.py digits images --count 12
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
-from conformer_vision.data import Splitting, open_images, require_source, write_examples
+import numpy as np
+
+from conformer_vision.data import ImageSource, Splitting, open_images, require_source
+
+
+def write_images(source: ImageSource, folder: Path, *, count: int, seed: int = 0) -> list[Path]:
+    """Write images drawn at random as PNG files ``CLASS_NUMBER.png``, in the order of their numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = np.random.default_rng(seed).permutation(len(source))[:count]
+    paths = []
+    for index in sorted(drawn.tolist()):
+        image, label = source[index]
+        name = re.sub(r"[^\w.-]+", "_", source.classes[label])
+        paths.append(folder / f"{name}_{index:05d}.png")
+        image.save(paths[-1])
+    return paths
 
 
 def main() -> None:
@@ -21,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     images = open_images(args.source, "val", Splitting(seed=args.seed))
     source = require_source(images, name=args.source)
-    paths = write_examples(source, args.folder, count=args.count, seed=args.seed)
+    paths = write_images(source, args.folder, count=args.count, seed=args.seed)
     print(f"{len(paths)} held-out images in {args.folder}")
 
 

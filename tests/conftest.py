@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from command_line import TINY, run
-from conformer_vision.data import write_examples
 from exports import make_exports
 from image_sets import opened
+from write_images import write_images
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three digits, one of them broken."""
     folder = tmp_path_factory.mktemp("images")
-    first, *_ = write_examples(opened("digits", split="all"), folder, count=3)
+    first, *_ = write_images(opened("digits", split="all"), folder, count=3)
     first.write_bytes(b"no image")
     return folder
 

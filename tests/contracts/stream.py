@@ -36,7 +36,7 @@ class StreamContract:
 
     @pytest.fixture(autouse=True)
     def _small_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("conformer_vision.data.stream.SHUFFLE_BLOCK", 5)
+        monkeypatch.setattr("conformer_vision.data.sharded.SHUFFLE_BLOCK", 5)
 
     @pytest.mark.parametrize("lengths", [[7], [6, 3], [5, 5, 5, 1]], ids=len)
     def test_every_image_once_in_any_number_of_parts(self, tmp_path: Path, lengths: list[int]) -> None:
@@ -57,7 +57,7 @@ class StreamContract:
     def test_start_equals_dropping_images_and_decodes_none(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from conformer_vision.data import hub_stream
+        from conformer_vision.data import sharded
 
         stream = opened_stream(self.write(tmp_path / "s", [9, 9, 4]))
         decoded: list[str] = []
@@ -66,8 +66,8 @@ class StreamContract:
             decoded.append(name)
             return original(source, name=name)
 
-        original = hub_stream.open_image
-        monkeypatch.setattr(hub_stream, "open_image", counting)
+        original = sharded.open_image
+        monkeypatch.setattr(sharded, "open_image", counting)
         for seed, part, parts in ((None, 0, 1), (1, 0, 1), (None, 2, 5), (1, 1, 2)):
             whole = read(stream, seed=seed, part=part, parts=parts)
             for start in range(len(whole) + 2):
@@ -93,7 +93,7 @@ class StreamContract:
     def test_workers_read_disjoint_parts(
         self, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("conformer_vision.data.stream.SHUFFLE_BLOCK", 1000)  # as in a new process
+        monkeypatch.setattr("conformer_vision.data.sharded.SHUFFLE_BLOCK", 1000)  # as in a new process
         monkeypatch.syspath_prepend(Path(__file__).parents[1] / "support")  # new processes get this path too
         stream = opened_stream(self.write(tmp_path / "s", [5, 5, 2]))
         workers = 2 if method == "fork" else 1

@@ -21,9 +21,9 @@ QUICK = settings(max_examples=60, deadline=None)
 
 def order(images: int, batch_size: int, **options: Any) -> TrainingOrder:
     """Of images whose labels are 0, 1, 2, 0, ..."""
-    epoch = options.pop("epoch", 0)
+    epoch, start = options.pop("epoch", 0), options.pop("start", 0)
     made = TrainingOrder([number % 3 for number in range(images)], batch_size, **{"seed": 0} | options)
-    made.epoch = epoch
+    made.begin(epoch, start)
     return made
 
 
@@ -78,9 +78,9 @@ def test_beginning_later_leaves_batches_out(
 ) -> None:
     options: Any = {"share": Share(world_size - 1, world_size), "accumulate": accumulate, "epoch": epoch}
     whole = list(order(images, world_size * accumulate, **options))
-    later = order(images, world_size * accumulate, **options)
-    later.start = data.draw(st.integers(0, len(whole)))
-    assert list(later) == whole[later.start :]
+    start = data.draw(st.integers(0, len(whole)))
+    later = order(images, world_size * accumulate, start=start, **options)
+    assert list(later) == whole[start:]
     assert len(later) == len(whole), "the length of an epoch is that from its beginning"
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from conformer_vision.data import Splitting, open_image, open_images, require_source, write_examples
+from conformer_vision.data import Splitting, open_images, require_source
 from conformer_vision.data.splits import Request, stratified_split
 from conformer_vision.errors import UserError
 from image_sets import opened
@@ -98,40 +97,6 @@ def test_impossible_val_fraction(val_fraction: float) -> None:
 def test_impossible_split() -> None:
     with pytest.raises(UserError, match="must be train, val or all"):
         opened("digits", split="test")  # type: ignore[arg-type]
-
-
-def test_write_examples(tmp_path: Path) -> None:
-    source = opened("digits", split="val")
-    paths = write_examples(source, tmp_path / "new" / "examples", count=12)
-    assert sorted(path.name for path in (tmp_path / "new" / "examples").iterdir()) == sorted(
-        p.name for p in paths
-    )
-    assert len(set(paths)) == 12
-    for path in paths:
-        name, number = path.stem.split("_")
-        image, label = source[int(number)]
-        assert name == source.classes[label]
-        assert np.array_equal(open_image(path), image)
-    assert write_examples(source, tmp_path / "again", count=12)[3].name == paths[3].name
-    other = write_examples(source, tmp_path / "other", count=12, seed=1)
-    assert [path.name for path in other] != [path.name for path in paths]
-
-
-def test_write_examples_of_odd_class_names_and_counts(
-    tmp_path: Path, write_image: Callable[..., Path]
-) -> None:
-    for name in ("b", "sea lion: *"):
-        write_image(tmp_path / "in" / name / "1.png")
-    source = opened(tmp_path / "in", split="all")
-    paths = write_examples(source, tmp_path / "out", count=2)
-    assert [path.name for path in paths] == ["b_00000.png", "sea_lion__00001.png"]
-    assert isinstance(open_image(paths[0]), Image.Image)
-    for count in (0, 3):
-        with pytest.raises(UserError, match=f"count {count}: must be from 1 to the 2 images"):
-            write_examples(source, tmp_path / "out", count=count)
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot make the folder"):
-        write_examples(source, tmp_path / "file" / "out", count=1)
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,12 @@ def test_nothing_is_unpickled(tmp_path: Path, encode: Encode, kind: str) -> None
 @pytest.mark.parametrize(
     ("kind", "labels", "found"),
     [
-        ("cls", [b" 1\n", b"0", b"7", b"-1"], [1, 0, "out of range", "out of range"]),
-        ("txt", ["ü\n".encode(), b"x", b"?"], [2, 0, "none of the classes"]),
+        ("cls", [b" 1\n", b"0", b"7", b"-1"], [1, 0, "nor the number of one", "nor the number"]),
+        ("txt", ["ü\n".encode(), b"x", b"?"], [2, 0, "is neither a class"]),
         (
             "json",
             [b'{"label": "y"}', b'{"label": "z"}'],
-            [1, "none of the classes"],
+            [1, "is neither a class"],
         ),
         ("json", [b'{"label": 2}', b'{"label": 1, "more": 1}'], [2, 1]),
     ],
@@ -140,7 +140,7 @@ def test_truncated_within_a_file(mode: str, tmp_path: Path) -> None:
         good = [item for item in items if not problems([item])]
         found = numbers(good)
         assert found[-2:] == [8, 9] and found[:-2] == list(range(len(found) - 2))
-        assert re.match(r"shard-000\.tar: (cannot be read from row|is cut short)", problems(items)[-1]), size
+        assert re.match(r"shard-000\.tar: (cannot be read from row|is truncated)", problems(items)[-1]), size
         shared = [item for part in range(3) for item in read(stream, part=part, parts=3)]
         assert sorted(item.name for item in shared) == sorted(item.name for item in items)
 
@@ -156,7 +156,7 @@ def test_a_shard_that_ends_early_is_named(tmp_path: Path) -> None:
     shard.write_bytes(data)
     items = read(opened_stream(spec))
     assert numbers(items[:-1]) == list(range(6))
-    assert problems(items) == ["shard-000.tar: holds 6 images in place of 8"]
+    assert problems(items) == ["shard-000.tar: holds 6 images instead of 8"]
 
 
 def test_a_shard_that_goes_missing(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_shards_that_are_left_out_are_not_read(tmp_path: Path, monkeypatch: Any)
         }
     }
     (tmp_path / "s" / "_info.json").write_text(json.dumps(info))
-    monkeypatch.setattr("conformer_vision.data.stream.SHUFFLE_BLOCK", 5)
+    monkeypatch.setattr("conformer_vision.data.sharded.SHUFFLE_BLOCK", 5)
     stream = opened_stream(spec)
     whole = [item.name for item in read(stream, seed=3)]
     first = whole[0].partition("/")[0]

@@ -23,7 +23,5 @@ if TYPE_CHECKING:
     from .splits import Splitting as Splitting
     from .stream import ImageStream as ImageStream
     from .transforms import build_transform as build_transform
-    from .writing import write_examples as write_examples
-    from .writing import write_shards as write_shards
 
 __getattr__, __dir__, __all__ = attach(__name__)

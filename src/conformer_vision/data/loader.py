@@ -28,12 +28,9 @@ from .stream import ImageStream
 from .stream_order import StreamOrder
 
 NOT_COUNTED = -100
-"""Label of an image that is to be left out: broken, or there to fill a batch up (torch's ignore_index)."""
+"""Label of an image to ignore: it is broken, or only fills up a batch (torch's ``ignore_index``)."""
 MOST_REPLACED = 100
-"""Broken images in a row after which it is not single images that are broken."""
-
-
-_WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+"""Number of broken images in a row that ends training."""
 
 
 class Batch(NamedTuple):
@@ -42,7 +39,7 @@ class Batch(NamedTuple):
     images: Tensor
     """(B, C, H, W), normalised."""
     labels: Tensor
-    """(B,), int64; `NOT_COUNTED` where there is nothing to count."""
+    """(B,), int64; `NOT_COUNTED` for an image to ignore."""
     indices: Tensor
     """(B,), int64: number of each image in its source; -1 in a stream."""
     broken: list[str]
@@ -56,49 +53,60 @@ class _Sample(NamedTuple):
     broken: tuple[str, ...] = ()
 
 
-class Positioned:
-    """What begins each iteration at an epoch and a batch.
+class ImageLoader(DataLoader[Any]):
+    """Batches of images that are read and transformed one by one.
 
     Attributes:
-        position: for training: gives the epoch and the number of its batch to begin at, both from 0,
-            when an iteration begins; without it each iteration is the next whole epoch.
+        position: in training: returns the epoch and the number of its first batch, both from 0, when
+            an iteration begins. None makes each iteration the next whole epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[_Sample | BrokenImageError],
+        order: TrainingOrder | EvaluationOrder | StreamOrder,
+        *,
+        workers: int,
+    ) -> None:
+        if workers < 0:
+            raise UserError(f"workers {workers}: must be 0 or more")
         self.position: Callable[[], tuple[int, int]] | None = None
+        self._order = order
         self._next_epoch = 0
-
-    def begin(self, order: object) -> int:
-        """Sets an order for training to where the iteration begins, and gives the number of that batch."""
-        epoch, start = (self._next_epoch, 0) if self.position is None else self.position()
-        self._next_epoch = epoch + 1
-        if isinstance(order, (TrainingOrder, StreamOrder)):
-            order.epoch, order.start = epoch, start
-        return start
-
-
-class ImageLoader(Positioned, DataLoader[Any]):
-    """Batches of images, read and transformed one by one."""
-
-    def __init__(self, *arguments: Any, length: int | None = None, **options: Any) -> None:
-        Positioned.__init__(self)
-        self._length = length
-        DataLoader.__init__(self, *arguments, **options)
+        batches: dict[str, Any] = {"batch_sampler": order}
+        if isinstance(order, StreamOrder):
+            batches = {"batch_size": order.per_batch, "drop_last": order.endless}
+        super().__init__(
+            dataset,
+            **batches,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
+            persistent_workers=workers > 0,
+        )
 
     def __len__(self) -> int:
-        return super().__len__() if self._length is None else self._length
+        return len(self._order)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        start = self.begin(self.dataset.order if isinstance(self.dataset, _Streamed) else self.batch_sampler)
-        # Streams go on; the others end themselves.
-        batches = islice(super().__iter__(), None if self._length is None else self._length - start)
+        batches: Iterator[Batch | BrokenImageError]
+        if isinstance(self._order, EvaluationOrder):
+            batches = super().__iter__()
+        else:
+            epoch, start = (self._next_epoch, 0) if self.position is None else self.position()
+            self._next_epoch = epoch + 1
+            self._order.begin(epoch, start)
+            batches = super().__iter__()
+            if isinstance(self._order, StreamOrder) and self._order.endless:
+                batches = islice(batches, len(self) - start)
         for batch in batches:
             _WORKERS.update(getattr(self._iterator, "_workers", ()))
             if isinstance(batch, BrokenImageError):
                 try:
-                    raise batch  # raised in a worker it would have the worker's traceback as its message
+                    raise batch  # if the worker raised it, its message would hold a traceback
                 finally:
-                    del batch  # its traceback holds this frame: in a cycle, the workers would end late
+                    del batch  # its traceback holds this frame; the cycle would keep the workers alive
             yield batch
 
 
@@ -115,39 +123,33 @@ def training_loader(
     repeats: int = 1,
     epoch_images: int | None = None,
 ) -> ImageLoader:
-    """Augmented batches in an order of their own in every epoch; see `TrainingOrder`.
+    """Load augmented batches, in a new order in every epoch; see `TrainingOrder`.
 
-    The seed decides order and augmentation, whatever the number of workers. A broken image is
-    replaced by the next one of the source and named in the batch.
+    The seed decides order and augmentation, whatever the number of workers. A broken image is replaced
+    by the next one of the source and named in the batch.
 
     Args:
         source: the images.
         transform: from RGB image to tensor; see `transforms.build_transform`.
-        batch_size: images per step of the optimiser, over all processes.
-        workers: processes that read images; they stay between epochs. 0 reads in this process.
+        batch_size: images per step of the optimizer, over all processes.
+        workers: processes that read images and stay between epochs; 0 reads in this process.
         seed: see above.
         share: this process among those that train together.
         accumulate: batches per step.
         sampling: ``shuffle`` or ``balanced``.
-        repeats: times that an epoch shows an image.
-        epoch_images: images that make an epoch of a stream, which may not know its length.
+        repeats: how often an epoch shows an image.
+        epoch_images: number of images in an epoch of a stream, whose length may be unknown.
 
     Raises:
-        UserError: a value out of range. Iteration raises `BrokenImageError` where a hundred
-            images in a row are broken.
+        UserError: a value out of range. Iteration raises `BrokenImageError` if a hundred images in a
+            row are broken.
     """
-    _check(batch_size, workers)
+    _check_batch_size(batch_size)
     if isinstance(source, ImageStream):
         order = StreamOrder(
             source, batch_size, seed=seed, share=share, accumulate=accumulate, images=epoch_images
         )
-        return ImageLoader(
-            _Streamed(order, transform),
-            batch_size=order.per_batch,
-            drop_last=True,
-            length=len(order),
-            **_options(workers),
-        )
+        return ImageLoader(_Streamed(order, transform), order, workers=workers)
     batches = TrainingOrder(
         source.labels,
         batch_size,
@@ -157,9 +159,7 @@ def training_loader(
         sampling=sampling,
         repeats=repeats,
     )
-    return ImageLoader(
-        _Transformed(source, transform, replace_broken=True), batch_sampler=batches, **_options(workers)
-    )
+    return ImageLoader(_Transformed(source, transform, replace_broken=True), batches, workers=workers)
 
 
 def evaluation_loader(
@@ -170,7 +170,7 @@ def evaluation_loader(
     workers: int,
     share: Share = Share(),  # noqa: B008  # immutable
 ) -> ImageLoader:
-    """Every image once over all processes; a broken one is named, and its label is `NOT_COUNTED`.
+    """Load every image once over all processes; a broken one is named, with the label `NOT_COUNTED`.
 
     Args:
         source: the images.
@@ -182,109 +182,88 @@ def evaluation_loader(
     Raises:
         UserError: a batch size or number of workers out of range.
     """
-    _check(batch_size, workers)
+    _check_batch_size(batch_size)
     if isinstance(source, ImageStream):
-        order = StreamOrder(source, batch_size, seed=None, share=share, accumulate=1, images=None)
-        return ImageLoader(_Streamed(order, transform), batch_size=batch_size, **_options(workers))
-    return ImageLoader(
-        _Transformed(source, transform, replace_broken=False),
-        batch_sampler=EvaluationOrder(len(source), batch_size, share=share),
-        **_options(workers),
-    )
+        order = StreamOrder(source, batch_size, seed=None, share=share)
+        return ImageLoader(_Streamed(order, transform), order, workers=workers)
+    batches = EvaluationOrder(len(source), batch_size, share=share)
+    return ImageLoader(_Transformed(source, transform, replace_broken=False), batches, workers=workers)
 
 
 class _Transformed(Dataset[_Sample | BrokenImageError]):
-    """Transformed images by their draws."""
+    """Transformed images of a source, each as an order draws it."""
 
     def __init__(self, source: ImageSource, transform: Transform, *, replace_broken: bool) -> None:
-        self.source = source
-        self.transform = transform
-        self.replace_broken = replace_broken
+        self._source = source
+        self._transform = transform
+        self._tries = min(MOST_REPLACED, len(source)) if replace_broken else 1
+        self._replace_broken = replace_broken
 
     def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, draw: Draw) -> _Sample | BrokenImageError:
-        return self.__getitems__([draw])[0]
+        return len(self._source)
 
     def __getitems__(self, draws: list[Draw]) -> list[_Sample | BrokenImageError]:
-        """What torch's DataLoader asks for a batch."""
-        with generators_kept():
+        """Take a batch, as torch's DataLoader asks for it."""
+        with _generators_kept():
             return [self._read(draw) for draw in draws]
 
     def _read(self, draw: Draw) -> _Sample | BrokenImageError:
         broken: list[str] = []
-        for ahead in range(min(MOST_REPLACED, len(self.source))):
-            index = (draw.number + ahead) % len(self.source)
+        for number in range(draw.number, draw.number + self._tries):
+            index = number % len(self._source)
             try:
-                image, label = self.source[index]
+                image, label = self._source[index]
             except BrokenImageError as error:
                 broken.append(str(error))
-                if not self.replace_broken:
-                    return _missing(self.transform, index, broken)
                 continue
-            label = label if draw.counted else NOT_COUNTED
-            return _Sample(_transformed(self.transform, image, draw.seed), label, index, tuple(broken))
-        return BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} images after it")
+            tensor = _transformed(self._transform, image, draw.seed)
+            return _Sample(tensor, label if draw.counted else NOT_COUNTED, index, tuple(broken))
+        if self._replace_broken:
+            return _too_many(broken)
+        return _missing(self._transform, draw.number, broken)
 
 
 class _Streamed(IterableDataset[_Sample | BrokenImageError]):
-    """Transformed images of a stream; this worker's part of this process's share."""
+    """Transformed images of this worker's part of a stream."""
 
     def __init__(self, order: StreamOrder, transform: Transform) -> None:
-        self.order = order
-        self.transform = transform
+        self._order = order
+        self._transform = transform
 
     def __iter__(self) -> Iterator[_Sample | BrokenImageError]:
         broken: list[str] = []
-        waiting: list[int | None] = []  # the seeds of places whose images are broken
-        for item, seed in self.order.items():
+        seeds: list[int | None] = []  # of the broken images, and then of the one that replaces them
+        for item, seed in self._order.items():
+            seeds.append(seed)
             if isinstance(item.image, BrokenImageError):
                 broken.append(str(item.image))
-                if not self.order.endless:
-                    yield _missing(self.transform, -1, broken)
-                    broken = []
-                    continue
-                waiting.append(seed)
-                if len(waiting) == MOST_REPLACED:
-                    error = BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} images after it")
-                    while True:  # until the batch is full: an incomplete one would be dropped
-                        yield error
+                if not self._order.endless:
+                    yield _missing(self._transform, -1, broken)
+                    broken, seeds = [], []
+                while len(broken) == MOST_REPLACED:  # until the batch is full: an incomplete one is dropped
+                    yield _too_many(broken)
                 continue
-            # The next good image stands in for the broken ones before it, whatever was read earlier:
-            # so an epoch goes on by the number of its images alone.
-            for each in (*waiting, seed):
-                with generators_kept():
-                    tensor = _transformed(self.transform, item.image, each)
+            # The next good image replaces the broken ones before it, whatever was read earlier, so that
+            # the number of images alone says where an epoch resumes.
+            for each in seeds:
+                with _generators_kept():
+                    tensor = _transformed(self._transform, item.image, each)
                 yield _Sample(tensor, item.label, -1, tuple(broken))
                 broken = []
-            waiting = []
+            seeds = []
 
 
 def _transformed(transform: Transform, image: Image.Image, seed: int | None) -> Tensor:
     if seed is not None:
-        seed_generators(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
     return transform(image)
 
 
-def seed_generators(seed: int) -> None:
-    """Seed what transforms draw from: the generators of Python, NumPy and torch on the CPU."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-
-
-def _missing(transform: Transform, index: int, broken: list[str]) -> _Sample:
-    black = transform(Image.new("RGB", (8, 8)))
-    return _Sample(torch.zeros_like(black), NOT_COUNTED, index, tuple(broken))
-
-
 @contextmanager
-def generators_kept() -> Iterator[None]:
-    """After the block, the generators that transforms draw from are as they were before it.
-
-    Without workers they are also those of dropout and stochastic depth; workers need not pay for this.
-    """
+def _generators_kept() -> Iterator[None]:
+    """Restore the generators that transforms draw from; dropout draws from them too, unless in a worker."""
     if get_worker_info() is not None:
         yield
         return
@@ -297,21 +276,18 @@ def generators_kept() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _check(batch_size: int, workers: int) -> None:
+def _missing(transform: Transform, index: int, broken: list[str]) -> _Sample:
+    black = transform(Image.new("RGB", (8, 8)))
+    return _Sample(torch.zeros_like(black), NOT_COUNTED, index, tuple(broken))
+
+
+def _too_many(broken: list[str]) -> BrokenImageError:
+    return BrokenImageError(f"{broken[0]}; nor can the {len(broken) - 1} images after it")
+
+
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size}: must be 1 or more")
-    if workers < 0:
-        raise UserError(f"workers {workers}: must be 0 or more")
-
-
-def _options(workers: int) -> dict[str, Any]:
-    return {
-        "num_workers": workers,
-        "collate_fn": _collate,
-        "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _ignore_interrupt,
-        "persistent_workers": workers > 0,
-    }
 
 
 def _collate(samples: list[_Sample | BrokenImageError]) -> Batch | BrokenImageError:
@@ -328,17 +304,20 @@ def _collate(samples: list[_Sample | BrokenImageError]) -> Batch | BrokenImageEr
     )
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C and a scheduler's warning go to the whole process group; the main process ends the workers."""
+_WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which go to the whole process group, to the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @atexit.register
 def _end_workers() -> None:
-    """multiprocessing would end workers by SIGTERM, which they ignore, and wait for them without limit.
+    """Kill the workers, before multiprocessing's own hook would send a SIGTERM and wait for ever.
 
-    Registered after its own hook, so it runs before; workers only read, so nothing is lost.
+    They only read, so nothing is lost.
     """
     for worker in list(_WORKERS):
         if worker.is_alive():

@@ -1,7 +1,7 @@
-"""Which images make which batch, decided by numbers alone.
+"""Which images make which batch.
 
-A batch depends on the seed, the epoch and its number, not on the worker that reads it nor on what was
-read before. So a run can go on in the middle of an epoch, with other workers, and draw the same.
+A batch depends on the seed, the epoch and its own number alone, not on the worker that reads it or on what
+was read before. So a run can resume in the middle of an epoch with other workers and draw the same images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Draw(NamedTuple):
     seed: int | None = None
     """Seed of its augmentation; None draws from no seed."""
     counted: bool = True
-    """False for an image that only fills a batch up, so that all processes have equally many."""
+    """False for an image that only fills up a batch, so that all processes have equally many."""
 
 
 class Share(NamedTuple):
@@ -39,8 +39,8 @@ class Share(NamedTuple):
 class TrainingOrder(Sampler[list[Draw]]):
     """Batches of one epoch, as a batch sampler of torch's DataLoader.
 
-    A step of the optimiser takes ``batch_size`` images: those of all processes, in ``accumulate``
-    batches each. What is left at the end of an epoch and fills no step is left out.
+    A step of the optimizer takes ``batch_size`` images over all processes, in ``accumulate`` batches
+    each. An epoch ends with its last full step; the images left over are dropped.
 
     Args:
         labels: one per image.
@@ -49,16 +49,12 @@ class TrainingOrder(Sampler[list[Draw]]):
         share: this process.
         accumulate: batches per step and process.
         sampling: ``shuffle`` takes every image once an epoch; ``balanced`` draws with replacement
-            so that all classes come equally often.
-        repeats: how often an epoch shows an image, each time augmented anew, while its length stays
-            the same (repeated augmentation, Hoffer et al. 2020); 1 turns it off.
-
-    Attributes:
-        epoch: the epoch to iterate over, from 0.
-        start: number of its batch to begin at.
+            so that all classes are equally frequent.
+        repeats: how often an epoch shows an image, each time with new augmentation; the length of an
+            epoch stays the same (repeated augmentation, Hoffer et al. 2020). 1 turns it off.
 
     Raises:
-        UserError: a batch size that processes and batches cannot share, or more than the images.
+        UserError: a batch size that cannot be split evenly, or is larger than the number of images.
     """
 
     def __init__(
@@ -82,29 +78,33 @@ class TrainingOrder(Sampler[list[Draw]]):
         self.share = share
         self.accumulate = accumulate
         self.repeats = repeats
-        self.epoch = 0
-        self.start = 0
+        self._epoch = 0
+        self._start = 0
         self._images = len(labels)
         self._weights = _class_weights(labels) if sampling == "balanced" else None
 
+    def begin(self, epoch: int, start: int) -> None:
+        """Set the epoch to iterate over and the number of its first batch, both from 0."""
+        self._epoch, self._start = epoch, start
+
     def __len__(self) -> int:
-        """Batches of an epoch, from its beginning, for this process."""
+        """Batches per epoch for this process."""
         return self._images // self.batch_size * self.accumulate
 
     def __iter__(self) -> Iterator[list[Draw]]:
         indices, seeds = self._drawn()
         rank, world_size = self.share
-        for number in range(self.start, len(self)):
+        for number in range(self._start, len(self)):
             step, part = divmod(number, self.accumulate)
-            # Every so-manieth of a step's images: repeated ones go to different batches, and two processes
-            # take the batches that one process would take in two parts.
+            # Interleaved: repeats of an image go to different batches, and two processes take the same
+            # batches as one process that accumulates two.
             first = step * self.batch_size + part * world_size + rank
             mine = slice(first, (step + 1) * self.batch_size, world_size * self.accumulate)
             pairs = zip(indices[mine].tolist(), seeds[mine].tolist(), strict=True)
             yield [Draw(number, seed) for number, seed in pairs]
 
     def _drawn(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        rng = np.random.default_rng((self.seed, self.epoch))
+        rng = np.random.default_rng((self.seed, self._epoch))
         if self._weights is not None:
             indices = rng.choice(self._images, size=self._images, p=self._weights)
         else:
@@ -116,11 +116,11 @@ class TrainingOrder(Sampler[list[Draw]]):
 class EvaluationOrder(Sampler[list[Draw]]):
     """Every image once over all processes, in the source's order, as a batch sampler.
 
-    All processes have equally many batches of equal sizes: one that has an image less than another
-    gets one that does not count.
+    All processes have equally many batches of equal sizes: a process that is an image short gets one
+    that does not count.
 
     Args:
-        images: how many there are.
+        images: number of images.
         batch_size: images per batch and process.
         share: this process.
     """
@@ -141,10 +141,10 @@ class EvaluationOrder(Sampler[list[Draw]]):
 
 
 def images_per_batch(batch_size: int, world_size: int, accumulate: int) -> int:
-    """Images of one forward pass of one process.
+    """Return the number of images in one forward pass of one process.
 
     Raises:
-        UserError: the step's images cannot be shared out evenly.
+        UserError: the images of a step cannot be split evenly.
     """
     parts = world_size * accumulate
     if batch_size % parts:

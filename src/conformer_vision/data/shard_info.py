@@ -11,8 +11,7 @@ from typing import Any
 from conformer_vision.errors import UserError, reason_of
 
 CLASSES_FILE = "classes.txt"
-INFO_FILE = "_info.json"
-_INFO_FILES = (INFO_FILE, "info.json", "dataset_info.json")
+_INFO_FILES = ("_info.json", "info.json", "dataset_info.json")
 
 
 @dataclass(frozen=True)
@@ -67,23 +66,6 @@ def parse_classes(text: str, *, origin: str) -> tuple[str, ...]:
     return _checked([line.strip() for line in text.splitlines() if line.strip()], origin=origin)
 
 
-def names_of(stored: set[int | str]) -> list[str]:
-    """Class names for the labels that occur: the names, sorted, or ``0`` to the largest number.
-
-    Raises:
-        ValueError: numbers and names together, or a negative number.
-    """
-    names = [label for label in stored if isinstance(label, str)]
-    numbers = [label for label in stored if not isinstance(label, str)]
-    if names and numbers:
-        raise ValueError(f"some labels are names ({min(names)!r}), others numbers ({min(numbers)})")
-    if names:
-        return sorted(names)
-    if numbers and min(numbers) < 0:
-        raise ValueError(f"label {min(numbers)} is negative, so it names no class")
-    return [str(number) for number in range(max(numbers, default=-1) + 1)]
-
-
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -102,7 +84,7 @@ def _parse_info(path: Path) -> dict[str, Any]:
 
 
 def _names(info: dict[str, Any]) -> list[Any] | None:
-    """The class names where timm, `write_shards` and ``datasets`` put them."""
+    """The class names where timm, ``examples/write_shards.py`` and ``datasets`` put them."""
     for key in ("classes", "class_names"):
         if isinstance(info.get(key), list):
             return list(info[key])

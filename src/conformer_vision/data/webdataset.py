@@ -8,28 +8,25 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from conformer_vision.errors import UserError, reason_of
 
 from .arrow import quiet_datasets
-from .hub_stream import HubStream, ShardSet, build_stream, encoded, used_splits
 from .images import IMAGE_EXTENSIONS, natural_key
 from .names import group_files, is_split_name
-from .shard_info import CLASSES_FILE, SetInfo, names_of, parse_classes, read_info
+from .shard_info import CLASSES_FILE, SetInfo, parse_classes, read_info
+from .sharded import Shard, ShardStream, keep_columns, open_shards, plain_label
 from .splits import Request, Split
 
-if TYPE_CHECKING:
-    pass
-
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_LABELS = ("cls", "json", "txt")  # what is there first tells the label
+_LABELS = ("cls", "json", "txt")  # the first that is there gives the label
 _TIMEOUT = 60  # seconds
 
 
-def open_webdataset(pattern: str, request: Request) -> HubStream:
+def open_webdataset(pattern: str, request: Request) -> ShardStream:
     """Open tar shards of files ``KEY.jpg`` (or another image) and ``KEY.cls``, ``.json`` or ``.txt``.
 
     Every sample has the same files. ``.cls`` holds the number of a class, ``.json`` a number or a name
@@ -53,30 +50,18 @@ def open_webdataset(pattern: str, request: Request) -> HubStream:
         raise UserError(f"{origin}: {scheme[0]} is not read; give a local path or an http(s) address")
     paths = _remote_shards(pattern) if remote else _local_shards(pattern, request.data_dir)
     groups: dict[Split, list[str]] = {**group_files(paths)} or {"all": paths}
-    used, cut = used_splits({split: split for split in groups}, request, origin=origin)
     info = _remote_info(paths[0]) if remote else _local_info(paths)
     if remote and info.classes is None and request.classes is None:
         raise UserError(
             f"{origin}: no {CLASSES_FILE} beside the shards; put one there, with a class name per line"
         )
     shown = _names(paths)
-    sets = {key: _load(groups[key], origin, shown, info) for key in groups if key in (*used, "train")}
-
-    def names_in_training() -> Sequence[str]:
-        return _names_in(sets["train"] if "train" in sets else sets[used[0]], origin)
-
-    return build_stream(
-        [sets[key] for key in used],
-        cut,
-        request,
-        own=info.classes,
-        find=names_in_training,
-        origin=origin,
-        mirrorable=info.mirrorable,
-    )
+    shards = {part: _load(groups[part], origin, shown, info) for part in groups}
+    own = info.classes or request.classes or _names_in(next(iter(shards.values())), origin)
+    return open_shards(shards, request, own=own, origin=origin, mirrorable=info.mirrorable)
 
 
-def _load(paths: Sequence[str], origin: str, shown: dict[str, str], info: SetInfo) -> ShardSet:
+def _load(paths: Sequence[str], origin: str, shown: dict[str, str], info: SetInfo) -> list[Shard]:
     import datasets
 
     try:
@@ -96,33 +81,31 @@ def _load(paths: Sequence[str], origin: str, shown: dict[str, str], info: SetInf
     if image is None or label is None:
         missing = "image" if image is None else "label (a .cls, .json or .txt file)"
         raise UserError(f"{origin}: the first samples have no {missing}, only {', '.join(columns)}")
-    lengths = [info.lengths.get(path) for path in paths]
-    known = [length for length in lengths if length is not None]
-    return ShardSet(
-        encoded(rows, image, label, rows.features),
-        origin,
-        (image, label),
-        paths=paths,
-        names=[shown[path] for path in paths],
-        lengths=known if len(known) == len(paths) else None,
-    )
+    rows = keep_columns(rows, image, label, rows.features)
+    return [
+        Shard(rows, number, (image, label), shown[path], tar=path, length=info.lengths.get(path))
+        for number, path in enumerate(paths)
+    ]
 
 
-def _names_in(one: ShardSet, origin: str) -> list[str]:
-    """Class names by a pass over all labels."""
-    stored: set[int | str] = set()
-    for shard in range(one.rows.num_shards):
-        try:
-            for _, label in one.read(shard):
-                label = label.get("label") if isinstance(label, dict) else label
-                if isinstance(label, (int, str)) and not isinstance(label, bool):
-                    stored.add(label.strip() if isinstance(label, str) else label)
-        except Exception:
-            continue  # reading the images says so, at its place
-    try:
-        return names_of(stored)
-    except ValueError as error:
-        raise UserError(f"{origin}: {error}; put a {CLASSES_FILE} beside the shards") from error
+def _names_in(shards: Sequence[Shard], origin: str) -> list[str]:
+    """Find the class names by a pass over all labels."""
+    stored: set[int | str | None] = set()
+    for shard in shards:
+        with suppress(Exception):  # reading the images will name the damage
+            stored.update(plain_label(label) for _, label in shard.read())
+    names = sorted(label for label in stored if isinstance(label, str))
+    numbers = sorted(label for label in stored if isinstance(label, int))
+    if not names and not numbers:
+        raise UserError(f"{origin} holds no labels")
+    if names and numbers:
+        raise UserError(
+            f"{origin}: some labels are names ({names[0]!r}), others numbers ({numbers[0]}); "
+            f"put a {CLASSES_FILE} beside the shards"
+        )
+    if numbers and numbers[0] < 0:
+        raise UserError(f"{origin}: label {numbers[0]} is negative, so it names no class")
+    return names or [str(number) for number in range(numbers[-1] + 1)]
 
 
 def is_remote(path: str) -> bool:

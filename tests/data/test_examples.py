@@ -1,3 +1,5 @@
+"""The scripts in examples/ that write images and shards."""
+
 import json
 import runpy
 import sys
@@ -8,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from conformer_vision.data import write_shards
-from conformer_vision.errors import UserError
+from conformer_vision.data import open_image
 from image_sets import opened
 from streamed import opened_stream, read
+from write_images import write_images
+from write_shards import write_shards
 
 datasets = pytest.importorskip("datasets")
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,19 +85,17 @@ def test_timm_reads_them(tmp_path: Path) -> None:
     assert found == Counter((source[i][0].tobytes(), source.labels[i]) for i in range(len(source)))
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_images_are_drawn_by_seed(tmp_path: Path) -> None:
     source = opened("digits", split="val")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").touch()
-    (tmp_path / "file").touch()
-    for folder, options, words in [
-        ("full", {}, "is not empty"),
-        ("file", {}, "cannot make the folder"),
-        ("s", {"images_per_shard": 0}, "images_per_shard 0"),
-    ]:
-        arguments: Any = {"images_per_shard": 5} | options
-        with pytest.raises(UserError, match=words):
-            write_shards(source, tmp_path / folder, **arguments)
+    paths = write_images(source, tmp_path / "new" / "images", count=12)
+    assert sorted((tmp_path / "new" / "images").iterdir()) == sorted(set(paths)) and len(paths) == 12
+    for path in paths:
+        name, number = path.stem.split("_")
+        image, label = source[int(number)]
+        assert name == source.classes[label]
+        assert open_image(path).tobytes() == image.tobytes()
+    other = write_images(source, tmp_path / "other", count=12, seed=1)
+    assert [path.name for path in other] != [path.name for path in paths]
 
 
 def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
