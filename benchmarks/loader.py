@@ -37,6 +37,7 @@ from torchvision.datasets import ImageFolder
 from conformer_vision.data import build_transform, open_images, require_source
 from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.data.loader import training_loader
+from conformer_vision.spec import Preprocessing
 from conformer_vision.training import TrainConfig, train
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -131,15 +132,8 @@ def plain_loader(root: Path, task: Task, workers: int) -> Iterable[Any]:
 
 def our_loader(spec: Path, task: Task, workers: int) -> Iterable[Any]:
     """`training_loader` over all images of the set."""
-    transform = build_transform(
-        input_size=(3, task.size, task.size),
-        mean=MEAN,
-        std=STD,
-        interpolation="bicubic",
-        crop_pct=1.0,
-        crop_mode="center",
-        augment=AugmentConfig(),
-    )
+    preprocessing = Preprocessing((3, task.size, task.size), MEAN, STD)
+    transform = build_transform(preprocessing, AugmentConfig())
     source = open_images(spec, "all")
     return training_loader(source, transform, batch_size=task.batch, workers=workers, seed=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchvision import transforms
 from conformer_vision.errors import UserError
 
 if TYPE_CHECKING:
-    from conformer_vision.spec import ModelSpec
+    from conformer_vision.spec import ModelSpec, Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -32,61 +33,36 @@ def evaluation_transform(spec: ModelSpec) -> Transform:
     Raises:
         UserError: The specification has neither one nor three channels.
     """
-    return evaluation_pipeline(**spec.preprocessing)
+    return evaluation_pipeline(spec.preprocessing)
 
 
-def evaluation_pipeline(
-    *,
-    input_size: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    interpolation: str,
-    crop_pct: float,
-    crop_mode: str,
-) -> Transform:
+def evaluation_pipeline(preprocessing: Preprocessing) -> Transform:
     """Build the transform of `evaluation_transform` from its values."""
-    channels, height, width = input_size
-    stages = create_transform(
-        input_size=(channels, height, width),
-        interpolation=interpolation,
-        mean=tuple(mean),
-        std=tuple(std),
-        crop_pct=crop_pct,
-        crop_mode=crop_mode,
-    ).transforms
-    return compose(stages[:-2], input_size=input_size, mean=mean, std=std)
+    stages = create_transform(**asdict(preprocessing)).transforms
+    return compose(stages[:-2], preprocessing)
 
 
-def compose(
-    stages: Sequence[Any],
-    *,
-    input_size: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    after: Sequence[Any] = (),
-) -> Transform:
+def compose(stages: Sequence[Any], preprocessing: Preprocessing, *, after: Sequence[Any] = ()) -> Transform:
     """Chain transforms of images with what every pipeline shares: long images, grey, normalisation.
 
     Args:
         stages: From image to image of the input's size, without timm's last two, ToTensor and Normalize,
             which take longer than all others on a small image.
-        input_size: (C, H, W); C is 1 or 3.
-        mean: One number per channel, on the scale [0, 1].
-        std: Likewise, above 0.
+        preprocessing: Size, mean and standard deviation of the input.
         after: From normalised tensor to tensor.
 
     Raises:
         UserError: Neither one nor three channels.
     """
-    channels, height, width = input_size
+    channels, height, width = preprocessing.input_size
     if channels not in (1, 3):
         raise UserError(
-            f"input_size {tuple(input_size)}: images have 3 channels, or 1 turned to grey, not {channels}"
+            f"input_size {preprocessing.input_size}: images have 3 channels, or 1 turned to grey, "
+            f"not {channels}"
         )
     grey = [transforms.Grayscale()] if channels == 1 else []
-    composed: Transform = transforms.Compose(
-        [_Shortened(height, width), *grey, *stages, _ToNormalizedTensor(mean, std), *after]
-    )
+    normalize = _ToNormalizedTensor(preprocessing.mean, preprocessing.std)
+    composed: Transform = transforms.Compose([_Shortened(height, width), *grey, *stages, normalize, *after])
     return composed
 
 

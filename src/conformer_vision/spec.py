@@ -29,6 +29,40 @@ _RESERVED_KWARGS = frozenset(
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What prepares an image for the network; see `ModelSpec` for the values.
+
+    Raises:
+        UserError: A value is invalid; the line names it.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        size = self.input_size
+        if len(size) != 3 or not all(type(n) is int and n > 0 for n in size):
+            raise UserError(f"input_size must be [channels, height, width], not {list(size)}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != size[0] or not all(_is_number(v) for v in values):
+                raise UserError(f"{name} must be {size[0]} numbers, not {list(values)}")
+        if not all(v > 0 for v in self.std):
+            raise UserError(f"std must be positive, not {list(self.std)}")
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise UserError(f"interpolation {self.interpolation!r}: must be one of {known}")
+        if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
+            raise UserError(f"crop_pct must be in (0, 1], not {self.crop_pct!r}")
+        if self.crop_mode not in CROP_MODES:
+            raise UserError(f"crop_mode {self.crop_mode!r}: must be one of {', '.join(CROP_MODES)}")
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """How to build a network with timm and how to prepare its input.
 
@@ -108,27 +142,11 @@ class ModelSpec:
             raise UserError("model spec: descriptions must be one text per class, or none at all")
 
     def _check_input(self) -> None:
-        size = self.input_size
-        if len(size) != 3 or not all(type(n) is int and n > 0 for n in size):
-            raise UserError(f"model spec: input_size must be [channels, height, width], not {list(size)}")
+        size = self.preprocessing.input_size
         if self.in_chans == 0:
             object.__setattr__(self, "in_chans", size[0])
         if self.in_chans != size[0]:
             raise UserError(f"model spec: in_chans {self.in_chans} contradicts input_size {list(size)}")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) != size[0] or not all(_is_number(v) for v in values):
-                raise UserError(f"model spec: {name} must be {size[0]} numbers, not {list(values)}")
-        if not all(v > 0 for v in self.std):
-            raise UserError(f"model spec: std must be positive, not {list(self.std)}")
-        if self.interpolation not in INTERPOLATIONS:
-            known = ", ".join(INTERPOLATIONS)
-            raise UserError(f"model spec: unknown interpolation {self.interpolation!r}; one of {known}")
-        if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
-            raise UserError(f"model spec: crop_pct must be in (0, 1], not {self.crop_pct!r}")
-        if self.crop_mode not in CROP_MODES:
-            known = ", ".join(CROP_MODES)
-            raise UserError(f"model spec: unknown crop_mode {self.crop_mode!r}; one of {known}")
         if not _is_number(self.temperature) or not self.temperature > 0:
             raise UserError(f"model spec: temperature must be a positive number, not {self.temperature!r}")
         if not isinstance(self.folded, bool):
@@ -145,10 +163,11 @@ class ModelSpec:
         return self.descriptions or self.classes
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """The values that prepare an image for the network, by name."""
-        names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-        return {name: getattr(self, name) for name in names}
+    def preprocessing(self) -> Preprocessing:
+        """What prepares an image for the network."""
+        return Preprocessing(
+            self.input_size, self.mean, self.std, self.interpolation, self.crop_pct, self.crop_mode
+        )
 
     def to_json(self) -> str:
         """Return the specification as one JSON object, with ``format`` and ``num_classes``."""

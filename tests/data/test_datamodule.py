@@ -46,7 +46,7 @@ def trainer(tmp_path: Path, **options: Any) -> lightning.Trainer:
 
 def test_a_trainer_gets_what_training_does(tmp_path: Path) -> None:
     data = ImageDataModule("digits", NAME, batch_size=300, splitting=Splitting(0.2, 5), seed=3)
-    assert len(data.classes) == 10 and data.preprocessing["input_size"] == (3, 32, 32)
+    assert len(data.classes) == 10 and data.preprocessing.input_size == (3, 32, 32)
     model = Record()
     trainer(tmp_path, max_epochs=2, enable_checkpointing=False, num_sanity_val_steps=0).fit(model, data)
     expected = open_images("digits", "train", Splitting(0.2, 5))
@@ -56,7 +56,7 @@ def test_a_trainer_gets_what_training_does(tmp_path: Path) -> None:
     assert model.seen[0][1] != model.seen[len(model.seen) // 2][1]
     assert sorted(model.validated) == sorted([*range(len(data.val_images))] * 2)
     val = next(iter(data.val_dataloader()))
-    transform = build_transform(**data.preprocessing, augment=None)
+    transform = build_transform(data.preprocessing)
     assert torch.equal(val.images[7], transform(open_images("digits", "val", Splitting(0.2, 5))[7][0]))  # type: ignore[index]
 
 

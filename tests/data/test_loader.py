@@ -26,21 +26,15 @@ from conformer_vision.data import (
 from conformer_vision.data.loader import NOT_COUNTED, Batch, ImageLoader
 from conformer_vision.data.order import Share
 from conformer_vision.errors import UserError
+from conformer_vision.spec import Preprocessing
 from image_sets import opened
 
 AUGMENT = AugmentConfig(color_jitter=0.4, re_prob=0.5)
 
 
 def transform(augment: AugmentConfig | None = None) -> Any:
-    return build_transform(
-        input_size=(3, 32, 32),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        interpolation="bilinear",
-        crop_pct=1.0,
-        crop_mode="center",
-        augment=augment,
-    )
+    half = (0.5, 0.5, 0.5)
+    return build_transform(Preprocessing((3, 32, 32), half, half, "bilinear", crop_pct=1.0), augment)
 
 
 def training(source: ImageSource, **options: Any) -> ImageLoader:
@@ -269,8 +263,8 @@ def test_workers_survive_signals_to_the_group() -> None:
     code = """
 import os, signal
 from conformer_vision.data import build_transform, evaluation_loader, open_images
-transform = build_transform(input_size=(3, 32, 32), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear",
-                            crop_pct=1.0, crop_mode="center", augment=None)
+from conformer_vision.spec import Preprocessing
+transform = build_transform(Preprocessing((3, 32, 32), (0, 0, 0), (1, 1, 1)))
 loader = evaluation_loader(open_images("digits", "all"), transform, batch_size=16, workers=1)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -283,7 +277,7 @@ for batch in loader:
 print(seen)  # and ends, though the loader still has its worker
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, timeout=40,
+        [sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, timeout=100,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert (done.stdout.strip(), done.returncode) == ("1797", 0), done.stderr

@@ -23,6 +23,7 @@ from conformer_vision.data.opening import open_images
 from conformer_vision.data.stream import ImageStream
 from conformer_vision.data.transforms import build_transform
 from conformer_vision.errors import UserError
+from conformer_vision.spec import Preprocessing
 
 SHARES = {
     "images": 600,
@@ -100,8 +101,7 @@ class Fuzz:
         self.photos = good.class_folders(work / "photos")
         self.originals = good.images()
         self._runs: dict[str, Path] = {}
-        spec = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
-        self.transform = build_transform(input_size=(3, 32, 32), crop_mode="center", augment=None, **spec)
+        self.transform = build_transform(Preprocessing((3, 32, 32), (0.5,) * 3, (0.2,) * 3, crop_pct=1.0))
 
     def run(self, kind: str, count: int) -> None:
         """Give the package so many inputs of a kind."""

@@ -18,12 +18,13 @@ from conformer_vision.data import build_transform, images, open_image
 from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.data.opening import open_images
 from conformer_vision.errors import UserError
+from conformer_vision.spec import Preprocessing
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.recipe import read_recipe
 from conformer_vision.training.run import resume
 from image_sets import opened
 
-CARD: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic", "crop_pct": 0.875}
+MEAN, STD = (0.5,) * 3, (0.2,) * 3
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_line_of_pixels_is_not_resized_to_gigabytes(
 
     monkeypatch.setattr(Image.Image, "resize", watched)
     for edge in (32, 224):
-        transform = build_transform(input_size=(3, edge, edge), crop_mode=mode, augment=augment, **CARD)
+        transform = build_transform(Preprocessing((3, edge, edge), MEAN, STD, crop_mode=mode), augment)
         assert transform(Image.new("RGB", size)).shape == (3, edge, edge)
     assert 0 < largest <= 64 * 256 * 256
 
@@ -63,13 +64,13 @@ def test_other_images_are_transformed_as_before(size: tuple[int, int]) -> None:
 
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    transform = build_transform(input_size=(3, 224, 224), crop_mode="center", augment=None, **CARD)
+    transform = build_transform(Preprocessing((3, 224, 224), MEAN, STD))
     plain = transforms.Compose(
         [
             transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(224),
             transforms.ToTensor(),
-            transforms.Normalize(CARD["mean"], CARD["std"]),
+            transforms.Normalize(MEAN, STD),
         ]
     )
     torch.testing.assert_close(transform(image), plain(image), rtol=0, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from timm.data import resolve_data_config
 
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import nearest
-from conformer_vision.spec import ModelSpec
+from conformer_vision.spec import ModelSpec, Preprocessing
 
 from .augment import AugmentConfig
 from .exclude import exclude_listed
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from .base import ImageSource
-
-_VALUES = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 class ImageDataModule(lightning.LightningDataModule):
@@ -79,7 +78,7 @@ class ImageDataModule(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.data = data
-        self.preprocessing = _values(preprocessing)
+        self.preprocessing = _preprocessing(preprocessing)
         self.batch_size = batch_size
         self.workers = workers
         self.splitting = splitting
@@ -95,16 +94,12 @@ class ImageDataModule(lightning.LightningDataModule):
     @property
     def train_images(self) -> ImageSource | ImageStream:
         """The training images."""
-        self.setup()
-        assert self._images is not None  # for mypy: `setup` opened them
-        return self._images[0]
+        return self._opened()[0]
 
     @property
     def val_images(self) -> ImageSource | ImageStream:
         """The validation images."""
-        self.setup()
-        assert self._images is not None  # for mypy: `setup` opened them
-        return self._images[1]
+        return self._opened()[1]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -113,13 +108,14 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str = "fit") -> None:
         """Open the images, unless they are open."""
+        self._opened()
+
+    def _opened(self) -> tuple[ImageSource | ImageStream, ImageSource | ImageStream]:
         if self._images is not None:
-            return
+            return self._images
         train = open_images(self.data, "train", self.splitting, data_dir=self.data_dir)
         val = open_images(self.data, "val", self.splitting, classes=train.classes, data_dir=self.data_dir)
         name = describe(self.data)
-        if len(train.classes) < 2:
-            raise UserError(f"{name} has a single class ({train.classes[0]}); training needs two or more")
         if isinstance(train, ImageStream) or isinstance(val, ImageStream):
             for option, used in (
                 ("exclude", self.exclude is not None),
@@ -136,12 +132,13 @@ class ImageDataModule(lightning.LightningDataModule):
             if not len(val):
                 raise UserError(f"{name} leaves no image to validate on; raise val_fraction or add images")
         self._images = train, val
+        return self._images
 
     def train_dataloader(self) -> ImageLoader:
         """Augmented batches, in an order of their own in every epoch; see `loader.training_loader`."""
         loader = training_loader(
             self.train_images,
-            build_transform(**self.preprocessing, augment=self.augment.for_source(self.train_images)),
+            build_transform(self.preprocessing, self.augment.for_source(self.train_images)),
             batch_size=self.batch_size,
             workers=self.workers,
             seed=self.seed,
@@ -163,7 +160,7 @@ class ImageDataModule(lightning.LightningDataModule):
         share = self._share()
         return evaluation_loader(
             self.val_images,
-            build_transform(**self.preprocessing, augment=None),
+            build_transform(self.preprocessing),
             batch_size=images_per_batch(self.batch_size, share.world_size, self._accumulate()),
             workers=self.workers,
             share=share,
@@ -184,21 +181,20 @@ class ImageDataModule(lightning.LightningDataModule):
         return Share(trainer.global_rank, trainer.world_size)
 
 
-def _values(preprocessing: ModelSpec | Mapping[str, Any] | str) -> dict[str, Any]:
-    """The arguments of `build_transform`."""
-    if isinstance(preprocessing, ModelSpec):
-        return preprocessing.preprocessing
+def _preprocessing(given: ModelSpec | Mapping[str, Any] | str) -> Preprocessing:
+    if isinstance(given, ModelSpec):
+        return given.preprocessing
     values: Mapping[str, Any]
-    if isinstance(preprocessing, str):
-        if not timm.is_model(preprocessing):
-            raise UserError(f"model {preprocessing!r} is unknown{nearest(preprocessing, timm.list_models())}")
-        cfg = timm.get_pretrained_cfg(preprocessing)
+    if isinstance(given, str):
+        if not timm.is_model(given):
+            raise UserError(f"model {given!r} is unknown{nearest(given, timm.list_models())}")
+        cfg = timm.get_pretrained_cfg(given)
         values = resolve_data_config(pretrained_cfg={} if cfg is None else cfg.to_dict())
     else:
-        values = preprocessing
-    missing = [name for name in _VALUES if name not in values]
-    if missing:
+        values = given
+    names = [each.name for each in fields(Preprocessing)]
+    if missing := [name for name in names if name not in values]:
         raise UserError(
             f"preprocessing lacks {', '.join(missing)}; give what timm.data.resolve_model_data_config returns"
         )
-    return {name: values[name] for name in _VALUES}
+    return Preprocessing(**{name: values[name] for name in names})
