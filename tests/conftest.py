@@ -20,7 +20,7 @@ def shared_dir() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of two steps on the digits."""
     folder = tmp_path_factory.mktemp("cli") / "run"
@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three digits, one of them broken."""
     folder = tmp_path_factory.mktemp("images")

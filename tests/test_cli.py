@@ -148,15 +148,13 @@ def test_kept_recipe_repeats_the_run(trained: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate(trained: Path, tmp_path: Path) -> None:
+    """It draws where it is told, else into a run folder, but not beside a file."""
     image = tmp_path / "confusion.png"
-    done = run("evaluate", trained, "--data=digits", "--confusion_matrix", image)
+    done = run("evaluate", trained / "best.safetensors", "--data=digits", "--confusion_matrix", image)
     assert (done.status, done.err) == (0, "")
     for word in ("conv", "trans", "fused", "top-1", "top-5", "%", "179 images", str(image)):
         assert word in done.out, word
     Image.open(image).verify()
-
-
-def test_evaluate_draws_into_a_run_folder_but_not_beside_a_file(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     (folder / "confusion_matrix.png").unlink(missing_ok=True)
@@ -250,6 +248,7 @@ def test_train_evaluate_predict_in_processes(trained: Path, images: Path, tmp_pa
         ("SIGTERM", "7", False, False, 143, "stopped; continue with: conformer-vision train --resume {run}"),
         ("SIGINT", "7", True, False, 130, "stopped; continue with: conformer-vision train --resume {run}"),
         ("SIGTERM", "7", True, True, 143, "stopped; requeued job 7"),
+        ("SIGTERM", "8", True, True, 143, "stopped; job 8 cannot be requeued"),
     ],
 )
 def test_stopped_by_a_signal(
@@ -271,7 +270,7 @@ def test_stopped_by_a_signal(
 
     jobs: list[str] = []
     monkeypatch.setattr(training_run, "train", stop)
-    monkeypatch.setattr(interrupt, "requeue", lambda job: (jobs.append(job), True)[1])
+    monkeypatch.setattr(interrupt, "requeue", lambda job: (jobs.append(job), job == "7")[1])
     for variable in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(variable, raising=False)
     if job is not None:
@@ -279,21 +278,6 @@ def test_stopped_by_a_signal(
     done = run("train", "--data=digits")
     assert (done.status, done.out, done.err) == (status, "", line.format(run=tmp_path) + "\n")
     assert jobs == ([job] if asked else [])
-
-
-def test_a_job_that_cannot_be_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from conformer_vision.training import interrupt
-    from conformer_vision.training import run as training_run
-
-    def stop(config: object) -> Path:
-        raise interrupt.TrainingInterrupted(tmp_path, number=signal.SIGTERM, auto_resume=True)
-
-    monkeypatch.setattr(training_run, "train", stop)
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    done = run("train", "--data=digits")
-    assert (done.status, done.err) == (143, "stopped; job 7 cannot be requeued\n")
 
 
 def test_interrupt_and_resume(tmp_path: Path) -> None:

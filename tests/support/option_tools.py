@@ -1,6 +1,8 @@
 """What the tests of the options of a training share."""
 
+import csv
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +18,25 @@ from conformer_vision.training.network import build_network, build_preprocessing
 from conformer_vision.training.run import build_data, build_module, prepare
 from conformer_vision.training.schedule import Schedule
 
+VIT: dict[str, Any] = {"model": "vit_tiny_patch16_224", "model_kwargs": {"depth": 1, "embed_dim": 48}}
+"""A network without BatchNorm, so that without a learning rate nothing changes."""
+
 
 def shows(*names: str) -> Callable[[Any], Any]:
     """Marks a test as the one that shows these options' effects; test_options.py reads the marks."""
     assert names
     return lambda test: test
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    """The metrics of a run, one row per epoch."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether the weights are equal, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def opened(config: TrainConfig) -> ImageDataModule:

@@ -1,6 +1,5 @@
 """Ctrl-C and going on: in this process, at chosen steps."""
 
-import csv
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from conformer_vision.training.interrupt import InterruptFlag, requeue, slurm_jo
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.run import resume
 from conformer_vision.weights import load_model
+from option_tools import rows_of
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
@@ -126,12 +126,7 @@ def interrupted(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
     return start
 
 
-def rows_of(run: Path) -> list[dict[str, float]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-@pytest.mark.parametrize("at", [1, 3, 5], ids="in step {}".format)
+@pytest.mark.parametrize("at", [1, 3], ids="in step {}".format)
 def test_stopped_and_continued(interrupted: Callable[..., Path], at: int) -> None:
     run = interrupted(at)
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == at
@@ -157,15 +152,13 @@ def test_stopped_and_continued(interrupted: Callable[..., Path], at: int) -> Non
 
 
 @pytest.mark.parametrize(("at", "changes"), [(3, {"epochs": 1}), (4, {"max_steps": 4})], ids=str)
-def test_last_step_ends_as_usual(interrupted: Callable[..., Path], at: int, changes: dict[str, int]) -> None:
+def test_last_step_ends_as_usual(
+    interrupted: Callable[..., Path], tmp_path: Path, at: int, changes: dict[str, int]
+) -> None:
+    """And a finished run stays as it is."""
     with pytest.raises(RuntimeError, match="training came to its end"):
         interrupted(at, **changes)
-
-
-@pytest.mark.parametrize("changes", [{"max_steps": 4}, {"epochs": 1}], ids=str)
-def test_finished_run_stays_as_it_is(tiny: Tiny, tmp_path: Path, changes: dict[str, int]) -> None:
-    config = tiny(**{"max_steps": None, "val_fraction": 0.25, "output": str(tmp_path / "run")} | changes)
-    run = train(config)
+    run = tmp_path / "run"
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.name != "config.yaml"}
     resume(run)
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != "config.yaml"} == before

@@ -27,18 +27,14 @@ def test_mean_of_the_branches() -> None:
     torch.testing.assert_close(loss(BranchLogits(conv, trans), TARGET), wanted)
     torch.testing.assert_close(loss((conv, trans), TARGET), wanted)  # what timm's distilled models give
     assert loss(BranchLogits(conv, trans), TARGET) != loss(BranchLogits(conv, conv), TARGET)
+    soft = logits(5).softmax(1)
+    wanted = (cross_entropy(conv, soft) + cross_entropy(trans, soft)) / 2
+    torch.testing.assert_close(loss(BranchLogits(conv, trans), soft), wanted)
 
 
 def test_one_tensor_has_the_loss_of_the_criterion() -> None:
     loss = BranchLoss(nn.CrossEntropyLoss())(logits(0), TARGET)
     torch.testing.assert_close(loss, cross_entropy(logits(0), one_hot(TARGET, 3).double()))
-
-
-def test_soft_targets() -> None:
-    soft = logits(5).softmax(1)
-    conv, trans = logits(0), logits(1)
-    wanted = (cross_entropy(conv, soft) + cross_entropy(trans, soft)) / 2
-    torch.testing.assert_close(BranchLoss(nn.CrossEntropyLoss())(BranchLogits(conv, trans), soft), wanted)
 
 
 def test_each_branch_gets_half_of_its_gradient() -> None:

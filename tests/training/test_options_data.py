@@ -15,6 +15,7 @@ from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
 from option_tools import loaders, opened, shows
+from streamed import NAMES, write_shards
 
 Tiny = Callable[..., TrainConfig]
 
@@ -52,7 +53,7 @@ def test_data_dir(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="photos"):
         opened(tiny(data="wds/photos"))
     data = opened(tiny(data="wds/photos", data_dir=str(tmp_path / "sets")))
-    assert data.train_images.classes == data.val_images.classes == ("a", "b")
+    assert data.train_images.classes == data.val_images.classes == NAMES
 
 
 @shows("exclude")
@@ -98,24 +99,9 @@ def test_aug_repeats(tiny: Tiny) -> None:
     assert all(not torch.equal(images[0], images[1]) for images in seen.values())
 
 
-def shards(root: Path, *, broken: bool = False) -> str:
-    """24 images of two classes in two tar files; the stream does not know how many."""
-    import io
-    import tarfile
-
-    root.mkdir(parents=True)
-    for shard in range(2):
-        with tarfile.open(root / f"shard-{shard}.tar", "w") as tar:
-            for number in range(12):
-                file = io.BytesIO()
-                Image.new("RGB", (8, 8), (10 * number, shard, 0)).save(file, "PNG")
-                data = b"broken" if broken and number == 0 else file.getvalue()
-                for suffix, content in (("cls", str(number % 2).encode()), ("png", data)):
-                    member = tarfile.TarInfo(f"{shard}-{number:03d}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    (root / "classes.txt").write_text("a\nb\n")
-    return f"wds/{root}"
+def shards(root: Path) -> str:
+    """24 images of three classes in two tar files; the stream does not know how many."""
+    return write_shards(root, [12, 12])
 
 
 @shows("epoch_images")

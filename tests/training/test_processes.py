@@ -15,6 +15,7 @@ from torch import Tensor
 
 from command_line import start
 from conformer_vision.training import TrainConfig, train
+from option_tools import rows_of
 
 Tiny = Callable[..., TrainConfig]
 Weights = Callable[..., dict[str, Tensor]]
@@ -107,11 +108,6 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], *, rtol: float) -> None:
         torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def rows(run: Path) -> list[dict[str, float]]:
-    lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-    return [dict(zip(lines[0], map(float, line), strict=True)) for line in lines[1:]]
-
-
 @pytest.mark.parametrize("launcher", ["own", "torchrun"])
 def test_two_processes_train_as_one(tiny: Tiny, tmp_path: Path, weights: Weights, launcher: str) -> None:
     """The same global batch gives the same weights and metrics, where no BatchNorm sees a part of it."""
@@ -119,7 +115,7 @@ def test_two_processes_train_as_one(tiny: Tiny, tmp_path: Path, weights: Weights
     one = train(config)
     two = run_two(tiny(**PLAIN | NO_BATCHNORM), tmp_path / "two", launcher=launcher)
     close(weights(two), weights(one), rtol=2e-5)
-    for mine, other in zip(rows(two), rows(one), strict=True):
+    for mine, other in zip(rows_of(two), rows_of(one), strict=True):
         for name in ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1_fused"):
             assert mine[name] == pytest.approx(other[name], rel=1e-4), name
 
@@ -134,4 +130,4 @@ def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights
     for name in statistics:  # of one process's images, or of all
         del mine[name], other[name]
     close(mine, other, rtol=1e-4)
-    assert rows(two)[-1]["train_loss"] == pytest.approx(rows(one)[-1]["train_loss"], rel=1e-3)
+    assert rows_of(two)[-1]["train_loss"] == pytest.approx(rows_of(one)[-1]["train_loss"], rel=1e-3)

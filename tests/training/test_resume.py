@@ -15,6 +15,8 @@ from torch import Tensor
 from command_line import start
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.run import resume
+from conformer_vision.weights import load_model
+from option_tools import same
 
 # All in one of pytest's processes: the run without an interruption is made once.
 pytestmark = pytest.mark.xdist_group("resume")
@@ -39,10 +41,6 @@ EVERYTHING: dict[str, Any] = {
     "report": False,
 }
 """Everything that has a state of its own or draws at random; 3 epochs of 3 steps, saved after each."""
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +77,7 @@ def killed_after(batches: int, config: TrainConfig, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("batches", [3, 6, 7, 13, 18])
+@pytest.mark.parametrize("batches", [3, 7, 18])
 def test_going_on_after_any_batch_gives_the_same_run(
     whole: Path, tiny: Tiny, tmp_path: Path, weights: Weights, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +90,8 @@ def test_going_on_after_any_batch_gives_the_same_run(
     assert sorted(p.name for p in (run / "top").iterdir()) == sorted(
         p.name for p in (whole / "top").iterdir()
     )
+    for path in (run / "top").iterdir():
+        assert load_model(path)[1].num_classes == 3
     for mine, other in zip(rows(run), rows(whole), strict=True):
         assert mine == other
 

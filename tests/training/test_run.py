@@ -1,6 +1,5 @@
 """Whole trainings, of a second each: the run folder, and that the same recipe gives the same weights."""
 
-import csv
 import dataclasses
 import math
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.recipe import read_config, recipes
 from conformer_vision.weights import load_model
+from option_tools import rows_of, same
 
 pytestmark = pytest.mark.usefixtures("without_curves")  # but for `run`, whose training is before
 Tiny = Callable[..., TrainConfig]
@@ -46,15 +46,6 @@ def run(config: TrainConfig) -> Path:
     return train(config)
 
 
-def rows_of(run: Path) -> list[dict[str, float]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def test_run_folder(run: Path, config: TrainConfig) -> None:
     assert {path.name for path in run.iterdir()} == FILES
     assert (run / "classes.txt").read_text() == "blue\ngreen\nred\n"
@@ -78,17 +69,14 @@ def test_metrics(run: Path, images: Path) -> None:
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
     assert rows[-1]["lr"] < rows[0]["lr"]
     evaluation = evaluate(run / "last.safetensors", images, splitting=Splitting(0.25, 0), device="cpu")
+    assert evaluate(run, images, splitting=Splitting(0.25, 0), device="cpu").top1["fused"] == pytest.approx(
+        max(row["val_top1_fused"] for row in rows), abs=1e-5
+    )  # the best weights
     for head, top1 in evaluation.top1.items():
         assert rows[-1][f"val_top1_{head}"] == pytest.approx(top1, abs=1e-5)
     assert rows[-1]["val_loss"] == pytest.approx(
         (evaluation.loss["conv"] + evaluation.loss["trans"]) / 2, rel=1e-4
     )
-
-
-def test_best_weights_are_those_of_the_highest_top1(run: Path, images: Path) -> None:
-    best = max(row["val_top1_fused"] for row in rows_of(run))
-    evaluation = evaluate(run, images, splitting=Splitting(0.25, 0), device="cpu")
-    assert evaluation.top1["fused"] == pytest.approx(best, abs=1e-5)
 
 
 def test_the_kept_recipe_gives_the_same_weights(run: Path, weights: Weights, tmp_path: Path) -> None:
@@ -97,19 +85,6 @@ def test_the_kept_recipe_gives_the_same_weights(run: Path, weights: Weights, tmp
     train(again)
     for name in ("last.safetensors", "best.safetensors"):
         assert same(weights(run, name), weights(tmp_path / "again", name)), name
-
-
-def test_another_seed_gives_other_weights(config: TrainConfig, weights: Weights, tmp_path: Path) -> None:
-    def trained(seed: int) -> dict[str, Tensor]:
-        output = str(tmp_path / str(seed))
-        return weights(train(config.with_options(seed=seed, max_steps=1, output=output, report=False)))
-
-    assert not same(trained(1), trained(2))
-
-
-def test_state_can_be_read_without_running_code(run: Path) -> None:
-    state = torch.load(run / "last.ckpt", weights_only=True)
-    assert state["global_step"] == 9
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -139,15 +114,19 @@ def test_shipped_recipes_train(name: str, images: Path, tmp_path: Path) -> None:
     assert math.isfinite(rows_of(run)[-1]["train_loss"])
 
 
+def test_another_seed_gives_other_weights(
+    config: TrainConfig, run: Path, weights: Weights, tmp_path: Path
+) -> None:
+    """Of the same split and steps."""
+    other = train(config.with_options(seed=1, output=str(tmp_path / "run")))
+    assert not same(weights(run), weights(other))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"in_chans": 1},
-        {"mixup": 0.2, "cutmix": 1.0},
-        {"precision": "bf16-mixed"},
-        {"precision": "bf16-mixed", "clip_grad": 1.0, "channels_last": True},
-        {"workers": 1},
-        {"input_size": (32, 48), "batch_size": 4},
+        {"in_chans": 1, "mixup": 0.2, "cutmix": 1.0},
+        {"precision": "bf16-mixed", "clip_grad": 1.0, "channels_last": True, "input_size": (32, 48)},
     ],
     ids=str,
 )
@@ -160,7 +139,7 @@ def test_trained_with_options_and_used(
 
 
 def test_resnet_is_trained_by_the_same_code(tiny: Tiny, images: Path, tmp_path: Path) -> None:
-    run = train(tiny(model="resnet18", model_kwargs={}, max_steps=1, output=str(tmp_path / "run")))
+    run = train(tiny(model="test_resnet", model_kwargs={}, max_steps=1, output=str(tmp_path / "run")))
     assert {path.name for path in run.iterdir()} == FILES - {"curves.png"}
     assert "val_top1_fused" in rows_of(run)[0]
     assert "val_top1_conv" not in rows_of(run)[0]
@@ -178,17 +157,6 @@ def test_trained_weights_start_another_training(
     model, spec = load_model(train(config))
     assert spec.num_classes == 10
     torch.testing.assert_close(model.state_dict()["cls_token"], weights(run)["cls_token"], atol=1e-4, rtol=0)
-
-
-def test_broken_image_is_named_and_no_folder_left(tiny: Tiny, images: Path, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    for number, source in enumerate(sorted(images.rglob("*.png"))):
-        target = data / source.parent.name / source.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes()[: None if number % 2 else 100])
-    with pytest.raises(UserError, match=r"\.png"):
-        train(tiny(data=str(data), output=str(tmp_path / "run")))
-    assert not (tmp_path / "run").exists()
 
 
 def test_failure_in_the_middle_leaves_what_was_trained(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +13,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import UserError
 from ..files import atomic_path
@@ -85,19 +85,19 @@ class Guard(Callback):
     def _stop(self, trainer: Trainer, module: LightningModule, *, parameter: str | None = None) -> NoReturn:
         inputs = getattr(module, "inputs", None)
         assert isinstance(inputs, Inputs), "Guard works with a ClassifierModule"
+        network = _network(module)
         if self.seeds is not None:
             self.seeds.again()  # stochastic depth must leave out what it left out
         what, where = find_first(
-            _network(module),
+            network,
             inputs.images,
             parameter=parameter,
             autocast=trainer.precision_plugin.forward_context,
         )
-        network = _network(module)
         diagnosis = Diagnosis(
             what=what,
             module=where,
-            branch=_branch(where) if what != "input" and hasattr(network, "forward_branches") else "",
+            branch=branch_of(where) if what != "input" and hasattr(network, "forward_branches") else "",
             epoch=trainer.current_epoch + 1,
             step=trainer.global_step,
             lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
@@ -116,23 +116,19 @@ class Diagnosis:
     """Where a step went wrong, and what helps."""
 
     what: str
-    """``input``, ``weights``, ``output``, ``loss`` or ``gradient``."""
+    """`input`, `weights`, `output`, `loss` or `gradient`."""
     module: str
-    """The first module, in the order of computation, or the parameter."""
+    """The first module in the order of computation, or the parameter."""
     branch: str
     """The branch of a Conformer that it belongs to; empty for others."""
     epoch: int
     """From 1."""
     step: int
-    """Optimiser steps done before."""
+    """Optimizer steps done before."""
     lr: float
     precision: str
     images: list[str]
     """Names of the images of the batch."""
-    remedy: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "remedy", self._remedy())
 
     def __str__(self) -> str:
         where = f"{self.module} ({self.branch})" if self.branch else self.module
@@ -148,7 +144,9 @@ class Diagnosis:
             f"{self.precision}): {what}; {self.remedy}"
         )
 
-    def _remedy(self) -> str:
+    @property
+    def remedy(self) -> str:
+        """What to try."""
         if self.what == "input":
             return f"look at the images that {NOT_FINITE_FILE} names"
         hints = [f"lower lr (to {self.lr / 3:.1g}, say)", "set clip_grad to 1"]
@@ -159,7 +157,8 @@ class Diagnosis:
     def write(self, folder: Path) -> None:
         """Write all of it as JSON into a folder."""
         with atomic_path(folder / NOT_FINITE_FILE) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False), encoding="utf-8")
+            values = asdict(self) | {"remedy": self.remedy}
+            temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def find_first(
@@ -190,25 +189,22 @@ def find_first(
 def _first_module(model: nn.Module, images: Tensor, autocast: Callable[[], Any]) -> str | None:
     found: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = [output] if isinstance(output, Tensor) else list(output)
-            if not found and not all(_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
-                found.append(name)
-
-        return hook
+    def watch(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        tensors = [output] if isinstance(output, Tensor) else list(output)
+        if not all(_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
+            found.append(name)
 
     # Inner modules end before those that hold them, so the first found is the innermost.
-    hooks: list[RemovableHandle] = [
-        module.register_forward_hook(watch(name or type(model).__name__))
+    hooks = [
+        module.register_forward_hook(partial(watch, name or type(model).__name__))
         for name, module in model.named_modules()
     ]
     try:
         with torch.no_grad(), autocast():
             model(images)
     finally:
-        for handle in hooks:
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
     return found[0] if found else None
 
 
@@ -222,7 +218,7 @@ def _network(module: LightningModule) -> nn.Module:
     return model
 
 
-def _branch(name: str) -> str:
-    """The part of a Conformer that a module or parameter belongs to."""
+def branch_of(name: str) -> str:
+    """Return the part of a Conformer that a module or parameter belongs to; empty for none."""
     parts = name.split(".")
     return next((meaning for part, meaning in _BRANCHES if part in parts), "")
