@@ -173,7 +173,8 @@ def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
     network = build_network(config.model, config.hardware, ("a", "b", "c"))
     model = network.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert find_batch_size(config.hardware, network, most=4) == 4
+    few: Any = range(5)  # images
+    assert find_batch_size(network, few, config.data, config.hardware) == 4
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -100,7 +100,10 @@ def _search(
         )
     if finder is None:
         return read_curve([], [])
-    return read_curve(*_finite(finder.results["lr"], _unbiased(finder.results["loss"])))
+    losses = _unbiased(finder.results["loss"])
+    # After the first loss that is not finite the weights are lost.
+    count = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    return read_curve(finder.results["lr"][:count], losses[:count])
 
 
 def read_curve(lrs: list[float], losses: list[float]) -> LearningRates:
@@ -128,9 +131,3 @@ def _unbiased(losses: Sequence[float], *, beta: float = 0.98) -> list[float]:
     return [
         loss * (1 - beta ** (count + 1)) / (1 - beta**count) for count, loss in enumerate(losses, start=1)
     ]
-
-
-def _finite(lrs: Sequence[float], losses: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The curve up to the first loss that is not finite: after it the weights are lost."""
-    count = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
-    return list(lrs[:count]), list(losses[:count])

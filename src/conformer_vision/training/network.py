@@ -11,13 +11,15 @@ import torch
 from timm.data import resolve_data_config, resolve_model_data_config
 from torch import nn
 
+from ..data import ImageSource
+from ..data.stream import ImageStream
 from ..errors import UserError, first_line
 from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint
 from ..models.freezing import freeze
 from ..parsing import nearest
 from ..spec import ModelSpec
-from .groups import HardwareConfig, ModelConfig
+from .groups import DataConfig, HardwareConfig, ModelConfig
 from .memory import largest_batch, training_step
 from .schedule import progressive_size
 
@@ -137,23 +139,23 @@ def _apply_hardware(config: HardwareConfig, model: nn.Module) -> None:
         raise UserError("grad_checkpointing: this model has none; leave it out") from error
 
 
-def find_batch_size(config: HardwareConfig, network: Network, *, most: int) -> int:
-    """Find the largest number of images per pass that fits into memory, a power of two.
+def find_batch_size(
+    network: Network, images: ImageSource | ImageStream, config: DataConfig, hardware: HardwareConfig
+) -> int:
+    """Find the largest batch that fits into memory and is no larger than the set.
 
-    Args:
-        config: device and precision.
-        network: is left as it was.
-        most: no more than this.
+    The number of images per pass is a power of two; the network is left as it was.
 
     Raises:
         UserError: not even two images fit.
     """
-    cuda = config.device in ("auto", "cuda") and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "mps" if config.device == "mps" else "cpu")
+    cuda = hardware.device in ("auto", "cuda") and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "mps" if hardware.device == "mps" else "cpu")
     probe = deepcopy(network.model).to(device).train()
     shape = network.spec.input_size
-    step = training_step(probe, image_shape=shape, precision=config.precision, device=device)
-    return largest_batch(step, device, most=most)
+    step = training_step(probe, image_shape=shape, precision=hardware.precision, device=device)
+    most = config.epoch_images or 4096 if isinstance(images, ImageStream) else len(images)
+    return largest_batch(step, device, most=max(most // config.accumulate, 1)) * config.accumulate
 
 
 def check_size(model: nn.Module, spec: ModelSpec, *, name: str = "input_size") -> None:

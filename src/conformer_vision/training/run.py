@@ -184,7 +184,8 @@ def prepare(config: TrainConfig, *, restored: bool = False) -> Parts:
     if config.data.batch_size == "auto":
         if processes > 1:
             raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
-        data.batch_size = _find_batch_size(config.data, config.hardware, network, data)
+        data.batch_size = find_batch_size(network, data.train_images, config.data, config.hardware)
+        print(f"batch_size: {data.batch_size}", flush=True)
     images = images_per_batch(data.batch_size, processes, config.data.accumulate)
     if images == 1 and not config.hardware.sync_bn:
         check_single(network)
@@ -313,16 +314,6 @@ def resolved(config: TrainConfig, parts: Parts) -> TrainConfig:
         regularization=replace(regularization, augment=data.augment.for_source(data.train_images)),
         output=replace(config.output, output=None, auto_resume=False),
     )
-
-
-def _find_batch_size(
-    config: DataConfig, hardware: HardwareConfig, network: Network, data: ImageDataModule
-) -> int:
-    images = data.train_images
-    most = config.epoch_images or 4096 if isinstance(images, ImageStream) else len(images)
-    found = find_batch_size(hardware, network, most=max(most // config.accumulate, 1)) * config.accumulate
-    print(f"batch_size: {found}", flush=True)
-    return found
 
 
 @contextmanager

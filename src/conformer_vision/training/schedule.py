@@ -104,15 +104,15 @@ class Schedule:
         """Make the scheduler of an optimizer for a run of so many steps; see `ClassifierModule`."""
         per_epoch = total_steps / self.config.epochs
         self.total_steps = min(total_steps, self.config.max_steps or total_steps)
-        factor = WarmupCosine(
-            self.total_steps,
-            self.config.warmup_epochs * per_epoch,
-            floor=min(self.config.min_lr / self.lr, 1.0),
-            clock=self.clock,
-        )
+        warmup, floor = self.config.warmup_epochs * per_epoch, min(self.config.min_lr / self.lr, 1.0)
         # A plain function: of a callable object torch would put the attributes, the clock among them, into
         # the checkpoint, which then could not be read without running code from it.
-        return LambdaLR(optimizer, lambda step: factor(step))
+        return LambdaLR(
+            optimizer,
+            lambda step: warmup_cosine(
+                step, self.total_steps, warmup, floor=floor, passed=self.clock.progress
+            ),
+        )
 
     def resize(self, images: Tensor, step: int) -> Tensor:
         """Resize images (B, C, H, W) to the size that a run with `progressive_from` trains at."""
@@ -131,31 +131,23 @@ class Schedule:
         return min(by_steps, self.clock.left + self.clock.reserve)
 
 
-class WarmupCosine:
-    """Factor on the learning rate at a step: linear warm-up, then a cosine down to `floor`.
+def warmup_cosine(done: float, total: int, warmup: float, *, floor: float, passed: float = 0.0) -> float:
+    """Return the factor on the learning rate: linear warm-up, then a cosine down to `floor`.
 
     The cosine follows the larger of two shares: of the steps done and of the time passed. So a run that the
     clock cuts short is still annealed to the end.
 
     Args:
-        total_steps: steps of the whole run, 1 or more.
-        warmup_steps: steps of the warm-up, limited to half of the run.
+        done: steps before this one.
+        total: steps of the whole run, 1 or more.
+        warmup: steps of the warm-up, limited to half of the run.
         floor: factor at the end, in [0, 1].
-        clock: the time that has passed.
+        passed: share of the time that has passed, in [0, 1].
     """
-
-    def __init__(self, total_steps: int, warmup_steps: float, *, floor: float, clock: Clock) -> None:
-        self.total_steps = total_steps
-        self.warmup_steps = min(warmup_steps, total_steps / 2)
-        self.floor = floor
-        self.clock = clock
-
-    def __call__(self, step: int) -> float:
-        ramp = min((step + 1) / (self.warmup_steps + 1), 1.0)
-        by_steps = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-        progress = min(max(by_steps, self.clock.progress, 0.0), 1.0)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return ramp * (self.floor + (1 - self.floor) * cosine)
+    warmup = min(warmup, total / 2)
+    ramp = min((done + 1) / (warmup + 1), 1.0)
+    progress = min(max((done - warmup) / (total - warmup), passed, 0.0), 1.0)
+    return ramp * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def progressive_size(start: int, full: tuple[int, int], done: float) -> tuple[int, int]:

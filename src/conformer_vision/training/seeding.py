@@ -22,30 +22,17 @@ class StepSeeds(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._draw: tuple[int, int, int, int] | None = None
+        self._step = (seed, 0, 0, 0)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._draw = (self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
+        self._step = (self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
         self.again()
 
     def again(self) -> None:
-        """Put the generators back to where the current step began."""
-        if self._draw is not None:
-            seed_step(*self._draw)
-
-
-def seed_step(seed: int, rank: int, epoch: int, batch: int) -> None:
-    """Seed the generators of Python, NumPy and torch for one step.
-
-    Args:
-        seed: of the run.
-        rank: of the process.
-        epoch: from 0.
-        batch: number of the batch in the epoch, from 0.
-    """
-    first, second = np.random.SeedSequence((seed, rank, epoch, batch)).generate_state(2).tolist()
-    random.seed(first)
-    np.random.seed(first)
-    torch.manual_seed((first << 32) + second)
+        """Put the generators of Python, NumPy and torch back to where the current step began."""
+        first, second = np.random.SeedSequence(self._step).generate_state(2).tolist()
+        random.seed(first)
+        np.random.seed(first)
+        torch.manual_seed((first << 32) + second)
