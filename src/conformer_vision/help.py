@@ -1,4 +1,4 @@
-"""How ``--help`` looks: no types of Python, few enough options to read, and no bad line breaks."""
+"""The layout of `--help`: few options, no Python types, no broken words."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _KINDS: dict[Any, str] = {
     tuple[int, int]: "[H,W]",
     tuple[float, float]: "[X,X]",
 }
-"""What stands for a value of a type."""
+"""The placeholder for a value of each type."""
 _NESTED_FILE = "Path to a configuration file."
 _PARENT_OPTIONS = " [options]"
-"""What argparse puts between the program and its subcommand."""
+"""argparse puts it between the program and its subcommand."""
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Shows what an option takes in words of the command line, and its default if that says something."""
+    """Shows a short placeholder for an option's value, and its default if that says something."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, **{"max_help_position": 30} | options)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A command-line parser whose errors are one plain line each; a recipe is checked by the same one."""
+"""The command-line parser, whose errors are one plain line each; it checks recipes too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conformer_vision.help import BriefHelp, HelpFormatter
 
 PROGRAM = "conformer-vision"
 _LONGEST = 60
-"""Characters of a wrong value that a message repeats."""
+"""Characters of a wrong value that a message shows."""
 
 _KINDS = {
     "int": "a whole number",
@@ -29,7 +29,7 @@ _KINDS = {
 
 
 class Parser(ArgumentParser):
-    """Raises its errors as one line instead of printing the usage and ending the process."""
+    """Raises a one-line error instead of printing the usage and ending the process."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a UserError."""
@@ -45,7 +45,7 @@ def build_parser(
     Args:
         description: what the command does.
         prog: name of the command.
-        most_used: options that `--help` shows; `--help all` shows every one. Empty for no such distinction.
+        most_used: options that `--help` shows, while `--help all` shows every one. Empty: it shows every one.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(
@@ -62,7 +62,7 @@ def build_parser(
 
 
 def nearest(name: object, known: list[str]) -> str:
-    """Return `; did you mean NAME?`, or nothing if no known name is near."""
+    """Return `; did you mean NAME?`, or nothing if no known name is similar."""
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -21,6 +21,7 @@ from conformer_vision.training import folder as folder_module
 from conformer_vision.training.callbacks import Recorder
 from conformer_vision.training.folder import RunFolder, new_folder
 from conformer_vision.training.module import ClassifierModule
+from conformer_vision.training.network import Network
 from conformer_vision.training.progress import build_progress
 from conformer_vision.training.schedule import Clock
 from conformer_vision.training.trainer import build_trainer, count_processes
@@ -184,7 +185,7 @@ def test_save_top_k(tmp_path: Path, top_k: int, kept: list[int]) -> None:
     spec = ModelSpec("resnet18", classes=("a", "b"))
     state: dict[str, Any] | None = None
     for number, (top1, loss) in enumerate(EPOCHS, start=1):
-        folder = RunFolder(tmp_path, model=model, spec=spec, recorder=recorder, top_k=top_k)
+        folder = RunFolder(tmp_path, network=Network(model, spec), recorder=recorder, top_k=top_k)
         if state is not None:
             folder.load_state_dict(state)
         nn.init.constant_(model.weight, number)

@@ -1,4 +1,4 @@
-"""Counting the images that turn out to be broken during training."""
+"""Broken images found during training: named, listed, and limited."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from ..runs import BROKEN_FILE
 
 _MOST_SHOWN = 10
 _FEWEST_READ = 100
-"""Images of a stream to read before a share of them is judged."""
+"""Number of images that a share of a stream is taken of at least."""
 
 
 class BrokenImages(Callback):
-    """Names every broken image once, and ends training when too large a share is broken.
+    """Names every broken image once, and ends training when too many are broken.
 
     Args:
-        folder: where the list is written, as `broken_images.txt`.
-        images: number of images; None for a stream, of which those read so far count.
+        folder: where `broken_images.txt` is written.
+        images: number of images; None for a stream, where the images read so far are counted.
         most: largest share that may be broken, in [0, 1].
+
+    Raises:
+        UserError: more images are broken than `most` allows; from within training.
     """
 
     def __init__(self, folder: Path, *, images: int | None, most: float) -> None:
@@ -63,17 +66,14 @@ class BrokenImages(Callback):
         if len(self.lines) > _MOST_SHOWN >= len(self.lines) - len(new):
             print(f"skipped: more; all are listed in {self.folder / BROKEN_FILE}", file=sys.stderr)
         if write:
-            self._write()
+            with atomic_path(self.folder / BROKEN_FILE) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
         of = max(self._read, _FEWEST_READ) if self.images is None else self.images
         if len(self.lines) > self.most * of:
             raise UserError(
                 f"{len(self.lines)} of {of} images are broken, more than max_broken {self.most:g} allows; "
                 f"the first: {self.lines[0]}; find all with conformer-vision check, or raise max_broken"
             )
-
-    def _write(self) -> None:
-        with atomic_path(self.folder / BROKEN_FILE) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         return {"lines": self.lines, "read": self._read}

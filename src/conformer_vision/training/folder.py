@@ -12,7 +12,6 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 
 from ..errors import UserError
 from ..files import atomic_path, remove_leftovers
@@ -36,6 +35,7 @@ from .config import TrainConfig
 from .curves import draw_curves
 from .groups import OutputConfig
 from .interrupt import Interrupted, InterruptFlag
+from .network import Network
 from .trainer import is_first
 
 CURVES_EVERY_SECONDS = 10
@@ -100,8 +100,7 @@ class RunFolder(Callback):
 
     Args:
         folder: the run folder.
-        model: the network whose weights are kept.
-        spec: what is kept with them.
+        network: whose weights are kept, with their spec.
         recorder: of the metrics.
         averaging: the average that is kept in place of the model's own weights, if any.
         every_seconds: time after which the state is saved within an epoch.
@@ -112,16 +111,14 @@ class RunFolder(Callback):
         self,
         folder: Path,
         *,
-        model: nn.Module,
-        spec: ModelSpec,
+        network: Network,
         recorder: Recorder,
         averaging: Averaging | None = None,
         every_seconds: float = math.inf,
         top_k: int = 0,
     ) -> None:
         self.folder = folder
-        self.model = model
-        self.spec = spec
+        self.network = network
         self.recorder = recorder
         self.interrupt = InterruptFlag()
         self.started = False
@@ -184,8 +181,8 @@ class RunFolder(Callback):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.is_global_zero:
-            model = self.model if self.averaging is None else self.averaging.model
-            save_weights(model.state_dict(), self.spec, self.folder / name)
+            model = self.network.model if self.averaging is None else self.averaging.model
+            save_weights(model.state_dict(), self.network.spec, self.folder / name)
 
     def _keep_top(self, trainer: Trainer, score: tuple[float, float]) -> None:
         if not self.top_k:

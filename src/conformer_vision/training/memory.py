@@ -1,4 +1,4 @@
-"""Memory: how much training takes, and the largest batch that fits."""
+"""How much memory training takes, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 _SHARE = 0.85
-"""Share of the free memory that the search fills; the rest is for loading, validation and fragmentation."""
+"""Share of the free memory to fill; the rest is for data loading, validation and fragmentation."""
 _FIRST, _LARGEST = 2, 4096
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes in use so far: by tensors on a GPU, else by this process."""
+    """Return the peak memory so far, in bytes: of tensors on a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -32,13 +32,14 @@ def peak_memory(device: torch.device) -> int:
 def largest_batch(step: Callable[[int], None], device: torch.device, *, most: int = _LARGEST) -> int:
     """Find the largest power of two for which a training step fits into memory.
 
-    On a GPU ever larger steps are tried until memory runs out. On a CPU the system would then kill the
-    process, as it would under lightning's batch-size finder, so the need is extrapolated from smaller steps.
+    On a GPU larger and larger steps are tried until memory runs out. On a CPU the system would kill the
+    process at that point (so lightning's batch-size finder does not serve), and the need is extrapolated from
+    smaller steps.
 
     Args:
-        step: forward and backward pass, and optimiser, over so many images.
-        device: where.
-        most: no larger than this.
+        step: runs a training step on the given number of images.
+        device: where it runs.
+        most: upper limit.
 
     Raises:
         UserError: not even two images fit.
@@ -70,14 +71,15 @@ def largest_batch(step: Callable[[int], None], device: torch.device, *, most: in
 def training_step(
     model: nn.Module, *, image_shape: tuple[int, ...], precision: str, device: torch.device
 ) -> Callable[[int], None]:
-    """Make a training step that takes the memory of a real one, with AdamW's two numbers per weight.
+    """Make a training step that takes as much memory as a real one with AdamW.
 
     Args:
         model: on the device, in training mode.
         image_shape: (C, H, W).
         precision: as in `HardwareConfig`.
-        device: where.
+        device: where it runs.
     """
+    # AdamW's two moments of every weight.
     state = [torch.zeros(2, *parameter.shape, device=device) for parameter in model.parameters()]
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
 

@@ -290,8 +290,7 @@ def build_callbacks(
         *build_progress(output.progress, recorder, parts.schedule),
         RunFolder(
             folder,
-            model=parts.network.model,
-            spec=parts.network.spec,
+            network=parts.network,
             recorder=recorder,
             averaging=averaging,
             every_seconds=60 * output.save_minutes,
