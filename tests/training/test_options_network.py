@@ -18,6 +18,7 @@ from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
 from conformer_vision.models import Conformer
 from conformer_vision.training import TrainConfig, train
+from conformer_vision.training.averaging import _average_with
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_model
 from option_tools import VIT, batch, group_rates, module, rates, rows_of, shows
@@ -105,7 +106,6 @@ def test_layer_decay(tiny: Tiny) -> None:
 # ---- averaging -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("warmup", [False, True])
 @shows("ema_decay", "ema_warmup")
 def test_average_of_the_weights(
     tiny: Tiny,
@@ -113,9 +113,11 @@ def test_average_of_the_weights(
     tmp_path: Path,
     weights: Weights,
     monkeypatch: pytest.MonkeyPatch,
-    warmup: bool,
 ) -> None:
-    """What is kept and evaluated is the average of the weights after each step, by its definition."""
+    """What is kept and evaluated is the average of the weights after each step, by its definition.
+
+    The warm-up decides after one step, the decay itself after the others.
+    """
     steps: list[dict[str, Tensor]] = []
 
     def noting(self: ClassifierModule, *_: Any) -> None:
@@ -123,8 +125,8 @@ def test_average_of_the_weights(
 
     monkeypatch.setattr(ClassifierModule, "on_train_batch_end", noting)
     config = tiny(
-        ema_decay=0.4,
-        ema_warmup=warmup,
+        ema_decay=0.22,
+        ema_warmup=True,
         lr=0.01,
         max_steps=4,
         output=str(tmp_path / "run"),
@@ -134,7 +136,7 @@ def test_average_of_the_weights(
     assert len(steps) == 4
     average = {name: tensor.double() for name, tensor in steps[0].items()}
     for count, current in enumerate(steps[1:], start=1):
-        decay = min(0.4, (1 + count) / (10 + count)) if warmup else 0.4
+        decay = min(0.22, (1 + count) / (10 + count))
         for name in average:
             average[name] = decay * average[name] + (1 - decay) * current[name].double()
     kept = weights(run)
@@ -149,6 +151,12 @@ def test_average_of_the_weights(
     assert row["val_loss"] == pytest.approx(
         (evaluation.loss["conv"] + evaluation.loss["trans"]) / 2, rel=1e-4
     )
+
+
+def test_average_without_warmup() -> None:
+    averaged = [torch.tensor([1.0])]
+    _average_with(0.4, warmup=False)(averaged, [torch.tensor([2.0])], 1)
+    assert float(averaged[0]) == pytest.approx(0.4 * 1 + 0.6 * 2)
 
 
 # ---- accumulation ----------------------------------------------------------------------------------
