@@ -15,7 +15,7 @@ from conformer_vision.data.loader import Batch, ImageLoader
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_network, build_preprocessing
-from conformer_vision.training.run import build_data, build_module, prepare
+from conformer_vision.training.run import build_data, build_module
 from conformer_vision.training.schedule import Schedule
 
 VIT: dict[str, Any] = {"model": "vit_tiny_patch16_224", "model_kwargs": {"depth": 1, "embed_dim": 48}}
@@ -46,7 +46,7 @@ def opened(config: TrainConfig) -> ImageDataModule:
 
 def loaders(config: TrainConfig) -> tuple[ImageLoader, ImageLoader]:
     """Training and validation batches of a run."""
-    data = prepare(config).data
+    data = opened(config)
     trainer: Any = lightning.Trainer(
         accumulate_grad_batches=config.data.accumulate, logger=False, enable_checkpointing=False
     )

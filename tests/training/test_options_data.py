@@ -14,6 +14,7 @@ from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
+from conformer_vision.training.run import prepare
 from option_tools import loaders, opened, shows
 from streamed import NAMES, write_shards
 
@@ -142,6 +143,6 @@ def test_odd_batches_cannot_be_mixed(tiny: Tiny) -> None:
     for changes in ({"batch_size": 7}, {"batch_size": 6, "accumulate": 2}):
         for mix in ("mixup", "cutmix"):
             with pytest.raises(UserError, match=r"need an even number of images per pass, not [37]"):
-                loaders(tiny(**changes, **{mix: 0.5}))
-    assert loaders(tiny(batch_size=7))[0]
-    assert loaders(tiny(batch_size=12, accumulate=2, mixup=0.5))[0]
+                prepare(tiny(**changes, **{mix: 0.5}))
+    assert prepare(tiny(batch_size=7)).module.mixup is None
+    assert prepare(tiny(batch_size=12, accumulate=2, mixup=0.5)).module.mixup is not None
