@@ -38,6 +38,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "missing path": (["train", "--data=nothing", *TINY], "nothing does not exist"),
     "empty folder": (on(), "does not exist"),
     "empty class": (on(a=9, b=0), "class folder"),
+    "single class": (on(a=20), "single class"),
     "batch larger than the data": (
         on(a=4, b=4),
         "batch_size 8 is more than the 6 images; give a smaller one",

@@ -188,9 +188,9 @@ def test_exit_status(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """In the first step: there is no good state, but what was found is kept."""
     build = datamodule.build_transform
 
-    def broken(**options: Any) -> Any:
-        transform = build(**options)
-        return (lambda image: transform(image) * torch.nan) if options["augment"] else transform
+    def broken(preprocessing: Any, augment: Any = None) -> Any:
+        transform = build(preprocessing, augment)
+        return transform if augment is None else lambda image: transform(image) * torch.nan
 
     monkeypatch.setattr(datamodule, "build_transform", broken)
     output = tmp_path / "run"
