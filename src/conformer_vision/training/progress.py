@@ -33,6 +33,13 @@ class EpochLines(Callback):
         print(line, flush=True)  # rich prints it above its bar
 
 
+class EpochBar(RichProgressBar):
+    """lightning's bar, with epochs counted from 1 as in the lines above it."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+
 def build_progress(progress: Progress, recorder: Recorder, schedule: Schedule) -> list[Callback]:
     """Make the callbacks that show progress, in the first process alone.
 
@@ -44,7 +51,7 @@ def build_progress(progress: Progress, recorder: Recorder, schedule: Schedule) -
     if not is_first():
         return []
     bar = progress == "rich" or (progress == "auto" and sys.stdout.isatty())
-    return [*([RichProgressBar(refresh_rate=10)] if bar else []), EpochLines(recorder, schedule)]
+    return [*([EpochBar(refresh_rate=10)] if bar else []), EpochLines(recorder, schedule)]
 
 
 def epoch_line(row: Row, *, epochs: int, left: float) -> str:
