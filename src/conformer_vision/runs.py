@@ -36,11 +36,7 @@ _KINDS: dict[str, Kind] = {
     ".onnx": "onnx",
     ".xml": "openvino",
 }
-_NOT_OPENED = {
-    ".pt2": "load it with torch.export.load in a program of your own",
-    ".torchscript": "load it with torch.jit.load in a program of your own",
-}
-
+_NOT_OPENED = {".pt2": "torch.export.load", ".torchscript": "torch.jit.load"}
 _MOST_VALUES = 10_000
 
 _log = logging.getLogger(__name__)
@@ -75,8 +71,8 @@ def find_model(path_or_name: str | Path) -> ModelSource:
     if os.path.exists(path):
         if suffix in _NOT_OPENED:
             raise UserError(
-                f"{path} is not opened here, because loading it can run code: {_NOT_OPENED[suffix]}, "
-                "or export the model to onnx or openvino"
+                f"{path} is not opened here, because loading it can run code: load it with"
+                f" {_NOT_OPENED[suffix]} in a program of your own, or export the model to onnx or openvino"
             )
         if suffix not in _KINDS:
             raise UserError(f"{path} is no model; give a run folder or a file ending in {', '.join(_KINDS)}")
@@ -147,6 +143,8 @@ def _check_size(values: object) -> None:
 
 
 def _is_published(name: str | Path) -> bool:
-    from conformer_vision.models.published import is_published
+    import timm
 
-    return is_published(str(name))
+    import conformer_vision.models  # noqa: F401 - registers its own with timm
+
+    return bool(timm.is_model(str(name)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -105,23 +106,20 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for name in ("classes", "input_size", "mean", "std", "descriptions"):
             value = getattr(self, name)
-            if not isinstance(value, (tuple, list)):
-                raise UserError(f"model spec: {name} must be a list, not {value!r}")
+            _require(isinstance(value, (tuple, list)), f"{name} must be a list, not {value!r}")
             object.__setattr__(self, name, tuple(value))
         for name, text in (("model", self.model), ("version", self.version)):
-            if not isinstance(text, str):
-                raise UserError(f"model spec: {name} must be text, not {text!r}")
-        if not self.model:
-            raise UserError("model spec: model must be the name of a timm model")
+            _require(isinstance(text, str), f"{name} must be text, not {text!r}")
+        _require(self.model != "", "model must be the name of a timm model")
         self._check_kwargs()
         self._check_classes()
         self._check_input()
 
     def _check_kwargs(self) -> None:
-        if not isinstance(self.model_kwargs, dict) or not all(isinstance(k, str) for k in self.model_kwargs):
-            raise UserError("model spec: model_kwargs must be an object of named values")
-        if reserved := sorted(_RESERVED_KWARGS & self.model_kwargs.keys()):
-            raise UserError(f"model spec: model_kwargs may not hold {', '.join(reserved)}; leave it out")
+        named = isinstance(self.model_kwargs, dict) and all(isinstance(k, str) for k in self.model_kwargs)
+        _require(named, "model_kwargs must be an object of named values")
+        reserved = sorted(_RESERVED_KWARGS & self.model_kwargs.keys())
+        _require(not reserved, f"model_kwargs may not hold {', '.join(reserved)}; leave it out")
         try:
             plain = json.loads(json.dumps(self.model_kwargs, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -129,28 +127,23 @@ class ModelSpec:
         object.__setattr__(self, "model_kwargs", plain)  # a copy, as it will be read back
 
     def _check_classes(self) -> None:
-        if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
-            raise UserError("model spec: classes must be a list of at least one name, none of them empty")
-        for name in self.classes:
-            if not _is_unicode(name):
-                raise UserError(f"model spec: the class name {name!r} is not UTF-8; rename the class")
-        if len(set(self.classes)) < len(self.classes):
-            twice = next(name for i, name in enumerate(self.classes) if name in self.classes[:i])
-            raise UserError(f"model spec: the class name {twice!r} occurs twice; names must be distinct")
+        problem = "classes must be a list of at least one name, none of them empty"
+        _require(bool(self.classes) and _are_texts(self.classes), problem)
+        for name, count in Counter(self.classes).items():
+            _require(_is_unicode(name), f"the class name {name!r} is not UTF-8; rename the class")
+            _require(count == 1, f"the class name {name!r} occurs twice; names must be distinct")
         texts = self.descriptions
-        if texts and (len(texts) != len(self.classes) or not all(isinstance(t, str) and t for t in texts)):
-            raise UserError("model spec: descriptions must be one text per class, or none at all")
+        fits = not texts or (len(texts) == len(self.classes) and _are_texts(texts))
+        _require(fits, "descriptions must be one text per class, or none at all")
 
     def _check_input(self) -> None:
         size = self.preprocessing.input_size
         if self.in_chans == 0:
             object.__setattr__(self, "in_chans", size[0])
-        if self.in_chans != size[0]:
-            raise UserError(f"model spec: in_chans {self.in_chans} contradicts input_size {list(size)}")
-        if not _is_number(self.temperature) or not self.temperature > 0:
-            raise UserError(f"model spec: temperature must be a positive number, not {self.temperature!r}")
-        if not isinstance(self.folded, bool):
-            raise UserError(f"model spec: folded must be true or false, not {self.folded!r}")
+        _require(self.in_chans == size[0], f"in_chans {self.in_chans} contradicts input_size {list(size)}")
+        positive = _is_number(self.temperature) and self.temperature > 0
+        _require(positive, f"temperature must be a positive number, not {self.temperature!r}")
+        _require(isinstance(self.folded, bool), f"folded must be true or false, not {self.folded!r}")
 
     @property
     def num_classes(self) -> int:
@@ -208,13 +201,18 @@ class ModelSpec:
         return spec
 
 
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise UserError(f"model spec: {problem}")
+
+
+def _are_texts(values: tuple[object, ...]) -> bool:
+    return all(isinstance(value, str) and value for value in values)
+
+
 def _is_unicode(text: str) -> bool:
     """Tell whether the text can be encoded; a folder's name that is not UTF-8 holds lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _is_number(value: object) -> bool:

@@ -7,10 +7,11 @@ Nothing in a file is ever executed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -22,11 +23,11 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError, reason_of
 from conformer_vision.files import atomic_path
 from conformer_vision.models import VARIANTS, Conformer
-from conformer_vision.models.checkpoints import load_checkpoint, read_checkpoint
+from conformer_vision.models.checkpoints import check_fit, load_checkpoint, read_checkpoint
 from conformer_vision.models.published import create_published, imagenet_classes, tell_variant
 from conformer_vision.preprocessing import Transform, evaluation_transform
 from conformer_vision.runs import LAST_CHECKPOINT, ModelSource, find_model, find_weights
-from conformer_vision.spec import METADATA_KEY, ModelSpec
+from conformer_vision.spec import METADATA_KEY, ModelSpec, Preprocessing
 
 
 class LoadedModel(NamedTuple):
@@ -91,11 +92,7 @@ def save_weights(weights: Mapping[str, Tensor], spec: ModelSpec, path: str | Pat
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
     }
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={METADATA_KEY: spec.to_json()})
-        except SafetensorError as error:
-            raise UserError(f"cannot write {path}: {error}") from error
+    _write(tensors, {METADATA_KEY: spec.to_json()}, path)
 
 
 def save_temperature(path: str | Path, temperature: float) -> ModelSpec:
@@ -112,21 +109,31 @@ def save_temperature(path: str | Path, temperature: float) -> ModelSpec:
         UserError: Not a weights file, an invalid temperature, or a file that cannot be written.
     """
     path = Path(path)
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        spec = replace(_read_spec(metadata, path), temperature=temperature)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    _write(tensors, metadata | {METADATA_KEY: spec.to_json()}, path)
+    return spec
+
+
+def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: str | Path) -> None:
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise UserError(f"cannot write {path}: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            spec = replace(_read_spec(metadata, path), temperature=temperature)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata | {METADATA_KEY: spec.to_json()})
-        except SafetensorError as error:
-            raise UserError(f"cannot write {path}: {error}") from error
-    return spec
 
 
 def _load_published(name: str) -> tuple[nn.Module, ModelSpec]:
@@ -152,27 +159,21 @@ def _load_checkpoint(path: Path) -> tuple[nn.Module, ModelSpec]:
 def _imagenet_spec(variant: str, model: nn.Module, *, origin: str) -> ModelSpec:
     classes, descriptions = imagenet_classes(model, label=origin)
     data = resolve_model_data_config(model)
-    names = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size")
-    return ModelSpec(
-        variant, classes=classes, descriptions=descriptions, **{name: data[name] for name in names}
-    )
+    preprocessing = {each.name: data[each.name] for each in fields(Preprocessing)}
+    return ModelSpec(variant, classes=classes, descriptions=descriptions, **preprocessing)
 
 
 def _load_weights(path: Path) -> tuple[nn.Module, ModelSpec]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            spec = _read_spec(file.metadata(), path)
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            model = _build(spec, path)
-            _check_shapes(model, shapes, spec, path)
-            wanted = model.state_dict()
-            # Copies: in the file's memory they are not aligned, and libraries round otherwise there.
-            weights = {name: file.get_tensor(name).to(wanted[name].dtype, copy=True) for name in shapes}
-            model.load_state_dict(weights, assign=spec.model in VARIANTS)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with _opened(path) as file:
+        spec = _read_spec(file.metadata(), path)
+        model = _build(spec, path)
+        expected = model.state_dict()
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        remedy = "the file is damaged or was changed; export or train the model again"
+        check_fit(weights, expected, label=str(path), model=spec.model, remedy=remedy)
+        # Copies: in the file's memory they are not aligned, and libraries round otherwise there.
+        weights = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in weights.items()}
+        model.load_state_dict(weights, assign=spec.model in VARIANTS)
     return model.eval(), spec
 
 
@@ -214,24 +215,3 @@ def _build(spec: ModelSpec, path: Path) -> nn.Module:
         raise UserError(f"{path}: the spec says folded, but {spec.model!r} is no Conformer")
     with device:
         return model.fold()
-
-
-def _check_shapes(model: nn.Module, shapes: dict[str, tuple[int, ...]], spec: ModelSpec, path: Path) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    faults = {
-        "missing": sorted(wanted.keys() - shapes.keys()),
-        "unexpected": sorted(shapes.keys() - wanted.keys()),
-        "of another shape": [
-            f"{name} {list(shapes[name])} for {list(wanted[name])}"
-            for name in sorted(wanted.keys() & shapes.keys())
-            if shapes[name] != wanted[name]
-        ],
-    }
-    if any(faults.values()):
-        lines = [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]
-        raise UserError(f"{path} holds weights of another model than {spec.model!r} ({'; '.join(lines)})")
-
-
-def _some(names: list[str], limit: int = 3) -> str:
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -285,13 +285,13 @@ def test_any_way_of_sending(server: Server, tmp_path: Path, respond: Respond) ->
 @pytest.mark.parametrize(
     ("respond", "reason"),
     [
-        (half, "not the published one"),
-        (reset, "connection broke"),
-        (cut_chunks, "connection broke"),
-        (half_without_length, "not the published one"),
-        (damaged, "not the published one"),
+        (half, "invalid hash value"),
+        (reset, "cannot be downloaded"),
+        (cut_chunks, "cannot be downloaded"),
+        (half_without_length, "invalid hash value"),
+        (damaged, "invalid hash value"),
         (unavailable, "503"),
-        (nonsense, "connection broke"),
+        (nonsense, "cannot be downloaded"),
     ],
 )
 def test_a_bad_answer_is_one_line_and_leaves_nothing(
@@ -329,7 +329,7 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # nobody listens here
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/x-01234567.pth"
-        with pytest.raises(UserError, match="no connection") as caught:
+        with pytest.raises(UserError, match="refused") as caught:
             pretrained(url)
     assert "\n" not in str(caught.value) and url in str(caught.value)
     assert files_in(cache) == []
@@ -342,7 +342,7 @@ def test_no_such_host(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"no connection .*Name or service not known") as caught:
+    with pytest.raises(UserError, match="Name or service not known") as caught:
         timm.create_model("conformer_tiny_patch16_224", pretrained=True)
     assert "download.openmmlab.com" in str(caught.value) and "\n" not in str(caught.value)
     assert files_in(cache) == []
@@ -359,7 +359,7 @@ def test_silence(server: Server, tmp_path: Path, body: bytes, monkeypatch: pytes
     server.respond = stall
     monkeypatch.setattr(checkpoints, "_TIMEOUT", 0.2)
     try:
-        assert "no data for 0.2 seconds" in refused(server.add(body), cache_dir=tmp_path)
+        assert "timed out" in refused(server.add(body), cache_dir=tmp_path)
     finally:
         released.set()
     assert files_in(tmp_path) == []

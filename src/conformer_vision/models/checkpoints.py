@@ -12,14 +12,14 @@ import sys
 import urllib.error
 import urllib.parse
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of, some_names
 from conformer_vision.models.layouts import (
     check_tensors,
     convert_state_dict,
@@ -29,6 +29,7 @@ from conformer_vision.models.layouts import (
 )
 
 __all__ = [
+    "check_fit",
     "checkpoint_filter_fn",
     "convert_state_dict",
     "fetch_pretrained",
@@ -46,13 +47,12 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _HASH = re.compile(r"-(?!(?:19|20)\d\d[01]\d[0-3]\d\.)([0-9a-f]{8,64})\.[^-]*$")
 _TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""
-_SHOWN = 8  # names listed in an error
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, object], model: nn.Module) -> dict[str, Tensor]:
     """Rename a checkpoint to our own layout: the hook that timm's builder calls before loading.
 
-    See :func:`convert_state_dict`; `model` is not needed, the names say which layout it is.
+    `model` is not needed: the names say which layout it is.
     """
     del model
     return convert_state_dict(state_dict)
@@ -109,8 +109,10 @@ def load_checkpoint(
             raise UserError(f"{label}: {type(model).__name__} names no head to keep; leave reset_head out")
         entries = {name: tensor for name, tensor in entries.items() if _module(name) not in heads}
         expected = {name: tensor for name, tensor in expected.items() if _module(name) not in heads}
-    _check_fit(entries, expected, heads=heads, label=label, model_name=type(model).__name__)
-    model.load_state_dict(entries, strict=False)  # what may be missing was decided above
+    needed = {name: t for name, t in expected.items() if name in entries or not name.endswith(_COUNTER)}
+    remedy = "create the variant, in_chans and num_classes that the weights were made for"
+    check_fit(entries, needed, heads=heads, label=label, model=type(model).__name__, remedy=remedy)
+    model.load_state_dict(entries, strict=False)  # without its head and counters that it lacks
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> Mapping[str, object]:
@@ -152,7 +154,6 @@ def fetch_pretrained(url: str, *, cache_dir: str | os.PathLike[str] | None = Non
     if digits is None:
         folder /= hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / name
-    remedy = f"try again, or download {name} yourself and call load_checkpoint(model, path)"
     timeout = socket.getdefaulttimeout()
     try:
         if path.is_file():
@@ -162,21 +163,18 @@ def fetch_pretrained(url: str, *, cache_dir: str | os.PathLike[str] | None = Non
         folder.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        socket.setdefaulttimeout(
-            _TIMEOUT
-        )  # torch.hub sets none: a silent server would be waited for for ever
+        socket.setdefaulttimeout(_TIMEOUT)  # torch.hub sets none and would wait for a silent server for ever
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=sys.stderr.isatty())
         return path
-    except urllib.error.HTTPError as error:
-        reason = f"the server answered {error.code} {error.reason}"
-    except urllib.error.URLError as error:
-        reason = f"no connection ({error.reason})"
-    except TimeoutError:
-        reason = f"no data for {_TIMEOUT:g} seconds"
-    except (ConnectionError, http.client.HTTPException, ValueError) as error:  # ValueError: impossible hosts
-        reason = f"the connection broke ({str(error) or type(error).__name__})"
-    except RuntimeError as error:  # torch.hub's, of the hash; a cut file has another one too
-        reason = f"the downloaded file is damaged or not the published one ({error})"
+    except (
+        *(urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException),
+        ValueError,  # an impossible host
+        RuntimeError,  # torch.hub's: another hash, as of a file that was cut short
+    ) as error:
+        raise UserError(
+            f"{url}: cannot be downloaded ({reason_of(error)}); try again, or download {name} yourself and"
+            " call load_checkpoint(model, path)"
+        ) from error
     except OSError as error:
         raise UserError(
             f"{url}: cannot keep the file at {path} ({error.strerror or error}); make room there or set "
@@ -184,8 +182,6 @@ def fetch_pretrained(url: str, *, cache_dir: str | os.PathLike[str] | None = Non
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
-    reason = " ".join(reason.split())[:200]  # parts of it are the server's
-    raise UserError(f"{url}: {reason}; {remedy}")
 
 
 def _file_name(url: str) -> str:
@@ -256,47 +252,53 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _check_fit(
+def check_fit(
     entries: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
     *,
-    heads: tuple[str, ...],
     label: str,
-    model_name: str,
+    model: str,
+    remedy: str,
+    heads: tuple[str, ...] = (),
 ) -> None:
-    """Raise the UserError that lists every entry of a checkpoint that does not fit the model."""
-    missing = [name for name in expected if name not in entries and not name.endswith(_COUNTER)]
-    unexpected = [name for name in entries if name not in expected]
+    """Check that weights fit a model, name by name, in shape and kind of type.
+
+    Args:
+        entries: The weights.
+        expected: The model's own state; may be on the meta device.
+        label: What an error calls the weights.
+        model: What an error calls the model.
+        remedy: What an error advises.
+        heads: Modules that depend on the number of classes.
+
+    Raises:
+        UserError: Some do not fit; the line lists them.
+    """
     both = [name for name in expected if name in entries]
     shapes = [name for name in both if entries[name].shape != expected[name].shape]
     kinds = [name for name in both if not _convertible(entries[name], expected[name])]
-    wrong = [*missing, *unexpected, *shapes, *kinds]
-    if not wrong:
+    faults = {
+        "missing": [name for name in expected if name not in entries],
+        "unexpected": [name for name in entries if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(entries[name].shape)} instead of {tuple(expected[name].shape)}" for name in shapes
+        ],
+        "of another type": [
+            f"{name} {_describe(entries[name])} instead of {_describe(expected[name])}" for name in kinds
+        ],
+    }
+    if not any(faults.values()):
         return
     have, want = (_classes(tensors, heads) for tensors in (entries, expected))
+    wrong = [*faults["missing"], *faults["unexpected"], *shapes, *kinds]
     whole = all(entries[name].shape[:1] == (have,) for name in entries if _module(name) in heads)
     if have != want and whole and not kinds and all(_module(name) in heads for name in wrong):
         raise UserError(
-            f"{label}: its head has {have} classes and the model's {want} ({_listed(wrong)}); pass "
+            f"{label}: its head has {have} classes and the model's {want} ({some_names(wrong)}); pass "
             f"reset_head=True to keep the model's own head, or create the model with num_classes={have}"
         )
-    problems = {
-        "missing": missing,
-        "unexpected": [_shown(name) for name in unexpected],
-        "of another shape": [
-            f"{_shown(name)} {tuple(entries[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in shapes
-        ],
-        "of another type": [
-            f"{_shown(name)} {_describe(entries[name])} instead of {_describe(expected[name])}"
-            for name in kinds
-        ],
-    }
-    text = ", ".join(f"{len(names)} {what} ({_listed(names)})" for what, names in problems.items() if names)
-    raise UserError(
-        f"{label}: does not fit {model_name}, entries {text}; create the variant, in_chans and num_classes "
-        "that the weights were made for"
-    )
+    text = ", ".join(f"{len(names)} {what} ({some_names(names)})" for what, names in faults.items() if names)
+    raise UserError(f"{label}: does not fit {model}, entries {text}; {remedy}")
 
 
 def _convertible(source: Tensor, target: Tensor) -> bool:
@@ -323,14 +325,3 @@ def _describe(tensor: Tensor) -> str:
     special = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
     dtype = str(tensor.dtype).removeprefix("torch.")
     return dtype if special == "strided" else f"{dtype} ({special})"
-
-
-def _shown(name: str) -> str:
-    """Return a name fit for one line."""
-    return name[:80] if name.isprintable() else repr(name[:80])
-
-
-def _listed(texts: Iterable[str]) -> str:
-    shown = list(texts)
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return ", ".join(shown[:_SHOWN]) + more

@@ -14,13 +14,6 @@ from conformer_vision.errors import UserError, first_line
 from conformer_vision.models.layouts import convert_state_dict, unwrap_state_dict
 from conformer_vision.models.variants import VARIANTS
 
-__all__ = ["create_published", "imagenet_classes", "is_published", "tell_variant"]
-
-
-def is_published(name: str) -> bool:
-    """Tell whether timm knows a model of that name, such as ``resnet50.a1_in1k``."""
-    return timm.is_model(name)
-
 
 def create_published(name: str) -> nn.Module:
     """Create a model with its published weights, in eval mode; they are downloaded once.
