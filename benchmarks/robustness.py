@@ -15,8 +15,7 @@ from pathlib import Path
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, affine
 
-from conformer_vision.data import open_images, require_source
-from conformer_vision.inference.answers import batches
+from conformer_vision.data import evaluation_loader, open_images, require_source
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import TrainedModel
 
@@ -49,9 +48,9 @@ def moved_accuracy(weights: Path, data: Path) -> dict[str, float]:
     trained = TrainedModel(weights, device="auto")
     source = require_source(open_images(data, "all", classes=trained.spec.classes), name=data)
     right = dict.fromkeys(MOVEMENTS, 0)
-    for batch in batches(trained, source, batch_size=64, workers=0):
+    for batch in evaluation_loader(source, trained.transform, batch_size=64, workers=0):
         for name, move in MOVEMENTS.items():
-            answers = trained.logits(move(batch.images))[FUSED].argmax(1).cpu()
+            answers = trained.runtime(move(batch.images))[FUSED].argmax(1).cpu()
             right[name] += int((answers == batch.labels).sum())
     return {name: count / len(source) for name, count in right.items()}
 

@@ -27,7 +27,7 @@ from conformer_vision.inference.runtimes import open_runtime
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 from conformer_vision.weights import load_model
-from exports import FILES, SPEC, WITH_EXPORTS
+from exports import FILES, SPEC, WITH_EXPORTS, shared_graphs
 
 pytestmark = WITH_EXPORTS
 
@@ -135,19 +135,10 @@ def test_a_file_is_whole_and_names_no_place(name: str, exported: Path, tmp_path:
         ("torch-export", "bf16", 0.1),
     ],
 )
-def test_lower_precision(
-    name: str,
-    precision: str,
-    tolerance: float,
-    exported: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if name == "openvino":  # begins with the same ONNX graph as in float32
-        graph = onnx.load(exported / FILES["onnx"])
-        monkeypatch.setattr("conformer_vision.export.openvino.build_onnx", lambda *_, **__: (graph, ()))
+def test_lower_precision(name: str, precision: str, tolerance: float, exported: Path, tmp_path: Path) -> None:
     target = tmp_path / f"low{Path(FILES[name]).suffix}"
-    low = export(exported, format=name, precision=precision, output=target)  # type: ignore[arg-type]
+    with shared_graphs():
+        low = export(exported, format=name, precision=precision, output=target)  # type: ignore[arg-type]
     assert low.path == target
     assert 1e-6 < low.difference.relative < tolerance
     if name in ("folded", "openvino"):
@@ -157,7 +148,8 @@ def test_lower_precision(
 
 @pytest.fixture(scope="module")
 def int8(exported: Path) -> Exported:
-    with pytest.MonkeyPatch.context() as patch:  # test_quantize.py has the search for what stays in float
+    with shared_graphs(), pytest.MonkeyPatch.context() as patch:
+        # test_quantize.py has the search for what stays in float
         patch.setattr("conformer_vision.export.quantize.LARGEST_ERROR", 1.0)
         return export(exported, format="onnx", precision="int8", calibration_images=16)
 
@@ -182,22 +174,19 @@ def test_int8(int8: Exported, exported: Path) -> None:
     assert int8.path.stat().st_size < (exported / "model.onnx").stat().st_size
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "formats"),
-    [("test_resnet", 32, ["onnx", "torch-export"]), ("test_vit", 160, ["openvino"])],
-)
-def test_other_models_of_timm(name: str, size: int, formats: list[str], tmp_path: Path) -> None:
-    model = timm.create_model(name, num_classes=3).eval()
-    spec = ModelSpec(name, classes=("a", "b", "c"), input_size=(3, size, size))
-    images = torch.randn(3, 3, size, size)
+def test_another_model_of_timm(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=3).eval()
+    spec = ModelSpec("test_vit", classes=("a", "b", "c"), input_size=(3, 160, 160))
+    images = torch.randn(3, 3, 160, 160)
     with torch.inference_mode():
         expected = model(images)
-    for format in formats:  # noqa: A001
-        path = tmp_path / FILES[format]
-        write_network(model, spec, path, format=format)  # type: ignore[arg-type]
-        heads = open_written(path, FORMATS[format])(images)
-        assert list(heads) == ["fused"]
-        torch.testing.assert_close(heads["fused"], expected, rtol=1e-3, atol=1e-4)
+    with shared_graphs():
+        for name in PLAIN:
+            path = tmp_path / FILES[name]
+            write_network(model, spec, path, format=name)
+            heads = open_written(path, FORMATS[name])(images)
+            assert list(heads) == ["fused"]
+            torch.testing.assert_close(heads["fused"], expected, rtol=1e-3, atol=1e-4)
     with pytest.raises(UserError, match="format folded is for Conformers"):
         write_network(model, spec, tmp_path / "m.safetensors", format="folded")
 

@@ -98,25 +98,19 @@ def test_batches_and_workers_change_nothing(
     assert again.loss == pytest.approx(evaluation.loss, rel=1e-5)
 
 
-def test_split_is_what_is_measured(resnet_run: Path, tmp_path: Path) -> None:
+def test_splits_of_a_network_with_one_head_and_few_classes(resnet_run: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "val", {"ant": 2, "bee": 3})
     write_images(tmp_path / "train", {"ant": 4, "bee": 1})
-    rows = [sum(row) for row in evaluate(resnet_run, tmp_path, device="cpu").confusion]
-    assert rows == [2, 3, 0, 0]
-    rows = [sum(row) for row in evaluate(resnet_run, tmp_path, device="cpu", split="train").confusion]
-    assert rows == [4, 1, 0, 0]
+    result = evaluate(resnet_run, tmp_path, device="cpu")
+    assert [sum(row) for row in result.confusion] == [2, 3, 0, 0]
+    assert list(result.top1) == list(result.loss) == ["fused"]
+    assert result.top5 is None and json.loads(result.to_json())["top5"] is None
+    train = evaluate(resnet_run, tmp_path, device="cpu", split="train")
+    assert [sum(row) for row in train.confusion] == [4, 1, 0, 0]
     assert evaluate(resnet_run, tmp_path, device="cpu", split="all").samples == 10
 
 
-def test_single_headed_model_with_fewer_than_five_classes(resnet_run: Path, tmp_path: Path) -> None:
-    write_images(tmp_path / "val", {"ant": 2, "bee": 3})
-    result = evaluate(resnet_run, tmp_path, device="cpu")
-    assert list(result.top1) == list(result.loss) == ["fused"]
-    assert result.top5 is None
-    assert json.loads(result.to_json())["top5"] is None
-
-
-def test_images_held_out_in_training_are_the_ones_measured(
+def test_images_held_out_in_training_are_the_ones_evaluated(
     resnet_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A source without a split of its own is split as the run's config says."""
@@ -212,10 +206,10 @@ def test_temperature_changes_nll_and_ece_alone(
         with torch.inference_mode():
             logits.append(model(transform(Image.open(path).convert("RGB"))[None])[0])
         labels.append(spec.classes.index(path.parent.name))
-    for measured, temperature in ((evaluation, 1.0), (result, 4.0)):
+    for evaluated, temperature in ((evaluation, 1.0), (result, 4.0)):
         p = (torch.stack(logits) / temperature).softmax(dim=1).numpy()
-        assert measured.nll == pytest.approx(log_loss(labels, p, labels=range(len(spec.classes))), rel=1e-4)
-        assert measured.ece == pytest.approx(by_hand(p, np.array(labels)), abs=1e-4)
+        assert evaluated.nll == pytest.approx(log_loss(labels, p, labels=range(len(spec.classes))), rel=1e-4)
+        assert evaluated.ece == pytest.approx(by_hand(p, np.array(labels)), abs=1e-4)
     assert result.ece != pytest.approx(evaluation.ece, abs=1e-3)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from conformer_vision.inference.answers import Answers
+from conformer_vision.inference.evaluation import Answers
 from conformer_vision.report.analysis import (
     Outcome,
     class_rows,

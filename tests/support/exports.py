@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import timm
 import torch
 
 from command_line import run
-from conformer_vision.export import onnx, openvino
+from conformer_vision.export import onnx
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 
@@ -55,19 +56,32 @@ def make_run(folder: Path) -> Path:
     return folder
 
 
+_GRAPHS: dict[tuple[str, bool], Any] = {}
+
+
+@contextmanager
+def shared_graphs() -> Iterator[None]:
+    """Make the ONNX graph of each model once, which takes longer than all that is done with it.
+
+    OpenVINO's files and int8 start from the graph in float32; the models of one name have the same weights.
+    """
+    build = onnx.build_graph
+
+    def build_once(model: torch.nn.Module, spec: ModelSpec, precision: Any) -> Any:
+        key = (spec.model, precision == "fp16")
+        if key not in _GRAPHS:
+            _GRAPHS[key] = build(model, spec, precision)
+        return deepcopy(_GRAPHS[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "build_graph", build_once)
+        yield
+
+
 def make_exports(folder: Path) -> Path:
     """The run folder with every format in float32, written by the command."""
-    build, graphs = onnx.build_onnx, []
-
-    def build_once(*arguments: Any, calibration: Sequence[Any] = (), **options: Any) -> Any:
-        if not graphs:  # OpenVINO's files are made from the same graph
-            graphs.append(build(*arguments, calibration=calibration, **options))
-        return deepcopy(graphs[0])
-
     make_run(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (onnx, openvino):
-            patch.setattr(module, "build_onnx", build_once)
+    with shared_graphs():
         for name, file in FILES.items():
             done = run("export", folder, "--format", name)
             assert done.status == 0, done.err

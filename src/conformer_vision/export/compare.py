@@ -1,4 +1,4 @@
-"""Whether a written file gives the answers of the model that it comes from."""
+"""Compare a written file with the model that it comes from."""
 
 from __future__ import annotations
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 
 import torch
@@ -76,11 +80,25 @@ def build_program(model: nn.Module, spec: ModelSpec, precision: Precision) -> Ex
     form = inference_form(model, precision)
     size = {} if has_fixed_size(model, spec) else {2: Dim.AUTO, 3: Dim.AUTO}
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             program = export(form, (example(model, spec),), dynamic_shapes={INPUT: {0: Dim.AUTO, **size}})
     except Exception as error:  # torch.export raises anything on other models' code
         raise UserError(f"model {spec.model} cannot be exported ({first_line(error)})") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     return program
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress and advice of the exporters, which also goes to the root logger and to stdout."""
+    loggers = {logger: logger.level for logger in (logging.getLogger(), logging.getLogger("torch.onnx"))}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,8 @@ from conformer_vision.models import Conformer
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 from .formats import Precision
-from .graph import build_program
+from .graph import build_program, quiet
+from .quantize import quantize
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _AXES = ("batch", "channels", "height", "width")
@@ -62,9 +58,23 @@ def build_onnx(
     """
     import onnx
 
+    kept: tuple[str, ...] = ()
+    proto = build_graph(model, spec, precision)
+    if precision == "int8":
+        proto, kept = quantize(proto, calibration, signed=signed)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: spec.to_json(), PRECISION_KEY: precision})
+    return proto, kept
+
+
+def build_graph(model: nn.Module, spec: ModelSpec, precision: Precision) -> Any:
+    """Build the ``onnx.ModelProto`` without metadata, in float32 for int8; its nodes have readable names.
+
+    Raises:
+        UserError: The model cannot be exported.
+    """
     program = build_program(model, spec, precision)
     names = list(OUTPUTS.values())[: 3 if isinstance(model, Conformer) else 1]
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         exported = torch.onnx.export(
             program,
             (),
@@ -79,16 +89,8 @@ def build_onnx(
     proto = exported.model_proto
     _name_nodes(proto)
     _strip(proto)
-    for axis, dim in zip(_AXES, proto.graph.input[0].type.tensor_type.shape.dim, strict=True):
-        if dim.dim_param:
-            _rename(proto, dim.dim_param, axis)
-    kept: tuple[str, ...] = ()
-    if precision == "int8":
-        from .quantize import quantize
-
-        proto, kept = quantize(proto, calibration, signed=signed)
-    onnx.helper.set_model_props(proto, {METADATA_KEY: spec.to_json(), PRECISION_KEY: precision})
-    return proto, kept
+    _name_axes(proto)
+    return proto
 
 
 def _name_nodes(proto: Any) -> None:
@@ -116,22 +118,15 @@ def _strip(proto: Any) -> None:
         del item.metadata_props[:]
 
 
-def _rename(proto: Any, symbol: str, axis: str) -> None:
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+def _name_axes(proto: Any) -> None:
+    """Call the free axes of the input what they are, wherever they occur."""
+    graph = proto.graph
+    names = {
+        dim.dim_param: axis
+        for axis, dim in zip(_AXES, graph.input[0].type.tensor_type.shape.dim, strict=True)
+        if dim.dim_param
+    }
+    for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == symbol:
-                dim.dim_param = axis
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's progress and advice."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]

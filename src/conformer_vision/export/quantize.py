@@ -9,19 +9,22 @@ stay in float; the effect is determined for one part at a time.
 from __future__ import annotations
 
 import copy
-import logging
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from conformer_vision.errors import UserError
 from conformer_vision.inference.runtimes.base import INPUT
+
+from .compare import relative_difference
+from .graph import quiet
 
 LARGEST_ERROR = 0.1
 """Largest error of the logits, relative to their norm, before parts are kept in float."""
@@ -48,9 +51,9 @@ def quantize(
     """
     if not calibration:
         raise UserError("precision int8 needs images to calibrate with: give labelled ones with --data")
-    with tempfile.TemporaryDirectory(prefix="conformer-vision-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="conformer-vision-") as folder, quiet():
         quantizer = _Quantizer(proto, calibration, Path(folder), signed=signed)
-        parts = quantizer.parts()
+        parts = quantizer.parts
         kept: list[str] = []
         quantized = quantizer.quantized(kept)
         if quantizer.error(quantized) > LARGEST_ERROR:
@@ -80,7 +83,8 @@ class _Quantizer:
         calibrator = create_calibrator(
             prepared, _OPERATORS, augmented_model_path=str(folder / "augmented.onnx")
         )
-        calibrator.collect_data(_Reader(calibration))
+        inputs = ({INPUT: batch.numpy()} for batch in calibration)
+        calibrator.collect_data(SimpleNamespace(get_next=lambda: next(inputs, None)))
         self._ranges = calibrator.compute_data()
         self._options: dict[str, Any] = {"ActivationSymmetric": False, "WeightSymmetric": True}
         if signed:
@@ -90,19 +94,24 @@ class _Quantizer:
                 for name, data in self._ranges.data.items()
                 if float(np.min(data.range_value[0])) < 0
             }
-        self._images = np.concatenate([batch.numpy() for batch in calibration])[:_COMPARED]
+        self._images = torch.cat(list(calibration))[:_COMPARED].numpy()
         self._expected = self._logits(self._model)
-
-    def parts(self) -> list[str]:
-        """Return the parts of the network that can be quantised, in their order."""
-        return list(self._nodes())
+        constants = {tensor.name for tensor in self._model.graph.initializer}
+        # Products of two activations stay in float: queries by keys, attention by values.
+        self._attention: list[str] = []
+        self.parts: dict[str, list[str]] = defaultdict(list)
+        """Part of the network that can be quantised -> its nodes, in their order."""
+        for node in self._model.graph.node:
+            if node.op_type == "MatMul" and node.input[1] not in constants:
+                self._attention.append(node.name)
+            elif node.op_type in _OPERATORS:
+                self.parts[node.name.rpartition("/")[0]].append(node.name)
 
     def quantized(self, kept: Sequence[str]) -> Any:
         """Return the model with all parts in int8 except ``kept``."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-        nodes = self._nodes()
         quantizer = QDQQuantizer(
             copy.deepcopy(self._model),
             True,  # per channel
@@ -111,7 +120,7 @@ class _Quantizer:
             QuantType.QUInt8,
             self._ranges,
             [],
-            [name for part in kept for name in nodes[part]] + self._attention(),
+            [name for part in kept for name in self.parts[part]] + self._attention,
             _OPERATORS,
             copy.deepcopy(self._options),
         )
@@ -121,27 +130,9 @@ class _Quantizer:
 
     def error(self, quantized: Any) -> float:
         """Return the largest error of an image's logits, relative to the norm of the float model's."""
-        difference = np.linalg.norm(self._logits(quantized) - self._expected, axis=1)
-        return float((difference / np.linalg.norm(self._expected, axis=1)).max())
+        return relative_difference(self._logits(quantized), self._expected)
 
-    def _attention(self) -> list[str]:
-        """Name the products of two activations, which stay in float: queries by keys, attention by values."""
-        constants = {tensor.name for tensor in self._model.graph.initializer}
-        return [
-            node.name
-            for node in self._model.graph.node
-            if node.op_type == "MatMul" and node.input[1] not in constants
-        ]
-
-    def _nodes(self) -> dict[str, list[str]]:
-        attention = set(self._attention())
-        parts: dict[str, list[str]] = defaultdict(list)
-        for node in self._model.graph.node:
-            if node.op_type in _OPERATORS and node.name not in attention:
-                parts[node.name.rpartition("/")[0]].append(node.name)
-        return parts
-
-    def _logits(self, model: Any) -> Any:
+    def _logits(self, model: Any) -> Tensor:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -149,32 +140,4 @@ class _Quantizer:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        return session.run(None, {INPUT: self._images})[0]
-
-
-class _Reader:
-    """Feeds images to onnxruntime's calibrators."""
-
-    def __init__(self, calibration: Sequence[Tensor]) -> None:
-        self._batches = iter(calibration)
-
-    def get_next(self) -> dict[str, Any] | None:
-        """Return the next input, or None."""
-        batch = next(self._batches, None)
-        return None if batch is None else {INPUT: batch.numpy()}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        while (batch := self.get_next()) is not None:
-            yield batch
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence onnxruntime's advice, which goes to the root logger."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+        return torch.from_numpy(session.run(None, {INPUT: self._images})[0])

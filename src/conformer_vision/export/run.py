@@ -103,19 +103,16 @@ def export(
         accuracy = None
         if precision == "int8" and images is not None:
             say("evaluating the model and the file on the validation images")
-            before, after = (_evaluate(file, images) for file in (source.path, written))
+            from conformer_vision.inference.evaluation import evaluate  # needs the extra `train`
+
+            before, after = (
+                evaluate(file, images.data, splitting=images.splitting, data_dir=images.data_dir)
+                for file in (source.path, written)
+            )
             accuracy = before, after
         _move(written, target)
     size = sum(path.stat().st_size for path in entry.files(target))
     return Exported(target, format, precision, size, difference, kept, accuracy)
-
-
-def _evaluate(file: Path, images: LabelledImages) -> Evaluation:
-    from conformer_vision.inference.evaluation import (
-        evaluate,  # needs the extra train, which other exports do not
-    )
-
-    return evaluate(file, images.data, splitting=images.splitting, data_dir=images.data_dir)
 
 
 def _find_images(

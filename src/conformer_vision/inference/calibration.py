@@ -14,14 +14,13 @@ from scipy.optimize import minimize_scalar
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics.classification import MulticlassCalibrationError
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 BINS = 15
 LOWEST, HIGHEST = 0.05, 20.0
 """Bounds of the temperature."""
 MIN_IMAGES = 50
 """With fewer, a fitted temperature would say more about chance than about the model."""
-_CHUNK = 8192  # images at a time: 32 MB with 1,000 classes
 
 
 @dataclass(frozen=True)
@@ -63,23 +62,6 @@ class Calibration:
     """Why the temperature stayed 1, or that it is at a bound."""
 
 
-class ExpectedCalibrationError(MulticlassCalibrationError):
-    """Expected calibration error of logits (B, K) at a temperature, updated batch by batch.
-
-    Args:
-        num_classes: K.
-        temperature: Divisor of the logits.
-    """
-
-    def __init__(self, num_classes: int, *, temperature: float = 1.0) -> None:
-        super().__init__(num_classes, n_bins=BINS, norm="l1")
-        self.temperature = temperature
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add the logits (B, K) and the true classes (B,)."""
-        super().update(_below_one((preds / self.temperature).softmax(dim=1)), target)
-
-
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Find the temperature in [0.05, 20] with the lowest NLL.
 
@@ -88,7 +70,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         labels: (N,), true classes.
     """
     found = minimize_scalar(
-        lambda scale: _nll(logits, labels, scale),
+        lambda scale: _nll(logits * scale, labels),
         bounds=(1 / HIGHEST, 1 / LOWEST),
         method="bounded",
         options={"xatol": 1e-6},
@@ -128,18 +110,17 @@ def reliability(logits: Tensor, labels: Tensor, temperatures: Tensor) -> Reliabi
         labels: (N,), true classes.
         temperatures: (N,), one per image.
     """
-    error = ExpectedCalibrationError(logits.shape[1])
-    nll = 0.0
-    confidences, rights = [], []
-    for rows in torch.arange(len(labels)).split(_CHUNK):
-        scaled = logits[rows] / temperatures[rows, None]
-        nll += float(cross_entropy(scaled, labels[rows], reduction="none").double().sum())
-        error.update(scaled, labels[rows])
-        best = _below_one(scaled.softmax(dim=1)).max(dim=1)
-        confidences.append(best.values)
-        rights.append(best.indices == labels[rows])
-    bins = _bins(torch.cat(confidences), torch.cat(rights))
-    return Reliability(nll / len(labels), float(error.compute()), bins)
+    scaled = logits / temperatures[:, None]
+    probabilities = binned_probabilities(scaled)
+    confidence, predicted = probabilities.max(dim=1)
+    ece = multiclass_calibration_error(probabilities, labels, num_classes=logits.shape[1], n_bins=BINS)
+    return Reliability(_nll(scaled, labels), float(ece), _bins(confidence, predicted == labels))
+
+
+def binned_probabilities(logits: Tensor) -> Tensor:
+    """Compute probabilities for `BINS` bins: at 1, torchmetrics would open another bin."""
+    probabilities = logits.softmax(dim=1)
+    return probabilities.clamp(max=1 - torch.finfo(probabilities.dtype).eps)
 
 
 def _why_not(right: Tensor, labels: Tensor) -> str | None:
@@ -154,21 +135,12 @@ def _why_not(right: Tensor, labels: Tensor) -> str | None:
     return None
 
 
-def _nll(logits: Tensor, labels: Tensor, scale: float) -> float:
-    total = sum(
-        float(cross_entropy(part * scale, truth, reduction="none").double().sum())
-        for part, truth in zip(logits.split(_CHUNK), labels.split(_CHUNK), strict=True)
-    )
-    return total / len(labels)
-
-
-def _below_one(probabilities: Tensor) -> Tensor:
-    """Keep probabilities below 1, for which torchmetrics would open another bin."""
-    return probabilities.clamp(max=1 - torch.finfo(probabilities.dtype).eps)
+def _nll(logits: Tensor, labels: Tensor) -> float:
+    return float(cross_entropy(logits, labels, reduction="none").double().mean())
 
 
 def _bins(confidences: Tensor, right: Tensor) -> tuple[Bin, ...]:
-    edges = torch.linspace(0, 1, BINS + 1)  # as torchmetrics cuts them
+    edges = torch.linspace(0, 1, BINS + 1)  # torchmetrics' bins
     place = torch.bucketize(confidences, edges, right=True) - 1
     count = torch.bincount(place, minlength=BINS)
     filled = count.clamp(min=1)

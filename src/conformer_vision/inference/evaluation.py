@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,17 +13,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+)
 
-from conformer_vision.data import Splitting
+from conformer_vision.data import ImageSource, ImageStream, Splitting
+from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.splits import Split
 from conformer_vision.errors import UserError
-from conformer_vision.inference.answers import answers
-from conformer_vision.inference.calibration import ExpectedCalibrationError
+from conformer_vision.inference.calibration import BINS, binned_probabilities
 from conformer_vision.inference.confusion import save_confusion_matrix
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The logits of every head for a batch of images, without the broken ones."""
+
+    logits: dict[str, Tensor]
+    """Head -> (B, K) float32, on the model's device; all finite."""
+    labels: Tensor
+    """(B,) int64, true classes, on the model's device."""
+    indices: Tensor
+    """(B,) int64, on the CPU: numbers of the images in their source; -1 for a stream."""
+    order: Tensor
+    """(B,) int64, on the CPU: numbers of the images in the pass from 0, counting broken ones."""
 
 
 @dataclass(frozen=True)
@@ -98,50 +117,75 @@ def evaluate(
             or a model whose output is not finite. Single broken images are left out and named in the result.
     """
     trained = TrainedModel(model, device=device, input_size=input_size)
-    check_classes(trained)
     run = read_run_data(trained.path)
     images = LabelledImages(
         data, split, splitting or run.splitting, data_dir=data_dir or run.data_dir, exclude=exclude
     )
     source = images.open(trained.spec.classes)
-    broken: list[str] = []
-    start = time.perf_counter()
-    metrics = EvaluationMetrics(trained)
-    for part in answers(trained, source, batch_size=batch_size, workers=workers, broken=broken):
-        metrics.update(part.logits, part.labels)
-    evaluation = metrics.compute(start, broken=broken)
+    evaluation = evaluate_images(trained, source, batch_size=batch_size, workers=workers)
     if confusion_matrix is not None:
         save_confusion_matrix(evaluation.confusion, evaluation.classes, confusion_matrix)
     return evaluation
 
 
-def check_classes(trained: TrainedModel) -> None:
-    """Refuse a model with a single class.
-
-    Raises:
-        UserError: It has one.
-    """
-    if len(trained.spec.classes) < 2:
-        only = trained.spec.classes[0]
-        raise UserError(f"{trained.path} has a single class ({only}); there is nothing to evaluate")
-
-
-class EvaluationMetrics:
-    """The metrics of every head, fed batch by batch on the device that computes the logits.
+def evaluate_images(
+    trained: TrainedModel,
+    source: ImageSource | ImageStream,
+    *,
+    batch_size: int,
+    workers: int,
+    each: Callable[[Answers], object] | None = None,
+) -> Evaluation:
+    """Evaluate a model on the images of an open source.
 
     Args:
-        trained: The model whose logits come in.
+        trained: The model.
+        source: The images.
+        batch_size: Images per forward pass.
+        workers: Processes that read images; 0 reads them in this one.
+        each: Receives the logits of every batch.
+
+    Raises:
+        UserError: A model with a single class or an output that is not finite, an invalid batch size or
+            number of workers, or no image that can be read.
     """
+    classes = trained.spec.classes
+    if len(classes) < 2:
+        raise UserError(f"{trained.path} has a single class ({classes[0]}); there is nothing to evaluate")
+    metrics = _Metrics(trained)
+    broken: list[str] = []
+    seen = read = 0
+    start = time.perf_counter()
+    for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
+        broken += batch.broken
+        kept = (batch.labels >= 0).nonzero().flatten()
+        if len(kept):
+            logits = trained.runtime(batch.images[kept])
+            if not all(bool(values.isfinite().all()) for values in logits.values()):
+                raise UserError(f"the output of the model {trained.path} is not finite; train it again")
+            labels = batch.labels[kept].to(trained.device)
+            metrics.update(logits, labels)
+            if each is not None:
+                each(Answers(logits, labels, batch.indices[kept], kept + seen))
+        seen += len(batch.labels)
+        read += len(kept)
+    if not read:
+        raise UserError(f"none of the {seen} images can be read; the first: {broken[0] if broken else '-'}")
+    return metrics.compute(start, broken=broken)
+
+
+class _Metrics:
+    """The metrics of every head, fed batch by batch on the device that computes the logits."""
 
     def __init__(self, trained: TrainedModel) -> None:
         self._names = trained.spec.classes
         self._classes = len(self._names)
         self._temperature = trained.spec.temperature
         self._device = trained.device
-        self._heads: dict[str, MetricCollection] = {}
-        self._losses: dict[str, MeanMetric] = {}
+        self._heads: dict[str, MetricCollection] = defaultdict(self._new_metrics)
+        self._losses: dict[str, MeanMetric] = defaultdict(lambda: MeanMetric().to(self._device))
         self._nll = MeanMetric().to(self._device)
-        self._ece = ExpectedCalibrationError(self._classes, temperature=self._temperature).to(self._device)
+        self._ece = MulticlassCalibrationError(self._classes, n_bins=BINS).to(self._device)
         self._confusion = MulticlassConfusionMatrix(self._classes).to(self._device)
 
     def _new_metrics(self) -> MetricCollection:
@@ -153,25 +197,15 @@ class EvaluationMetrics:
         return MetricCollection(metrics, compute_groups=False).to(self._device)
 
     def update(self, heads: dict[str, Tensor], labels: Tensor) -> None:
-        """Add the logits (B, K) of every head and the true classes (B,), on the model's device."""
         for name, logits in heads.items():
-            if name not in self._heads:
-                self._heads[name] = self._new_metrics()
-                self._losses[name] = MeanMetric().to(self._device)
             self._heads[name].update(logits, labels)
             self._losses[name].update(cross_entropy(logits, labels), weight=len(labels))
-        fused = heads[FUSED]
-        self._nll.update(cross_entropy(fused / self._temperature, labels), weight=len(labels))
-        self._ece.update(fused, labels)
-        self._confusion.update(fused, labels)
+        scaled = heads[FUSED] / self._temperature
+        self._nll.update(cross_entropy(scaled, labels), weight=len(labels))
+        self._ece.update(binned_probabilities(scaled), labels)
+        self._confusion.update(heads[FUSED], labels)
 
-    def compute(self, start: float, *, broken: Sequence[str]) -> Evaluation:
-        """Return the result of at least one `update`.
-
-        Args:
-            start: Reading of ``time.perf_counter`` before the pass.
-            broken: One line for each image that could not be read.
-        """
+    def compute(self, start: float, *, broken: list[str]) -> Evaluation:
         confusion: list[list[int]] = self._confusion.compute().tolist()
         seconds = time.perf_counter() - start
         results = {name: metrics.compute() for name, metrics in self._heads.items()}
@@ -193,5 +227,5 @@ class EvaluationMetrics:
             classes=self._names,
             seconds=seconds,
             images_per_second=samples / seconds,
-            broken=list(broken),
+            broken=broken,
         )

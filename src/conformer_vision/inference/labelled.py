@@ -32,21 +32,16 @@ _KINDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Some split of a set of labelled images.
-
-    Attributes:
-        data: The set, as `open_images` takes it.
-        split: ``train``, ``val``, or ``all`` for a set that is a test set as a whole.
-        splitting: How a set without validation images of its own is cut.
-        data_dir: Where named sets are kept.
-        exclude: List of images to leave out (docs/check.md).
-    """
+    """A split of a set of labelled images."""
 
     data: Data
     split: Split = "val"
     splitting: Splitting = Splitting()  # noqa: RUF009  # immutable
+    """How a set without validation images of its own is split."""
     data_dir: str | Path | None = None
+    """Where named sets are kept."""
     exclude: str | Path | None = None
+    """List of images to leave out (docs/check.md)."""
 
     def open(self, classes: Sequence[str]) -> ImageSource | ImageStream:
         """Open the images, with labels matched by name to a model's classes.
@@ -63,13 +58,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class RunData:
-    """The data that a run was trained on.
-
-    Attributes:
-        data: What its configuration names; None without one.
-        splitting: How it was cut; training's default without a configuration.
-        data_dir: Where named sets are kept.
-    """
+    """The data that a run was trained on; training's defaults without a configuration."""
 
     data: str | None = None
     splitting: Splitting = Splitting()  # noqa: RUF009  # immutable

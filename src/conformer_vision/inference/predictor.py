@@ -144,39 +144,32 @@ class Predictor:
 
     def _answer(self, batch: list[tuple[str, Future[Tensor | str]]], top_k: int) -> Iterator[Prediction]:
         read = [(name, future.result()) for name, future in batch]
-        tensors = [result for _, result in read if isinstance(result, Tensor)]
-        answers = iter(self._classify(torch.stack(tensors), top_k) if tensors else ())
+        images = [result for _, result in read if isinstance(result, Tensor)]
+        heads = self._trained.probabilities(torch.stack(images)) if images else {}
+        heads = {head: values.cpu() for head, values in heads.items()}
+        rows = iter(range(len(images)))
         for name, result in read:
             if isinstance(result, str):
                 yield Prediction(name, (), (), error=result)
-            elif (answer := next(answers)) is None:
-                yield Prediction(
-                    name, (), (), error=f"{name}: the model's output is not finite; train it again"
-                )
-            else:
-                labels, probabilities, first = answer
-                yield Prediction(
-                    name, labels, probabilities, conv=first.get("conv"), trans=first.get("trans")
-                )
-
-    def _classify(self, images: Tensor, top_k: int) -> Iterator[_Answer | None]:
-        """Yield one answer per image of (B, C, H, W); None if the output is not finite."""
-        heads = {name: values.cpu() for name, values in self._trained.probabilities(images).items()}
-        values, indices = heads[FUSED].topk(top_k, dim=1)
-        first = {name: probabilities.max(dim=1) for name, probabilities in heads.items() if name != FUSED}
-        finite = torch.stack([p.isfinite().all(dim=1) for p in heads.values()]).all(dim=0)
-        for i in range(len(images)):
-            if not finite[i]:
-                yield None
                 continue
-            yield (
-                tuple(self.classes[k] for k in indices[i].tolist()),
-                tuple(values[i].tolist()),
-                {
-                    name: Guess(self.classes[int(best.indices[i])], float(best.values[i]))
-                    for name, best in first.items()
-                },
-            )
+            row = next(rows)
+            yield self._prediction(name, {head: values[row] for head, values in heads.items()}, top_k)
 
-
-_Answer = tuple[tuple[str, ...], tuple[float, ...], dict[str, Guess]]
+    def _prediction(self, name: str, heads: dict[str, Tensor], top_k: int) -> Prediction:
+        """Return the result for the probabilities (K,) of every head."""
+        if not all(bool(values.isfinite().all()) for values in heads.values()):
+            return Prediction(name, (), (), error=f"{name}: the model's output is not finite; train it again")
+        best = heads[FUSED].topk(top_k)
+        labels = tuple(self.classes[k] for k in best.indices.tolist())
+        branches = {
+            head: Guess(self.classes[int(values.argmax())], values.max().item())
+            for head, values in heads.items()
+            if head != FUSED
+        }
+        return Prediction(
+            name,
+            labels,
+            tuple(best.values.tolist()),
+            conv=branches.get("conv"),
+            trans=branches.get("trans"),
+        )

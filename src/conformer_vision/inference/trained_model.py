@@ -47,23 +47,15 @@ class TrainedModel:
         self.device = self.runtime.device
         self.transform = evaluation_transform(self.spec)
 
-    def logits(self, batch: Tensor) -> dict[str, Tensor]:
-        """Compute the logits per head, each (B, K) float32: ``conv``, ``trans`` and ``fused``, or ``fused``.
-
-        Args:
-            batch: (B, C, H, W) as the transform gives them.
-        """
-        return self.runtime(batch)
-
     def probabilities(self, batch: Tensor) -> dict[str, Tensor]:
         """Compute the probabilities per head, each (B, K); those of ``fused`` at the model's temperature.
 
         Args:
-            batch: As for `logits`.
+            batch: (B, C, H, W) as the transform gives them.
         """
         return {
             head: (logits / self.spec.temperature if head == FUSED else logits).softmax(dim=1)
-            for head, logits in self.logits(batch).items()
+            for head, logits in self.runtime(batch).items()
         }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from conformer_vision.inference.answers import Answers
+from conformer_vision.inference.evaluation import Answers
 from conformer_vision.inference.runtimes import FUSED
 
 BRANCHES = ("conv", "trans")

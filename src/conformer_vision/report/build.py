@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -12,13 +11,12 @@ from safetensors.torch import load_file
 
 from conformer_vision.data import ImageSource
 from conformer_vision.errors import UserError
-from conformer_vision.inference.answers import answers
 from conformer_vision.inference.calibration import calibrate
-from conformer_vision.inference.evaluation import EvaluationMetrics, check_classes
+from conformer_vision.inference.evaluation import evaluate_images
 from conformer_vision.inference.labelled import LabelledImages, read_run_data
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.pages import write_page
-from conformer_vision.report.analysis import first_choices, join, study_branches, worst_errors
+from conformer_vision.report.analysis import Outcome, first_choices, join, study_branches, worst_errors
 from conformer_vision.report.findings import Findings, RunSettings
 from conformer_vision.report.images import thumbnails
 from conformer_vision.report.page import render
@@ -68,7 +66,6 @@ def _examine(
     trained_on = read_run_data(folder)
     rows = read_metrics(folder / METRICS_FILE)
     trained = TrainedModel(folder, device=device)
-    check_classes(trained)
     notes, exclude = _notes(settings, trained)
     data = data or trained_on.data
     if data is None:
@@ -77,13 +74,14 @@ def _examine(
     source = images.open(trained.spec.classes)
     if isinstance(source, ImageSource) and not len(source):
         raise UserError(f"{data} has no validation images to report on")
-    broken: list[str] = []
-    start = time.perf_counter()
-    metrics, parts = EvaluationMetrics(trained), []
-    for part in answers(trained, source, batch_size=batch_size, workers=workers, broken=broken):
-        metrics.update(part.logits, part.labels)
-        parts.append(first_choices(part))
-    evaluation = metrics.compute(start, broken=broken)
+    parts: list[Outcome] = []
+    evaluation = evaluate_images(
+        trained,
+        source,
+        batch_size=batch_size,
+        workers=workers,
+        each=lambda part: parts.append(first_choices(part)),
+    )
     outcome = join(parts)
     calibration = calibrate(outcome.logits, outcome.labels, seed=trained_on.splitting.seed)
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)

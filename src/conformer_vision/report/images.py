@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data import BrokenImageError, ImageSource
+from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.stream import ImageStream
-from conformer_vision.inference.answers import batches
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.pages import data_uri
 from conformer_vision.report.analysis import Outcome
@@ -58,7 +58,7 @@ def thumbnails(
     wanted = {int(outcome.order[row]): row for row in rows}
     found: dict[int, Thumbnail] = {}
     seen = 0
-    for batch in batches(trained, source, batch_size=batch_size, workers=workers):
+    for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
         for place in range(len(batch.labels)):
             if (row := wanted.get(seen + place)) is not None:
                 image = as_seen(batch.images[place], trained.spec)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,23 +23,48 @@ PRECISION_KEY = "precision"
 SPEC_KEY = "spec"
 
 
-class Runtime(Protocol):
+class Runtime(ABC):
     """A model behind the library that computes it. Calls from several threads at once are safe."""
 
     spec: ModelSpec
     device: torch.device
     """Where the logits are."""
-    parameters: int | None
+    parameters: int | None = None
     """Number of parameters as trained; None where the file does not say."""
-    precision: str | None
-    """Precision of an exported file; None for weights."""
 
+    @abstractmethod
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the logits per head, each (B, K) float32: ``fused``, a Conformer's too ``conv``, ``trans``.
 
         Args:
             images: (B, C, H, W) as the evaluation transform gives them.
         """
+
+
+class ExportRuntime(Runtime):
+    """An exported file, run by a library other than PyTorch, which brings the logits to the CPU."""
+
+    def __init__(self, path: Path, *, spec: str | None, outputs: list[str]) -> None:
+        """Take what the file says of itself.
+
+        Args:
+            path: The file.
+            spec: Its specification as JSON.
+            outputs: The names of its outputs.
+
+        Raises:
+            UserError: No specification or an invalid one, or no output of the prediction.
+        """
+        if not spec:
+            raise UserError(f"{path} has no model spec; 'conformer-vision export' writes one into its files")
+        try:
+            self.spec = ModelSpec.from_json(spec)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        self.device = torch.device("cpu")
+        self.heads = [head for head in HEADS if OUTPUTS[head] in outputs]
+        if FUSED not in self.heads:
+            raise UserError(f"{path} has no output {OUTPUTS[FUSED]!r}; export the model again")
 
 
 def heads(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -59,9 +84,7 @@ def parse_device(device: str | torch.device) -> torch.device | None:
     try:
         return None if device == "auto" else torch.device(device)
     except RuntimeError as error:
-        raise UserError(
-            f"device {str(device)!r} cannot be used here ({first_line(error)}); 'cpu' always can"
-        ) from error
+        raise unusable(device, first_line(error)) from error
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -70,40 +93,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises:
         UserError: This machine has no such device.
     """
-    if (wanted := parse_device(device)) is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = parse_device(device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.type == "meta":
-        raise UserError("device 'meta' computes nothing; use 'auto', 'cpu' or 'cuda'")
+        raise unusable(device, "it computes nothing")
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"device {str(device)!r} cannot be used here ({first_line(error)}); 'cpu' always can"
-        ) from error
+        raise unusable(device, first_line(error)) from error
     return wanted
 
 
-def heads_of_outputs(names: list[str], path: Path) -> list[str]:
-    """Return the heads of a file with these outputs, in the order of `HEADS`.
-
-    Raises:
-        UserError: The output of the prediction is missing.
-    """
-    found = [head for head in HEADS if OUTPUTS[head] in names]
-    if FUSED not in found:
-        raise UserError(f"{path} has no output {OUTPUTS[FUSED]!r}; export the model again")
-    return found
-
-
-def spec_of_file(text: str | None, path: Path) -> ModelSpec:
-    """Read the specification that an exported file holds.
-
-    Raises:
-        UserError: It holds none, or one that is invalid.
-    """
-    if not text:
-        raise UserError(f"{path} has no model spec; 'conformer-vision export' writes one into its files")
-    try:
-        return ModelSpec.from_json(text)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+def unusable(device: str | torch.device, reason: str) -> UserError:
+    """Return the error for a device that cannot be used here."""
+    return UserError(f"device {str(device)!r} cannot be used here ({reason}); 'cpu' always can")

@@ -7,19 +7,12 @@ from torch import Tensor
 
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.extras import require
-from conformer_vision.inference.runtimes.base import (
-    INPUT,
-    OUTPUTS,
-    PRECISION_KEY,
-    heads_of_outputs,
-    parse_device,
-    spec_of_file,
-)
+from conformer_vision.inference.runtimes.base import INPUT, OUTPUTS, ExportRuntime, parse_device, unusable
 from conformer_vision.runs import ModelSource
 from conformer_vision.spec import METADATA_KEY
 
 
-class OnnxRuntime:
+class OnnxRuntime(ExportRuntime):
     """An ONNX file on the CPU, or on CUDA with onnxruntime-gpu; its sessions may be shared by threads.
 
     Args:
@@ -31,18 +24,13 @@ class OnnxRuntime:
             onnxruntime is not installed.
     """
 
-    parameters: int | None = None
-
     def __init__(self, source: ModelSource, device: str | torch.device) -> None:
         path = source.path
         onnxruntime = require("onnxruntime")
-        self.device = torch.device("cpu")  # onnxruntime brings its outputs there
         cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         wanted = parse_device(device) or torch.device("cuda" if cuda else "cpu")
         if wanted.type not in ("cpu", "cuda") or (wanted.type == "cuda" and not cuda):
-            raise UserError(
-                f"device {str(device)!r} cannot be used: this onnxruntime has the CPU{' and CUDA' * cuda}"
-            )
+            raise unusable(device, f"this onnxruntime has the CPU{' and CUDA' * cuda}")
         providers: list[object] = ["CPUExecutionProvider"]
         if wanted.type == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": wanted.index or 0}))
@@ -54,13 +42,12 @@ class OnnxRuntime:
             metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # onnxruntime has a dozen kinds of its own
             raise UserError(f"{path}: onnxruntime cannot run it ({first_line(error)})") from error
-        self.spec = spec_of_file(metadata.get(METADATA_KEY), path)
-        self.precision: str | None = metadata.get(PRECISION_KEY)
-        self._heads = heads_of_outputs([output.name for output in self._session.get_outputs()], path)
+        outputs = [output.name for output in self._session.get_outputs()]
+        super().__init__(path, spec=metadata.get(METADATA_KEY), outputs=outputs)
         if [item.name for item in self._session.get_inputs()] != [INPUT]:
             raise UserError(f"{path} does not have the one input {INPUT!r}; export the model again")
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the logits per head."""
-        outputs = self._session.run([OUTPUTS[head] for head in self._heads], {INPUT: images.cpu().numpy()})
-        return {head: torch.from_numpy(output) for head, output in zip(self._heads, outputs, strict=True)}
+        outputs = self._session.run([OUTPUTS[head] for head in self.heads], {INPUT: images.cpu().numpy()})
+        return {head: torch.from_numpy(output) for head, output in zip(self.heads, outputs, strict=True)}

@@ -15,15 +15,15 @@ from conformer_vision.inference.runtimes.base import (
     OUTPUTS,
     PRECISION_KEY,
     SPEC_KEY,
-    heads_of_outputs,
+    ExportRuntime,
     parse_device,
-    spec_of_file,
+    unusable,
 )
 from conformer_vision.runs import ModelSource
 from conformer_vision.spec import METADATA_KEY
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(ExportRuntime):
     """An OpenVINO model on the CPU.
 
     Args:
@@ -35,15 +35,12 @@ class OpenVinoRuntime:
             another device; or OpenVINO is not installed.
     """
 
-    parameters: int | None = None
-
     def __init__(self, source: ModelSource, device: str | torch.device) -> None:
         path = source.path
         openvino = require("openvino")
-        self.device = torch.device("cpu")
         wanted = parse_device(device)
         if wanted is not None and wanted.type != "cpu":
-            raise UserError(f"device {str(device)!r} cannot be used with {path}; OpenVINO files run on 'cpu'")
+            raise unusable(device, "OpenVINO files run on the CPU")
         if not path.with_suffix(".bin").is_file():
             raise UserError(f"{path.with_suffix('.bin')} does not exist; it holds the weights of {path.name}")
         try:
@@ -63,10 +60,8 @@ class OpenVinoRuntime:
             self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot run it ({first_line(error)})") from error
-        self.spec = spec_of_file(info.get(SPEC_KEY), path)
-        self.precision: str | None = info.get(PRECISION_KEY)
-        names = [name for output in self._compiled.outputs for name in output.names]
-        self._heads = heads_of_outputs(names, path)
+        outputs = [name for output in self._compiled.outputs for name in output.names]
+        super().__init__(path, spec=info.get(SPEC_KEY), outputs=outputs)
         # A request owns the memory of its outputs, so that threads must not share one.
         self._requests = threading.local()
 
@@ -77,4 +72,4 @@ class OpenVinoRuntime:
             request = self._requests.own = self._compiled.create_infer_request()
         result = request.infer({INPUT: images.cpu().contiguous().numpy()})
         # Copied: the next call overwrites the request's memory.
-        return {head: torch.tensor(result[OUTPUTS[head]]).float() for head in self._heads}
+        return {head: torch.tensor(result[OUTPUTS[head]]).float() for head in self.heads}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from conformer_vision.inference.runtimes.base import heads, resolve_device
+from conformer_vision.inference.runtimes.base import Runtime, heads, resolve_device
 from conformer_vision.models import Conformer
 from conformer_vision.runs import ModelSource
 from conformer_vision.weights import load_model
 
 
-class WeightsRuntime:
+class WeightsRuntime(Runtime):
     """A model of timm's registry; a Conformer is folded.
 
     Args:
@@ -22,12 +22,10 @@ class WeightsRuntime:
         UserError: As `load_model`, or a device that this machine does not have.
     """
 
-    precision: str | None = None
-
     def __init__(self, source: ModelSource, device: str | torch.device) -> None:
         self.device = resolve_device(device)
         model, self.spec = load_model(source)
-        self.parameters: int | None = sum(parameter.numel() for parameter in model.parameters())
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         if isinstance(model, Conformer) and not model.folded:
             model = model.fold()
         self.model = model.to(self.device)
