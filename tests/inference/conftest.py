@@ -2,51 +2,25 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import timm.data
 import torch
 from PIL import Image
 
 from conformer_vision.spec import ModelSpec
-from conformer_vision.weights import load_model, save_model
+from conformer_vision.weights import load_model
+from exports import SPEC, write_run
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "犬 ünï")
 
 
-def write_run(folder: Path, spec: ModelSpec) -> Path:
-    """A run folder whose network answers different images differently, and each head on its own."""
-    folder.mkdir()
-    torch.manual_seed(1)
-    shape = {"num_classes": spec.num_classes, "in_chans": spec.in_chans}
-    model = timm.create_model(spec.model, **shape, **spec.model_kwargs)
-    batch = torch.randn(32, *spec.input_size)
-    heads = [
-        m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == spec.num_classes
-    ]
-    with torch.no_grad():
-        for _ in range(5):  # running statistics that fit the activations
-            model.train()(batch)
-        model.eval()
-        for head in heads:  # logits that spread around 0 with a deviation of 2
-            seen: list[torch.Tensor] = []
-            with head.register_forward_hook(lambda _module, _args, output, seen=seen: seen.append(output)):
-                model(batch)
-            head.weight.mul_(2 / seen[0].std())
-            head.bias.sub_(2 * seen[0].mean(dim=0) / seen[0].std())
-    save_model(model, spec, folder / "best.safetensors")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def conformer_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = ModelSpec(
-        "conformer_nano_patch16_224", {"zero_init_last": False}, CLASSES, (3, 32, 32), crop_pct=1.0
-    )
-    return write_run(tmp_path_factory.mktemp("runs") / "conformer", spec)
+    return write_run(tmp_path_factory.mktemp("runs") / "conformer", replace(SPEC, classes=CLASSES))
 
 
 @pytest.fixture(scope="session")

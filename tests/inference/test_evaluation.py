@@ -80,13 +80,8 @@ def test_against_scikit_learn(
     }
     assert evaluation.per_class["cat"] is None
     assert len(set(evaluation.top1.values()) | set(evaluation.loss.values())) > 3  # the heads differ
-
-
-def test_json(evaluation: Evaluation) -> None:
     read = json.loads(evaluation.to_json())
-    assert read["top1"] == evaluation.top1
-    assert read["confusion"] == evaluation.confusion
-    assert read["samples"] == 25
+    assert (read["top1"], read["confusion"]) == (evaluation.top1, evaluation.confusion)
     assert read["images_per_second"] == pytest.approx(25 / read["seconds"])
 
 

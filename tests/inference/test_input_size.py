@@ -17,12 +17,12 @@ from conformer_vision.weights import load_model, save_model
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four of the model's seven classes, twelve images each."""
+    """Four of the model's seven classes, four images each."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for name in ("ant", "bee", "dog", "fox"):
         (root / name).mkdir()
-        for number in range(12):
+        for number in range(4):
             coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize((80, 60)).save(root / name / f"{number}.png")
     return root

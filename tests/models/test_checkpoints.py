@@ -1,10 +1,8 @@
 """Checkpoints of every layout and file type: loaded completely, or refused in one line with no trace."""
 
 import argparse
-import json
 import os
 import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -96,26 +94,21 @@ class _Runs:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", *range(pickle.HIGHEST_PROTOCOL + 1)])
-def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, form: str | int) -> None:
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, form: str) -> None:
     path, marker = tmp_path / "evil.pth", tmp_path / "it_ran"
     entries: dict[str, Any] = {**DONOR, "extra": _Runs(marker)}
-    if isinstance(form, int):
-        path.write_bytes(pickle.dumps(entries, protocol=form))
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(entries))
     else:
         torch.save(entries, path, _use_new_zipfile_serialization=form == "zip")
     line = refused(make_model(), path)
     assert not marker.exists()
     assert str(path) in line and "run" in line and "state_dict()" in line
-    if not isinstance(form, int):
+    if form != "pickle":
         assert "refused" in line and "mkdir" in line
-
-    # It would have run: the same file, trusted.
-    if isinstance(form, int):
-        pickle.loads(path.read_bytes())
-    else:
-        torch.load(path, weights_only=False)
-    assert marker.is_dir()
+        torch.load(path, weights_only=False)  # the same file, trusted, would have run it
+        assert marker.is_dir()
 
 
 def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
@@ -148,32 +141,6 @@ def test_what_is_not_a_checkpoint_is_named(tmp_path: Path) -> None:
     for value, kind in ((torch.zeros(3), "Tensor"), ([1], "list")):
         torch.save(value, tmp_path / "other.pth")
         assert f"holds {kind}" in refused(model, tmp_path / "other.pth")
-
-
-def _safetensors(header: Any, data: bytes = b"\0" * 16, *, length: int | None = None) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        _safetensors({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, length=1 << 60),
-        _safetensors({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, length=1 << 20),
-        _safetensors({"x": {"dtype": "F32", "shape": [400], "data_offsets": [0, 1600]}}),
-        _safetensors({"x": {"dtype": "F32", "shape": [40], "data_offsets": [0, 16]}}),
-        _safetensors({"x": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}}),
-        _safetensors({"x": {"dtype": "F32", "shape": [1 << 62, 8], "data_offsets": [0, 16]}}),
-        _safetensors({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"\0" * 99),
-        _safetensors({"x": {"dtype": "F99", "shape": [4], "data_offsets": [0, 16]}}),
-        _safetensors(b"{not json"),
-        _safetensors([1, 2]),
-    ],
-)
-def test_a_lying_safetensors_header(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "lies.safetensors"
-    path.write_bytes(content)
-    assert "damaged" in refused(make_model(), path)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +194,7 @@ def test_damaged_anywhere_is_a_checkpoint_or_one_line(
 @given(data=st.data(), layout=st.sampled_from(sorted(LAYOUTS)))
 def test_whatever_does_not_fit_is_named_and_nothing_is_loaded(data: Any, layout: str) -> None:
     body = [name for name in OWN_NAMES if not name.endswith("num_batches_tracked") and "head" not in name]
-    names = data.draw(st.lists(st.sampled_from(body), min_size=1, max_size=6, unique=True))
+    names = data.draw(st.lists(st.sampled_from(body), min_size=1, max_size=5, unique=True))
     weights = dict(DONOR)
     for name in names:
         match data.draw(st.sampled_from(["missing", "shape", "size", "int", "bool"])):
@@ -319,13 +286,10 @@ def test_floating_point_types_are_converted(tmp_path: Path, dtype: torch.dtype, 
                 assert tensor.dtype == torch.float32 and torch.equal(tensor, weights[key].float())
             else:  # a counter that was halved says nothing
                 assert tensor == (17 if counters else 18)
-
-
-def test_a_half_model_stays_half() -> None:
-    model = make_model().half()
-    load_checkpoint(model, DONOR)
-    assert model.state_dict()["norm.bias"].dtype == torch.float16
-    assert torch.equal(model.state_dict()["norm.bias"], DONOR["norm.bias"].half())
+    half = make_model().half()
+    load_checkpoint(half, weights)
+    assert half.norm.bias.dtype == torch.float16
+    assert torch.equal(half.norm.bias, weights["norm.bias"].half())
 
 
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
@@ -339,18 +303,14 @@ def test_quantised_sparse_and_meta_tensors_are_refused() -> None:
         assert word in refused(make_model(), DONOR | {"norm.bias": odd})
 
 
-def test_counters_may_be_missing() -> None:
-    model = make_model()
-    load_checkpoint(model, {n: t for n, t in DONOR.items() if not n.endswith("num_batches_tracked")})
-    assert torch.equal(model.state_dict()["stem.bn.running_var"], DONOR["stem.bn.running_var"])
-    assert model.state_dict()["stem.bn.num_batches_tracked"] == 17
-
-
-def test_values_are_not_judged() -> None:
-    weights = DONOR | {"norm.bias": torch.full((8,), torch.nan), "norm.weight": torch.full((8,), torch.inf)}
+def test_counters_may_be_missing_and_values_are_not_judged() -> None:
+    weights = {n: t for n, t in DONOR.items() if not n.endswith("num_batches_tracked")}
+    weights |= {"norm.bias": torch.full((8,), torch.nan), "norm.weight": torch.full((8,), torch.inf)}
     model = make_model()
     load_checkpoint(model, weights)
-    assert same(snapshot(model), weights)
+    loaded = snapshot(model)
+    assert same({name: loaded[name] for name in weights}, weights)
+    assert loaded["stem.bn.num_batches_tracked"] == 17
 
 
 def test_the_source_is_neither_changed_nor_shared() -> None:

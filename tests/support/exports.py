@@ -41,17 +41,31 @@ SPEC = ModelSpec(
 )
 
 
-def make_run(folder: Path) -> Path:
-    """A run folder for the digits whose network answers different images differently."""
+def write_run(folder: Path, spec: ModelSpec) -> Path:
+    """A run folder whose network answers different images differently, and each head on its own."""
+    folder.mkdir()
     torch.manual_seed(1)
-    model = timm.create_model(SPEC.model, num_classes=SPEC.num_classes, **SPEC.model_kwargs)
+    shape = {"num_classes": spec.num_classes, "in_chans": spec.in_chans}
+    model = timm.create_model(spec.model, **shape, **spec.model_kwargs)
+    batch = torch.randn(32, *spec.input_size)
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     with torch.no_grad():
         for _ in range(5):  # running statistics that fit the activations
-            model.train()(torch.randn(32, *SPEC.input_size))
-        for head in (model.conv_head, model.trans_head):
-            head.weight.mul_(20)
-    folder.mkdir()
-    save_model(model.eval(), SPEC, folder / "best.safetensors")
+            model.train()(batch)
+        model.eval()
+        for head in (layer for layer in layers if layer.out_features == spec.num_classes):
+            seen: list[torch.Tensor] = []  # to spread the logits around 0 with a deviation of 2
+            with head.register_forward_hook(lambda _module, _args, output, seen=seen: seen.append(output)):
+                model(batch)
+            head.weight.mul_(2 / seen[0].std())
+            head.bias.sub_(2 * seen[0].mean(dim=0) / seen[0].std())
+    save_model(model, spec, folder / "best.safetensors")
+    return folder
+
+
+def make_run(folder: Path) -> Path:
+    """A run folder for the digits."""
+    write_run(folder, SPEC)
     (folder / "config.yaml").write_text("data: digits\nval_fraction: 0.1\nseed: 0\n")
     return folder
 

@@ -55,24 +55,10 @@ def whole(handler: Handler, body: bytes) -> None:
     handler.wfile.write(body)
 
 
-def no_length(handler: Handler, body: bytes) -> None:
-    handler.start(None)
-    handler.wfile.write(body)
-
-
-def chunked(handler: Handler, body: bytes, *, complete: bool = True) -> None:
+def cut_chunks(handler: Handler, body: bytes) -> None:
     handler.protocol_version = "HTTP/1.1"
     handler.start(None, Transfer_Encoding="chunked", Connection="close")
-    handler.wfile.write(b"%x\r\n" % len(body) + body + b"\r\n" + (b"0\r\n\r\n" if complete else b""))
-
-
-def cut_chunks(handler: Handler, body: bytes) -> None:
-    chunked(handler, body[:100], complete=False)
-
-
-def announces_more(handler: Handler, body: bytes) -> None:
-    handler.start(len(body) + 1000)
-    handler.wfile.write(body)
+    handler.wfile.write(b"%x\r\n" % len(body) + body[:100] + b"\r\n")
 
 
 def half(handler: Handler, body: bytes) -> None:
@@ -86,11 +72,6 @@ def reset(handler: Handler, body: bytes) -> None:
     linger = b"\1\0\0\0\0\0\0\0"  # close with a reset instead of an end
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     handler.connection.close()
-
-
-def half_without_length(handler: Handler, body: bytes) -> None:
-    handler.start(None)
-    handler.wfile.write(body[: len(body) // 2])
 
 
 def damaged(handler: Handler, body: bytes) -> None:
