@@ -53,7 +53,7 @@ def mistake(function, *arguments, **options):
         function(*arguments, **options)
     except UserError as error:
         return str(error)
-for order in itertools.permutations(STEPS, 3):
+for order in itertools.permutations(STEPS, 2):
     if not (child := os.fork()):
         names = {}
         for step in order:

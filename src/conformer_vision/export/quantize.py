@@ -70,7 +70,7 @@ def quantize(
 
 
 class _Quantizer:
-    """Quantises one model several times with the same ranges."""
+    """One model that is quantised several times with the same ranges."""
 
     def __init__(self, proto: Any, calibration: Sequence[Tensor], folder: Path, *, signed: bool) -> None:
         import onnx

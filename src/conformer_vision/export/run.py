@@ -1,4 +1,4 @@
-"""Exporting a trained model to a file that is checked against it."""
+"""Export a trained model to a file that is checked against it."""
 
 from __future__ import annotations
 

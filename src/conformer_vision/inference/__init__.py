@@ -1,4 +1,4 @@
-"""Using a trained model: predictions for images, and evaluation on labelled ones."""
+"""Use a trained model: predict images, and evaluate it on labelled ones."""
 
 from typing import TYPE_CHECKING
 

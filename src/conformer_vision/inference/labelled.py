@@ -1,4 +1,4 @@
-"""Which labelled images a model is evaluated on."""
+"""The labelled images that a model is evaluated on."""
 
 from __future__ import annotations
 

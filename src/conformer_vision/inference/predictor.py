@@ -48,7 +48,7 @@ class Prediction:
 
 
 class Predictor:
-    """Classifies images with a trained model. One predictor may be used by several threads.
+    """A trained model that classifies images; several threads may use one predictor.
 
     Args:
         model: A run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights;

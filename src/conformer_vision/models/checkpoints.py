@@ -1,4 +1,4 @@
-"""Loading weights: safely, from any published layout, completely or not at all."""
+"""Load weights: safely, from any published layout, completely or not at all."""
 
 import argparse
 import errno
@@ -45,6 +45,14 @@ _COUNTER = ".num_batches_tracked"  # absent before PyTorch 0.4.1 and without eff
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # As torch.hub's, but with the 8 digits in use or more, and no date ("-20211206.pth").
 _HASH = re.compile(r"-(?!(?:19|20)\d\d[01]\d[0-3]\d\.)([0-9a-f]{8,64})\.[^-]*$")
+_DOWNLOAD_ERRORS = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    ValueError,  # an impossible host
+    RuntimeError,  # torch.hub's: another hash, as of a file that was cut short
+)
 _TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""
 
@@ -166,11 +174,7 @@ def fetch_pretrained(url: str, *, cache_dir: str | os.PathLike[str] | None = Non
         socket.setdefaulttimeout(_TIMEOUT)  # torch.hub sets none and would wait for a silent server for ever
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=sys.stderr.isatty())
         return path
-    except (
-        *(urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException),
-        ValueError,  # an impossible host
-        RuntimeError,  # torch.hub's: another hash, as of a file that was cut short
-    ) as error:
+    except _DOWNLOAD_ERRORS as error:
         raise UserError(
             f"{url}: cannot be downloaded ({reason_of(error)}); try again, or download {name} yourself and"
             " call load_checkpoint(model, path)"
@@ -302,7 +306,7 @@ def check_fit(
 
 
 def _convertible(source: Tensor, target: Tensor) -> bool:
-    """Whether the values of `source` can be copied to `target` without changing their meaning."""
+    """Tell whether the values of `source` can be copied to `target` without changing their meaning."""
     if source.is_meta or source.layout != torch.strided:
         return False
     return _kind(source.dtype) == _kind(target.dtype)
