@@ -16,7 +16,7 @@ import timm
 import torch
 
 from command_line import one_line, run
-from conformer_vision import Predictor, evaluate
+from conformer_vision import Evaluation, Predictor, evaluate
 from conformer_vision.errors import UserError
 from conformer_vision.export import Exported, write_network
 from conformer_vision.export import run as export_run
@@ -49,10 +49,16 @@ def test_torch_export_in_a_program_of_ones_own(exported: Path) -> None:
     assert ModelSpec.from_json(extra[METADATA_KEY]) == SPEC
 
 
+@pytest.fixture(scope="module")
+def expected(exported: Path) -> Evaluation:
+    """The evaluation of the run itself."""
+    return evaluate(exported, "digits", batch_size=50)
+
+
 @pytest.mark.parametrize("name", ["folded", "onnx", "openvino"])
-def test_evaluated_and_used_like_a_run(name: str, exported: Path, images: Path) -> None:
+def test_evaluated_and_used_like_a_run(name: str, exported: Path, images: Path, expected: Evaluation) -> None:
     file = exported / FILES[name]
-    expected, actual = (evaluate(what, "digits", batch_size=50) for what in (exported, file))
+    actual = evaluate(file, "digits", batch_size=50)
     assert actual.confusion == expected.confusion
     assert actual.top1 == pytest.approx(expected.top1)
     assert actual.ece == pytest.approx(expected.ece, abs=1e-4)
@@ -154,7 +160,7 @@ def int8(exported: Path) -> Exported:
         return export(exported, format="onnx", precision="int8", calibration_images=16)
 
 
-def test_int8(int8: Exported, exported: Path) -> None:
+def test_int8(int8: Exported, exported: Path, expected: Evaluation) -> None:
     assert int8.path == exported / "model-int8.onnx"
     proto = onnx.load(int8.path)
     operators = [node.op_type for node in proto.graph.node]
@@ -169,7 +175,7 @@ def test_int8(int8: Exported, exported: Path) -> None:
     assert int8.accuracy is not None
     before, after = int8.accuracy
     assert before.samples == after.samples == 179
-    assert before.confusion == evaluate(exported, "digits").confusion
+    assert before.confusion == expected.confusion
     assert after.confusion == evaluate(int8.path, "digits").confusion
     assert int8.path.stat().st_size < (exported / "model.onnx").stat().st_size
 
@@ -251,12 +257,9 @@ def test_mistakes_are_one_line(exported: Path, tmp_path: Path, monkeypatch: pyte
     assert "does not exist" in error(alone, *int8, "--data", tmp_path / "nowhere")
     assert sorted(tmp_path.iterdir()) == [alone]
 
-    monkeypatch.setattr("conformer_vision.extras.find_spec", lambda name: None)
-    assert "pip install 'conformer-vision[export]'" in error(exported, "--format", "onnx")
-
-
-def test_a_folder_without_the_right_to_write(exported: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
-        line = one_line(run("export", exported, "--format", "onnx", "--output", tmp_path / "m.onnx"))
+        line = error(exported, "--format", "onnx", "--output", tmp_path / "m.onnx")
     assert "cannot be written; give another place with --output" in line
+    monkeypatch.setattr("conformer_vision.extras.find_spec", lambda name: None)
+    assert "pip install 'conformer-vision[export]'" in error(exported, "--format", "onnx")
