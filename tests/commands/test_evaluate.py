@@ -3,26 +3,20 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from conformer_vision.commands import evaluate
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
+from image_sets import write_folders
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder beside a folder ``data`` of two classes with eight images each."""
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(8):
-            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-            image.save(tmp_path / "data" / name / f"{i}.png")
+    write_folders(tmp_path / "data", {"cat": 8, "dog": 8}, size=(32, 32))
     (tmp_path / "run").mkdir()
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=2)

@@ -2,29 +2,23 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from conformer_vision.commands import report
 from conformer_vision.errors import UserError
 from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig
 from conformer_vision.weights import save_model
+from image_sets import write_folders
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder whose data lies in ``moved``."""
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        for split, count in (("train", 1), ("val", 3)):
-            folder = tmp_path / "moved" / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    counts = {"train/cat": 1, "train/dog": 1, "val/cat": 3, "val/dog": 3}
+    write_folders(tmp_path / "moved", counts, size=(32, 32))
     folder = tmp_path / "run"
     folder.mkdir()
     config = TrainConfig.from_options(data=str(tmp_path / "data"), model="test_resnet")
@@ -42,14 +36,11 @@ def command(*arguments: object) -> int:
 
 def test_writes_the_page_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "report.html").write_text("old")
+    with pytest.raises(UserError, match="data does not exist"):
+        command(run, "--device", "cpu")
     assert command(run, "--data", run.parent / "moved", "--device", "cpu", "--batch_size", 2) == 0
     assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
     assert "6 validation images" in (run / "report.html").read_text(encoding="utf-8")
-
-
-def test_data_that_is_gone(run: Path) -> None:
-    with pytest.raises(UserError, match="data does not exist"):
-        command(run, "--device", "cpu")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import tarfile
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,63 +26,57 @@ TINY: dict[str, Any] = {
     "report": False,
 }
 """A training of a second."""
+_FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".mpo": "MPO",
+}
 
 
 def images() -> list[tuple[str, bytes]]:
     """File suffix and bytes of small images in every format, mode and compression that is read."""
-    rng = np.random.default_rng(0)
     y, x = np.mgrid[:60, :80]
-    smooth = np.stack([x * 3, y * 4, (x + y) * 2], axis=-1).astype(np.uint8)
-    rgb = Image.fromarray(smooth)
-    noisy = Image.fromarray(rng.integers(0, 256, (36, 40, 3), dtype=np.uint8))
-    deep = Image.fromarray((x * 800).astype(np.uint16))
-    real = Image.fromarray((x / 80).astype(np.float32))
+    rgb = Image.fromarray(np.stack([x * 3, y * 4, (x + y) * 2], axis=-1).astype(np.uint8))
     clear = rgb.copy()
     clear.putalpha(Image.fromarray((y * 4).astype(np.uint8)))
+    deep, real = Image.fromarray((x * 800).astype(np.uint16)), Image.fromarray((x / 80).astype(np.float32))
     palette = rgb.quantize(17)
+    made = []
+    for image in (rgb, clear, palette, deep, real, *(rgb.convert(mode) for mode in ("1", "L", "LA", "CMYK"))):
+        for suffix in _FORMATS:
+            with contextlib.suppress(OSError, ValueError):  # no format has all modes
+                made.append((suffix, encoded(image, suffix)))
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = "a description"
-    made: list[tuple[str, Image.Image, dict[str, Any]]] = [
-        (".jpg", rgb, {"quality": 90}),
-        (".jpg", noisy, {"progressive": True}),
-        (".jpg", rgb.convert("L"), {}),
-        (".jpeg", rgb.convert("CMYK"), {}),
-        (".jpg", rgb, {"exif": exif, "subsampling": 0}),
-        (".png", rgb, {"exif": exif}),
-        (".png", noisy, {}),
-        (".png", clear, {}),
-        (".png", palette, {}),
-        (".png", palette, {"transparency": 0}),
-        (".png", deep, {}),
-        (".png", rgb.convert("1"), {}),
-        (".png", rgb.convert("LA"), {}),
-        (".webp", rgb, {}),
-        (".webp", clear, {"lossless": True, "exif": exif}),
-        (".webp", rgb, {"save_all": True, "append_images": [rgb.rotate(90, expand=False)]}),
-        (".bmp", rgb, {}),
-        (".bmp", palette, {}),
-        (".bmp", rgb.convert("1"), {}),
-        (".gif", palette, {}),
-        (".gif", palette, {"save_all": True, "append_images": [palette.rotate(90)], "transparency": 3}),
-        (".tif", rgb, {}),
-        (".tif", deep, {}),
-        (".tif", real, {"compression": "tiff_adobe_deflate"}),
-        (".tif", rgb.convert("1"), {"compression": "group4"}),
-        (".mpo", rgb, {"save_all": True, "append_images": [noisy]}),
-    ]
-    made += [
-        (".tiff", rgb, {"compression": name})
-        for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "tiff_lzw")
-    ]
-    return [(suffix, encoded(image, suffix, options)) for suffix, image, options in made]
+    frames = {"save_all": True, "append_images": [rgb.rotate(90)]}
+    made += [(suffix, encoded(rgb, suffix, exif=exif)) for suffix in (".jpg", ".png", ".webp")]
+    made += [(suffix, encoded(rgb, suffix, **frames)) for suffix in (".webp", ".gif", ".mpo", ".png")]
+    made.append((".jpg", encoded(rgb, ".jpg", progressive=True)))
+    made.append((".png", encoded(palette, ".png", transparency=0)))
+    made.append((".tif", encoded(rgb.convert("1"), ".tif", compression="group4")))
+    for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+        made.append((".tif", encoded(rgb, ".tif", compression=name)))
+    return made
+
+
+def encoded(image: Image.Image, suffix: str, **options: Any) -> bytes:
+    """The bytes of an image file; ``options`` are those of Pillow's ``save``."""
+    buffer = io.BytesIO()
+    image.save(buffer, _FORMATS[suffix], **options)
+    return buffer.getvalue()
 
 
 def plain_image(number: int) -> bytes:
     """A small PNG; every number gives another, of the colour of its class."""
     colours = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
     noise = np.random.default_rng(number).integers(-40, 41, (36, 40, 3))
-    return encoded(Image.fromarray((np.array(colours[number % 3]) + noise).astype(np.uint8)), ".png", {})
+    return encoded(Image.fromarray((np.array(colours[number % 3]) + noise).astype(np.uint8)), ".png")
 
 
 def class_folders(root: Path, count: int = 12) -> Path:
@@ -93,13 +90,11 @@ def class_folders(root: Path, count: int = 12) -> Path:
 
 def table(folder: Path, *, separator: str = ",") -> str:
     """A table of the images of `class_folders`."""
-    lines = [separator.join(["path", "label", "split"])]
+    rows = [["path", "label", "split"]]
     for name in CLASSES:
         for number in range(4):
-            lines.append(
-                separator.join([str(folder / name / f"{number}.png"), name, ["train", "val"][number // 3]])
-            )
-    return "\n".join(lines) + "\n"
+            rows.append([str(folder / name / f"{number}.png"), name, ["train", "val"][number // 3]])
+    return "".join(separator.join(row) + "\n" for row in rows)
 
 
 def exclusions(folder: Path) -> str:
@@ -107,50 +102,60 @@ def exclusions(folder: Path) -> str:
     return f'image,reason\n{folder}/ant/1.png,truncated\n"{folder}/bee/2.png",copy\n'
 
 
-def archive(kind: str) -> bytes:
-    """Class folders as a ``zip``, or as a tar of ``tarfile``'s mode: ``w``, ``w:gz``, ``w:bz2``, ``w:xz``."""
-    buffer = io.BytesIO()
-    members = [
+def members() -> list[tuple[str, bytes]]:
+    """Names and contents of the images of an archive."""
+    return [
         (f"set/{name}/{n}.png", plain_image(3 * n + i)) for i, name in enumerate(CLASSES) for n in range(3)
     ]
+
+
+def archive(
+    kind: str, files: Sequence[tuple[str, bytes]], change: Callable[[Any], None] = lambda info: None
+) -> bytes:
+    """Pack files as a ``zip``, or as a tar of ``tarfile``'s mode: ``w``, ``w:gz``, ``w:bz2``, ``w:xz``.
+
+    Args:
+        kind: see above.
+        files: names and contents.
+        change: may change the ``ZipInfo`` or ``TarInfo`` of each.
+    """
+    buffer = io.BytesIO()
     if kind == "zip":
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-            for path, data in members:
-                packed.writestr(path, data)
+            for name, data in files:
+                entry = zipfile.ZipInfo(name.encode("utf-8", "replace").decode())
+                change(entry)
+                packed.writestr(entry, data)
         return buffer.getvalue()
     with tarfile.open(fileobj=buffer, mode=kind) as tar:  # type: ignore[call-overload]
-        for path, data in members:
-            info = tarfile.TarInfo(path)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+        for name, data in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            change(member)
+            header = member.tobuf(tar.format, tar.encoding, tar.errors)  # `addfile` refuses a wrong size
+            tar.fileobj.write(header + data + bytes(-len(data) % tarfile.BLOCKSIZE))
     return buffer.getvalue()
 
 
-def shard(label: str = "cls", count: int = 9) -> bytes:
+def shard(label: str = "cls") -> bytes:
     """A tar in WebDataset's layout, with the labels in files ``.cls`` or ``.json``."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for number in range(count):
-            text = f"{number % 3}" if label == "cls" else f'{{"label": {number % 3}}}'
-            for suffix, data in (("png", plain_image(number)), (label, text.encode())):
-                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
+    files = []
+    for number in range(9):
+        text = f"{number % 3}" if label == "cls" else f'{{"label": {number % 3}}}'
+        files += [(f"{number:04d}.png", plain_image(number)), (f"{number:04d}.{label}", text.encode())]
+    return archive("w", files)
 
 
-def parquet_columns(count: int = 9) -> dict[str, Any]:
-    """The columns of a set in the Hugging Face layout."""
+def parquet_columns() -> dict[str, Any]:
+    """The columns of a set of nine images in the Hugging Face layout."""
     return {
-        "image": [{"bytes": plain_image(number), "path": None} for number in range(count)],
-        "label": [number % 3 for number in range(count)],
+        "image": [{"bytes": plain_image(number), "path": None} for number in range(9)],
+        "label": [number % 3 for number in range(9)],
     }
 
 
 def parquet(columns: dict[str, Any], *, names: bool = True) -> bytes:
     """A parquet file of them, with the names of the classes in its metadata or without."""
-    import json
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -194,11 +199,3 @@ augment:
   scale: [0.5, 1.0]
   re_prob: 0.1
 """
-
-
-def encoded(image: Image.Image, suffix: str, options: dict[str, Any]) -> bytes:
-    """The bytes of an image file; ``options`` are those of Pillow's ``save``."""
-    kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
-    buffer = io.BytesIO()
-    image.save(buffer, kinds.get(suffix, suffix[1:].upper()), **options)
-    return buffer.getvalue()

@@ -2,114 +2,96 @@
 
 from __future__ import annotations
 
+import io
 import random
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from PIL import Image
 
 SIZES = (0, 1, 2, 255, 4095, 13_377, 20_000, 65_535)
 """Widths and heights to write into headers; 13,377 squared is just below the largest image decoded."""
 _EXTREMES = {
-    1: (0, 1, 0x7F, 0x80, 0xFF),
-    2: (0, 1, 0x7FFF, 0x8000, 0xFFFF),
-    4: (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF),
-    8: (0, 1, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF),
+    "B": (0, 1, 0x7F, 0x80, 0xFF),
+    "H": (0, 1, 0x7FFF, 0x8000, 0xFFFF),
+    "I": (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF),
+    "Q": (0, 1, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF),
 }
-_CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
+"""Numbers that no file holds, by the code of their type in `struct`."""
+_SIZE_CODES = ("<I", ">I", "<H", ">H")
+_BOMB = b"comment\0\0" + zlib.compress(bytes(1 << 26))
+_CHUNKS = (b"IDAT", b"PLTE", b"tRNS", b"IEND", b"iCCP", b"zTXt", b"eXIf", b"acTL", b"fdAT", b"gAMA")
 
-Mutation = Callable[[random.Random, bytes], bytes]
+
+def damage(rng: random.Random, data: bytes, others: Sequence[bytes] = ()) -> bytes:
+    """Damage the bytes of a file once or twice; ``others`` are files that it may be spliced with."""
+    for _ in range(rng.choice([1, 1, 1, 2])):
+        if data:
+            data = _damage_once(rng, data, others)
+    return data
+
+
+def _damage_once(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
+    start = rng.randrange(len(data))
+    end = min(len(data), start + 1 + rng.randrange(rng.choice([4, 64, 1024])))
+    piece = data[start:end]
+    if others and rng.random() < 0.1:
+        other = rng.choice(others)
+        return data[:start] + other[rng.randrange(len(other)) :]
+    match rng.choice(["bits", "header bits", "truncate", "cut", "repeat", "zeros", "noise", "field"]):
+        case "bits":
+            return flip_bits(rng, data)
+        case "header bits":
+            return flip_bits(rng, data[:128]) + data[128:]
+        case "truncate":
+            return data[:start]
+        case "cut":
+            return data[:start] + data[end:]
+        case "repeat":
+            return data[:end] + piece * rng.choice([1, 2, 30]) + data[end:]
+        case "zeros":  # as a disk leaves them
+            return data[:start] + bytes(len(piece)) + data[end:]
+        case "noise":
+            return data[:start] + rng.randbytes(len(piece)) + data[end:]
+        case _:
+            return extreme_fields(rng, data)
 
 
 def flip_bits(rng: random.Random, data: bytes) -> bytes:
-    """From one to 32 bits, anywhere."""
+    """Flip from one to 32 bits, anywhere."""
     changed = bytearray(data)
     for _ in range(1 << rng.randrange(6)):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
-def flip_header_bits(rng: random.Random, data: bytes) -> bytes:
-    """Some bits of the first 128 bytes."""
-    return flip_bits(rng, data[:128]) + data[128:]
-
-
-def truncate(rng: random.Random, data: bytes) -> bytes:
-    """Only the beginning, down to nothing."""
-    return data[: rng.randrange(len(data))]
-
-
-def cut_out(rng: random.Random, data: bytes) -> bytes:
-    """Without a piece of the middle."""
-    start, end = _span(rng, data)
-    return data[:start] + data[end:]
-
-
-def repeat(rng: random.Random, data: bytes) -> bytes:
-    """A piece several times over."""
-    start, end = _span(rng, data)
-    return data[:end] + data[start:end] * rng.choice([1, 2, 30]) + data[end:]
-
-
-def zeros(rng: random.Random, data: bytes) -> bytes:
-    """A piece overwritten by zeros, as a disk leaves it."""
-    start, end = _span(rng, data)
-    return data[:start] + bytes(end - start) + data[end:]
-
-
-def noise(rng: random.Random, data: bytes) -> bytes:
-    """A piece overwritten at random."""
-    start, end = _span(rng, data)
-    return data[:start] + rng.randbytes(end - start) + data[end:]
-
-
-def extreme_field(rng: random.Random, data: bytes) -> bytes:
-    """Some numbers of the header, or of the last 256 bytes, set to what no file holds."""
+def extreme_fields(rng: random.Random, data: bytes) -> bytes:
+    """Set numbers of the first or last 256 bytes to what no file holds."""
     for _ in range(rng.choice([1, 1, 2, 4])):
-        width = rng.choice([1, 2, 4, 8])
-        number = struct.pack(rng.choice("<>") + _CODES[width], rng.choice(_EXTREMES[width]))
+        code = rng.choice(list(_EXTREMES))
+        number = struct.pack(rng.choice("<>") + code, rng.choice(_EXTREMES[code]))
         first = 0 if rng.random() < 0.8 else max(len(data) - 256, 0)
         place = first + rng.randrange(256)
-        data = data[:place] + number + data[place + width :]
-    return data
-
-
-GENERIC: tuple[Mutation, ...] = (
-    *(flip_bits, flip_header_bits, truncate, cut_out, repeat, zeros, noise, extreme_field),
-)
-
-
-def splice(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """The beginning of one file and the end of another."""
-    return data[: rng.randrange(len(data))] + other[rng.randrange(len(other)) :]
-
-
-def damage(rng: random.Random, data: bytes, others: Sequence[bytes] = ()) -> bytes:
-    """One or two of the mutations above, a splice among them where there are other files."""
-    for _ in range(rng.choice([1, 1, 1, 2])):
-        if not data:
-            return data
-        if others and rng.random() < 0.1:
-            data = splice(rng, data, rng.choice(others))
-        else:
-            data = rng.choice(GENERIC)(rng, data)
+        data = data[:place] + number + data[place + len(number) :]
     return data
 
 
 def damage_image(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """An image file with other sizes in its header, repeated chunks, or damaged as any file."""
+    """Damage an image file: the size in its header, its chunks, or its bytes as of any file."""
     draw = rng.random()
     if draw < 0.3:
         changed = _other_size(rng, data)
         return changed if rng.random() < 0.7 else damage(rng, changed, others)
     if draw < 0.5 and data.startswith(b"\x89PNG"):
         return _png_chunks(rng, data)
-    if draw < 0.02 + 0.5:
+    if draw < 0.52:
         return rng.choice([b"", b"\0" * 4096, b"not an image\n" * 20, rng.randbytes(2048), data + data])
     return damage(rng, data, others)
 
 
 def damage_text(rng: random.Random, text: str, tokens: Sequence[str]) -> bytes:
-    """A text with tokens put into it, lines repeated, left out or exchanged, or damaged as bytes."""
+    """Put tokens into a text, repeat, leave out or exchange its lines, or damage its bytes."""
     lines = text.split("\n")
     for _ in range(rng.choice([1, 1, 2, 3])):
         place = rng.randrange(len(lines))
@@ -127,62 +109,27 @@ def damage_text(rng: random.Random, text: str, tokens: Sequence[str]) -> bytes:
             end = at if draw == 3 else len(lines[place])
             lines[place] = lines[place][:at] + rng.choice(tokens) + lines[place][end:]
     data = rng.choice(["\n", "\n", "\n", "\r\n", "\r"]).join(lines).encode("utf-8", "surrogateescape")
-    if data and rng.random() < 0.2:
-        data = damage(rng, data)
-    return rng.choice([b"", b"", b"", b"\xef\xbb\xbf", b"\xff\xfe"]) + data if rng.random() < 0.2 else data
-
-
-def _span(rng: random.Random, data: bytes) -> tuple[int, int]:
-    start = rng.randrange(len(data))
-    return start, min(len(data), start + 1 + rng.randrange(rng.choice([4, 64, 1024])))
+    if rng.random() < 0.2:
+        data = rng.choice([b"", b"", b"", b"\xef\xbb\xbf", b"\xff\xfe"]) + damage(rng, data)
+    return data
 
 
 def _other_size(rng: random.Random, data: bytes) -> bytes:
-    """The same image with another width and height in its header, its checksum made to fit."""
-    width, height = rng.choice(SIZES), rng.choice(SIZES)
+    """Write another width or height where the header has the old one; a PNG's checksum is made to fit."""
+    with Image.open(io.BytesIO(data)) as image:
+        size = image.size
+    for old in size:
+        new, found = rng.choice(SIZES), [code for code in _SIZE_CODES if struct.pack(code, old) in data]
+        if found:
+            code = rng.choice(found)
+            data = data.replace(struct.pack(code, old), struct.pack(code, new), 1)
     if data.startswith(b"\x89PNG"):
-        header = struct.pack(">II", width, height) + data[24:29]
-        return data[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + data[33:]
-    if data.startswith(b"\xff\xd8"):
-        for marker in (b"\xff\xc0", b"\xff\xc2"):
-            if (at := data.find(marker)) > 0:
-                return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
-    if data.startswith(b"BM"):
-        return data[:18] + struct.pack("<ii", width, rng.choice([height, -height])) + data[26:]
-    if data.startswith(b"GIF"):
-        at = 6 if rng.random() < 0.5 else data.find(b"\x2c") + 5  # of the canvas, or of the first frame
-        return data[:at] + struct.pack("<HH", width, height) + data[at + 4 :]
-    if data.startswith((b"II", b"MM")):
-        return _tiff_field(rng, data, width, height)
-    if data[8:12] == b"WEBP":
-        at = {b"VP8 ": 26, b"VP8L": 21, b"VP8X": 24}.get(data[12:16], 24)
-        return data[:at] + struct.pack("<HH", width & 0x3FFF, height & 0x3FFF) + data[at + 4 :]
-    return extreme_field(rng, data)
-
-
-def _tiff_field(rng: random.Random, data: bytes, width: int, height: int) -> bytes:
-    """Another width and height, or another value of any field, in the first directory."""
-    order = "<" if data.startswith(b"II") else ">"
-    (start,) = struct.unpack_from(order + "I", data, 4)
-    if start + 2 > len(data):
-        return data
-    (count,) = struct.unpack_from(order + "H", data, start)
-    changed = bytearray(data)
-    chosen = rng.randrange(max(count, 1))
-    for entry in range(count):
-        at = start + 2 + 12 * entry
-        if at + 12 > len(data):
-            break
-        (tag,) = struct.unpack_from(order + "H", data, at)
-        if tag in (256, 257):
-            struct.pack_into(order + "HII", changed, at + 2, 4, 1, width if tag == 256 else height)
-        elif entry == chosen and rng.random() < 0.5:
-            struct.pack_into(order + "I", changed, at + rng.choice([4, 8]), rng.choice(_EXTREMES[4]))
-    return bytes(changed)
+        data = data[:29] + struct.pack(">I", zlib.crc32(data[12:29])) + data[33:]
+    return data
 
 
 def _png_chunks(rng: random.Random, data: bytes) -> bytes:
-    """A chunk repeated, left out, moved, emptied, renamed or with another length; checksums fit."""
+    """Repeat, leave out, move, rename, blow up or damage a chunk; the checksums fit."""
     chunks, at = [], 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -190,21 +137,18 @@ def _png_chunks(rng: random.Random, data: bytes) -> bytes:
         at += 12 + length
     place = rng.randrange(len(chunks))
     kind, body = chunks[place]
-    draw = rng.randrange(6)
-    if draw == 0:
-        chunks[place:place] = [chunks[place]] * rng.choice([1, 3, 1000])
-    elif draw == 1:
-        del chunks[place]
-    elif draw == 2:
-        chunks.insert(rng.randrange(len(chunks)), chunks.pop(place))
-    elif draw == 3:
-        names = [b"IDAT", b"PLTE", b"tRNS", b"IEND", b"iCCP", b"zTXt", b"eXIf", b"acTL", b"fdAT", b"gAMA"]
-        chunks[place] = (rng.choice(names), body)
-    elif draw == 4:
-        bomb = b"comment\0\0" + zlib.compress(bytes(1 << 26))
-        chunks.insert(1, rng.choice([(b"zTXt", bomb), (b"iCCP", bomb)]))
-    else:
-        chunks[place] = (kind, flip_bits(rng, body) if body else b"\0" * 7)
+    moved = chunks[:place] + chunks[place + 1 :]
+    moved.insert(rng.randrange(len(chunks)), chunks[place])
+    chunks = rng.choice(
+        [
+            chunks[:place] + [chunks[place]] * rng.choice([2, 4, 1000]) + chunks[place + 1 :],
+            chunks[:place] + chunks[place + 1 :],
+            moved,
+            [*chunks[:place], (rng.choice(_CHUNKS), body), *chunks[place + 1 :]],
+            [chunks[0], (rng.choice([b"zTXt", b"iCCP"]), _BOMB), *chunks[1:]],
+            [*chunks[:place], (kind, flip_bits(rng, body) if body else bytes(7)), *chunks[place + 1 :]],
+        ]
+    )
     packed = b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks

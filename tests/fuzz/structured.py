@@ -49,65 +49,46 @@ def image(rng: random.Random) -> tuple[str, bytes]:
         [("RGB", ".png"), ("1", ".png"), ("P", ".gif"), ("RGBA", ".png"), ("F", ".tif")]
     )
     options = {"compression": "tiff_adobe_deflate"} if mode == "F" else {}
-    return suffix, good.encoded(Image.new(mode, rng.choice(sizes)), suffix, options)
+    return suffix, good.encoded(Image.new(mode, rng.choice(sizes)), suffix, **options)
 
 
 def archive(rng: random.Random, kind: str) -> bytes:
     """A zip or tar (see `good.archive`) with members of odd names, kinds and declared sizes."""
-    buffer = io.BytesIO()
-    names = [f"set/{name}/{number}.png" for name in good.CLASSES for number in range(3)]
+    files = good.members()
     for _ in range(rng.choice([1, 1, 3])):
-        names.insert(rng.randrange(len(names)), rng.choice(NAMES))
-    if kind == "zip":
-        with zipfile.ZipFile(buffer, "w", rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])) as packed:
-            for number, name in enumerate(names):
-                info = zipfile.ZipInfo(name.encode("utf-8", "replace").decode())
-                if rng.random() < 0.03:
-                    info.external_attr = (stat.S_IFLNK | 0o777) << 16
-                packed.writestr(info, good.plain_image(number))
-        return buffer.getvalue()
+        files.insert(rng.randrange(len(files)), (rng.choice(NAMES), good.plain_image(0)))
     kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE]
-    formats = [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
-    with tarfile.open(fileobj=buffer, mode=kind, format=rng.choice(formats)) as tar:  # type: ignore[call-overload]
-        for number, name in enumerate(names):
-            data = good.plain_image(number)
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            if rng.random() < 0.03:
-                member.type, member.linkname = rng.choice(kinds), "set/ant/0.png"
-            if rng.random() < 0.02:
-                member.size = rng.choice([1 << 33, 1 << 62, 0, 1])
-                tar.fileobj.write(member.tobuf(tar.format, tar.encoding, tar.errors) + data)  # type: ignore[union-attr]
-            else:
-                tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
+
+    def change(member: Any) -> None:
+        draw = rng.random()
+        if isinstance(member, zipfile.ZipInfo):
+            member.external_attr = (stat.S_IFLNK | 0o777) << 16 if draw < 0.03 else 0
+        elif draw < 0.03:
+            member.type, member.linkname = rng.choice(kinds), "set/ant/0.png"
+        elif draw < 0.05:
+            member.size = rng.choice([1 << 33, 1 << 62, 0, 1])
+
+    return good.archive(kind, files, change)
 
 
 def shard(rng: random.Random) -> bytes:
     """A tar of samples with odd labels, and sometimes labels or images left out, keys repeated."""
-    buffer = io.BytesIO()
     suffix = rng.choice(["cls", "cls", "json", "txt"])
     harm = rng.choice([0.0, 0.1])
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for number in range(9):
-            label = rng.choice(LABELS) if rng.random() < 0.3 else b"%d" % (number % 3)
-            files = [
-                (f"{number:03d}.png", good.plain_image(number)),
-                (f"{number:03d}.{suffix}", label),
-            ]
-            if rng.random() < harm:
-                files.pop(rng.randrange(2))
-            if rng.random() < harm and files:
-                files.append(files[0])
-            if rng.random() < harm:
-                files.append((rng.choice(NAMES), b"x"))
-            if rng.random() < harm / 2:
-                files.append((f"{number:03d}.pyd", b"cos\nsystem\n(S'false'\ntR."))
-            for name, data in files:
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
+    files: list[tuple[str, bytes]] = []
+    for number in range(9):
+        label = rng.choice(LABELS) if rng.random() < 0.3 else b"%d" % (number % 3)
+        sample = [(f"{number:03d}.png", good.plain_image(number)), (f"{number:03d}.{suffix}", label)]
+        if rng.random() < harm:
+            sample.pop(rng.randrange(2))
+        if rng.random() < harm:
+            sample.append(sample[0])
+        if rng.random() < harm:
+            sample.append((rng.choice(NAMES), b"x"))
+        if rng.random() < harm / 2:
+            sample.append((f"{number:03d}.pyd", b"cos\nsystem\n(S'false'\ntR."))
+        files += sample
+    return good.archive("w", files)
 
 
 def parquet(rng: random.Random) -> bytes:
@@ -115,43 +96,27 @@ def parquet(rng: random.Random) -> bytes:
     import pyarrow as pa
 
     columns = good.parquet_columns()
-    draw = rng.random()
-    if draw < 0.5:
-        return mutate.damage(rng, good.parquet(columns))
-    cell = rng.randrange(len(columns["label"]))
-    if draw < 0.6:
-        image = [
-            {"bytes": None, "path": None},
-            {"bytes": b"", "path": "x"},
-            None,
-            {"bytes": None, "path": "/dev/zero"},
-        ]
-        columns["image"][cell] = rng.choice(image)
-    elif draw < 0.75:
-        wrong: list[Any] = [
-            *([None, -1, 3, 1 << 62, 0][number] for number in range(5)),
-        ]
-        columns["label"][cell] = rng.choice(wrong)
-    elif draw < 0.9:
-        size = len(columns["label"])
-        labels: list[Any] = [
-            *([1.5] * size, ["ant"] * size, ["a", "b", "c"] * 3, [None] * size, [[1]] * size, [True] * size),
-            *(
-                [b"x"] * size,
-                pa.array(["a", "b", None] * 3).dictionary_encode(),
-                pa.array([1] * size, pa.uint64()),
-            ),
-            *(pa.array([2**64 - 1] * size, pa.uint64()), [{"a": 1}] * size, ["犬", "\n", ""] * 3),
-        ]
-        columns["label"] = rng.choice(labels)
-        if rng.random() < 0.3:
-            columns["split"] = rng.choice(
-                [["train", "val", "x"] * 3, ["train"] * size, [1] * size, ["val"] * size]
-            )
-    else:
-        images: list[Any] = [["x"] * 9, [b""] * 9, [1] * 9, [[b"x"]] * 9, [{"bytes": "x"}] * 9, [None] * 9]
-        columns["image"] = rng.choice(images)
-        if rng.random() < 0.3:
+    cell = rng.randrange(9)
+    images: list[Any] = [["x"] * 9, [b""] * 9, [1] * 9, [[b"x"]] * 9, [{"bytes": "x"}] * 9, [None] * 9]
+    image: list[Any] = [{"bytes": None, "path": path} for path in (None, "/dev/zero", "x")]
+    labels: list[Any] = [[value] * 9 for value in (1.5, "ant", None, [1], True, b"x", {"a": 1})]
+    labels += [["a", "b", "c"] * 3, ["犬", "\n", ""] * 3, pa.array(["a", "b", None] * 3).dictionary_encode()]
+    labels += [pa.array([number] * 9, pa.uint64()) for number in (1, 2**64 - 1)]
+    splits: list[Any] = [["train", "val", "x"] * 3, ["train"] * 9, [1] * 9, ["val"] * 9]
+    match rng.choice(["bytes"] * 5 + ["image", "label", "labels", "images", "names"]):
+        case "bytes":
+            return mutate.damage(rng, good.parquet(columns))
+        case "image":
+            columns["image"][cell] = rng.choice([None, {"bytes": b"", "path": "x"}, *image])
+        case "label":
+            columns["label"][cell] = rng.choice([None, -1, 3, 1 << 62, 0])
+        case "labels":
+            columns["label"] = rng.choice(labels)
+            if rng.random() < 0.3:
+                columns["split"] = rng.choice(splits)
+        case "images":
+            columns["image"] = rng.choice(images)
+        case _:
             columns = {rng.choice(["x", "img", "IMAGE", ""]): columns["image"], "label": columns["label"]}
     if rng.random() < 0.1:
         columns = {name: values[:0] for name, values in columns.items()}
@@ -191,16 +156,9 @@ def _safetensors(rng: random.Random, data: bytes) -> bytes:
         header["__metadata__"]["conformer_vision"] = json.dumps(spec)
     else:
         name = rng.choice(sorted(header.keys() - {"__metadata__"}))
-        changes: list[dict[str, Any]] = [
-            *(
-                {"dtype": "F16"},
-                {"dtype": "X"},
-                {"shape": [1 << 40]},
-                {"shape": [-1]},
-                {"data_offsets": [0, 1 << 50]},
-            ),
-            *({"data_offsets": [8, 0]}, {"shape": []}, {"shape": [[1]]}),
-        ]
+        changes: list[dict[str, Any]] = [{"dtype": kind} for kind in ("F16", "X")]
+        changes += [{"shape": shape} for shape in ([1 << 40], [-1], [], [[1]])]
+        changes += [{"data_offsets": places} for places in ([0, 1 << 50], [8, 0])]
         header[name] |= rng.choice(changes)
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data[8 + length :]

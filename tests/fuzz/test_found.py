@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from conformer_vision.data import build_transform, images, open_image
 from conformer_vision.data.augment import AugmentConfig
@@ -60,19 +61,12 @@ def test_a_line_of_pixels_is_not_resized_to_gigabytes(
 
 @pytest.mark.parametrize("size", [(40, 30), (640, 10), (7, 440)])
 def test_other_images_are_transformed_as_before(size: tuple[int, int]) -> None:
-    from torchvision import transforms
-
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     transform = build_transform(Preprocessing((3, 224, 224), MEAN, STD))
-    plain = transforms.Compose(
-        [
-            transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
+    resize = transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC)
+    normalise = transforms.Normalize(MEAN, STD)
+    plain = transforms.Compose([resize, transforms.CenterCrop(224), transforms.ToTensor(), normalise])
+    image = Image.fromarray(pixels)
     torch.testing.assert_close(transform(image), plain(image), rtol=0, atol=1e-5)
 
 
@@ -83,7 +77,7 @@ def test_rows_read_apart_are_the_same_images(good: ModuleType, monkeypatch: pyte
     real = rng.normal(size=(50, 30)).astype(np.float32)
     real[3, 4], real[40, 5] = np.nan, np.inf
     for array in (real, rng.integers(-(10**6), 10**6, (50, 30), dtype=np.int32)):
-        files.append(good.encoded(Image.fromarray(array), ".tif", {}))
+        files.append(good.encoded(Image.fromarray(array), ".tif"))
     whole = [np.asarray(open_image(data)) for data in files]
     monkeypatch.setattr(images, "_BAND_PIXELS", 100)
     for data, wanted in zip(files, whole, strict=True):
@@ -121,7 +115,7 @@ def test_what_is_damaged_is_good_before(good: ModuleType, tmp_path: Path) -> Non
     specs = ["photos", "table.csv", "set.parquet"]
     for kind, suffix in (("zip", ".zip"), ("w", ".tar"), ("w:gz", ".tgz")):
         specs.append(f"set{suffix}")
-        (tmp_path / specs[-1]).write_bytes(good.archive(kind))
+        (tmp_path / specs[-1]).write_bytes(good.archive(kind, good.members()))
     for spec in specs:
         assert opened(tmp_path / spec, split="all").classes == good.CLASSES, spec
     for label in ("cls", "json"):

@@ -28,7 +28,7 @@ def lost():
     raise DefectError("lost")
 
 def greedy():
-    return len(bytearray(b"x") * (5 << 29)) == 0
+    bytearray(b"x") * (5 << 29)
 
 import conformer_vision.cli
 harness = Harness(Path(sys.argv[1]), seconds=1)
@@ -38,30 +38,22 @@ harness.attempt("lost", "1", lost, inputs=None)
 harness.attempt("greedy", "1", greedy, inputs=None, times=60)
 for name, main in {"noisy": lambda a: noisy(), "status": lambda a: 3, "quiet error": lambda a: 2}.items():
     conformer_vision.cli.main = main
-    harness.attempt(name, "1", lambda: harness.command("x") == 2, inputs=None)
+    harness.attempt(name, "1", lambda: harness.command("x"), inputs=None)
 conformer_vision.cli.main = lambda a: print("error: no such file", file=sys.stderr) or 2
-harness.attempt("refused", "1", lambda: harness.command("x") == 2, inputs=None)
+harness.attempt("refused", "1", lambda: harness.command("x"), inputs=None)
 for name, row in harness.rows.items():
     print(f"{name}: {' '.join(row.defects[0].split())[:90] if row.defects else 'none'}")
 """
 
 
 def test_a_small_share_has_no_defects(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        FOLDER / "run.py",
-        "--count",
-        "60",
-        "--seed",
-        "7",
-        "--keep",
-        tmp_path / "defects",
-    ]
+    keep = tmp_path / "defects"
+    command = [sys.executable, FOLDER / "run.py", "--count=60", "--seed=7", "--keep", keep]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=110)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("60 inputs, ")
     assert ", 0 defects, " in done.stdout
-    assert not (tmp_path / "defects").exists()
+    assert not keep.exists()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is watched on Linux only")

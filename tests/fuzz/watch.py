@@ -38,10 +38,8 @@ class Hang(BaseException):
 class Row:
     """What came of one kind of input."""
 
-    inputs: int = 0
     calls: int = 0
     refused: int = 0
-    answered: int = 0
     slowest: float = 0.0
     slowest_name: str = ""
     peak: int = 0
@@ -64,60 +62,61 @@ class Harness:
         self._captured = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as this object
         signal.signal(signal.SIGALRM, self._ring)
 
-    def input(self, kind: str, *, refused: bool) -> None:
-        """Count an input."""
-        row = self.rows.setdefault(kind, Row())
-        row.inputs += 1
-        row.refused += refused
-        row.answered += not refused
-
     def attempt(
-        self, kind: str, name: str, call: Callable[[], bool], *, inputs: Path | None, times: int = 1
-    ) -> bool | None:
-        """Call something; what it gives, or None where there was a defect.
+        self, kind: str, name: str, call: Callable[[], object], *, inputs: Path | None, times: int = 1
+    ) -> bool:
+        """Call something; tell whether it refused its input by a `UserError` of one line.
 
         Args:
             kind: row of the table.
             name: of the input or inputs.
-            call: gives whether the input was refused; raises anything where there is a defect.
+            call: raises anything else where there is a defect.
             inputs: file or folder to keep in that case.
             times: how often the time of a call it may take, as one of many inputs.
         """
+        from conformer_vision.errors import UserError
+
         row = self.rows.setdefault(kind, Row())
         row.calls += 1
         before = _reset_peak()
         start = time.perf_counter()
         problem = None
-        refused: bool | None = None
+        refused = False
         try:
             with self._watched(times * self.seconds):
-                refused = call()
+                call()
+        except UserError as error:
+            refused = True
+            if len(str(error).strip().splitlines()) != 1:
+                problem = f"not one line: {str(error)!r}"
         except Hang:
             problem = f"takes longer than {times * self.seconds:g} s"
         except DefectError as defect:
             problem = str(defect)
         except (Exception, SystemExit, KeyboardInterrupt):
             problem = traceback.format_exc()
-        seconds, peak = time.perf_counter() - start, _peak() - before
-        if problem is None and peak > MOST_BYTES:
-            problem = f"takes {peak >> 20} MB"
+        seconds, peak = time.perf_counter() - start, _status_field("VmHWM") - before
+        row.refused += refused
+        row.peak = max(row.peak, peak)
         if seconds > row.slowest:
             row.slowest, row.slowest_name = seconds, name
-        row.peak = max(row.peak, peak)
-        if problem is None:
-            return refused
-        row.defects.append(f"{name}: {problem.strip()}")
-        print(f"DEFECT {kind} {name}: {problem.strip()}", file=self._log, flush=True)
-        self._keep(kind, name, problem, inputs)
-        return None
+        if problem is None and peak > MOST_BYTES:
+            problem = f"takes {peak >> 20} MB"
+        if problem is not None:
+            row.defects.append(f"{name}: {problem.strip()}")
+            print(f"DEFECT {kind} {name}: {problem.strip()}", file=self._log, flush=True)
+            self._keep(kind, name, problem, inputs)
+        return refused
 
-    def command(self, *arguments: object) -> int:
-        """The exit status of the command line.
+    def command(self, *arguments: object) -> None:
+        """Run the command line.
 
         Raises:
+            UserError: it refuses its input by one line.
             DefectError: another status than 0, 1 and 2, or something on stderr that does not belong there.
         """
         from conformer_vision.cli import main
+        from conformer_vision.errors import UserError
 
         self._captured.seek(0)
         self._captured.truncate()
@@ -129,25 +128,37 @@ class Harness:
         sys.stderr.flush()
         self._captured.seek(0)
         said = self._captured.read().decode("utf-8", "replace")
-        return _judge(status, said)
+        lines = [line for line in said.splitlines() if line and not _ALLOWED.match(line)]
+        if status not in (0, 1, 2):
+            raise DefectError(f"exit status {status}: {said[-2000:]}")
+        if "Traceback (most recent call last)" in said:
+            raise DefectError(f"a traceback, exit status {status}: {said[-4000:]}")
+        if status == 2:
+            if len(lines) != 1 or not lines[0].startswith("error: "):
+                raise DefectError(f"exit status 2 with {len(lines)} lines: {said[-2000:]}")
+            raise UserError(lines[0])
+        if lines:
+            raise DefectError(f"exit status {status} with unexpected lines: {' | '.join(lines)[-2000:]}")
 
     @contextlib.contextmanager
     def _watched(self, seconds: float) -> Iterator[None]:
-        """Stdout and stderr captured, C libraries' too; time and address space limited."""
+        """Capture stdout and stderr, C libraries' too; limit time and address space."""
         sys.stdout.flush()
         sys.stderr.flush()
         saved = os.dup(1), os.dup(2)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
         os.dup2(self._captured.fileno(), 2)
         # Where no Python code runs that could see the alarm, the process ends with a traceback.
         faulthandler.dump_traceback_later(2 * seconds, exit=True, file=self._log)
         signal.setitimer(signal.ITIMER_REAL, seconds)
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        if used := _status_field("VmSize"):  # a MemoryError ends a greedy call before the machine suffers
+            resource.setrlimit(resource.RLIMIT_AS, (used + 3 * MOST_BYTES, limits[1]))
         try:
-            with _limited_address_space():
-                yield
+            yield
         finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
             signal.setitimer(signal.ITIMER_REAL, 0)
             faulthandler.cancel_dump_traceback_later()
             sys.stdout.flush()
@@ -162,26 +173,13 @@ class Harness:
     def _keep(self, kind: str, name: str, problem: str, inputs: Path | None) -> None:
         if self.keep is None:
             return
-        folder = self.keep / kind.replace(" ", "-") / name
+        folder = self.keep / kind.strip().replace(" ", "-") / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "problem.txt").write_text(problem + "\n", encoding="utf-8", errors="backslashreplace")
         if inputs is not None and inputs.is_dir():
             shutil.copytree(inputs, folder / "input", dirs_exist_ok=True, symlinks=True)
         elif inputs is not None:
             shutil.copy(inputs, folder)
-
-
-def _judge(status: int, said: str) -> int:
-    lines = [line for line in said.splitlines() if line and not _ALLOWED.match(line)]
-    if status not in (0, 1, 2):
-        raise DefectError(f"exit status {status}: {said[-2000:]}")
-    if "Traceback (most recent call last)" in said:
-        raise DefectError(f"a traceback, exit status {status}: {said[-4000:]}")
-    if status == 2 and not (len(lines) == 1 and lines[0].startswith("error: ")):
-        raise DefectError(f"exit status 2 with {len(lines)} lines: {said[-2000:]}")
-    if status != 2 and lines:
-        raise DefectError(f"exit status {status} with unexpected lines: {' | '.join(lines)[-2000:]}")
-    return status
 
 
 def _status_field(name: str) -> int:
@@ -193,24 +191,7 @@ def _status_field(name: str) -> int:
 
 
 def _reset_peak() -> int:
-    """Sets the peak of resident memory back to what is used now, which is given."""
+    """Set the peak of resident memory back to what is used now; return that."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
     return _status_field("VmRSS")
-
-
-def _peak() -> int:
-    return _status_field("VmHWM")
-
-
-@contextlib.contextmanager
-def _limited_address_space() -> Iterator[None]:
-    """Ends a greedy call by a MemoryError before it takes the machine down."""
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    used = _status_field("VmSize")
-    if used:
-        resource.setrlimit(resource.RLIMIT_AS, (used + 3 * MOST_BYTES, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
