@@ -27,17 +27,16 @@ NAMES = ["n00000001 red", "n00000002 green", "n00000003 blue"]
 def data(tmp_path: Path) -> Path:
     """A folder with ``train.parquet`` of ten noisy images in each of three colours."""
     rng = np.random.default_rng(0)
+    labels = [label for label in range(3) for _ in range(10)]
+    noise = rng.integers(0, 128, (30, 32, 32, 3), dtype=np.uint8)
     images = [
-        Image.fromarray(
-            rng.integers(0, 128, (32, 32, 3), dtype=np.uint8) + (np.eye(3)[label] * 127).astype("u1")
-        )
-        for label in range(3)
-        for _ in range(10)
+        Image.fromarray(pixels + np.eye(3, dtype=np.uint8)[label] * 127)
+        for pixels, label in zip(noise, labels, strict=True)
     ]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    columns = {"image": images, "label": [label for label in range(3) for _ in range(10)]}
     (tmp_path / "data").mkdir()
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    part = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    part.to_parquet(tmp_path / "data" / "train.parquet")
     return tmp_path / "data"
 
 
@@ -149,24 +148,19 @@ def test_branches_without_coupling(branches: tuple[str, ...]) -> None:
     assert [tuple(head.shape) for head in logits] == [(4, 4)] * len(branches)
     logits[0].sum().backward(retain_graph=True)
     reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    own = (
-        {"conv", "conv_head"}
-        if branches[0] == "conv"
-        else {"patch_embed", "cls_token", "trans", "norm", "trans_head"}
-    )
-    assert reached == own | {"stem"}
+    trans = {"patch_embed", "cls_token", "trans", "norm", "trans_head"}
+    assert reached == {"stem"} | ({"conv", "conv_head"} if branches[0] == "conv" else trans)
     sum(head.sum() for head in logits).backward()
     assert all(p.grad is not None for p in model.parameters())
     model.eval()
     assert model(x).shape == (4, 4)
 
 
-@pytest.mark.parametrize(
-    "name", ["conformer_nano_patch8_64", "ablation_conv_nano", "ablation_uncoupled_nano"]
-)
-def test_compared_networks_start_alike(name: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"zero_init_last": True}, {"zero_init_last": False}])
+def test_compared_networks_start_alike(options: dict[str, bool]) -> None:
     """Bottlenecks start as their shortcuts in all of them, or in none."""
-    for options, start in (({}, 0.0), ({"zero_init_last": True}, 0.0), ({"zero_init_last": False}, 1.0)):
+    start = 1.0 if options.get("zero_init_last") is False else 0.0
+    for name in ("conformer_nano_patch8_64", "ablation_conv_nano", "ablation_uncoupled_nano"):
         bottlenecks = [m for m in timm.create_model(name, **options).modules() if isinstance(m, Bottleneck)]
         assert bottlenecks
         assert {float(scale) for m in bottlenecks for scale in m.bn3.weight.detach()} == {start}

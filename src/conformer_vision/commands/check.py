@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ _LINE_SECONDS = 10.0
 
 
 def build_parser() -> ArgumentParser:
-    """The options of the subcommand."""
+    """Build the parser of the subcommand."""
     parser = plain_parser("Check labelled images before training on them.")
     parser.add_argument("data", help="Images, as for train; both train and val are read.")
     add_splitting(parser, of_run=False)
@@ -104,37 +105,22 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    bar = Progress(
-        TextColumn("reading images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with bar:
+    columns = (TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def lines_of_progress(
-    write: Callable[[str], None], *, clock: Callable[[], float] | None = None
+    write: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[int, int], None]:
-    """Write a line when ten seconds have passed since the last one.
-
-    Args:
-        write: takes one line.
-        clock: returns seconds; the monotonic clock if None.
-    """
-    import time
-
-    now = clock or time.monotonic
-    last = now()
+    """Return a progress function that writes a line when ten seconds have passed since the last one."""
+    last = clock()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if now() - last >= _LINE_SECONDS:
-            last = now()
+        if clock() - last >= _LINE_SECONDS:
+            last = clock()
             write(f"read {done:,} of {total:,} images")
 
     return progress
