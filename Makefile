@@ -12,7 +12,7 @@ OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 # What has to work with all libraries that the metadata allows: models, weights, prediction, training.
 SHORT_TESTS := tests/models/test_variants.py tests/models/test_checkpoints.py tests/models/test_recompute.py \
-	tests/test_weights.py tests/inference/test_predictor.py tests/training/test_run.py
+	tests/models/test_compilers.py tests/test_weights.py tests/inference/test_predictor.py tests/training/test_run.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-short test-oldest timm-suite lint format bench figures package clean

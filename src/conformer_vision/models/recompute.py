@@ -29,6 +29,10 @@ _COSTLY = {
 }
 _ATTENTION = "_scaled_dot_product_"  # "flash_attention", "efficient_attention" and others follow
 
+# Graphs that PyTorch 2.6 and 2.8 compile of a checkpointed block update BatchNorm's statistics in forward and
+# again in backward; those of 2.14 do so once. Before that release such blocks are left to eager mode.
+_COMPILED_BLOCKS_ARE_RIGHT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+
 
 def parse_recompute(value: bool | str) -> Recompute:
     """Return the mode that `value` names; timm passes True for "full" and False for "off".
@@ -44,14 +48,23 @@ def parse_recompute(value: bool | str) -> Recompute:
 
 def run_again_in_backward(block: nn.Module, *inputs: Tensor, mode: Recompute) -> tuple[Tensor, Tensor]:
     """Call `block`, a module with two outputs, and compute in backward again what `mode` says."""
-    contexts: Any = partial(_contexts, block, mode)
     if torch.compiler.is_compiling():
+        if not _COMPILED_BLOCKS_ARE_RIGHT:
+            return cast(tuple[Tensor, Tensor], _call_eagerly(block, *inputs, mode=mode))
         # The compiler traces the block once, so the statistics are safe, and takes no other context.
         if mode == "full":
             return cast(tuple[Tensor, Tensor], checkpoint(block, *inputs, use_reentrant=False))
-        contexts = partial(create_selective_checkpoint_contexts, _policy)
+        contexts: Any = partial(create_selective_checkpoint_contexts, _policy)
+    else:
+        contexts = partial(_contexts, block, mode)
     outputs: tuple[Tensor, Tensor] = checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
     return outputs
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _call_eagerly(block: nn.Module, *inputs: Tensor, mode: Recompute) -> tuple[Tensor, Tensor]:
+    """Call `run_again_in_backward` outside the compiled graph."""
+    return run_again_in_backward(block, *inputs, mode=mode)
 
 
 def _policy(context: object, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
