@@ -76,24 +76,19 @@ def test_what_cannot_be_searched(tiny: Tiny) -> None:
 
 
 def test_a_loss_that_stops_being_finite_ends_the_curve(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What came before is read; with less than ten steps of it nothing can be said."""
+    """What came before is read."""
     step = ClassifierModule.training_step
-    for at, suggested in ((25, True), (5, False)):
-        losses = [2.0 - 0.05 * number if number < at else math.nan for number in range(40)]
+    losses = [2.0 - 0.05 * number if number < 12 else math.nan for number in range(20)]
 
-        def fixed(self: ClassifierModule, batch: Any, number: int, losses: Any = losses) -> Tensor:
-            loss = step(self, batch, number)
-            return loss - loss.detach() + losses[self.global_step]
+    def fixed(self: ClassifierModule, batch: Any, number: int) -> Tensor:
+        loss = step(self, batch, number)
+        return loss - loss.detach() + losses[self.global_step]
 
-        monkeypatch.setattr(ClassifierModule, "training_step", fixed)
-        if suggested:
-            found = find_lr(tiny(), steps=40)
-            assert len(found.losses) == at
-            assert all(map(math.isfinite, found.losses))
-            assert found.suggestion == pytest.approx(found.lrs[-1] / 10)
-        else:
-            with pytest.raises(UserError, match="the loss hardly fell"):
-                find_lr(tiny(), steps=40)
+    monkeypatch.setattr(ClassifierModule, "training_step", fixed)
+    found = find_lr(tiny(), steps=20)
+    assert len(found.losses) == 12
+    assert all(map(math.isfinite, found.losses))
+    assert found.suggestion == pytest.approx(found.lrs[-1] / 10)
 
 
 def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
