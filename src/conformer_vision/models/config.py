@@ -1,4 +1,4 @@
-"""What describes a Conformer: one frozen dataclass, checked when it is made."""
+"""The configuration of a Conformer: one frozen dataclass, checked on creation."""
 
 from dataclasses import dataclass
 
@@ -7,28 +7,28 @@ __all__ = ["ConformerConfig"]
 
 @dataclass(frozen=True)
 class ConformerConfig:
-    """Describes one Conformer. The defaults are Conformer-S/16 (paper table 1) as published.
+    """Describe one Conformer. The defaults are Conformer-S/16 (paper table 1) as published.
 
     Attributes:
         patch_size: side of a patch in pixels; one token stands for one patch.
-        stem_stride: how far the stem reduces the image: 4 (7x7 convolution and max pool, as published),
+        stem_stride: reduction of the stem: 4 (7x7 convolution and max pool, as published),
             2 or 1 (one 3x3 convolution, for small images).
         stem_width: channels after the stem.
         channel_ratio: channels of the first stage of the CNN branch over 64; the widths double twice.
         embed_dim: width of a token.
         num_heads: attention heads.
         mlp_ratio: hidden width of a transformer block's MLP over embed_dim.
-        depths: blocks of the three stages; the first of all is not coupled, the last reduces its map again.
-        upsample: how FCUUp enlarges a map: "nearest" (as published) or "bilinear".
-        double_class_token: let the class token enter each coupled block doubled, as published: it has no
-            counterpart on the map and stands in for its own. Without it the class token is added nothing.
-        head_fusion: how the two logits become one: "mean", or "sum" as the official evaluation does.
+        depths: blocks of the three stages; the very first is not coupled; the very last halves its feature map once more.
+        upsample: upsampling in FCUUp: "nearest" (as published) or "bilinear".
+        double_class_token: double the class token on entering each coupled block, as published: it has no
+            counterpart on the feature map and stands in for its own. Otherwise nothing is added to it.
+        head_fusion: how to combine the two logits: "mean", or "sum" as the official evaluation does.
         drop_rate: dropout before both heads.
         proj_drop_rate: dropout after attention projection and MLP layers (`drop_rate` in the official code).
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: stochastic depth of the transformer blocks, growing linearly from 0 to this.
-        conv_drop_path_rate: the same in the fusion bottlenecks (OpenMMLab has it, the official code not).
-        zero_init_last: start each bottleneck as its shortcut, the scale of its last BatchNorm at zero.
+        conv_drop_path_rate: the same in the fusion bottlenecks (in OpenMMLab, not in the official code).
+        zero_init_last: start each bottleneck as its shortcut, with the scale of its last BatchNorm at zero.
     """
 
     patch_size: int = 16

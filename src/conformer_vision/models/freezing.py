@@ -1,4 +1,4 @@
-"""Parts of a Conformer that training leaves as they are."""
+"""Freeze parts of a Conformer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _BRANCH_PARTS = {"conv": ("bottleneck", "fusion"), "trans": ("transformer",)}
 
 
 def freeze(model: Conformer, *, blocks: int = 0, branch: Branch | None = None) -> None:
-    """Takes the gradients from the stem and the first blocks, or from a branch.
+    """Stop training the stem and the first blocks, or a branch.
 
-    Frozen BatchNorms and stochastic depth stay as in evaluation only where `hold_frozen` follows
-    every ``model.train()``.
+    Call `hold_frozen` after every ``model.train()`` to keep frozen BatchNorms and stochastic depth in
+    evaluation mode.
 
     Args:
-        model: changed in place.
-        blocks: freeze the stem, the patch embedding, the class token and so many of the first blocks.
-        branch: freeze the stem and every bottleneck (``conv``), or the patch embedding, the class
-            token and every transformer block (``trans``). Couplings, last norm and heads learn on.
+        model: Changed in place.
+        blocks: Freeze the stem, the patch embedding, the class token and this many of the first blocks.
+        branch: Freeze the stem and every bottleneck (``conv``), or the patch embedding, the class
+            token and every transformer block (``trans``). The couplings, the last norm and the heads keep learning.
 
     Raises:
-        ValueError: more blocks than the model has.
+        ValueError: There are fewer blocks.
     """
     if blocks > len(model.blocks):
         raise ValueError(f"blocks {blocks}: the model has {len(model.blocks)}")
@@ -36,7 +36,7 @@ def freeze(model: Conformer, *, blocks: int = 0, branch: Branch | None = None) -
 
 
 def hold_frozen(model: nn.Module) -> None:
-    """Puts every module all of whose parameters are frozen into evaluation mode."""
+    """Put every module whose parameters are all frozen into evaluation mode."""
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
