@@ -18,7 +18,8 @@ class ConformerConfig:
         embed_dim: width of a token.
         num_heads: attention heads.
         mlp_ratio: hidden width of a transformer block's MLP over embed_dim.
-        depths: blocks of the three stages; the very first is not coupled; the very last halves its feature map once more.
+        depths: blocks of the three stages; the very first is not coupled; the very last
+            halves its feature map once more.
         upsample: upsampling in FCUUp: "nearest" (as published) or "bilinear".
         double_class_token: double the class token on entering each coupled block, as published: it has no
             counterpart on the feature map and stands in for its own. Otherwise nothing is added to it.

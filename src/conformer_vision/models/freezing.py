@@ -22,7 +22,8 @@ def freeze(model: Conformer, *, blocks: int = 0, branch: Branch | None = None) -
         model: Changed in place.
         blocks: Freeze the stem, the patch embedding, the class token and this many of the first blocks.
         branch: Freeze the stem and every bottleneck (``conv``), or the patch embedding, the class
-            token and every transformer block (``trans``). The couplings, the last norm and the heads keep learning.
+            token and every transformer block (``trans``). The couplings, the last norm
+            and the heads keep learning.
 
     Raises:
         ValueError: There are fewer blocks.
