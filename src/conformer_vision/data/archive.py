@@ -74,7 +74,6 @@ def unpacked(path: Path) -> Path:
     target = cache_folder() / "archives" / hashlib.sha256(os.fsencode(state)).hexdigest()[:24]
     if target.is_dir():
         return target
-    limit = min(max(_MAX_SMALL, _MAX_EXPANSION * status.st_size), MAX_BYTES)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -82,7 +81,7 @@ def unpacked(path: Path) -> Path:
         raise _no_room(path, error) from error
     try:
         _logger.info("unpacking %s to %s", path, target)
-        _unpack(path, temporary, limit)
+        _unpack(path, temporary)
         try:
             os.rename(temporary, target)
         except OSError as error:
@@ -93,31 +92,26 @@ def unpacked(path: Path) -> Path:
     return target
 
 
-def _unpack(path: Path, target: Path, limit: int) -> None:
-    """Write the members; ``limit`` is in bytes."""
-    kind = "zip" if zipfile.is_zipfile(path) else "tar"
+def _unpack(path: Path, target: Path) -> None:
+    kind, unpack = ("zip", _unpack_zip) if zipfile.is_zipfile(path) else ("tar", _unpack_tar)
     try:
-        if kind == "zip":
-            _unpack_zip(path, target, limit)
-        else:
-            _unpack_tar(path, target, limit)
-    except tarfile.FilterError as error:
-        raise UserError(f"{path}: {reason_of(error)}; pack the images themselves") from error
-    except (*_DAMAGED, ValueError, RuntimeError) as error:
+        unpack(path, target, _Budget(path))
+    except (*_DAMAGED, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        if isinstance(error, tarfile.FilterError):
+            raise UserError(f"{path}: {reason_of(error)}; pack the images themselves") from error
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{path} holds a path that is too long to unpack; pack it anew") from error
+        if isinstance(error, OSError) and error.errno is not None:  # gzip and bz2 report damage without
+            raise _no_room(path, error) from error
         raise UserError(
-            f"{path} cannot be read as a {kind} archive ({reason_of(error)}); it may be cut short or "
+            f"{path} cannot be read as a {kind} archive ({reason_of(error)}); it may be truncated or "
             "damaged: copy it again"
         ) from error
-    except OSError as error:
-        if error.errno is None:  # gzip and bz2 report damage so
-            raise UserError(f"{path} cannot be read as a {kind} archive ({reason_of(error)})") from error
-        if error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"{path} holds a path that is too long to unpack; pack it anew") from error
-        raise _no_room(path, error) from error
 
 
-def _unpack_zip(path: Path, target: Path, limit: int) -> None:
-    budget = _Budget(path, limit)
+def _unpack_zip(path: Path, target: Path, budget: _Budget) -> None:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             budget.count()
@@ -140,8 +134,7 @@ def _unpack_zip(path: Path, target: Path, limit: int) -> None:
                     file.write(chunk)
 
 
-def _unpack_tar(path: Path, target: Path, limit: int) -> None:
-    budget = _Budget(path, limit)
+def _unpack_tar(path: Path, target: Path, budget: _Budget) -> None:
     with tarfile.open(path, "r:*", tarinfo=_Member) as archive:
         while (member := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
@@ -188,27 +181,26 @@ def _is_wanted(path: Path, name: str, *, is_folder: bool) -> bool:
 
 
 class _Budget:
-    """What an archive may still unpack to."""
+    """Refuse archives that unpack to too much."""
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._limit = limit
-        self._bytes = 0
+        self._bytes = min(max(_MAX_SMALL, _MAX_EXPANSION * path.stat().st_size), MAX_BYTES)
+        self._spent = 0
         self._members = 0
 
     def spend(self, count: int) -> None:
-        self._bytes += count
-        if self._bytes > self._limit:
-            raise UserError(
-                f"{self._path} unpacks to more than {self._limit} bytes; if that is right, unpack it "
-                "yourself and give the folder"
-            )
+        self._spent += count
+        self._refuse(self._spent > self._bytes, f"unpacks to more than {self._bytes} bytes")
 
     def count(self) -> None:
         self._members += 1
-        if self._members > MAX_MEMBERS:
+        self._refuse(self._members > MAX_MEMBERS, f"holds more than {MAX_MEMBERS} files")
+
+    def _refuse(self, exceeded: bool, problem: str) -> None:
+        if exceeded:
             raise UserError(
-                f"{self._path} holds more than {MAX_MEMBERS} files; unpack it yourself and give the folder"
+                f"{self._path} {problem}; if that is right, unpack it yourself and give the folder"
             )
 
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from conformer_vision.errors import UserError, some_names
 from conformer_vision.files import atomic_path
@@ -32,12 +30,11 @@ class ExcludedSource(SubsetSource):
     """A source without some of its images.
 
     Attributes:
-        unmatched: excluded names, in normal form, that no image of the source has. A list for a
-            whole set names images of both its splits, so a name is wrong only if it is unmatched
-            in each of them.
+        unmatched: excluded names that no image of the source has. A list names images of both splits of a
+            set, so a name is wrong only if it is unmatched in both.
     """
 
-    def __init__(self, source: ImageSource, rows: list[int], *, unmatched: frozenset[str]) -> None:
+    def __init__(self, source: ImageSource, rows: Sequence[int], *, unmatched: frozenset[str]) -> None:
         super().__init__(source, rows)
         self.unmatched = unmatched
 
@@ -47,34 +44,24 @@ def exclude(source: ImageSource, names: Iterable[str], *, every_class: bool = Tr
 
     Args:
         source: the images.
-        names: names as ``source.name`` gives them; see above for how they are compared.
+        names: names as ``source.name`` returns them; see above for how they are compared.
         every_class: refuse to leave out the last image of a class; False for validation images.
 
     Raises:
         UserError: the source, or with ``every_class`` a class, would be left without images.
     """
     wanted = {normal_name(name) for name in names}
-    found = set()
-    rows = []
-    for row in range(len(source) if wanted else 0):
-        name = normal_name(source.name(row))
-        if name in wanted:
-            found.add(name)
-        else:
-            rows.append(row)
-    if not wanted:
-        rows = list(range(len(source)))
-    if found and not rows:
+    called = [normal_name(source.name(row)) for row in range(len(source))] if wanted else []
+    kept = [row for row, name in enumerate(called) if name not in wanted] if wanted else range(len(source))
+    if len(source) and not kept:
         raise UserError(f"all {len(source)} images are excluded; shorten the exclusion list")
-    if found and every_class:
-        labels = np.asarray(source.labels)
-        lost = sorted(set(labels.tolist()) - set(labels[rows].tolist()))
-        if lost:
-            raise UserError(
-                f"every image of the class {some_names(source.classes[label] for label in lost)} "
-                "is excluded; keep some, or remove the class from the data"
-            )
-    return ExcludedSource(source, rows, unmatched=frozenset(wanted - found))
+    lost = sorted({*source.labels} - {source.labels[row] for row in kept})
+    if lost and every_class:
+        raise UserError(
+            f"every image of the class {some_names(source.classes[label] for label in lost)} "
+            "is excluded; keep some, or remove the class from the data"
+        )
+    return ExcludedSource(source, kept, unmatched=frozenset(wanted.difference(called)))
 
 
 def exclude_listed(
@@ -96,12 +83,12 @@ def exclude_listed(
 
 
 def normal_name(name: str) -> str:
-    """The form in which names are compared: an absolute path, or the row of a named set."""
+    """Return a name as it is compared: an absolute path, or the row of a named set."""
     return name if _NAMED_ROW.fullmatch(name) else os.path.abspath(name)
 
 
 def read_exclusions(path: str | Path) -> frozenset[str]:
-    """Read the names of an exclusion list, in the form in which they are compared.
+    """Read the names of an exclusion list, as `normal_name` returns them.
 
     Raises:
         UserError: a file that cannot be read as CSV, has no column ``image``, or a row without a name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -120,22 +121,18 @@ def _class_names(dataset: Any, origin: str) -> list[str]:
 
 
 def _labels(dataset: Any, classes: Sequence[str], origin: str) -> list[int]:
-    """The index of every item's class."""
+    """Return the index of every item's class."""
     stored = _targets(dataset)
     if stored is None or len(stored) != len(dataset):
         _logger.warning(
             "%s has no list of its labels (targets); all %d items are read for them", origin, len(dataset)
         )
         return [_item(dataset, row, f"{origin} row {row}")[1] for row in range(len(dataset))]
-    numbers = [_number(label, classes) for label in stored]
-    wrong = next((row for row, number in enumerate(numbers) if number is None), None)
-    if wrong is not None:
-        raise _bad_label(f"{origin} row {wrong}", stored[wrong], classes)
-    return [number for number in numbers if number is not None]
+    return [_number(label, classes, f"{origin} row {row}") for row, label in enumerate(stored)]
 
 
 def _targets(dataset: Any) -> list[Any] | None:
-    """The labels as torchvision's datasets list them, also through ``torch.utils.data.Subset``."""
+    """Return the labels as torchvision's datasets list them, also through ``torch.utils.data.Subset``."""
     inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
     if inner is not None and indices is not None:
         found = _targets(inner)
@@ -157,25 +154,18 @@ def _item(dataset: Any, row: int, name: str) -> tuple[Image.Image, int]:
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise UserError(f"{name} is a {type(item).__name__}, not a pair of image and label")
     image, label = item
-    number = _number(label, dataset.classes)
-    if number is None:
-        raise _bad_label(name, label, dataset.classes)
+    number = _number(label, dataset.classes, name)
     return as_rgb(image, name=name), number
 
 
-def _number(label: Any, classes: Sequence[Any]) -> int | None:
-    """The index of the class, or None where there is no such class."""
-    if isinstance(label, str):
-        return list(classes).index(label) if label in classes else None
-    try:
-        number = operator.index(label)
-    except TypeError:
-        return None
-    return number if 0 <= number < len(classes) else None
-
-
-def _bad_label(name: str, label: object, classes: Sequence[Any]) -> UserError:
-    return UserError(
+def _number(label: Any, classes: Sequence[Any], name: str) -> int:
+    """Return the index of the class of the item that an error calls ``name``."""
+    if isinstance(label, str) and label in classes:
+        return list(classes).index(label)
+    with suppress(TypeError):  # no number either
+        if 0 <= (number := operator.index(label)) < len(classes):
+            return number
+    raise UserError(
         f"{name}: label {str(label)[:100]!r} is neither a class name nor a number "
         f"from 0 to {len(classes) - 1}"
     )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from conformer_vision.errors import UserError
 from conformer_vision.extras import naming_extras
@@ -31,13 +31,6 @@ _NAMED = {
     "wds": "webdataset.open_webdataset",
 }
 """What opens ``PREFIX/NAME``; called with NAME and a `Request`."""
-
-
-class _Form(NamedTuple):
-    """What a path may be: how it is recognised, and what opens it."""
-
-    holds: Callable[[Path], bool]
-    opener: str
 
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".txz", ".tbz2")
@@ -66,14 +59,14 @@ def _is_parquet(path: Path) -> bool:
     return path.is_file() or glob.has_magic(str(path))
 
 
-_FORMS = (
-    _Form(_is_archive, "archive.open_archive"),
-    _Form(_is_table, "table.open_table"),
-    _Form(_is_saved, "hub.open_saved"),
-    _Form(_is_parquet, "parquet.open_parquet"),
-    _Form(lambda path: True, "folder.open_folder"),
+_FORMS: tuple[tuple[Callable[[Path], bool], str], ...] = (
+    (_is_archive, "archive.open_archive"),
+    (_is_table, "table.open_table"),
+    (_is_saved, "hub.open_saved"),
+    (_is_parquet, "parquet.open_parquet"),
+    (lambda path: True, "folder.open_folder"),
 )
-"""What opens a path: the first form that fits; called with the path and a `Request`."""
+"""What a path may be: the first test that holds says what opens it; called with the path and a `Request`."""
 
 
 def open_images(
@@ -103,11 +96,10 @@ def open_images(
             - a ``torch.utils.data.Dataset`` of (image, label) with ``classes``
               (`objects.open_dataset`)
         split: ``train`` or ``val``, or ``all`` for both together.
-        splitting: how to cut a set that has no validation split of its own.
+        splitting: how to cut a set without a validation split of its own.
         classes: class names of a trained model; labels are matched to them by name.
-        data_dir: where named sets are kept: the cache of ``datasets`` for ``hfds/`` and ``hfids/``, the
-            root for ``torch/``, the folder that relative paths of ``wds/`` start from. Other forms
-            ignore it.
+        data_dir: the cache of ``datasets`` for ``hfds/`` and ``hfids/``, the root for ``torch/``, the folder
+            that relative paths of ``wds/`` start from. Other forms ignore it.
 
     Raises:
         UserError: nothing there, an unknown layout, an empty class, a single class, or an invalid
@@ -130,7 +122,7 @@ def open_images(
     path = _local_path(spec)
     if not os.path.lexists(path) and not glob.has_magic(str(path)):
         raise UserError(f"{path} does not exist{_suggestion(path)}")
-    return _call(next(form.opener for form in _FORMS if form.holds(path)), path, request)
+    return _call(next(opener for holds, opener in _FORMS if holds(path)), path, request)
 
 
 def require_source(images: ImageSource | ImageStream, *, name: object) -> ImageSource:
