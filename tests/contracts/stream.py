@@ -89,14 +89,11 @@ class StreamContract:
         assert len(shards) > 2
         assert sum(abs(a - b) > 1 for a, b in zip(order(1), order(1)[1:], strict=False)) > 30
 
-    @pytest.mark.parametrize("method", ["fork", "spawn"])
-    def test_workers_read_disjoint_parts(
-        self, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("conformer_vision.data.sharded.SHUFFLE_BLOCK", 1000)  # as in a new process
-        monkeypatch.syspath_prepend(Path(__file__).parents[1] / "support")  # new processes get this path too
+    def test_workers_read_disjoint_parts(self, tmp_path: Path) -> None:
+        self.check_workers(tmp_path, "fork", workers=2)
+
+    def check_workers(self, tmp_path: Path, method: str, *, workers: int) -> None:
         stream = opened_stream(self.write(tmp_path / "s", [5, 5, 2]))
-        workers = 2 if method == "fork" else 1
         here = [
             [item.name for item in read(stream, seed=1, part=part, parts=workers)] for part in range(workers)
         ]

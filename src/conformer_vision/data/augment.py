@@ -1,4 +1,4 @@
-"""What augmentation to use; nothing here imports torch, so that the command line can read it for --help."""
+"""Options of augmentation; nothing here imports torch, as the command line reads it for --help."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class AugmentConfig:
     """``rrc``: a random part of the image, resized; ``pad``: the whole image, moved at random
     over a black border; ``auto``: ``pad`` for inputs up to 64 px, else ``rrc``."""
     scale: tuple[float, float] | None = None
-    """Smallest and largest share of the image's area that ``rrc`` takes; 0.08 and 1 where not given."""
+    """Smallest and largest share of the image's area that ``rrc`` takes; 0.08 and 1 by default."""
     ratio: tuple[float, float] | None = None
-    """Smallest and largest ratio of width to height that ``rrc`` takes; 3/4 and 4/3 where not given."""
+    """Smallest and largest ratio of width to height that ``rrc`` takes; 3/4 and 4/3 by default."""
     pad: int | None = None
-    """Pixels by which ``pad`` moves the image at most; an eighth of the input where not given."""
+    """Largest shift of ``pad`` in pixels; an eighth of the input by default."""
     hflip: float | None = None
-    """Probability of mirroring left to right; 0.5 where not given, and 0 for ``digits``."""
+    """Probability of mirroring left to right; by default 0.5, and 0 for images whose class it would change."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation."""
     auto_augment: str | None = None
-    """timm's policy, as ``rand-m9-mstd0.5-inc1``, ``augmix-m3-w3`` or ``original``."""
+    """A policy of timm, such as ``rand-m9-mstd0.5-inc1``, ``augmix-m3-w3`` or ``original``."""
     re_prob: float = 0.0
     """Probability of erasing a random rectangle."""
     re_mode: Literal["const", "rand", "pixel"] = "const"
@@ -73,13 +73,13 @@ class AugmentConfig:
             )
 
     def for_source(self, source: ImageSource | ImageStream) -> AugmentConfig:
-        """The same with ``hflip`` decided: where not given, 0 for images that must not be mirrored."""
+        """Resolve ``hflip``: by default 0 for images that must not be mirrored, else 0.5."""
         if self.hflip is not None:
             return self
         return replace(self, hflip=0.5 if source.mirrorable else 0.0)
 
     def crop_for(self, height: int, width: int) -> Literal["rrc", "pad"]:
-        """The crop with ``auto`` decided for an input of that size."""
+        """Resolve ``crop`` for an input of that size."""
         if self.crop != "auto":
             return self.crop
         if self.scale is not None or self.ratio is not None:

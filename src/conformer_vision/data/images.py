@@ -1,4 +1,4 @@
-"""Opening image files, whatever they hold, as 8-bit RGB; needs Pillow, and NumPy for deep grey."""
+"""Open image files as 8-bit RGB; needs Pillow, and NumPy for grey of more than 8 bits."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ IMAGE_EXTENSIONS = frozenset(
 """Lower-case suffixes of the files that count as images in a folder."""
 
 MAX_PIXELS = 178_956_970
-"""Largest image that is decoded: where Pillow itself refuses (2 × 1 GiB / 4 / 3 pixels)."""
+"""Largest image that is decoded; Pillow refuses larger ones too (2 × 1 GiB / 4 / 3 pixels)."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # MPO opens through JPEG
 _BAND_PIXELS = 1 << 22
 _ORIENTATION = 0x0112
-_UPRIGHT = {  # EXIF orientation -> what turns the stored image upright
+_UPRIGHT = {  # by EXIF orientation: how to turn the stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -59,17 +59,17 @@ def open_image(
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Decodes an image to upright 8-bit RGB (H × W × 3).
+    """Decode an image to upright 8-bit RGB (H × W × 3).
 
-    JPEG, MPO, PNG, WebP, BMP, TIFF and GIF; of several frames the first. The EXIF orientation is
-    applied; alpha and transparent palette entries are composited on white. Grey of 16 bits is
-    divided by 257; so are 32-bit integers within 0..65535. Floats within 0..1 are multiplied by
-    255, floats within 0..255 rounded. Integers and floats beyond that are stretched from the
+    The formats are JPEG, MPO, PNG, WebP, BMP, TIFF and GIF; the first of several frames is read. The EXIF
+    orientation is applied; alpha and transparent palette entries are composited on white. Grey of 16 bits is
+    divided by 257, and so are 32-bit integers within 0..65535. Floats within 0..1 are multiplied by
+    255, floats within 0..255 are rounded. Integers and floats beyond these ranges are stretched from the
     image's minimum and maximum to 0..255.
 
     Args:
         source: path, the file's bytes, or a binary file open for reading.
-        name: what an error calls the image; the path where not given.
+        name: what an error calls the image; by default the path.
         max_pixels: most pixels (height × width) to decode, judged by the header; `MAX_PIXELS` at most.
 
     Raises:
@@ -86,7 +86,7 @@ def open_image(
 
 
 def as_rgb(image: object, *, name: str) -> Image.Image:
-    """An image in memory as 8-bit RGB.
+    """Turn an image in memory to 8-bit RGB.
 
     Args:
         image: an image of PIL in any mode; an array (H, W) or (H, W, C); or a tensor (C, H, W) or (H, W).
@@ -150,7 +150,7 @@ def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int) 
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
-    del image  # of a large image it takes as much as a turned copy will
+    del image  # frees its memory before a turned copy takes as much
     rgb.info.clear()  # what describes the stored image, as "transparency", does not describe this one
     return rgb if upright is None else rgb.transpose(upright)
 
@@ -177,7 +177,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Boxes of whole rows, together the image: copies of all of a large one would take gigabytes."""
+    """Return boxes of whole rows that cover the image: copies of a whole large one would take gigabytes."""
     rows = max(_BAND_PIXELS // image.width, 1)
     return [
         (0, top, image.width, min(top + rows, image.height)) for top in range(0, max(image.height, 1), rows)
@@ -185,7 +185,7 @@ def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
 
 
 def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What turns any rows of the image to RGB."""
+    """Return the function that turns any rows of the image to RGB."""
     if image.mode == "F" or image.mode.startswith("I"):  # I, I;16, I;16B, ...
         return _deep_grey_converter(image)
     if image.has_transparency_data:
@@ -248,13 +248,13 @@ def _reason(error: Exception) -> str:
 
 
 def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
-    """Sort key that puts "img2" before "img10", whatever the case; equal only for equal names."""
+    """Return a sort key that puts "img2" before "img10" and ignores case; equal only for equal names."""
     parts = re.split(r"([0-9]+)", name.casefold())
     return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Images in and below the folder, by suffix, in natural order of their paths.
+    """Find the images in and below a folder, by suffix, in natural order of their paths.
 
     Hidden files and folders are left out. Links to folders are followed, each folder once and
     none upwards, so a loop of links ends.
@@ -278,7 +278,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the file name, by its suffix, is that of an image, and is not hidden."""
+    """Tell whether a file name has the suffix of an image and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
