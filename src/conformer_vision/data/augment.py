@@ -30,7 +30,7 @@ class AugmentConfig:
     pad: int | None = None
     """Largest shift of ``pad`` in pixels; an eighth of the input by default."""
     hflip: float | None = None
-    """Probability of mirroring left to right; by default 0.5, and 0 for images whose class it would change."""
+    """Probability of mirroring left to right; 0.5 by default, and 0 if it would change the class."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation."""
     auto_augment: str | None = None
