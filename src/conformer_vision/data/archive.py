@@ -29,6 +29,7 @@ MAX_BYTES = 1 << 40
 MAX_MEMBERS = 50_000_000
 """Files and folders that an archive may hold."""
 
+_MAX_DEPTH = 100  # folders within each other; unpacking takes the square of it
 _MAX_EXPANSION = 100  # images hardly compress; archives made to fill a disk expand by 1000
 _MAX_SMALL = 1 << 30  # bytes that any archive may grow to
 _CHUNK = 1 << 20
@@ -170,11 +171,13 @@ def _is_wanted(path: Path, name: str, *, is_folder: bool) -> bool:
     """Whether to unpack a member: a folder or an image, unless it is hidden.
 
     Raises:
-        UserError: a path that leads out of the archive.
+        UserError: a path that leads out of the archive, or deeper than anyone sorts images.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or (os.name == "nt" and "\\" in name):
         raise UserError(f"{path}: the path of its member {name!r} leads out of it; pack it anew")
+    if len(parts) > _MAX_DEPTH:
+        raise UserError(f"{path} holds more than {_MAX_DEPTH} folders within each other; pack it anew")
     if not parts or any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return False
     return is_folder or is_image_name(parts[-1])
