@@ -56,6 +56,10 @@ def test_torch_compile_with_grad_checkpointing(mode: str) -> None:
         torch.testing.assert_close(buffer[1], other, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
+    reason="torch.export of 2.6 cannot prove that padding is never negative; it takes Dim.AUTO (below)",
+)
 @pytest.mark.parametrize(("name", "folded"), [(NAMES[0], False), (NAMES[1], True)])
 def test_torch_export_with_named_sizes(name: str, folded: bool) -> None:
     model = build(name).fold() if folded else build(name)
