@@ -18,7 +18,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.models import VARIANTS, ConformerConfig
 from conformer_vision.models.checkpoints import to_official, to_openmmlab
 from conformer_vision.models.variants import SHIPPED
-from conformer_vision.runs import find_model, is_model, read_run_config
+from conformer_vision.runs import find_model, is_model, is_run_folder, mark_config, read_run_config
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model, save_model
 from exports import SPEC, make_run
@@ -164,6 +164,21 @@ def test_config_of_a_run(run: Path, tmp_path: Path) -> None:
     }.items():
         (tmp_path / "config.yaml").write_bytes(text.encode("latin-1"))
         assert reason in refused(read_run_config, tmp_path), text
+
+
+def test_run_folders_are_marked(run: Path, tmp_path: Path) -> None:
+    assert is_run_folder(run)  # its config.yaml was written by hand
+    config = tmp_path / "config.yaml"
+    assert (
+        not is_run_folder(tmp_path) and not is_run_folder(tmp_path / "nothing") and not is_run_folder("a\0b")
+    )
+    config.write_text("epochs: 3\n")  # another program's
+    assert not is_run_folder(tmp_path)
+    config.write_text(mark_config("epochs: 3\n"))
+    assert is_run_folder(str(tmp_path)) and read_run_config(tmp_path) == {"epochs": 3}
+    config.unlink()
+    (tmp_path / "best.safetensors").touch()  # shared weights among photos
+    assert not is_run_folder(tmp_path)
 
 
 def test_the_version_in_a_spec() -> None:

@@ -28,6 +28,8 @@ REPORT_FILE = "report.html"
 CONFUSION_FILE = "confusion_matrix.png"
 BROKEN_FILE = "broken_images.txt"
 NOT_FINITE_FILE = "not_finite.json"
+RUN_MARKER = "# A run of conformer-vision"
+"""Begins the first line of a run's ``config.yaml``; other programs' files of that name do not have it."""
 
 Kind = Literal["weights", "checkpoint", "onnx", "openvino", "published"]
 _KINDS: dict[str, Kind] = {
@@ -93,6 +95,26 @@ def is_model(path_or_name: str | Path) -> bool:
 def find_weights(folder: Path) -> Path | None:
     """Return the best weights of a run folder, else its last ones, else None."""
     return next((folder / name for name in (BEST_WEIGHTS, LAST_WEIGHTS) if (folder / name).is_file()), None)
+
+
+def is_run_folder(folder: str | Path) -> bool:
+    """Tell whether a folder is that of a run, so that its images are no data.
+
+    It has a ``config.yaml`` that `mark_config` marked, or, where its user wrote that file anew, weights
+    beside it.
+    """
+    try:
+        with open(Path(folder, CONFIG_FILE), "rb") as file:
+            marked = file.read(len(RUN_MARKER)) == RUN_MARKER.encode()
+    except (OSError, ValueError):
+        return False
+    names = (BEST_WEIGHTS, LAST_WEIGHTS, LAST_CHECKPOINT)
+    return marked or any(os.path.isfile(Path(folder, name)) for name in names)
+
+
+def mark_config(text: str) -> str:
+    """Return the text of a ``config.yaml`` behind the line that marks its folder as a run's."""
+    return f"{RUN_MARKER}; to continue it: conformer-vision train --resume FOLDER\n{text}"
 
 
 def read_run_config(folder: str | Path) -> dict[str, Any]:

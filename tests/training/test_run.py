@@ -14,6 +14,7 @@ from torch import Tensor
 from conformer_vision import evaluate
 from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
+from conformer_vision.runs import RUN_MARKER
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.recipe import read_config, recipes
 from conformer_vision.weights import load_model
@@ -48,6 +49,7 @@ def run(config: TrainConfig) -> Path:
 
 def test_run_folder(run: Path, config: TrainConfig) -> None:
     assert {path.name for path in run.iterdir()} == FILES
+    assert (run / "config.yaml").read_text().startswith(RUN_MARKER)
     assert (run / "classes.txt").read_text() == "blue\ngreen\nred\n"
     kept = read_config(run / "config.yaml")
     assert kept == config.with_options(

@@ -26,6 +26,7 @@ from ..runs import (
     METRICS_FILE,
     NOT_FINITE_FILE,
     TOP_FOLDER,
+    mark_config,
 )
 from ..spec import ModelSpec
 from ..weights import save_weights
@@ -75,7 +76,8 @@ def make_folder(folder: Path, config: TrainConfig, spec: ModelSpec) -> None:
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
     remove_leftovers(folder)
-    texts = {CONFIG_FILE: config.to_yaml(), CLASSES_FILE: "".join(f"{name}\n" for name in spec.classes)}
+    classes = "".join(f"{name}\n" for name in spec.classes)
+    texts = {CONFIG_FILE: mark_config(config.to_yaml()), CLASSES_FILE: classes}
     for name, text in texts.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
