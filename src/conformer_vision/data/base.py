@@ -85,42 +85,6 @@ class SubsetSource(ImageSource):
         return self._source.name(self._rows[index])
 
 
-class PixelSource(ImageSource):
-    """Images kept in memory.
-
-    Args:
-        classes: as in `ImageSource`.
-        pixels: (N, H, W) of grey values or (N, H, W, 3), 8 bits.
-        names: what messages call each image.
-        labels: as in `ImageSource`.
-        mirrorable: as in `ImageSource`.
-    """
-
-    def __init__(
-        self,
-        classes: Sequence[str],
-        pixels: NDArray[np.uint8],
-        *,
-        names: Sequence[str],
-        labels: NDArray[np.int64],
-        mirrorable: bool,
-    ) -> None:
-        super().__init__(classes, labels)
-        self.mirrorable = mirrorable
-        self._pixels = pixels
-        self._names = tuple(names)
-
-    def image(self, index: int) -> Image.Image:
-        """The RGB image."""
-        from PIL import Image
-
-        return Image.fromarray(self._pixels[index]).convert("RGB")
-
-    def name(self, index: int) -> str:
-        """The name that was given."""
-        return self._names[index]
-
-
 def match_classes(
     own: Sequence[str], wanted: Sequence[str] | None, *, origin: str
 ) -> tuple[tuple[str, ...], list[int]]:

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-from .base import PixelSource, match_classes
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import match_classes
+from .objects import DatasetSource
 from .splits import Request
 
 
-def open_digits(name: str, request: Request) -> PixelSource:
-    """Open the 1,797 digits of the UCI test set, 8 × 8 pixels, grey values 0..16 scaled to 0..255.
+class _Digits:
+    """The 1,797 digits of the UCI test set, 8 × 8 pixels, grey values 0..16 scaled to 0..255."""
 
-    They are called ``digits row N``, N counted in the whole set.
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self.classes = [str(name) for name in digits.target_names]
+        self.targets = digits.target.astype(np.int64)
+        self._pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        return self._pixels[index], int(self.targets[index])
+
+
+def open_digits(name: str, request: Request) -> DatasetSource:
+    """Open the digits; they are called ``digits row N``, N counted in the whole set.
 
     Args:
         name: what messages call the set.
         request: which images to open.
     """
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    rows = request.splitting.rows(digits.target, request.split, origin=name)
-    own = [str(name) for name in digits.target_names]
-    names, index = match_classes(own, request.classes, origin=name)
-    return PixelSource(
-        names,
-        np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8),
-        names=[f"{name} row {row}" for row in rows],
-        labels=np.asarray(index)[digits.target[rows]],
+    digits = _Digits()
+    rows = request.splitting.rows(digits.targets, request.split, origin=name)
+    names, index = match_classes(digits.classes, request.classes, origin=name)
+    return DatasetSource(
+        {name: digits},
+        digits.targets,
+        rows=rows,
+        classes=names,
+        labels=np.asarray(index)[digits.targets[rows]],
         mirrorable=False,  # a mirrored 2 is not a 2
     )

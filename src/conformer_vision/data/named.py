@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ from conformer_vision.errors import UserError, reason_of
 from conformer_vision.parsing import nearest
 
 from .archive import cache_folder
-from .base import ImageSource, PixelSource, match_classes
+from .base import ImageSource, match_classes
 from .folder import FileSource, open_folder
+from .objects import DatasetSource
 from .splits import Request, Split
 
 if TYPE_CHECKING:
@@ -65,58 +66,58 @@ def open_named(name: str, request: Request) -> ImageSource:
     wanted: tuple[Split, ...] = ("train", "val") if split == "all" else (split,)
     if splitting.folds is not None:
         wanted = ("train",)
-    parts = {part: _load(key, root, part) for part in wanted}
-    own = next(iter(parts.values())).classes
-    labels = np.concatenate([part.labels for part in parts.values()])
-    names, index = match_classes(own, request.classes, origin=f"torch/{key}")
+    parts = {part: _create(key, root, part) for part in wanted}
+    if key in _FILES:
+        classes, paths, labels = _files(key, list(parts.values()))
+    else:
+        classes = [str(name) for name in next(iter(parts.values())).classes]
+        labels = np.concatenate([_labels(key, root, data) for data in parts.values()])
+    names, index = match_classes(classes, request.classes, origin=f"torch/{key}")
     rows = np.arange(len(labels))
     if splitting.folds is not None:
         rows = splitting.rows(labels, split, origin=f"torch/{key}")
-    called = [image for part in parts.values() for image in part.names]
-    picked = [called[row] for row in rows]
-    numbers = np.asarray(index)[labels[rows]]
+    picked = np.asarray(index)[labels[rows]]
     if key in _FILES:
-        return FileSource(names, picked, numbers.tolist())
-    pixels = [part.pixels for part in parts.values() if part.pixels is not None]
-    return PixelSource(
-        names,
-        np.concatenate(pixels)[rows],
-        names=picked,
-        labels=numbers,
+        return FileSource(names, [paths[row] for row in rows], picked.tolist())
+    return DatasetSource(
+        {f"torch/{key} {'train' if part == 'train' else 'test'}": data for part, data in parts.items()},
+        labels,
+        rows=rows,
+        classes=names,
+        labels=picked,
         mirrorable=key not in _CHARACTERS,
     )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One split of a set: its pixels, or None where the names are paths of image files."""
-
-    classes: list[str]
-    names: list[str]
-    labels: NDArray[np.int64]
-    pixels: NDArray[np.uint8] | None
-
-
-def _load(key: str, root: Path, part: Split) -> _Part:
+def _files(key: str, parts: Sequence[Any]) -> tuple[list[str], list[str], NDArray[np.int64]]:
+    """Class names, paths and labels of sets of image files."""
     import numpy as np
 
-    data = _create(key, root, part)
-    if key == "inaturalist" or key == "inat":
-        classes = [str(name) for name in data.all_categories]
-        paths = [os.path.join(data.root, data.all_categories[label], file) for label, file in data.index]
-        return _Part(classes, paths, np.array([label for label, _ in data.index], np.int64), None)
-    # A class of ImageNet has several names.
-    classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in data.classes]
-    if key in _FILES:
-        return _Part(classes, [str(path) for path, _ in data.imgs], np.asarray(data.targets, np.int64), None)
+    if key in ("inat", "inaturalist"):
+        classes = [str(name) for name in parts[0].all_categories]
+        found = [
+            (os.path.join(data.root, classes[label], file), label)
+            for data in parts
+            for label, file in data.index
+        ]
+    else:  # a class of ImageNet has several names
+        classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in parts[0].classes]
+        found = [(str(path), label) for data in parts for path, label in data.imgs]
+    return classes, [path for path, _ in found], np.array([label for _, label in found], np.int64)
+
+
+def _labels(key: str, root: Path, data: Any) -> NDArray[np.int64]:
+    """The labels of a set that is kept as an array."""
+    import numpy as np
+
     labels = np.asarray(data.targets, np.int64)
     if labels.ndim == 2:  # QMNIST keeps more than the digit about each image
         labels = labels[:, 0]
-    pixels = np.asarray(data.data)
-    if len(pixels) != len(labels) or not len(labels) or not 0 <= labels.min() <= labels.max() < len(classes):
+    if len(data.data) != len(labels) or not 0 <= labels.min(initial=0) <= labels.max(initial=-1) < len(
+        data.classes
+    ):
         raise UserError(f"torch/{key}: its files in {root} do not belong together; delete them")
-    word = "train" if part == "train" else "test"
-    return _Part(classes, [f"torch/{key} {word} row {row}" for row in range(len(labels))], labels, pixels)
+    return labels
 
 
 def _create(key: str, root: Path, part: Split) -> Any:

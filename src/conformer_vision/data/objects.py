@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -19,35 +21,38 @@ from .splits import Request
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch.utils.data import Dataset
 
 _logger = logging.getLogger(__name__)
 
 
 class DatasetSource(ImageSource):
-    """Items of a dataset, which may be read in other processes.
+    """Items of datasets, which may be read in other processes.
 
     Args:
-        dataset: gives (image, label).
-        numbers: the label that the dataset gives each of its items.
-        rows: the items, by number.
+        parts: what messages call each dataset, and the dataset, which gives (image, label).
+        numbers: the label that the datasets give each of their items, one dataset after the other.
+        rows: the items, counted over all datasets.
         classes: as in `ImageSource`.
         labels: as in `ImageSource`.
+        mirrorable: as in `ImageSource`.
     """
 
     def __init__(
         self,
-        dataset: Dataset[Any],
-        numbers: Sequence[int],
+        parts: Mapping[str, Any],
+        numbers: Sequence[int] | NDArray[np.int64],
         *,
         rows: NDArray[np.int64],
         classes: Sequence[str],
         labels: NDArray[np.int64],
+        mirrorable: bool = True,
     ) -> None:
         super().__init__(classes, labels)
-        self._dataset = dataset
-        self._numbers = tuple(numbers)
-        self._rows = rows
+        self.mirrorable = mirrorable
+        self._parts = tuple(parts.items())
+        self._starts = list(accumulate((len(dataset) for dataset in parts.values()), initial=0))
+        self._numbers = tuple(map(int, numbers))
+        self._rows = tuple(map(int, rows))
 
     def image(self, index: int) -> Image.Image:
         """The RGB image.
@@ -57,18 +62,24 @@ class DatasetSource(ImageSource):
             UserError: the item is not an image and its label, or the label is not the one that
                 ``targets`` holds.
         """
-        row = int(self._rows[index])
-        image, label = _item(self._dataset, row, self.name(index))
-        if label != self._numbers[row]:
+        part, row = self._place(index)
+        image, label = _item(self._parts[part][1], row, self.name(index))
+        listed = self._numbers[self._rows[index]]
+        if label != listed:
             raise UserError(
-                f"{self.name(index)} has the label {label}, but {self._numbers[row]} in the dataset's list "
+                f"{self.name(index)} has the label {label}, but {listed} in the dataset's list "
                 "of labels (targets); make them the same"
             )
         return image
 
     def name(self, index: int) -> str:
-        """``dataset/CLASS row N``, N counted in the dataset."""
-        return f"{describe(self._dataset)} row {int(self._rows[index])}"
+        """``dataset/CLASS row N`` or the like, N counted in its dataset."""
+        part, row = self._place(index)
+        return f"{self._parts[part][0]} row {row}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        part = bisect_right(self._starts, self._rows[index]) - 1
+        return part, self._rows[index] - self._starts[part]
 
 
 def describe(dataset: object) -> str:
@@ -103,7 +114,9 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
     names, index = match_classes(own, request.classes, origin=origin)
     labels = np.asarray(numbers)
     rows = request.splitting.rows(labels, request.split, origin=origin)
-    return DatasetSource(dataset, numbers, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]])
+    return DatasetSource(
+        {origin: dataset}, numbers, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]]
+    )
 
 
 def _class_names(dataset: Any, origin: str) -> list[str]:
