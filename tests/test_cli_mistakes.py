@@ -78,19 +78,12 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "impossible depths": (training("--model_kwargs.depths=[1,1]"), "depths=[1, 1] is not possible"),
     "depths of letters": (training("--model_kwargs.depths=abc"), "model conformer_nano_patch8_64"),
     "size that the model cannot take": (
-        [
-            "train",
-            "--data=digits",
-            "--model=convnext_atto",
-            "--input_size=16",
-            "--batch_size=8",
-            "--workers=0",
-        ],
-        "input_size 16x16: convnext_atto cannot take it",
+        ["train", "--data=digits", "--model=test_vit", "--input_size=40", "--batch_size=8"],
+        "input_size 40x40: test_vit cannot take it",
     ),
-    "size below one patch": (
-        ["train", "--data=digits", "--model=vit_tiny_patch16_224", "--input_size=8", "--batch_size=8"],
-        "input_size 8x8: vit_tiny_patch16_224 cannot take it",
+    "size below 32": (
+        ["train", "--data=digits", "--model=conformer_nano_patch4_32", "--input_size=31", "--batch_size=8"],
+        "input_size 31: each edge must be 32 pixels or more",
     ),
     "single images for BatchNorm": (
         ["train", "--data=digits", "--model=conformer_nano_patch16_224", "--input_size=32", "--batch_size=1"],

@@ -25,9 +25,12 @@ LAST_CHECKPOINT = "last.ckpt"
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
 REPORT_FILE = "report.html"
-CONFUSION_FILE = "confusion_matrix.png"
 BROKEN_FILE = "broken_images.txt"
 NOT_FINITE_FILE = "not_finite.json"
+_OWN_FILES = {
+    *(CONFIG_FILE, CLASSES_FILE, BEST_WEIGHTS, LAST_WEIGHTS, LAST_CHECKPOINT, METRICS_FILE),
+    *(CURVES_FILE, REPORT_FILE, BROKEN_FILE, NOT_FINITE_FILE),
+}
 RUN_MARKER = "# A run of conformer-vision"
 """Begins the first line of a run's ``config.yaml``; other programs' files of that name do not have it."""
 
@@ -110,6 +113,21 @@ def is_run_folder(folder: str | Path) -> bool:
         return False
     names = (BEST_WEIGHTS, LAST_WEIGHTS, LAST_CHECKPOINT)
     return marked or any(os.path.isfile(Path(folder, name)) for name in names)
+
+
+def check_output(path: str | Path, option: str) -> None:
+    """Refuse to write over a file that training wrote into its run folder.
+
+    Args:
+        path: The file to write.
+        option: What an error calls it.
+
+    Raises:
+        UserError: It is such a file.
+    """
+    path = Path(path)
+    if path.name in _OWN_FILES and is_run_folder(path.parent):
+        raise UserError(f"{option} {path} is a file of the run itself; give another name")
 
 
 def mark_config(text: str) -> str:

@@ -17,6 +17,8 @@ from conformer_vision.errors import UserError
 FORMAT = 1
 METADATA_KEY = "conformer_vision"
 """Key of the specification in the metadata of a file."""
+MIN_SIZE = 32
+"""Fewest pixels of an input's edge: with fewer a network runs, but has no feature maps to tell things by."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 # Keys that were added to the format later: a file without them gets their defaults.
@@ -46,8 +48,10 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         size = self.input_size
-        if len(size) != 3 or not all(type(n) is int and n > 0 for n in size):
+        if len(size) != 3 or not all(type(n) is int for n in size) or size[0] < 1:
             raise UserError(f"input_size must be [channels, height, width], not {list(size)}")
+        if min(size[1:]) < MIN_SIZE:
+            raise UserError(f"input_size {size[1]}x{size[2]}: each edge must be {MIN_SIZE} pixels or more")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != size[0] or not all(_is_number(v) for v in values):

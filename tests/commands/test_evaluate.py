@@ -8,6 +8,7 @@ import timm
 import torch
 
 from conformer_vision.commands import evaluate
+from conformer_vision.errors import UserError
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 from image_sets import write_folders
@@ -37,8 +38,32 @@ def test_split_and_exclusions(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     (run.parent / "list.csv").write_text(f"image,reason\n{run.parent / 'data' / 'cat' / '5.png'},\n")
     assert command(run, "--split", "all", "--exclude", run.parent / "list.csv", "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert [sum(row) for row in result["confusion"]] == [7, 8]
-    assert (run / "confusion_matrix.png").is_file()
+    assert {name: sum(row.values()) for name, row in result["confusion"].items()} == {"cat": 7, "dog": 8}
+
+
+def test_a_runs_files_stay_as_they_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "config.yaml").write_text("seed: 0\n")
+    (run / "curves.png").write_bytes(b"the run's own")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    assert command(run) == 0
+    with pytest.raises(UserError, match=r"curves\.png is a file of the run itself"):
+        command(run, "--confusion_matrix", run / "curves.png")
+    for size in (1, 31, "[64,31]"):
+        with pytest.raises(UserError, match="each edge must be 32 pixels or more"):
+            command(run, "--input_size", size)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    assert command(run, "--confusion_matrix", run / "confusion.png", "--input_size", 32) == 0
+    assert f"confusion matrix: {run / 'confusion.png'}" in capsys.readouterr().out
+
+
+def test_the_numbers_come_out_though_the_image_cannot_be_written(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form in ([], ["--json"]):
+        with pytest.raises(UserError, match="cannot write"):
+            command(run, "--split", "all", "--confusion_matrix", run / "none" / "confusion.png", *form)
+        out = capsys.readouterr().out
+        assert json.loads(out)["samples"] == 16 if form else "16 images" in out and "most confused: " in out
 
 
 def test_broken_images_are_exit_status_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,8 +48,8 @@ def test_input_size(
 
 
 def test_sizes_that_cannot_be(conformer_run: Path, tmp_path: Path) -> None:
-    for size, shown in ((0, "0x0"), ((32, -1), "32x-1")):
-        with pytest.raises(UserError, match=f"input_size {shown}: must be 1 pixel or more"):
+    for size, shown in ((0, "0x0"), ((32, -1), "32x-1"), (31, "31x31"), ((64, 1), "64x1")):
+        with pytest.raises(UserError, match=f"input_size {shown}: each edge must be 32 pixels or more"):
             TrainedModel(conformer_run, device="cpu", input_size=size)
     fixed = tmp_path / "fixed.safetensors"
     small = {"embed_dim": 16, "depth": 1, "num_heads": 1, "img_size": [64, 64]}

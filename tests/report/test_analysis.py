@@ -6,7 +6,6 @@ from conformer_vision.inference.evaluation import Answers
 from conformer_vision.report.analysis import (
     Outcome,
     class_rows,
-    confused_pairs,
     first_choices,
     join,
     study_branches,
@@ -30,7 +29,8 @@ def outcome() -> Outcome:
     for start, stop, gap in ((0, 2, 0), (2, 6, 1)):
         heads = {"conv": CONV[start:stop], "trans": TRANS[start:stop], "fused": FUSED[start:stop]}
         places = torch.arange(start, stop) + gap
-        parts.append(first_choices(Answers(heads, LABELS[start:stop], places + 100, places)))
+        answers = Answers(heads, LABELS[start:stop], places + 100, places)
+        parts.append(first_choices(answers, torch.ones(len(places), dtype=torch.bool)))
     return join(parts)
 
 
@@ -70,27 +70,24 @@ def test_branches() -> None:
 
 
 def test_one_head_has_no_branches() -> None:
-    alone = first_choices(Answers({"fused": FUSED}, LABELS, torch.arange(6), torch.arange(6)))
+    answers = Answers({"fused": FUSED}, LABELS, torch.arange(6), torch.arange(6))
+    alone = first_choices(answers, LABELS == 0)
+    assert torch.equal(alone.logits, FUSED[:4]) and alone.order.tolist() == [0, 1, 2, 3]
     assert study_branches(alone, most=5) is None
 
 
-def test_confused_pairs() -> None:
-    pairs = confused_pairs([[5, 2, 0], [0, 0, 0], [4, 1, 5]], most=2)
-    assert [tuple(pair) for pair in pairs] == [(2, 0, 4, 0.4), (0, 1, 2, 2 / 7)]
-    assert confused_pairs([[5, 0], [0, 3]], most=20) == []
-
-
 def test_classes_worst_first_and_empty_ones_last() -> None:
-    rows = class_rows([[5, 2, 1, 0], [0, 0, 0, 0], [4, 1, 5, 0], [0, 0, 0, 7]])
-    assert [(row.label, row.right, row.total, row.top1) for row in rows] == [
-        (2, 5, 10, 0.5),
-        (0, 5, 8, 0.625),
-        (3, 7, 7, 1.0),
-        (1, 0, 0, None),
+    confusion = {"a": {"a": 5, "b": 2, "c": 1}, "c": {"a": 4, "b": 1, "c": 5}, "d": {"d": 7}}
+    rows = class_rows(confusion, "abcd")
+    assert [(row.name, row.right, row.total, row.top1) for row in rows] == [
+        ("c", 5, 10, 0.5),
+        ("a", 5, 8, 0.625),
+        ("d", 7, 7, 1.0),
+        ("b", 0, 0, None),
     ]
     assert [row.rival and (row.rival.predicted, row.rival.images) for row in rows] == [
-        (0, 4),
-        (1, 2),
+        ("a", 4),
+        ("b", 2),
         None,
         None,
     ]

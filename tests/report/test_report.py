@@ -70,7 +70,10 @@ def test_numbers_are_those_of_evaluate(page: Page, run: Path, images: Path) -> N
     assert "61 validation images" in page.text
     assert "never – 0 0" in page.text
     matrix = [int(count or 0) for count in re.findall(r'<td[^>]*style="--a:[^"]*">(\d*)</td>', page.source)]
-    assert matrix == [count for row in result.confusion for count in row]
+    expected = result.confusion
+    assert matrix == [
+        expected.get(true, {}).get(name, 0) for true in result.classes for name in result.classes
+    ]
 
 
 def test_facts_of_the_run(page: Page, run: Path) -> None:
@@ -178,10 +181,28 @@ def test_a_thousand_classes(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run("test_resnet", names, images, epochs=500)
     page = Page(write_report(folder, device="cpu").path)
     page.check_complete()
-    assert "matrix is drawn here for up to 40 classes only" in page.text
+    assert "Shown are the 40 most confused of 1,000 classes" in page.text
     assert page.text.count("class number 999 – 0 0") == 1
     assert page.tags["img"] == build.WORST
     assert len(page.source.encode()) < 1_000_000
+
+
+def test_logits_of_some_images_where_all_would_not_fit(
+    make_run: MakeRun, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accuracy is that of all images; what needs their logits is drawn evenly."""
+    monkeypatch.setattr(build, "MOST_LOGITS", 4 * 25)
+    folder = make_run(CONFORMER, ("blue", "green", "grey", "red"), images)
+    findings = write_report(folder, device="cpu", batch_size=7)
+    assert findings.evaluation.samples == 61
+    assert findings.outcome.indices.tolist() == list(range(0, 61, 3))
+    page = Page(findings.path)
+    page.check_complete()
+    assert "Worst errors, branches and calibration are those of 21 of the 61 images" in page.text
+    monkeypatch.setattr(build.LabelledImages, "open", lambda *_: Stream(None))
+    folder = make_run(CONFORMER, Stream.classes, "wds/none")
+    monkeypatch.setattr(build, "MOST_LOGITS", 2 * 4)
+    assert write_report(folder, device="cpu", batch_size=3).outcome.order.tolist() == [0, 1, 2, 4]
 
 
 def test_broken_images_are_named(make_run: MakeRun, tmp_path: Path) -> None:
@@ -226,7 +247,9 @@ class Stream(ImageStream):
     """Coloured images one after the other, the fourth broken."""
 
     classes = ("cat", "dog")
-    length = 7
+
+    def __init__(self, length: int | None = 7) -> None:
+        self.length = length
 
     def read(self, *, seed: int | None, part: int, parts: int, start: int = 0) -> Iterator[StreamedImage]:
         for i in range(start, 7):

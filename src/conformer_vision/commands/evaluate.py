@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from conformer_vision.commands.options import add_inference, add_input_size, add_splitting, splitting_of
 from conformer_vision.commands.output import console, name_broken, printable
 from conformer_vision.parsing import build_parser as plain_parser
-from conformer_vision.runs import CONFUSION_FILE
+from conformer_vision.runs import check_output
 
 if TYPE_CHECKING:
     from conformer_vision.inference import Evaluation
@@ -35,9 +35,7 @@ def build_parser() -> ArgumentParser:
     add_inference(parser, batch_size=64, workers=True)
     add_input_size(parser)
     parser.add_argument(
-        "--confusion_matrix",
-        metavar="PNG",
-        help=f"Image of the confusion matrix; {CONFUSION_FILE} in a run folder by default.",
+        "--confusion_matrix", metavar="PNG", type=str | None, help="Also draw the confusion matrix."
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
     return parser
@@ -45,12 +43,12 @@ def build_parser() -> ArgumentParser:
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Run the subcommand; return the exit status."""
-    from conformer_vision.inference import evaluate
+    image = options.confusion_matrix
+    if image is not None:
+        check_output(image, "confusion_matrix")
+    from conformer_vision.inference import evaluate, save_confusion_matrix
     from conformer_vision.inference.labelled import read_run_data
 
-    path = Path(options.model, CONFUSION_FILE) if Path(options.model).is_dir() else None
-    if options.confusion_matrix is not None:
-        path = Path(options.confusion_matrix)
     evaluation = evaluate(
         options.model,
         options.data,
@@ -62,19 +60,22 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         splitting=splitting_of(options, default=read_run_data(options.model).splitting),
         data_dir=options.data_dir,
         exclude=options.exclude,
-        confusion_matrix=path,
     )
     if options.json:
         print(printable(evaluation.to_json()))
     else:
         _print(evaluation)
-        if path is not None:
-            print(f"confusion matrix: {path}")
-    return name_broken(evaluation.broken)
+    status = name_broken(evaluation.broken)
+    if image is not None:  # last, so that the numbers are out if it cannot be written
+        save_confusion_matrix(evaluation.confusion, evaluation.classes, image)
+        print(f"confusion matrix: {printable(image)}", file=sys.stderr if options.json else sys.stdout)
+    return status
 
 
 def _print(evaluation: Evaluation) -> None:
     from rich.table import Table
+
+    from conformer_vision.inference.confusion import confused_pairs
 
     table = Table(title=f"{evaluation.samples:,} images, {evaluation.images_per_second:,.0f} per second")
     for name in ("head", "top-1", "top-5", "loss"):
@@ -84,5 +85,8 @@ def _print(evaluation: Evaluation) -> None:
         table.add_row(head, f"{top1:.2%}", top5, f"{evaluation.loss[head]:.4f}")
     console().print(table)
     print(f"calibration: ECE {evaluation.ece:.2%}, NLL {evaluation.nll:.4f}")
+    if pairs := confused_pairs(evaluation.confusion)[:3]:
+        texts = (f"{pair.true} as {pair.predicted} ({pair.images:,}, {pair.share:.0%})" for pair in pairs)
+        print(printable(f"most confused: {', '.join(texts)}"))
     if evaluation.broken:
         print(f"left out: {len(evaluation.broken):,} that could not be read")

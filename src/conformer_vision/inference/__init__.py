@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from conformer_vision.lazy import attach
 
 if TYPE_CHECKING:
-    from .confusion import save_confusion_matrix as save_confusion_matrix
+    from .confusion_image import save_confusion_matrix as save_confusion_matrix
     from .evaluation import Evaluation as Evaluation
     from .evaluation import evaluate as evaluate
     from .predictor import Guess as Guess

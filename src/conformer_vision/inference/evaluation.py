@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,18 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-)
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from conformer_vision.data import ImageSource, ImageStream, Splitting
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.splits import Split
 from conformer_vision.errors import UserError
 from conformer_vision.inference.calibration import BINS, binned_probabilities
-from conformer_vision.inference.confusion import save_confusion_matrix
+from conformer_vision.inference.confusion import Confusion
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
@@ -66,10 +62,11 @@ class Evaluation:
     """Expected calibration error of the prediction at the model's temperature (15 bins), in [0, 1]."""
     per_class: dict[str, float | None]
     """Top-1 of the prediction among the images of each class; None for a class without images."""
-    confusion: list[list[int]]
-    """Counts of the prediction; row: true class, column: predicted class."""
+    confusion: Confusion
+    """Counts of the prediction: true class -> predicted class -> images. Pairs without images are left out,
+    so that it grows with the images and not with the square of the classes."""
     classes: tuple[str, ...]
-    """Names of the rows and columns."""
+    """Names of the model's outputs."""
     seconds: float
     """Time of the pass, including the reading of images but not the loading of the model."""
     images_per_second: float
@@ -94,7 +91,6 @@ def evaluate(
     workers: int = 0,
     device: str | torch.device = "auto",
     input_size: InputSize | None = None,
-    confusion_matrix: str | Path | None = None,
 ) -> Evaluation:
     """Evaluate a trained model on labelled images, without augmentation.
 
@@ -110,7 +106,6 @@ def evaluate(
         workers: Processes that read images; 0 reads them in this one.
         device: ``auto`` or a torch device.
         input_size: Pixels of the square input, or (height, width), instead of the model's own.
-        confusion_matrix: PNG file to write.
 
     Raises:
         UserError: No such model or data, an input size that the model cannot take, no image that can be read,
@@ -122,10 +117,7 @@ def evaluate(
         data, split, splitting or run.splitting, data_dir=data_dir or run.data_dir, exclude=exclude
     )
     source = images.open(trained.spec.classes)
-    evaluation = evaluate_images(trained, source, batch_size=batch_size, workers=workers)
-    if confusion_matrix is not None:
-        save_confusion_matrix(evaluation.confusion, evaluation.classes, confusion_matrix)
-    return evaluation
+    return evaluate_images(trained, source, batch_size=batch_size, workers=workers)
 
 
 def evaluate_images(
@@ -186,7 +178,8 @@ class _Metrics:
         self._losses: dict[str, MeanMetric] = defaultdict(lambda: MeanMetric().to(self._device))
         self._nll = MeanMetric().to(self._device)
         self._ece = MulticlassCalibrationError(self._classes, n_bins=BINS).to(self._device)
-        self._confusion = MulticlassConfusionMatrix(self._classes).to(self._device)
+        self._pairs: Counter[tuple[int, int]] = Counter()
+        """Images by the numbers of their true and their predicted class."""
 
     def _new_metrics(self) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {
@@ -203,13 +196,16 @@ class _Metrics:
         scaled = heads[FUSED] / self._temperature
         self._nll.update(cross_entropy(scaled, labels), weight=len(labels))
         self._ece.update(binned_probabilities(scaled), labels)
-        self._confusion.update(heads[FUSED], labels)
+        self._pairs.update(zip(labels.tolist(), heads[FUSED].argmax(dim=1).tolist(), strict=True))
 
     def compute(self, start: float, *, broken: list[str]) -> Evaluation:
-        confusion: list[list[int]] = self._confusion.compute().tolist()
         seconds = time.perf_counter() - start
         results = {name: metrics.compute() for name, metrics in self._heads.items()}
-        samples = sum(map(sum, confusion))
+        samples, totals = self._pairs.total(), Counter[int]()
+        confusion: Confusion = defaultdict(dict)
+        for (label, predicted), count in sorted(self._pairs.items()):
+            confusion[self._names[label]][self._names[predicted]] = count
+            totals[label] += count
         return Evaluation(
             samples=samples,
             top1={name: float(result["top1"]) for name, result in results.items()},
@@ -220,10 +216,10 @@ class _Metrics:
             nll=float(self._nll.compute()),
             ece=float(self._ece.compute()),
             per_class={
-                name: row[i] / sum(row) if sum(row) else None
-                for i, (name, row) in enumerate(zip(self._names, confusion, strict=True))
+                name: self._pairs[i, i] / totals[i] if totals[i] else None
+                for i, name in enumerate(self._names)
             },
-            confusion=confusion,
+            confusion=dict(confusion),
             classes=self._names,
             seconds=seconds,
             images_per_second=samples / seconds,

@@ -62,8 +62,6 @@ class TrainedModel:
 def _resized(spec: ModelSpec, input_size: InputSize, runtime: Runtime) -> ModelSpec:
     """Return the specification with another input size, after trying it with a black image."""
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
-    if min(height, width) < 1:
-        raise UserError(f"input_size {height}x{width}: must be 1 pixel or more")
     resized = replace(spec, input_size=(spec.in_chans, height, width))
     try:
         runtime(torch.zeros(1, *resized.input_size))

@@ -1,4 +1,4 @@
-"""Analyse predictions: the worst errors, confused classes, the two branches."""
+"""Analyse predictions: the worst errors, the weakest classes, the two branches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from conformer_vision.inference.confusion import Confusion, Pair, confused_pairs
 from conformer_vision.inference.evaluation import Answers
 from conformer_vision.inference.runtimes import FUSED
 
@@ -46,11 +47,17 @@ class Outcome:
         return Choices(self.logits.argmax(dim=1), best.values)
 
 
-def first_choices(part: Answers) -> Outcome:
-    """Keep of one batch the fused logits and the first choices of the branches."""
-    best = {name: part.logits[name].softmax(dim=1).max(dim=1) for name in BRANCHES if name in part.logits}
-    branches = {name: Choices(found.indices.cpu(), found.values.cpu()) for name, found in best.items()}
-    return Outcome(part.labels.cpu(), part.indices, part.order, part.logits[FUSED].cpu(), branches)
+def first_choices(part: Answers, kept: Tensor) -> Outcome:
+    """Keep the fused logits and the first choices of the branches for some images of a batch.
+
+    Args:
+        part: The batch.
+        kept: (B,) bool, on the CPU.
+    """
+    logits = {head: values.cpu()[kept] for head, values in part.logits.items()}
+    best = {name: logits[name].softmax(dim=1).max(dim=1) for name in BRANCHES if name in logits}
+    branches = {name: Choices(found.indices, found.values) for name, found in best.items()}
+    return Outcome(part.labels.cpu()[kept], part.indices[kept], part.order[kept], logits[FUSED], branches)
 
 
 def join(parts: Sequence[Outcome]) -> Outcome:
@@ -74,33 +81,10 @@ def worst_errors(outcome: Outcome, *, temperature: float, most: int) -> list[int
     return _highest(loss, wrong, most)
 
 
-class Pair(NamedTuple):
-    """Images of one class that were mistaken for another."""
-
-    true: int
-    predicted: int
-    images: int
-    share: float
-    """As a share of the true class's images."""
-
-
-def confused_pairs(confusion: Sequence[Sequence[int]], *, most: int) -> list[Pair]:
-    """Return the most frequent confusions first; ``confusion`` as in `Evaluation`."""
-    counts = torch.tensor(confusion)
-    totals = counts.sum(dim=1)
-    counts.fill_diagonal_(0)
-    values, places = counts.flatten().topk(min(most, counts.numel()))
-    return [
-        Pair(place // len(counts), place % len(counts), count, count / int(totals[place // len(counts)]))
-        for count, place in zip(values.tolist(), places.tolist(), strict=True)
-        if count
-    ]
-
-
 class ClassRow(NamedTuple):
     """The accuracy of one class."""
 
-    label: int
+    name: str
     total: int
     right: int
     top1: float | None
@@ -109,16 +93,15 @@ class ClassRow(NamedTuple):
     """What it is most often mistaken for."""
 
 
-def class_rows(confusion: Sequence[Sequence[int]]) -> list[ClassRow]:
+def class_rows(confusion: Confusion, classes: Sequence[str]) -> list[ClassRow]:
     """Return all classes, worst first, those without images last."""
+    rivals = {pair.true: pair for pair in reversed(confused_pairs(confusion))}
     rows = []
-    for label, counts in enumerate(confusion):
-        total, right = sum(counts), counts[label]
-        wrong = [0 if i == label else count for i, count in enumerate(counts)]
-        count = max(wrong)
-        rival = Pair(label, wrong.index(count), count, count / total) if count else None
-        rows.append(ClassRow(label, total, right, right / total if total else None, rival))
-    return sorted(rows, key=lambda row: (row.top1 is None, row.top1 or 0.0, -row.total, row.label))
+    for name in classes:
+        counts = confusion.get(name, {})
+        total, right = sum(counts.values()), counts.get(name, 0)
+        rows.append(ClassRow(name, total, right, right / total if total else None, rivals.get(name)))
+    return sorted(rows, key=lambda row: (row.top1 is None, row.top1 or 0.0, -row.total))
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ import torch
 
 import conformer_vision
 from conformer_vision import pages
-from conformer_vision.report.analysis import class_rows, confused_pairs
+from conformer_vision.inference.confusion import Confusion, confused_pairs, shown_classes
+from conformer_vision.report.analysis import class_rows
 from conformer_vision.report.charts import curves, reliability_diagram
 from conformer_vision.report.findings import Findings
 from conformer_vision.runs import CONFIG_FILE
 
 MAX_MATRIX = 40
-"""Most classes for which the confusion matrix is drawn; with more, the list of confusions is clearer."""
+"""Most classes in the confusion matrix; of more, the most confused ones are shown."""
 MAX_PAIRS = 20
 MAX_BROKEN = 100
 
@@ -104,6 +105,7 @@ def _context(findings: Findings) -> dict[str, Any]:
     return {
         "findings": findings,
         "evaluation": evaluation,
+        "examined": len(findings.outcome.labels),
         "calibration": calibration,
         "spec": findings.spec,
         "study": findings.study,
@@ -111,12 +113,12 @@ def _context(findings: Findings) -> dict[str, Any]:
         "heads": [(HEADS[head] if len(order) > 1 else "Model", head) for head in order],
         "curves": curves(findings.rows),
         "diagrams": diagrams,
-        "matrix": _matrix(findings) if len(evaluation.classes) <= MAX_MATRIX else None,
-        "max_matrix": MAX_MATRIX,
+        "shown": (shown := shown_classes(evaluation.confusion, evaluation.classes, most=MAX_MATRIX)),
+        "matrix": _matrix(evaluation.confusion, shown),
         "max_broken": MAX_BROKEN,
-        "pairs": confused_pairs(evaluation.confusion, most=MAX_PAIRS),
-        "class_rows": class_rows(evaluation.confusion),
-        "errors": evaluation.samples - sum(row[i] for i, row in enumerate(evaluation.confusion)),
+        "pairs": confused_pairs(evaluation.confusion)[:MAX_PAIRS],
+        "class_rows": class_rows(evaluation.confusion, evaluation.classes),
+        "errors": sum(pair.images for pair in confused_pairs(evaluation.confusion)),
         "cases": CASES,
         "guesses": _guesses(findings),
         "training": _training(findings),
@@ -146,22 +148,24 @@ def _guesses(findings: Findings) -> dict[int, list[Guess]]:
     return guesses
 
 
-def _matrix(findings: Findings) -> list[list[tuple[int, float, bool]]]:
-    """Return the cells of the confusion matrix: count, opacity of the colour, whether its text is light.
+def _matrix(confusion: Confusion, shown: list[str]) -> list[tuple[str, list[tuple[int, float, bool]]]]:
+    """Return each shown class with its cells: count, opacity of the colour, whether its text is light.
 
     The square root keeps single confusions visible beside a strong diagonal. The step at one half avoids
     medium colours, on which neither light nor dark text is legible.
     """
     rows = []
-    for counts in findings.evaluation.confusion:
-        total = sum(counts)
-        row = []
-        for count in counts:
+    for true in shown:
+        counts = confusion.get(true, {})
+        total = sum(counts.values())
+        cells = []
+        for predicted in shown:
+            count = counts.get(predicted, 0)
             share = count / total if total else 0.0
             strong = share > 0.5
             opacity = 0.78 + 0.44 * (share - 0.5) if strong else 0.45 * math.sqrt(2 * share)
-            row.append((count, round(opacity, 3), strong))
-        rows.append(row)
+            cells.append((count, round(opacity, 3), strong))
+        rows.append((true, cells))
     return rows
 
 

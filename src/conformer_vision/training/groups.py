@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from ..data.augment import AugmentConfig
 from ..data.splits import Splitting
 from ..errors import UserError
+from ..spec import MIN_SIZE
 
 InputSize = int | tuple[int, int]
 Channels = Literal[1, 3]
@@ -168,8 +169,8 @@ class ModelConfig(Group):
         self._require(
             "at least 0 and below 1", lambda value: 0 <= value < 1, "drop_path_rate", "conv_drop_path_rate"
         )
-        if min(self.image_size or (1,)) < 1:
-            raise UserError(f"input_size {self.input_size}: must be 1 pixel or more")
+        if min(self.image_size or (MIN_SIZE,)) < MIN_SIZE:
+            raise UserError(f"input_size {self.input_size}: each edge must be {MIN_SIZE} pixels or more")
         if self.pretrained and self.checkpoint is not None:
             raise UserError("pretrained and checkpoint both set the initial weights; keep one of them")
         self._require_other("reset_head", "checkpoint")

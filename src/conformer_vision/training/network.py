@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import timm
@@ -47,7 +47,7 @@ def build_network(config: ModelConfig, hardware: HardwareConfig, classes: tuple[
         classes=classes,
         **build_preprocessing(config),
     )
-    check_size(model, spec)
+    check_size(model, spec, name="input_size", size=spec.input_size[1:])
     _apply_hardware(hardware, model)
     return Network(model, spec)
 
@@ -158,18 +158,18 @@ def find_batch_size(
     return largest_batch(step, device, most=max(most // config.accumulate, 1)) * config.accumulate
 
 
-def check_size(model: nn.Module, spec: ModelSpec, *, name: str = "input_size") -> None:
-    """Check that the network takes the input size, by one image.
+def check_size(model: nn.Module, spec: ModelSpec, *, name: str, size: tuple[int, int]) -> None:
+    """Check that the network takes images of a size (height, width), by one.
 
     Raises:
         UserError: it does not; the message calls the size `name`.
     """
-    height, width = spec.input_size[1:]
+    height, width = size
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            model(torch.zeros(1, *spec.input_size))
+            model(torch.zeros(1, spec.in_chans, height, width))
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         own = resolve_model_data_config(model)["input_size"][1:]
         raise UserError(
@@ -190,8 +190,7 @@ def check_progressive(network: Network, start: int) -> None:
     full = spec.input_size[1:]
     if start >= min(full):
         raise UserError(f"progressive_from {start}: must be below input_size, {full[0]}x{full[1]}")
-    height, width = progressive_size(start, full, 0.0)
-    check_size(model, replace(spec, input_size=(spec.in_chans, height, width)), name="progressive_from")
+    check_size(model, spec, name="progressive_from", size=progressive_size(start, full, 0.0))
 
 
 def check_single(network: Network) -> None:
