@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 _LONGEST_REASON = 300
@@ -41,3 +42,9 @@ def some_names(names: Iterable[str], *, most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     cut = (name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in names[:most])
     return ", ".join(map(one_line, cut)) + more
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return ``; did you mean NAME?``, or nothing if no known name is similar."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

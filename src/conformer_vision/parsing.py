@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, nearest
 from conformer_vision.help import BriefHelp, HelpFormatter
 
 PROGRAM = "conformer-vision"
@@ -59,12 +58,6 @@ def build_parser(
         text = "Show this help, or with 'all' every option."
         parser.add_argument("-h", "--help", action=BriefHelp, most_used=("help", *most_used), help=text)
     return parser
-
-
-def nearest(name: object, known: list[str]) -> str:
-    """Return `; did you mean NAME?`, or nothing if no known name is similar."""
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _unknown(line: str, parser: ArgumentParser) -> str | None:

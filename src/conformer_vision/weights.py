@@ -6,7 +6,6 @@ Nothing in a file is ever executed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError, reason_of
+from conformer_vision.errors import UserError, nearest, reason_of
 from conformer_vision.files import atomic_path
 from conformer_vision.models import VARIANTS, Conformer
 from conformer_vision.models.checkpoints import check_fit, load_checkpoint, read_checkpoint
@@ -191,9 +190,9 @@ def _read_spec(metadata: dict[str, str] | None, path: Path) -> ModelSpec:
 def _build(spec: ModelSpec, path: Path) -> nn.Module:
     # Only names of the registry: timm also takes "hf-hub:..." and "local-dir:...", which fetch things.
     if not timm.is_model(spec.model):
-        near = difflib.get_close_matches(spec.model, timm.list_models(), n=1)
-        hint = f"; the nearest known is {near[0]!r}" if near else ""
-        raise UserError(f"{path}: timm knows no model {spec.model!r}{hint}")
+        raise UserError(
+            f"{path}: timm knows no model {spec.model!r}{nearest(spec.model, timm.list_models())}"
+        )
     # Drawing initial weights takes longer than reading those of the file. Other models may have buffers that
     # the file does not hold.
     device = torch.device("meta" if spec.model in VARIANTS else "cpu")

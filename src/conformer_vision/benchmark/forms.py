@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError, first_line
+from conformer_vision.errors import UserError, first_line, nearest
 from conformer_vision.export import FORMATS, Precision, write_network
 from conformer_vision.inference.runtimes import FUSED, open_runtime
 from conformer_vision.runs import ModelSource
@@ -59,9 +58,7 @@ def find_form(name: str) -> Form:
         UserError: There is none of that name.
     """
     if name not in FORMS:
-        near = difflib.get_close_matches(name, FORMS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"forms {name}: must be one of {', '.join(FORMS)}{hint}")
+        raise UserError(f"forms {name}: must be one of {', '.join(FORMS)}{nearest(name, FORMS)}")
     return FORMS[name]
 
 

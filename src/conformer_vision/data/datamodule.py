@@ -11,8 +11,7 @@ import lightning
 import timm
 from timm.data import resolve_data_config
 
-from conformer_vision.errors import UserError
-from conformer_vision.parsing import nearest
+from conformer_vision.errors import UserError, nearest
 from conformer_vision.spec import ModelSpec, Preprocessing
 
 from .augment import AugmentConfig

@@ -13,8 +13,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformer_vision.errors import UserError, reason_of
-from conformer_vision.parsing import nearest
+from conformer_vision.errors import UserError, nearest, reason_of
 
 from .archive import cache_folder
 from .base import ImageSource, match_classes

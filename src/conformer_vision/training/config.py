@@ -18,8 +18,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..data.augment import AugmentConfig
 from ..data.opening import describe
-from ..errors import UserError
-from ..parsing import build_parser, nearest
+from ..errors import UserError, nearest
+from ..parsing import build_parser
 from .groups import (
     DataConfig,
     HardwareConfig,

@@ -13,11 +13,10 @@ from torch import nn
 
 from ..data import ImageSource
 from ..data.stream import ImageStream
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, nearest
 from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint
 from ..models.freezing import freeze
-from ..parsing import nearest
 from ..spec import ModelSpec
 from .groups import DataConfig, HardwareConfig, ModelConfig
 from .memory import largest_batch, training_step

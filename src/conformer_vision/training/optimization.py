@@ -10,8 +10,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import UserError, first_line
-from ..parsing import nearest
+from ..errors import UserError, first_line, nearest
 from .groups import OptimizerConfig, Precision, RegularizationConfig
 from .losses import BranchLoss
 

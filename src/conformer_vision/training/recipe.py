@@ -7,8 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..parsing import nearest
+from ..errors import UserError, nearest
 from ..runs import read_yaml
 from .config import AUGMENT_OPTIONS, OPTIONS, TrainConfig
 
