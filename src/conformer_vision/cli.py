@@ -6,7 +6,6 @@ Nothing slow is imported at the top: ``--help`` waits for neither torch nor timm
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision import __version__
 from conformer_vision.commands import train
-from conformer_vision.commands.output import printable
+from conformer_vision.console import lost, note, open_streams
 from conformer_vision.errors import UserError
 from conformer_vision.extras import naming_extras
 from conformer_vision.parsing import PROGRAM, build_parser
@@ -48,15 +47,23 @@ _TAKING_RECIPES = ("train", "lr-find")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        open_streams()
+    status = _status(arguments)
+    if (error := lost()) is None or isinstance(error, BrokenPipeError) or arguments[:1] == ["train"]:
+        return status  # the reader has enough; a run is complete in its folder
+    note(f"error: cannot write the output: {error.strerror or error}")
+    return status or 2
+
+
+def _status(arguments: list[str]) -> int:
+    """Run the command line; its errors become lines and exit statuses."""
     try:
         with naming_extras():
             return _run(arguments)
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        note(f"error: {error}")
         return 2
-    except BrokenPipeError:  # as in `| head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt as interrupt:
         return train.stopped(interrupt)
 

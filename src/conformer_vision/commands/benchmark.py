@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_inference
-from conformer_vision.commands.output import console, printable
+from conformer_vision.console import note, say, show_table
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.parsing import build_parser as plain_parser
@@ -56,33 +55,28 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         threads=options.threads,
         device=options.device,
     )
-    result = benchmark(config, say=lambda line: print(printable(line), file=sys.stderr, flush=True))
+    result = benchmark(config, say=note)
     _print(result)
     if options.json is not None:
         with atomic_path(options.json) as temporary:
             temporary.write_text(result.to_json() + "\n", encoding="utf-8", errors="backslashreplace")
-        print(f"figures: {printable(options.json)}")
+        say(f"figures: {options.json}")
     wrong = [row for row in result.rows if row.wrong]
     for row in wrong:
-        print(f"wrong: {row.form}, batch {row.batch}: logits differ by {row.difference:.1e}", file=sys.stderr)
+        note(f"wrong: {row.form}, batch {row.batch}: logits differ by {row.difference:.1e}")
     return 1 if wrong else 0
 
 
 def _print(result: BenchmarkResult) -> None:
-    from rich.table import Table
-
-    print(printable(f"{result.machine}, torch {result.versions['torch']}"))
+    say(f"{result.machine}, torch {result.versions['torch']}")
     height, width = result.input_size[1:]
+    columns = ("form", "median ms", "p95 ms", "images/s", "speedup", "file MB", "difference")
     for size in sorted({row.batch for row in result.rows}):
         rows = [row for row in result.rows if row.batch == size]
-        table = Table(
-            title=f"batch {size}, {height} × {width} pixels, {rows[0].rounds} rounds", title_justify="left"
-        )
-        table.add_column("form")
-        for name in ("median ms", "p95 ms", "images/s", "speedup", "file MB", "difference"):
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(
+        say()
+        say(f"batch {size}, {height} x {width} pixels, {rows[0].rounds} rounds")
+        cells = [
+            (
                 row.form,
                 f"{row.median_ms:,.1f}",
                 f"{row.p95_ms:,.1f}",
@@ -91,12 +85,15 @@ def _print(result: BenchmarkResult) -> None:
                 f"{row.file_mb:,.1f}",
                 f"{'WRONG ' * row.wrong}{row.difference:.0e}",
             )
-        console().print(table)
+            for row in rows
+        ]
+        show_table(columns, cells)
+    say()
     for line in result.left_out:
-        print(f"not possible here: {printable(line)}")
-    print(f"speedup: over {result.rows[0].form}. difference: of the logits from the model's, relative.")
+        say(f"not possible here: {line}")
+    say(f"speedup: over {result.rows[0].form}. difference: of the logits from the model's, relative.")
     if any(row.form.endswith("int8") for row in result.rows):
-        print("int8 is calibrated on two photos here; 'export' calibrates and evaluates it on your images.")
+        say("int8 is calibrated on two photos here; 'export' calibrates and evaluates it on your images.")
     _print_next(result)
 
 
@@ -105,8 +102,8 @@ def _print_next(result: BenchmarkResult) -> None:
     best = min((row for row in result.rows if not row.wrong), key=lambda row: row.median_ms, default=None)
     if best is None:
         return
-    print(f"fastest with batch {best.batch}: {best.form}, {best.speedup:.2f} times {result.rows[0].form}")
+    say(f"fastest with batch {best.batch}: {best.form}, {best.speedup:.2f} times {result.rows[0].form}")
     if best.form not in ("eager", "folded"):
         form, _, precision = best.form.partition("-")
         command = f"conformer-vision export {result.model} --format {form}"
-        print(printable(command + (f" --precision {precision}" if precision else "")))
+        say(command + (f" --precision {precision}" if precision else ""))

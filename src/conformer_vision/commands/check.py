@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_splitting, splitting_of
-from conformer_vision.commands.output import console, printable
+from conformer_vision.console import emit, note, say, show_table
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import build_parser as plain_parser
 
@@ -86,13 +86,13 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
             progress=progress,
         )
     if options.json:
-        print(printable(result.to_json()))
+        emit(f"{result.to_json()}\n")
     else:
         _print(result)
         if options.page is not None:
-            print(f"page: {printable(options.page)}")
+            say(f"page: {options.page}")
         if options.fix is not None:
-            print(f"exclusion list: {printable(options.fix)} ({len(result.excluded):,} images)")
+            say(f"exclusion list: {options.fix} ({len(result.excluded):,} images)")
     return 0 if result.clean else 1
 
 
@@ -100,7 +100,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """Show a bar on stderr if that is a terminal, else occasional lines: stdout is for the result."""
     if not sys.stderr.isatty():
-        yield lines_of_progress(lambda line: print(line, file=sys.stderr, flush=True))
+        yield lines_of_progress(note)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -127,31 +127,26 @@ def lines_of_progress(
 
 
 def _print(result: CheckResult) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     from conformer_vision.check.result import MEANINGS
 
     parts = ", ".join(f"{split.name} {split.images:,}" for split in result.splits)
-    print(f"{result.images:,} images ({parts}) read in {result.seconds:.1f} s")
+    say(f"{result.images:,} images ({parts}) read in {result.seconds:.1f} s")
     if result.clean:
-        print("nothing found")
+        say("nothing found")
     else:
-        table = Table("finding", "count", "examples")
-        table.columns[1].justify = "right"
+        rows = []
         for kind, count in result.counts.items():
             if count:
                 examples = result.examples(kind)[:_MOST_EXAMPLES]
                 more = [f"and {count - len(examples):,} more"] if count > len(examples) else []
-                lines = escape(printable("\n".join([*examples, *more])))
-                table.add_row(MEANINGS[kind][0], f"{count:,}", lines)
-        console().print(table)
+                rows.append((MEANINGS[kind][0], "\n".join([*examples, *more]), f"{count:,}"))
+        show_table(("finding", "examples", "count"), rows, left=2)
     for split in result.splits:
         if split.ratio is not None:
             sizes = [count for count in split.counts.values() if count]
-            print(
+            say(
                 f"{split.name}: {len(split.counts)} classes of {min(sizes):,} to {max(sizes):,} images, "
                 f"ratio {split.ratio:.1f}"
             )
     for hint in result.hints:
-        print(f"hint: {hint}")
+        say(f"hint: {hint}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_inference, add_input_size, add_splitting, splitting_of
-from conformer_vision.commands.output import console, name_broken, printable
+from conformer_vision.commands.output import name_broken
+from conformer_vision.console import emit, note, say, show_table
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.runs import check_output
 
@@ -62,31 +62,28 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         exclude=options.exclude,
     )
     if options.json:
-        print(printable(evaluation.to_json()))
+        emit(f"{evaluation.to_json()}\n")
     else:
         _print(evaluation)
     status = name_broken(evaluation.broken)
     if image is not None:  # last, so that the numbers are out if it cannot be written
         save_confusion_matrix(evaluation.confusion, evaluation.classes, image)
-        print(f"confusion matrix: {printable(image)}", file=sys.stderr if options.json else sys.stdout)
+        (note if options.json else say)(f"confusion matrix: {image}")
     return status
 
 
 def _print(evaluation: Evaluation) -> None:
-    from rich.table import Table
-
     from conformer_vision.inference.confusion import confused_pairs
 
-    table = Table(title=f"{evaluation.samples:,} images, {evaluation.images_per_second:,.0f} per second")
-    for name in ("head", "top-1", "top-5", "loss"):
-        table.add_column(name, justify="left" if name == "head" else "right")
+    rows = []
     for head, top1 in evaluation.top1.items():
         top5 = "" if evaluation.top5 is None else f"{evaluation.top5[head]:.2%}"
-        table.add_row(head, f"{top1:.2%}", top5, f"{evaluation.loss[head]:.4f}")
-    console().print(table)
-    print(f"calibration: ECE {evaluation.ece:.2%}, NLL {evaluation.nll:.4f}")
+        rows.append((head, f"{top1:.2%}", top5, f"{evaluation.loss[head]:.4f}"))
+    say(f"{evaluation.samples:,} images, {evaluation.images_per_second:,.0f} per second")
+    show_table(("head", "top-1", "top-5", "loss"), rows)
+    say(f"calibration: ECE {evaluation.ece:.2%}, NLL {evaluation.nll:.4f}")
     if pairs := confused_pairs(evaluation.confusion)[:3]:
         texts = (f"{pair.true} as {pair.predicted} ({pair.images:,}, {pair.share:.0%})" for pair in pairs)
-        print(printable(f"most confused: {', '.join(texts)}"))
+        say(f"most confused: {', '.join(texts)}")
     if evaluation.broken:
-        print(f"left out: {len(evaluation.broken):,} that could not be read")
+        say(f"left out: {len(evaluation.broken):,} that could not be read")

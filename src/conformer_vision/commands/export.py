@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.output import console, printable
+from conformer_vision.console import note, say, show_table
 from conformer_vision.export.formats import FORMATS, Precision
 from conformer_vision.parsing import build_parser as plain_parser
 
@@ -49,7 +48,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         output=options.output,
         data=options.data,
         calibration_images=options.calibration_images,
-        say=lambda line: print(printable(line), file=sys.stderr, flush=True),
+        say=note,
     )
     _print(exported)
     return 0
@@ -57,22 +56,16 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
 def _print(exported: Exported) -> None:
     difference = exported.difference
-    print(
-        printable(f"{exported.path}: {exported.format}, {exported.precision}, {exported.size / 1e6:.1f} MB")
-    )
-    print(
+    say(f"{exported.path}: {exported.format}, {exported.precision}, {exported.size / 1e6:.1f} MB")
+    say(
         f"largest difference from the model on {difference.images} images: "
         f"{difference.relative:.1e} of the logits, {difference.probability:.1e} in probability; "
         f"the same first class for {difference.agreement:.1%}"
     )
     if exported.kept_float:
-        print(f"kept in float: {', '.join(exported.kept_float)}")
+        say(f"kept in float: {', '.join(exported.kept_float)}")
     if exported.accuracy is None:
         return
-    from rich.table import Table
-
     before, after = exported.accuracy
-    table = Table("head", "top-1 of the model", f"top-1 in {exported.precision}")
-    for head, top1 in before.top1.items():
-        table.add_row(head, f"{top1:.2%}", f"{after.top1[head]:.2%}")
-    console().print(table)
+    rows = [(head, f"{top1:.2%}", f"{after.top1[head]:.2%}") for head, top1 in before.top1.items()]
+    show_table(("head", "top-1 of the model", f"top-1 in {exported.precision}"), rows)

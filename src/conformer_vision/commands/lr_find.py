@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.train import add_recipe
+from conformer_vision.console import say
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.training.config import OPTIONS, add_options, config_from
 
@@ -37,10 +38,10 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     from conformer_vision.training.lr_find import draw_lr, find_lr
 
     found = find_lr(config_from(options, parser), steps=options.steps)
-    print(f"suggested: --lr {found.suggestion:.2g}")
+    say(f"suggested: --lr {found.suggestion:.2g}")
     if found.diverges_at is not None:
-        print(f"the loss stops falling at {found.diverges_at:.2g}")
+        say(f"the loss stops falling at {found.diverges_at:.2g}")
     if options.plot is not None:
         draw_lr(found, Path(options.plot))
-        print(f"plot: {options.plot}")
+        say(f"plot: {options.plot}")
     return 0

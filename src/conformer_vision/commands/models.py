@@ -6,7 +6,7 @@ import json
 
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.output import console
+from conformer_vision.console import emit, say, show_table
 from conformer_vision.parsing import build_parser as plain_parser
 
 
@@ -23,20 +23,18 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
     rows = describe_variants()
     if options.json:
-        print(json.dumps(rows, indent=2))
+        emit(f"{json.dumps(rows, indent=2)}\n")
         return 0
-    from rich.table import Table
-
-    table = Table(title="Conformers (parameters with 1,000 classes)")
-    for name in ("name", "image", "tokens", "parameters", "GMACs"):
-        table.add_column(name, justify="left" if name == "name" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
+    cells = [
+        (
             row["name"],
             f"{row['input_size']} px",
             str(row["tokens"]),
             f"{row['parameters'] / 1e6:.1f} M",
             f"{row['gmacs']:.2f}",
         )
-    console().print(table)
+        for row in rows
+    ]
+    say("Conformers (parameters with 1,000 classes)")
+    show_table(("name", "image", "tokens", "parameters", "GMACs"), cells)
     return 0

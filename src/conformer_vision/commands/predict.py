@@ -1,4 +1,4 @@
-"""The subcommand ``predict``: classify images."""
+"""The subcommand ``predict``: classify images, and print every answer when it is known."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_inference, add_input_size
-from conformer_vision.commands.output import console, printable
+from conformer_vision.console import emit, lost, note, printable, say, shorten, width
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import build_parser as plain_parser
 
 if TYPE_CHECKING:
     from conformer_vision.inference import Prediction
+
+    Write = Callable[[Prediction], None]
+
+_LEAST_COLUMNS = 40
 
 
 def build_parser() -> ArgumentParser:
@@ -28,97 +35,164 @@ def build_parser() -> ArgumentParser:
         "inputs",
         nargs="+",
         metavar="[MODEL] IMAGE_OR_FOLDER",
-        help="Images or folders of images. A model first: run folder, weights, checkpoint, ONNX or OpenVINO "
-        "file, or the name of published weights; without one the bundled weights are used.",
+        help="Images or folders of images. A model first, or with --model; without one the bundled weights "
+        "are used.",
+    )
+    parser.add_argument(
+        "--model",
+        type=str | None,
+        help="Run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights.",
     )
     parser.add_argument("--top_k", type=int, default=3, help="Number of classes per image.")
     add_inference(parser, batch_size=32)
     add_input_size(parser)
-    parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")
-    parser.add_argument("--csv", action="store_true", help="Print CSV instead of a table.")
+    parser.add_argument("--json", action="store_true", help="Print a JSON list.")
+    parser.add_argument("--jsonl", action="store_true", help="Print one JSON object per line.")
+    parser.add_argument("--csv", action="store_true", help="Print CSV with one row per class of an image.")
     return parser
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Run the subcommand; return the exit status."""
-    if options.json and options.csv:
-        raise UserError("--json and --csv exclude each other; give one of them")
+    formats = [name for name in ("json", "jsonl", "csv") if options[name]]
+    if len(formats) > 1:
+        raise UserError(f"--{formats[0]} and --{formats[1]} exclude each other; give one of them")
     from conformer_vision.inference import Predictor
+    from conformer_vision.inference.inputs import named_images
 
-    model, images = _take_model(options.inputs)
+    model, inputs = _split(options.model, options.inputs)
+    images = [image.name for image in named_images(inputs)]
     predictor = Predictor(
         model, device=options.device, batch_size=options.batch_size, input_size=options.input_size
     )
+    predictions = predictor.predict(images, top_k=options.top_k)
     if model is None:
-        print(f"using the bundled weights {predictor.model}", file=sys.stderr)
-    answers = predictor.predict(images, top_k=options.top_k)
-    write = _write_json if options.json else _write_csv if options.csv else _write_table
-    broken = write(answers)
-    if broken:
-        print(f"{broken} of the images could not be read", file=sys.stderr)
-    return 1 if broken else 0
+        note(f"using the bundled weights {predictor.model}")
+    columns = width() if sys.stdout.isatty() else None
+    if formats:
+        writer = {"json": _json_list, "jsonl": _json_lines, "csv": _csv}[formats[0]]()
+    else:
+        writer = _plain_lines() if columns is None else _aligned_lines(images, max(columns, _LEAST_COLUMNS))
+    with writer as write:
+        return _print(predictions, write, number=len(images))
 
 
-def _take_model(inputs: list[str]) -> tuple[str | None, list[str]]:
-    """Split the inputs into the model, None if all are images, and the images.
+def _split(model: str | None, inputs: list[str]) -> tuple[str | None, list[str]]:
+    """Return the model, None for the bundled weights, and the images.
 
     Raises:
-        UserError: A model without images.
+        UserError: A model without images, or one among the images.
     """
-    from conformer_vision.runs import is_model
+    from conformer_vision.runs import is_model, is_run_folder
 
     first, rest = inputs[0], inputs[1:]
     # A first name that does not exist is a model, so that a mistyped run does not pass for an image.
-    model = is_model(first) or (bool(rest) and (not os.path.exists(first) or os.path.isdir(first)))
-    if not model:
-        return None, inputs
-    if not rest:
+    names_model = is_model(first) or (bool(rest) and (not os.path.exists(first) or os.path.isdir(first)))
+    if model is None and names_model:
+        model, inputs = first, rest
+    if not inputs:
         raise UserError(f"{first} is a model; give images or folders of images after it")
-    return first, rest
+    for name in inputs:
+        if is_model(name) or is_run_folder(name):
+            remedy = (
+                f"give it first, or with --model {name}" if model is None else f"the model here is {model}"
+            )
+            raise UserError(f"{name} is a model, not an image; {remedy}")
+    return model, inputs
 
 
-def _failed(prediction: Prediction) -> bool:
-    """Tell whether there is no result, and print the reason to stderr."""
-    if prediction.error is not None:
-        print(f"skipped: {printable(prediction.error)}", file=sys.stderr)
-    return prediction.error is not None
+def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> int:
+    """Print the answers as they come, until the reader has gone or Ctrl-C; return the exit status."""
+    done = broken = 0
+    try:
+        for prediction in predictions:
+            if prediction.error is not None:
+                broken += 1
+                note(f"skipped: {prediction.error}")
+            write(prediction)
+            done += 1
+            if lost():
+                break
+    except KeyboardInterrupt:
+        note(f"stopped after {done:,} of {number:,} images")
+        return 130
+    if broken:
+        note(f"{broken} of the images could not be read")
+    return 1 if broken else 0
 
 
-def _write_table(predictions: Iterable[Prediction]) -> int:
-    from rich.markup import escape
-    from rich.table import Table
-
-    broken = 0
-    table = Table("image", "prediction")
-    for prediction in predictions:
-        if _failed(prediction):
-            broken += 1
-            continue
-        pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-        answer = "  ".join(f"{label} {probability:.1%}" for label, probability in pairs)
-        table.add_row(escape(printable(prediction.name)), escape(printable(answer)))
-    if table.row_count:
-        console().print(table)
-    return broken
+def _answers(prediction: Prediction) -> list[str]:
+    pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+    return [f"{label} {probability:.1%}" for label, probability in pairs]
 
 
-def _write_json(predictions: Iterable[Prediction]) -> int:
-    answers = list(predictions)
-    text = json.dumps([dataclasses.asdict(answer) for answer in answers], ensure_ascii=False, indent=2)
-    print(printable(text))
-    return sum(_failed(answer) for answer in answers)
+@contextmanager
+def _plain_lines() -> Iterator[Write]:
+    def write(prediction: Prediction) -> None:
+        if prediction.error is None:
+            say(f"{prediction.name}: {', '.join(_answers(prediction))}")
+
+    yield write
 
 
-def _write_csv(predictions: Iterable[Prediction]) -> int:
-    """Write one row per class of an image; an image without a result has one row with its error."""
-    broken = 0
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+@contextmanager
+def _aligned_lines(names: Sequence[str], columns: int) -> Iterator[Write]:
+    """Print two columns that fit a terminal; answers without room on the first line go below each other."""
+    from rich.cells import cell_len, set_cell_size
+
+    first = min(max(cell_len(printable(name)) for name in names), columns // 2 - 2)
+    rest = columns - first - 2
+
+    def write(prediction: Prediction) -> None:
+        if prediction.error is not None:
+            return
+        lines: list[str] = []
+        for answer in map(printable, _answers(prediction)):
+            answer = answer if cell_len(answer) <= rest else shorten(answer, rest)
+            if lines and cell_len(lines[-1]) + 2 + cell_len(answer) <= rest:
+                lines[-1] += f"  {answer}"
+            else:
+                lines.append(answer)
+        heads = [shorten(printable(prediction.name), first), *[""] * (len(lines) - 1)]
+        for head, line in zip(heads, lines, strict=True):
+            say(f"{set_cell_size(head, first)}  {line}")
+
+    yield write
+
+
+@contextmanager
+def _json_list() -> Iterator[Write]:
+    separator = ""
+
+    def write(prediction: Prediction) -> None:
+        nonlocal separator
+        text = json.dumps(dataclasses.asdict(prediction), ensure_ascii=False, indent=2)
+        emit(f"{separator}\n{textwrap.indent(text, '  ')}")
+        separator = ","
+
+    emit("[")
+    try:
+        yield write
+    finally:  # it stays a list after Ctrl-C
+        emit("\n]\n")
+
+
+@contextmanager
+def _json_lines() -> Iterator[Write]:
+    yield lambda prediction: emit(f"{json.dumps(dataclasses.asdict(prediction), ensure_ascii=False)}\n")
+
+
+@contextmanager
+def _csv() -> Iterator[Write]:
+    """Print one row per class of an image; an image without a result has one row with its error."""
+    writer = csv.writer(SimpleNamespace(write=emit), lineterminator="\n")
     writer.writerow(["image", "rank", "label", "probability", "error"])
-    for prediction in predictions:
-        name = printable(prediction.name)
-        if _failed(prediction):
-            broken += 1
-            writer.writerow([name, "", "", "", printable(str(prediction.error))])
-        for rank, label in enumerate(prediction.labels, start=1):
-            writer.writerow([name, rank, label, f"{prediction.probabilities[rank - 1]:.6f}", ""])
-    return broken
+
+    def write(prediction: Prediction) -> None:
+        if prediction.error is not None:
+            writer.writerow([prediction.name, "", "", "", prediction.error])
+        pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+        for rank, (label, probability) in enumerate(pairs, start=1):
+            writer.writerow([prediction.name, rank, label, f"{probability:.6f}", ""])
+
+    yield write

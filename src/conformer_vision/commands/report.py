@@ -5,7 +5,8 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_inference
-from conformer_vision.commands.output import name_broken, printable
+from conformer_vision.commands.output import name_broken
+from conformer_vision.console import say
 from conformer_vision.parsing import build_parser as plain_parser
 
 
@@ -29,5 +30,5 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         batch_size=options.batch_size,
         workers=options.workers,
     )
-    print(f"report: {printable(str(findings.path))}")
+    say(f"report: {findings.path}")
     return name_broken(findings.broken)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from conformer_vision.console import note, say
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import PROGRAM
 from conformer_vision.parsing import build_parser as plain_parser
@@ -101,8 +101,8 @@ def _finish(folder: Path) -> None:
         try:
             write_report(folder, workers=config.data.workers, device=config.hardware.device)
         except UserError as error:  # the run is complete without it
-            print(f"no report: {error}", file=sys.stderr)
-    print(f"run folder: {folder}")
+            note(f"no report: {error}")
+    say(f"run folder: {folder}")
 
 
 def resume(folder: str, arguments: list[str]) -> int:
@@ -136,5 +136,5 @@ def stopped(interrupt: KeyboardInterrupt) -> int:
         line = f"stopped; requeued job {job}" if requeue(job) else f"stopped; job {job} cannot be requeued"
     else:
         line = f"stopped; continue with: {PROGRAM} train --resume {folder}"
-    print(line, file=sys.stderr)
+    note(line)
     return 128 + number

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from ..console import note
 from ..data.loader import Batch
 from ..errors import UserError
 from ..files import atomic_path
@@ -62,9 +62,9 @@ class BrokenImages(Callback):
             self._known.add(line)
             self.lines.append(line)
             if len(self.lines) <= _MOST_SHOWN:
-                print(f"skipped: {line}", file=sys.stderr)
+                note(f"skipped: {line}")
         if len(self.lines) > _MOST_SHOWN >= len(self.lines) - len(new):
-            print(f"skipped: more; all are listed in {self.folder / BROKEN_FILE}", file=sys.stderr)
+            note(f"skipped: more; all are listed in {self.folder / BROKEN_FILE}")
         if write:
             with atomic_path(self.folder / BROKEN_FILE) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")

@@ -9,6 +9,7 @@ from datetime import timedelta
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from ..console import say
 from .callbacks import Recorder, Row
 from .groups import Progress
 from .schedule import Schedule
@@ -30,7 +31,7 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         left = 0.0 if trainer.should_stop else self.schedule.seconds_left(trainer.global_step)
         line = epoch_line(self.recorder.rows[-1], epochs=self.schedule.config.epochs, left=left)
-        print(line, flush=True)  # rich prints it above its bar
+        say(line)  # rich prints it above its bar
 
 
 class EpochBar(RichProgressBar):

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from torch.utils.data import Dataset
 
+from ..console import say
 from ..data import ImageDataModule
 from ..data.order import images_per_batch
 from ..data.stream import ImageStream
@@ -185,7 +186,7 @@ def prepare(config: TrainConfig, *, restored: bool = False) -> Parts:
         if processes > 1:
             raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
         data.batch_size = find_batch_size(network, data.train_images, config.data, config.hardware)
-        print(f"batch_size: {data.batch_size}", flush=True)
+        say(f"batch_size: {data.batch_size}")
     images = images_per_batch(data.batch_size, processes, config.data.accumulate)
     if images == 1 and not config.hardware.sync_bn:
         check_single(network)
