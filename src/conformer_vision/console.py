@@ -54,8 +54,8 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number < left else "right")
     for row in rows:
-        table.add_row(*(_Cell(cell) if number < left else printable(cell) for number, cell in enumerate(row)))
-    console = Console(file=sys.stdout, width=width() or _UNLIMITED, highlight=False)
+        table.add_row(*(_Cell(cell) if number < left else cell for number, cell in enumerate(row)))
+    console = Console(file=sys.stdout, width=width() or _UNLIMITED, highlight=False, markup=False)
     with console.capture() as captured:
         console.print(table)
     emit("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))

@@ -14,6 +14,7 @@ import sys
 from types import ModuleType
 
 import conformer_vision.models  # noqa: F401 - registers the models
+from conformer_vision.console import note, say
 
 # Tells processes that multiprocessing spawns which script they belong to.
 _SCRIPT_VARIABLE = "CONFORMER_VISION_SCRIPT"
@@ -26,16 +27,16 @@ def main() -> int:
     """Run the script that the command line names and return the exit status."""
     arguments = sys.argv[1:]
     if arguments[:1] in (["-h"], ["--help"]):
-        print(_USAGE)
+        say(_USAGE)
         return 0
     if not arguments:
-        print(_USAGE, file=sys.stderr)
+        note(_USAGE)
         return 2
     try:
         with open(arguments[0], "rb") as file:
             source = file.read()
     except OSError as error:
-        print(f"error: cannot read the script {arguments[0]} ({error.strerror})", file=sys.stderr)
+        note(f"error: cannot read the script {arguments[0]} ({error.strerror})")
         return 2
     _run(source, arguments)
     return 0
