@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import conformer_vision
@@ -37,6 +38,10 @@ def refused(call: Callable[..., object], *arguments: object) -> str:
         call(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def refused_arch(path: str | Path, arch: str) -> str:
+    return refused(lambda: load(path, arch=arch))
 
 
 def test_load_gives_model_spec_and_transform(run: Path) -> None:
@@ -102,18 +107,75 @@ def test_a_checkpoint_whose_variant_can_be_told(
 
 
 def test_a_checkpoint_that_could_be_of_several_variants(published: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save(published, tmp_path / "weights.pth")
-    line = refused(load, tmp_path / "weights.pth")
-    assert f"weights.pth fits several variants ({TINY}, " in line and "load_checkpoint" in line
+    path = tmp_path / "weights.pth"
+    torch.save(published, path)
+    assert f"weights.pth fits several variants ({TINY}, " in (line := refused(load, path)) and "arch" in line
+    assert load(path, arch="conformer_tiny_patch4_32").spec.input_size == (3, 32, 32)
+    line = refused_arch(path, "conformer_tiny_patch16_225")
+    assert line == f"arch 'conformer_tiny_patch16_225' is no model of timm; did you mean {TINY}?"
 
 
 @pytest.mark.usefixtures("published")
-def test_a_checkpoint_of_another_network_or_other_classes(tmp_path: Path) -> None:
+def test_classes_of_a_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those it names, those beside it, or numbers."""
+    weights = timm.create_model(TINY, num_classes=3).state_dict()
+    path = tmp_path / "weights.pth"
+    names = ("ant", "bee", "cat")
+    for meta in (
+        {"CLASSES": names},
+        {"dataset_meta": {"classes": list(names)}},
+        {"dataset_meta": {"CLASSES": names}},
+    ):
+        torch.save({"meta": meta | {"epoch": 3}, "state_dict": to_openmmlab(weights)}, path)
+        assert load(path).spec.classes == names
+    assert not caplog.messages
+    for meta in ({"CLASSES": names[:2]}, {"CLASSES": ("ant", "ant", "bee")}, {"CLASSES": 7}, None):
+        torch.save({"meta": meta, "state_dict": to_openmmlab(weights)}, path)
+        assert load(path).spec.classes == ("0", "1", "2")
+    assert "the names of the 3 classes" in caplog.text and "classes.txt" in caplog.text
+    (tmp_path / "classes.txt").write_text("x\ny\n")  # of another model
+    assert load(path).spec.classes == ("0", "1", "2")
+    (tmp_path / "classes.txt").write_text("x\ny\n犬\n", encoding="utf-8")
+    assert load(path).spec.classes == ("x", "y", "犬")
+
+
+def test_channels_suffixes_and_other_networks(published: dict[str, Tensor], tmp_path: Path) -> None:
+    grey = timm.create_model(TINY, num_classes=1000, in_chans=1)
+    torch.save({"model": to_official(grey.state_dict())}, tmp_path / "grey.pth.tar")
+    model, spec, transform = load(tmp_path / "grey.pth.tar")
+    assert spec.input_size == (1, 224, 224) and spec.mean == (pytest.approx(0.449),)
+    assert model(transform(Image.new("RGB", (40, 50)))[None]).shape == (1, 1000)
+
+    official = to_official(published)
+    save_file({name: value.contiguous() for name, value in official.items()}, tmp_path / "bare.safetensors")
+    (tmp_path / "bare.pth").write_bytes((tmp_path / "bare.safetensors").read_bytes())
+    torch.save(official, tmp_path / "pickled.safetensors")
+    for name in ("bare.safetensors", "bare.pth", "pickled.safetensors"):
+        assert load(tmp_path / name).spec.model == TINY
+
+    resnet = timm.create_model("test_resnet", num_classes=5, in_chans=3)
+    torch.save({"arch": "test_resnet", "state_dict": resnet.state_dict()}, tmp_path / "resnet.pth")
+    assert load(tmp_path / "resnet.pth").spec.model == "test_resnet"
+    torch.save({f"module.{name}": value for name, value in resnet.state_dict().items()}, tmp_path / "bare.pt")
+    loaded = load(tmp_path / "bare.pt", arch="test_resnet")
+    assert loaded.spec.num_classes == 5
+    assert torch.equal(loaded.model.state_dict()["fc.weight"], resnet.state_dict()["fc.weight"])
+    assert "does not fit ResNet" in refused_arch(tmp_path / "bare.pt", "resnet18")
+    assert "has no classifier head" in refused_arch(tmp_path / "bare.pt", "test_vit")
+
+
+def test_where_an_architecture_has_no_effect(run: Path, tmp_path: Path) -> None:
+    assert load(run, arch=SPEC.model).spec == SPEC
+    assert f"is a {SPEC.model}; leave arch {TINY} out" in refused_arch(run, TINY)
+    assert "leave it out" in refused_arch(SHIPPED, TINY)
+    (tmp_path / "model.onnx").touch()
+    assert "leave it out" in refused_arch(tmp_path / "model.onnx", TINY)
+
+
+@pytest.mark.usefixtures("published")
+def test_files_that_are_no_checkpoint_of_a_network(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
-    assert "linear.pt fits no variant of Conformer for colour images" in refused(load, tmp_path / "linear.pt")
-    model = timm.create_model(TINY, num_classes=7)
-    torch.save({"arch": TINY, "state_dict": model.state_dict()}, tmp_path / "seven.pth")
-    assert "seven.pth has 7 classes whose names are not known" in refused(load, tmp_path / "seven.pth")
+    assert "linear.pt has no model spec, and its parameters are" in refused(load, tmp_path / "linear.pt")
     (tmp_path / "cut.pth").write_bytes(b"PK")
     assert "damaged" in refused(load, tmp_path / "cut.pth")
 

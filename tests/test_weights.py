@@ -161,7 +161,7 @@ def test_a_future_format_and_a_mistyped_model_name_the_remedy(saved: Path) -> No
     rewrite(saved, spec=edited(format=2))
     assert "update conformer-vision" in message(saved)
     rewrite(saved, spec=edited(model="test_resnett"))
-    assert "'test_resnet'" in message(saved)
+    assert "did you mean test_resnet?" in message(saved)
 
 
 def test_keys_of_other_releases(saved: Path) -> None:

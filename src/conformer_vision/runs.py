@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,17 +54,32 @@ class ModelSource:
     kind: Kind
     path: Path
     """The file, or the name of published weights."""
+    arch: str | None = None
+    """Architecture of a checkpoint that does not say it, by its name in timm's registry."""
 
 
-def find_model(path_or_name: str | Path) -> ModelSource:
+def find_model(path_or_name: str | Path, *, arch: str | None = None) -> ModelSource:
     """Decide what a path to a model, or the name of one, means.
 
     A run folder means its best weights; where training ended before the first validation there are none, and
     the last weights are taken with a logged warning. An existing path wins over a published name.
 
+    Args:
+        path_or_name: The path, or the name.
+        arch: See `ModelSource`.
+
     Raises:
         UserError: Nothing there, a folder without weights, or a file that is not opened.
     """
+    source = _find(path_or_name)
+    if arch is None:
+        return source
+    if source.kind not in ("weights", "checkpoint"):
+        raise UserError(f"arch {arch} is for checkpoints of other programs; leave it out for {source.path}")
+    return replace(source, arch=arch)
+
+
+def _find(path_or_name: str | Path) -> ModelSource:
     path = Path(path_or_name)
     if os.path.isdir(path):  # of os.path, since pathlib raises errors for names that are too long
         if (weights := find_weights(path)) is None:

@@ -6,10 +6,12 @@ Nothing in a file is ever executed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import timm
@@ -22,11 +24,14 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError, nearest, reason_of
 from conformer_vision.files import atomic_path
 from conformer_vision.models import VARIANTS, Conformer
-from conformer_vision.models.checkpoints import check_fit, load_checkpoint, read_checkpoint
-from conformer_vision.models.published import create_published, imagenet_classes, tell_variant
+from conformer_vision.models.checkpoints import check_fit, is_safetensors, load_checkpoint, read_checkpoint
+from conformer_vision.models.foreign import Foreign, describe_checkpoint
+from conformer_vision.models.published import create_published, imagenet_classes
 from conformer_vision.preprocessing import Transform, evaluation_transform
-from conformer_vision.runs import LAST_CHECKPOINT, ModelSource, find_model, find_weights
+from conformer_vision.runs import CLASSES_FILE, LAST_CHECKPOINT, ModelSource, find_model, find_weights
 from conformer_vision.spec import METADATA_KEY, ModelSpec, Preprocessing
+
+_log = logging.getLogger(__name__)
 
 
 class LoadedModel(NamedTuple):
@@ -39,30 +44,30 @@ class LoadedModel(NamedTuple):
     """From an RGB image to the model's input (C, H, W)."""
 
 
-def load(path_or_name: str | Path) -> LoadedModel:
+def load(path_or_name: str | Path, *, arch: str | None = None) -> LoadedModel:
     """Load a trained model with its specification and its evaluation transform.
 
     Args:
         path_or_name: A run folder, a weights file, a checkpoint, or the name of published weights
             (``conformer_small_patch16_224``, ``resnet50.a1_in1k``), which are downloaded once. A checkpoint
-            is a run's own ``last.ckpt``, or a file in the authors', OpenMMLab's or timm's layout whose
-            variant and classes can be told from its content.
+            is a run's own ``last.ckpt``, or a file in the authors', OpenMMLab's or timm's layout. Its classes
+            are those it names, those of a ``classes.txt`` beside it (one name per line), or ImageNet's;
+            otherwise they are numbered, with a logged warning.
+        arch: timm's name of a checkpoint's architecture, where its content does not tell.
 
     Raises:
         UserError: No such path or name, a damaged file, weights that do not fit, or an exported file, which
             `Predictor` reads.
     """
-    model, spec = load_model(path_or_name)
+    model, spec = load_model(find_model(path_or_name, arch=arch))
     return LoadedModel(model, spec, evaluation_transform(spec))
 
 
 def load_model(path_or_name: str | Path | ModelSource) -> tuple[nn.Module, ModelSpec]:
     """Load a trained model and its specification, as `load` without the transform."""
     source = path_or_name if isinstance(path_or_name, ModelSource) else find_model(path_or_name)
-    if source.kind == "weights":
-        return _load_weights(source.path)
-    if source.kind == "checkpoint":
-        return _load_checkpoint(source.path)
+    if source.kind in ("weights", "checkpoint"):
+        return _load_file(source.path, source.arch)
     if source.kind == "published":
         return _load_published(str(source.path))
     raise UserError(f"{source.path} is an export, which `Predictor` runs; give the run folder or weights")
@@ -139,27 +144,74 @@ def _load_published(name: str) -> tuple[nn.Module, ModelSpec]:
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.file:  # bundled with the package, specification included
         return _load_weights(Path(cfg.file))
-    model = create_published(name)
-    return model, _imagenet_spec(name.partition(".")[0], model, origin=name)
+    model: Any = create_published(name)
+    if (named := imagenet_classes(model.num_classes)) is None:
+        raise UserError(
+            f"{name} has {model.num_classes} classes whose names are not known; only ImageNet's are"
+        )
+    return model, _spec_of(name.partition(".")[0], model, *named)
 
 
-def _load_checkpoint(path: Path) -> tuple[nn.Module, ModelSpec]:
-    """Load a run's own checkpoint, whose specification is beside it, or one in a known layout."""
+def _load_file(path: Path, arch: str | None) -> tuple[nn.Module, ModelSpec]:
+    """Load weights with a specification, a run's own checkpoint with one beside it, or another checkpoint."""
+    if _has_spec(path):
+        model, spec = _load_weights(path)
+        if arch not in (None, spec.model):
+            raise UserError(f"{path} is a {spec.model}; leave arch {arch} out")
+        return model, spec
     if path.name == LAST_CHECKPOINT and (beside := find_weights(path.parent)) is not None:
         model, spec = _load_weights(beside)
-    else:
-        variant, num_classes = tell_variant(read_checkpoint(path), label=str(path))
-        model = timm.create_model(variant, num_classes=num_classes)
-        spec = _imagenet_spec(variant, model, origin=str(path))
+        load_checkpoint(model, path)
+        return model, spec
+    found = describe_checkpoint(read_checkpoint(path), label=str(path), arch=arch)
+    model = timm.create_model(found.model, num_classes=found.num_classes, in_chans=found.in_chans)
     load_checkpoint(model, path)
-    return model.eval(), spec
+    return model.eval(), _spec_of(found.model, model, *_names_of(found, path), in_chans=found.in_chans)
 
 
-def _imagenet_spec(variant: str, model: nn.Module, *, origin: str) -> ModelSpec:
-    classes, descriptions = imagenet_classes(model, label=origin)
+def _names_of(found: Foreign, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the classes of a checkpoint and their descriptions, which are ImageNet's or none."""
+    number, imagenet = found.num_classes, imagenet_classes(found.num_classes)
+    file = path.with_name(CLASSES_FILE)
+    try:
+        beside = tuple(file.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError):
+        beside = ()
+    if len(set(beside)) == number and all(beside):
+        return beside, ()
+    # OpenMMLab's own weights have ImageNet's names in English.
+    if imagenet is not None and found.classes[:1] in ((), imagenet[1][:1]):
+        return imagenet
+    if not found.classes:
+        _log.warning(
+            "the names of the %d classes in %s are not known, so they are numbered; a file %s beside it, with"
+            " one name per line, gives them",
+            *(number, path, CLASSES_FILE),
+        )
+    return found.classes or tuple(map(str, range(number))), ()
+
+
+def _spec_of(
+    name: str, model: nn.Module, classes: tuple[str, ...], descriptions: tuple[str, ...], *, in_chans: int = 3
+) -> ModelSpec:
+    """Return the specification of a model that comes without one: its input is prepared as timm does."""
     data = resolve_model_data_config(model)
-    preprocessing = {each.name: data[each.name] for each in fields(Preprocessing)}
-    return ModelSpec(variant, classes=classes, descriptions=descriptions, **preprocessing)
+    values = {each.name: data[each.name] for each in fields(Preprocessing)}
+    values["input_size"] = (in_chans, *values["input_size"][1:])
+    if in_chans == 1:  # grey: the mean over the colours
+        values |= {name: (fmean(values[name]),) for name in ("mean", "std")}
+    return ModelSpec(name, classes=classes, descriptions=descriptions, **values)
+
+
+def _has_spec(path: Path) -> bool:
+    """Tell whether a file is, whatever its suffix, safetensors with a specification, or damaged."""
+    if not is_safetensors(path):
+        return False
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return True
 
 
 def _load_weights(path: Path) -> tuple[nn.Module, ModelSpec]:
@@ -178,9 +230,7 @@ def _load_weights(path: Path) -> tuple[nn.Module, ModelSpec]:
 
 def _read_spec(metadata: dict[str, str] | None, path: Path) -> ModelSpec:
     if metadata is None or METADATA_KEY not in metadata:
-        raise UserError(
-            f"{path} has no model spec (metadata {METADATA_KEY!r}); 'conformer-vision train' writes one"
-        )
+        raise UserError(f"{path} has no model spec; 'conformer-vision train' writes one")
     try:
         return ModelSpec.from_json(metadata[METADATA_KEY])
     except UserError as error:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.options import add_inference, add_input_size, add_splitting, splitting_of
+from conformer_vision.commands.options import (
+    add_arch,
+    add_inference,
+    add_input_size,
+    add_splitting,
+    splitting_of,
+)
 from conformer_vision.commands.output import name_broken
 from conformer_vision.console import emit, note, say, show_table
 from conformer_vision.parsing import build_parser as plain_parser
@@ -34,6 +40,7 @@ def build_parser() -> ArgumentParser:
     )
     add_inference(parser, batch_size=64, workers=True)
     add_input_size(parser)
+    add_arch(parser)
     parser.add_argument(
         "--confusion_matrix", metavar="PNG", type=str | None, help="Also draw the confusion matrix."
     )
@@ -60,6 +67,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         splitting=splitting_of(options, default=read_run_data(options.model).splitting),
         data_dir=options.data_dir,
         exclude=options.exclude,
+        arch=options.arch,
     )
     if options.json:
         emit(f"{evaluation.to_json()}\n")

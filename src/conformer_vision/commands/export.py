@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
+from conformer_vision.commands.options import add_arch
 from conformer_vision.console import note, say, show_table
 from conformer_vision.export.formats import FORMATS, Precision
 from conformer_vision.parsing import build_parser as plain_parser
@@ -34,6 +35,7 @@ def build_parser() -> ArgumentParser:
         default=128,
         help="Number of images that int8 is calibrated on.",
     )
+    add_arch(parser)
     return parser
 
 
@@ -48,6 +50,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         output=options.output,
         data=options.data,
         calibration_images=options.calibration_images,
+        arch=options.arch,
         say=note,
     )
     _print(exported)

@@ -36,6 +36,16 @@ def add_input_size(parser: ArgumentParser) -> None:
     )
 
 
+def add_arch(parser: ArgumentParser) -> None:
+    """Add the option that names the architecture of a checkpoint of another program."""
+    parser.add_argument(
+        "--arch",
+        metavar="NAME",
+        type=str | None,
+        help="Model of timm that a checkpoint is of, if its content does not tell.",
+    )
+
+
 def add_splitting(parser: ArgumentParser, *, of_run: bool) -> None:
     """Add the options that say how a set is split, and where named sets are.
 

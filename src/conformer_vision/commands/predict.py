@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.options import add_inference, add_input_size
+from conformer_vision.commands.options import add_arch, add_inference, add_input_size
 from conformer_vision.console import emit, lost, note, printable, say, shorten, width
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import build_parser as plain_parser
@@ -46,6 +46,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--top_k", type=int, default=3, help="Number of classes per image.")
     add_inference(parser, batch_size=32)
     add_input_size(parser)
+    add_arch(parser)
     parser.add_argument("--json", action="store_true", help="Print a JSON list.")
     parser.add_argument("--jsonl", action="store_true", help="Print one JSON object per line.")
     parser.add_argument("--csv", action="store_true", help="Print CSV with one row per class of an image.")
@@ -63,7 +64,11 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     model, inputs = _split(options.model, options.inputs)
     images = [image.name for image in named_images(inputs)]
     predictor = Predictor(
-        model, device=options.device, batch_size=options.batch_size, input_size=options.input_size
+        model,
+        device=options.device,
+        batch_size=options.batch_size,
+        input_size=options.input_size,
+        arch=options.arch,
     )
     predictions = predictor.predict(images, top_k=options.top_k)
     if model is None:

@@ -56,6 +56,7 @@ def export(
     output: str | Path | None = None,
     data: Data | None = None,
     calibration_images: int = 128,
+    arch: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Write a trained model in another format, and check the file against the model.
@@ -69,6 +70,7 @@ def export(
         data: Labelled images, as training takes them; defaults to those in the run's ``config.yaml``. int8 is
             calibrated on the training images and evaluated on the validation images.
         calibration_images: Number of images that int8 is calibrated on.
+        arch: timm's name of a checkpoint's architecture, where its content does not tell; see `load`.
         say: Receives each step as one line.
 
     Raises:
@@ -80,7 +82,7 @@ def export(
     entry.check(precision)
     if calibration_images < 1:
         raise UserError(f"calibration_images {calibration_images}: must be 1 or more")
-    source = find_model(model)
+    source = find_model(model, arch=arch)
     target = _target(source, entry, precision, folder=Path(model)) if output is None else Path(output)
     _check_target(target, entry, source)
     network, spec = load_model(source)
@@ -106,8 +108,8 @@ def export(
             from conformer_vision.inference.evaluation import evaluate  # needs the extra `train`
 
             before, after = (
-                evaluate(file, images.data, splitting=images.splitting, data_dir=images.data_dir)
-                for file in (source.path, written)
+                evaluate(file, images.data, splitting=images.splitting, data_dir=images.data_dir, arch=name)
+                for file, name in ((source.path, arch), (written, None))
             )
             accuracy = before, after
         _move(written, target)

@@ -24,6 +24,7 @@ from conformer_vision.inference.confusion import Confusion
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
+from conformer_vision.runs import find_model
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def evaluate(
     workers: int = 0,
     device: str | torch.device = "auto",
     input_size: InputSize | None = None,
+    arch: str | None = None,
 ) -> Evaluation:
     """Evaluate a trained model on labelled images, without augmentation.
 
@@ -106,12 +108,13 @@ def evaluate(
         workers: Processes that read images; 0 reads them in this one.
         device: ``auto`` or a torch device.
         input_size: Pixels of the square input, or (height, width), instead of the model's own.
+        arch: timm's name of a checkpoint's architecture, where its content does not tell; see `load`.
 
     Raises:
         UserError: No such model or data, an input size that the model cannot take, no image that can be read,
             or a model whose output is not finite. Single broken images are left out and named in the result.
     """
-    trained = TrainedModel(model, device=device, input_size=input_size)
+    trained = TrainedModel(find_model(model, arch=arch), device=device, input_size=input_size)
     run = read_run_data(trained.path)
     images = LabelledImages(
         data, split, splitting or run.splitting, data_dir=data_dir or run.data_dir, exclude=exclude

@@ -20,6 +20,7 @@ from conformer_vision.inference.inputs import ImageInput, NamedImage, named_imag
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.models.variants import SHIPPED
+from conformer_vision.runs import find_model
 
 
 class Guess(NamedTuple):
@@ -56,6 +57,7 @@ class Predictor:
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, or another torch device.
         batch_size: Images per forward pass.
         input_size: Pixels of the square input, or (height, width), instead of the model's own.
+        arch: timm's name of a checkpoint's architecture, where its content does not tell; see `load`.
 
     Raises:
         UserError: No such model or device, a damaged file, or a size that the model cannot take.
@@ -68,12 +70,12 @@ class Predictor:
         device: str | torch.device = "auto",
         batch_size: int = 32,
         input_size: InputSize | None = None,
+        arch: str | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
-        self._trained = TrainedModel(
-            SHIPPED if model is None else model, device=device, input_size=input_size
-        )
+        source = find_model(SHIPPED if model is None else model, arch=arch)
+        self._trained = TrainedModel(source, device=device, input_size=input_size)
         self._batch_size = batch_size
         self._readers = min(4, os.cpu_count() or 1)
 

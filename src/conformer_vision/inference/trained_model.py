@@ -11,7 +11,7 @@ from torch import Tensor
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.runtimes import FUSED, Runtime, open_runtime
 from conformer_vision.preprocessing import evaluation_transform
-from conformer_vision.runs import find_model
+from conformer_vision.runs import ModelSource, find_model
 from conformer_vision.spec import ModelSpec
 
 InputSize = int | tuple[int, int]
@@ -33,12 +33,12 @@ class TrainedModel:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | ModelSource,
         *,
         device: str | torch.device = "auto",
         input_size: InputSize | None = None,
     ) -> None:
-        source = find_model(model)
+        source = model if isinstance(model, ModelSource) else find_model(model)
         self.path = source.path
         self.runtime = open_runtime(source, device=device)
         self.spec = self.runtime.spec

@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.parse
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ __all__ = [
     "checkpoint_filter_fn",
     "convert_state_dict",
     "fetch_pretrained",
+    "is_safetensors",
     "load_checkpoint",
     "read_checkpoint",
     "to_official",
@@ -213,9 +214,8 @@ def _read_file(path: Path, *, label: str) -> Mapping[str, object]:
     if suffix not in (".safetensors", *_PICKLE_SUFFIXES):
         known = ", ".join((".safetensors", *_PICKLE_SUFFIXES))
         raise UserError(f"{label}: unknown kind of checkpoint {suffix!r}; known are {known}")
-    read: Callable[[Path], object] = load_file if suffix == ".safetensors" else _unpickle
     try:
-        checkpoint = read(path)
+        checkpoint: object = load_file(path) if is_safetensors(path) else _unpickle(path)
     except PermissionError as error:
         raise UserError(f"{label}: may not be read; change its permissions") from error
     except Exception as error:  # a damaged file can fail in any way inside of the readers
@@ -235,11 +235,23 @@ def _read_file(path: Path, *, label: str) -> Mapping[str, object]:
     return checkpoint
 
 
+def is_safetensors(path: Path) -> bool:
+    """Tell a safetensors file from a pickle by its first bytes, or where they say nothing by its suffix."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        start = b""
+    pickled = start.startswith((b"PK", b"\x80"))
+    return start[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not pickled)
+
+
 def _unpickle(path: Path) -> object:
     # The training arguments that timm and the authors' code keep beside the weights: names and plain values.
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on kinds of pickle that are refused anyway, in one line
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path torch.load would trust the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _head_names(model: nn.Module) -> tuple[str, ...]:
