@@ -150,7 +150,7 @@ def test_evaluate(trained: Path, tmp_path: Path) -> None:
     image = tmp_path / "confusion.png"
     done = run("evaluate", trained, "--data=digits", "--confusion_matrix", image)
     assert (done.status, done.err) == (0, "")
-    for word in ("conv", "trans", "fused", "top-1", "top-5", "%", "179 images", "most confused", str(image)):
+    for word in ("conv", "trans", "fused", "top-1", "top-5", "%", "179 images", " taken for ", str(image)):
         assert word in done.out, word
     Image.open(image).verify()
 

@@ -90,8 +90,7 @@ def _print(evaluation: Evaluation) -> None:
     say(f"{evaluation.samples:,} images, {evaluation.images_per_second:,.0f} per second")
     show_table(("head", "top-1", "top-5", "loss"), rows)
     say(f"calibration: ECE {evaluation.ece:.2%}, NLL {evaluation.nll:.4f}")
-    if pairs := confused_pairs(evaluation.confusion)[:3]:
-        texts = (f"{pair.true} as {pair.predicted} ({pair.images:,}, {pair.share:.0%})" for pair in pairs)
-        say(f"most confused: {', '.join(texts)}")
+    for pair in confused_pairs(evaluation.confusion)[:3]:
+        say(f"{pair.true} taken for {pair.predicted}: {pair.images:,} ({pair.share:.0%})")
     if evaluation.broken:
         say(f"left out: {len(evaluation.broken):,} that could not be read")
