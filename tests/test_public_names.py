@@ -79,12 +79,6 @@ def test_packages_that_are_called_in_any_order_of_imports() -> None:
     python("-c", ORDERS)
 
 
-def test_importing_registers_the_models_whatever_the_program_is_called(tmp_path: Path) -> None:
-    program = tmp_path / "conformer-vision.py"
-    program.write_text(f"import conformer_vision, timm; print(timm.is_model({MODEL!r}))")
-    assert python(program) == "True\n"
-
-
 WORKERS = """
 import multiprocessing, sys
 import conformer_vision_command

@@ -6,11 +6,12 @@ import csv
 import dataclasses
 import json
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -114,8 +115,9 @@ def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> i
             if prediction.error is not None:
                 broken += 1
                 note(f"skipped: {prediction.error}")
-            write(prediction)
-            done += 1
+            with _uninterrupted():
+                write(prediction)
+                done += 1
             if lost():
                 break
     except KeyboardInterrupt:
@@ -124,6 +126,19 @@ def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> i
     if broken:
         note(f"{broken} of the images could not be read")
     return 1 if broken else 0
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off to the end of the block, so that no answer is printed in part."""
+    came: list[tuple[int, FrameType | None]] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came and callable(handler):
+            handler(*came[0])
 
 
 def _answers(prediction: Prediction) -> list[str]:

@@ -1,0 +1,185 @@
+"""The subcommand predict: models and images, formats, terminals, pipes, Ctrl-C."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from rich.cells import cell_len
+
+from command_line import COMMAND, ENVIRONMENT, class_folders, one_line, run
+from conformer_vision.cli import main
+from conformer_vision.models import variants
+from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import save_model
+
+CLASSES = ("猫", "собака", "naïve goldfish 🐟")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights whose classes no single console but a UTF-8 one can show."""
+    path = tmp_path_factory.mktemp("model") / "best.safetensors"
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=len(CLASSES))
+    save_model(network, ModelSpec("test_resnet", {}, CLASSES, (3, 32, 32)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine images with long paths, of which the fifth is broken."""
+    root = tmp_path_factory.mktemp("images of a study that has a long name") / "the folder of one class"
+    class_folders(root.parent, **{root.name: 9})
+    (root / "4.png").write_bytes(b"no image")
+    return root
+
+
+# ---- what is the model -----------------------------------------------------------------------------
+
+
+def test_with_the_bundled_weights(images: Path, tmp_path: Path) -> None:
+    """Images alone, one folder, or the name of the weights: the same answers, from any folder."""
+    image = sorted(images.iterdir())[1]
+    alone = run("predict", image, "--csv")
+    assert alone.status == 0
+    assert variants.SHIPPED in alone.err
+    assert len({row["label"] for row in csv.DictReader(io.StringIO(alone.out))}) == 3
+    named = run("predict", variants.SHIPPED, image, "--csv")
+    assert (named.status, named.out, named.err) == (0, alone.out, "")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / image.name).write_bytes(image.read_bytes())
+    folder = run("predict", tmp_path / "one", "--csv")
+    assert folder.out.replace(str(tmp_path / "one"), str(images)) == alone.out
+    missing = run("predict", tmp_path / "missing.png", "--csv")
+    assert missing.status == 1
+    assert "missing.png" in missing.err
+
+
+def test_the_model_is_the_first_name_or_an_option(model: Path, folder: Path) -> None:
+    first = run("predict", model, folder)
+    assert (first.status, first.err.count("\n")) == (1, 2)
+    for arguments in (["--model", model, folder], [folder, f"--model={model}"], [folder, "--model", model]):
+        assert run("predict", *arguments) == first
+
+
+FILES = ("best.safetensors", "last.ckpt", "conformer.pth", "model.onnx")
+
+
+@pytest.mark.parametrize("name", [*FILES, "resnet18", ""])
+def test_a_model_among_the_images_is_an_error(name: str, model: Path, folder: Path, tmp_path: Path) -> None:
+    """Also a run folder (the empty name), which holds images of its own."""
+    (tmp_path / "config.yaml").write_text("data: photos\n")
+    Image.new("RGB", (32, 32)).save(tmp_path / "curves.png")
+    for file in FILES:
+        (tmp_path / file).write_bytes(model.read_bytes())
+    other = name if name == "resnet18" else str(tmp_path / name)
+    line = one_line(run("predict", folder / "1.png", other))
+    assert f"{other} is a model, not an image; give it first, or with --model" in line
+    line = one_line(run("predict", folder / "1.png", other, "--model", model))
+    assert f"{other} is a model, not an image; the model here is {model}" in line
+    assert f"the model here is {model}" in one_line(run("predict", model, other, folder / "1.png"))
+
+
+# ---- what is printed -------------------------------------------------------------------------------
+
+
+def test_plain_lines_in_a_pipe(model: Path, folder: Path) -> None:
+    done = run("predict", model, folder, "--top_k=2")
+    assert done.status == 1
+    assert done.err.splitlines()[0].startswith(f"skipped: {folder}/4.png: ")
+    assert done.err.splitlines()[1] == "1 of the images could not be read"
+    names, answers = zip(*(line.split(": ") for line in done.out.splitlines()), strict=True)
+    assert names == tuple(f"{folder}/{number}.png" for number in (0, 1, 2, 3, 5, 6, 7, 8))
+    assert all(len(answer.split(", ")) == 2 and answer.endswith("%") for answer in answers)
+
+
+def test_csv(model: Path, folder: Path) -> None:
+    done = run("predict", model, folder / "4.png", folder / "5.png", "--csv", "--top_k=99")
+    assert done.status == 1
+    broken, *rows = csv.DictReader(io.StringIO(done.out))
+    assert (
+        broken["image"] == f"{folder}/4.png" and f"{folder}/4.png" in broken["error"] and not broken["rank"]
+    )
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    assert {row["label"] for row in rows} == set(CLASSES)
+    assert sum(float(row["probability"]) for row in rows) == pytest.approx(1)
+
+
+def test_json_and_json_lines(model: Path, folder: Path) -> None:
+    done = run("predict", model, folder, "--json")
+    assert done.status == 1
+    answers = json.loads(done.out)
+    assert [answer["error"] is None for answer in answers] == [number != 4 for number in range(9)]
+    assert set(answers[0]["labels"]) == set(CLASSES)
+    lines = run("predict", model, folder, "--jsonl").out.splitlines()
+    assert [json.loads(line) for line in lines] == answers
+    assert "--json and --csv exclude each other" in one_line(run("predict", model, folder, "--json", "--csv"))
+
+
+class Terminal(io.StringIO):
+    """Stands in for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_a_terminal_gets_columns_that_fit(
+    columns: int, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["predict", str(model), str(folder)]) == 1
+    lines = terminal.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= columns
+    starts = [line for line in lines if line[0] != " "]
+    assert [line.split(".png  ")[0][-1] for line in starts] == list("01235678"), "the names of the files stay"
+    assert all(name in terminal.getvalue() for name in CLASSES)
+    assert (len(lines) > len(starts)) == (columns < 100), "answers without room go below"
+
+
+# ---- as processes ----------------------------------------------------------------------------------
+
+
+def test_a_console_without_unicode(model: Path, folder: Path) -> None:
+    command = [*COMMAND, "predict", model, folder / "1.png", folder / "4.png", "--device=cpu", "--json"]
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=100, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 2)
+    assert set(json.loads(done.stdout.decode("cp1252"))[0]["labels"]) == set(CLASSES)
+
+
+def test_a_reader_that_has_enough(model: Path, folder: Path) -> None:
+    images = [str(folder / "1.png")] * 3000
+    command = [*COMMAND, "predict", str(model), *images, "--batch_size=1", "--device=cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert process.stdout is not None and process.stderr is not None
+    with process.stdout as out:
+        assert out.readline().startswith(os.fsencode(images[0]))
+    with process.stderr as err:
+        assert (process.wait(100), err.read()) == (0, b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_ctrl_c_keeps_the_answers_so_far(model: Path, folder: Path) -> None:
+    images = [str(folder / "1.png")] * 3000
+    command = [*COMMAND, "predict", str(model), *images, "--batch_size=1", "--device=cpu", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert process.stdout is not None and process.stderr is not None
+    with process.stdout as out, process.stderr as err:
+        head = out.readline() + out.readline()
+        process.send_signal(signal.SIGINT)
+        answers = json.loads(head + out.read())
+        assert process.wait(100) == 130
+        assert 0 < len(answers) < 3000
+        assert err.read().decode() == f"stopped after {len(answers):,} of 3,000 images\n"
