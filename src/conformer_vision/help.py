@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Iterable
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import DefaultHelpFormatter
 
@@ -60,12 +60,15 @@ class HelpFormatter(DefaultHelpFormatter):
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         hint = getattr(action, "_typehint", None) or action.type
         kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+        kinds = [kind for kind in kinds if get_origin(kind) is not list]  # its items are there alone too
         words = [_KINDS.get(kind) or "|".join(map(str, get_args(kind))) for kind in kinds]
         return "|".join(words) if all(words) else str(super()._get_default_metavar_for_optional(action))
 
     def _format_action(self, action: argparse.Action) -> str:
         if action.help == _NESTED_FILE:
             return ""  # jsonargparse would read a group of options from a file; recipes do that
+        if action.metavar == "{true,false,null}":
+            action.metavar = "{true,false}"  # no word for what is left open
         if action.dest == "print_config":
             action.help = "Print the configuration and exit."
         return str(super()._format_action(action))

@@ -17,6 +17,7 @@ from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_network, build_preprocessing
 from conformer_vision.training.run import build_data, build_module
 from conformer_vision.training.schedule import Schedule
+from conformer_vision.training.start import settle
 
 VIT: dict[str, Any] = {"model": "vit_tiny_patch16_224", "model_kwargs": {"depth": 1, "embed_dim": 48}}
 """A network without BatchNorm, so that without a learning rate nothing changes."""
@@ -60,6 +61,8 @@ def first_batch(config: TrainConfig, part: int) -> Batch:
 
 def module(config: TrainConfig, *, steps_per_epoch: int = 10, num_classes: int = 3) -> ClassifierModule:
     """The module of a run, with as much of a trainer as a single step needs."""
+    config = settle(config, download=False).config
+    assert config.optimizer.lr is not None
     torch.manual_seed(0)
     network = build_network(config.model, config.hardware, tuple(map(str, range(num_classes))))
     schedule = Schedule(config.schedule, lr=config.optimizer.lr)

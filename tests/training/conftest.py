@@ -15,6 +15,7 @@ from conformer_vision.training import TrainConfig, folder
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 TINY: dict[str, Any] = {
     "model": "conformer_nano_patch8_64",
+    "pretrained": False,
     "model_kwargs": {"depths": [2, 1, 2], "zero_init_last": False},
     "input_size": 32,
     "batch_size": 8,

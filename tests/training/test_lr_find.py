@@ -106,7 +106,7 @@ def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ]
     assert main(["lr-find", f"--data={images}", *options]) == 0
     printed = capsys.readouterr()
-    assert printed.out.startswith("suggested: --lr ")
+    assert "\nsuggested: --lr " in printed.out
     for option in ("--lr=1e-3", "--output=runs/x", "--epochs=3"):
         assert main(["lr-find", f"--data={images}", option]) == 2
         assert f"unknown option {option.partition('=')[0]}" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training import folder as folder_module
 from conformer_vision.training.callbacks import Recorder
-from conformer_vision.training.folder import RunFolder, new_folder
+from conformer_vision.training.folder import RunFolder, claimed
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import Network
 from conformer_vision.training.progress import build_progress
@@ -103,8 +103,8 @@ def test_what_needs_a_gpu(trainer: Callable[..., lightning.Trainer]) -> None:
 def test_output(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train(tiny(output=str(tmp_path / "a" / "b"), max_steps=1)) == tmp_path / "a" / "b"
     monkeypatch.chdir(tmp_path)
-    folder = new_folder(tiny().output, model="conformer_nano_patch8_64")
-    assert re.fullmatch(r"runs/conformer_nano_patch8_64-\d{8}-\d{6}", folder.as_posix())
+    with claimed(tiny().output, model="conformer_nano_patch8_64") as folder:
+        assert re.fullmatch(r"runs/conformer_nano_patch8_64-\d{8}-\d{6}", folder.as_posix())
 
 
 @shows("auto_resume")
@@ -190,7 +190,8 @@ def test_save_top_k(tmp_path: Path, top_k: int, kept: list[int]) -> None:
             folder.load_state_dict(state)
         nn.init.constant_(model.weight, number)
         recorder.rows.append(
-            {"epoch": number, "val_top1_fused": top1, "val_loss": loss, "train_loss": 1.0, "lr": 1.0}
+            {"epoch": number, "step": number, "val_top1_fused": top1, "val_loss": loss}
+            | {"train_loss": 1.0, "lr": 1.0, "seconds": 1.0}
         )
         trainer: Any = SimpleNamespace(
             save_checkpoint=lambda path: Path(path).touch(),
@@ -227,5 +228,5 @@ def test_progress(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_progress_follows_the_terminal(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     nothing: Any = None
-    shown = build_progress("auto", nothing, nothing)
+    shown = build_progress("auto", nothing, nothing, nothing)
     assert any(isinstance(callback, RichProgressBar) for callback in shown) == terminal

@@ -31,6 +31,7 @@ FILES = {
     "last.ckpt",
     "last.safetensors",
     "metrics.csv",
+    "results.json",
 }
 """What a run folder holds at the end."""
 
@@ -98,11 +99,10 @@ def test_shipped_recipes_train(name: str, images: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{shipped.read_text(encoding='utf-8')}\ndata: {images}\n", encoding="utf-8")
     config = read_config(recipe)
-    small = {} if config.model.model.startswith("conformer_nano") else {"depths": [2, 1, 2]}
     run = train(
         config.with_options(
             pretrained=False,
-            model_kwargs=small,
+            model_kwargs={"depths": [2, 1, 2]},
             batch_size=8,
             input_size=32,
             max_steps=2,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from conformer_vision.console import note, say
+from conformer_vision.data.opening import DIGITS
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import PROGRAM
 from conformer_vision.parsing import build_parser as plain_parser
@@ -69,13 +72,25 @@ def option_value(arguments: list[str], name: str) -> str | None:
 
 
 def with_recipe_first(arguments: list[str]) -> list[str]:
-    """Move the recipe before all other options, so that they win."""
+    """Move the recipe before all other options, so that they win; without one, insert the default's."""
     given = option_value(arguments, "--recipe")
     if given is None:
-        return arguments
+        return [arguments[0], *_default_recipe(arguments), *arguments[1:]]
     at = arguments.index("--recipe") if "--recipe" in arguments else arguments.index(f"--recipe={given}")
     rest = arguments[at + 2 :] if arguments[at] == "--recipe" else arguments[at + 1 :]
     return [arguments[0], f"--recipe={given}", *arguments[1:at], *rest]
+
+
+def _default_recipe(arguments: list[str]) -> list[str]:
+    """Return the recipe of a command line without one; with a model or from scratch there is none."""
+    names = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
+    after = dict(pairwise(arguments))
+    if "--data" not in names or "--model" in names:
+        return []
+    if (names.get("--pretrained") or after.get("--pretrained", "")).lower() in ("false", "no", "off"):
+        return []
+    data = names["--data"] or after.get("--data")
+    return ["--recipe=quick" if data == DIGITS else "--recipe=finetune"]
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
@@ -87,22 +102,30 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
 
 def _finish(folder: Path) -> None:
-    """Write the report of a run that has ended, and say where the run is."""
+    """Write the report of a run that has ended, and say where everything is and what to do next."""
     from conformer_vision.training.trainer import is_first
 
     if not is_first():
         return
-    from conformer_vision.runs import CONFIG_FILE
+    from conformer_vision.runs import CONFIG_FILE, REPORT_FILE, RESULTS_FILE
 
     config = read_config(folder / CONFIG_FILE)
-    if config.output.report:
+    report = folder / REPORT_FILE
+    if config.output.report and not _is_newer(report, folder / RESULTS_FILE):
         from conformer_vision.report import write_report
 
         try:
             write_report(folder, workers=config.data.workers, device=config.hardware.device)
         except UserError as error:  # the run is complete without it
             note(f"no report: {error}")
+    if report.is_file():
+        say(f"report: {report}")
+    say(f"next: {PROGRAM} predict {shlex.quote(str(folder))} IMAGE")
     say(f"run folder: {folder}")
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.is_file() and other.is_file() and path.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def resume(folder: str, arguments: list[str]) -> int:

@@ -143,6 +143,27 @@ def require_source(images: ImageSource | ImageStream, *, name: object) -> ImageS
     )
 
 
+def absolute_spec(spec: str, data_dir: str | None = None) -> str:
+    """Return a spec that means the same in any working folder: local paths in it become absolute.
+
+    Args:
+        spec: as in `open_images`.
+        data_dir: as in `open_images`; relative paths of ``wds/`` start from it.
+    """
+    prefix, slash, name = spec.partition("/")
+    if slash and prefix.lower() in _NAMED:
+        path, config = name, ""
+        if prefix.lower() in ("hfds", "hfids"):
+            path, colon, config = name.partition(":")
+            config = colon + config
+        shards = prefix.lower() == "wds" and data_dir is None and "://" not in name
+        local = bool(path) and (shards or (prefix.lower() != "wds" and os.path.isdir(_local_path(path))))
+        return f"{prefix}/{os.path.abspath(_local_path(path))}{config}" if local else spec
+    if spec == DIGITS or (spec.startswith(_OBJECT) and not os.path.lexists(spec)):
+        return spec
+    return os.path.abspath(_local_path(spec))
+
+
 def describe(spec: str | Path | Dataset[Any]) -> str:
     """What to call a spec in messages and config.yaml.
 

@@ -35,6 +35,7 @@ __all__ = [
     "fetch_pretrained",
     "is_safetensors",
     "load_checkpoint",
+    "pretrained_path",
     "read_checkpoint",
     "to_official",
     "to_openmmlab",
@@ -157,12 +158,8 @@ def fetch_pretrained(url: str, *, cache_dir: str | os.PathLike[str] | None = Non
     Raises:
         UserError: Not reachable, not found, cut short, another hash, or the cache cannot be written.
     """
-    name = _file_name(url)
-    digits = match[1] if (match := _HASH.search(name)) else None
-    folder = Path(torch.hub.get_dir(), "checkpoints") if cache_dir is None else Path(cache_dir)
-    if digits is None:
-        folder /= hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = folder / name
+    path = pretrained_path(url, cache_dir=cache_dir)
+    folder, name, digits = path.parent, path.name, _hash_in(path.name)
     timeout = socket.getdefaulttimeout()
     try:
         if path.is_file():
@@ -187,6 +184,24 @@ def fetch_pretrained(url: str, *, cache_dir: str | os.PathLike[str] | None = Non
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
+
+
+def pretrained_path(url: str, *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return where `fetch_pretrained` keeps the weights at `url`, whether they are there or not.
+
+    Raises:
+        UserError: Not the address of a checkpoint.
+    """
+    name = _file_name(url)
+    folder = Path(torch.hub.get_dir(), "checkpoints") if cache_dir is None else Path(cache_dir)
+    if _hash_in(name) is None:
+        folder /= hashlib.sha256(url.encode()).hexdigest()[:16]
+    return folder / name
+
+
+def _hash_in(name: str) -> str | None:
+    """Return the first digits of the hash that a file name ends in."""
+    return match[1] if (match := _HASH.search(name)) else None
 
 
 def _file_name(url: str) -> str:

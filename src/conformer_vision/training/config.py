@@ -71,7 +71,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         lr, min_lr = self.optimizer.lr, self.schedule.min_lr
-        if min_lr > lr:
+        if lr is not None and min_lr > lr:
             raise UserError(f"min_lr {min_lr:g} is above lr {lr:g}; set a lower min_lr")
 
     @classmethod

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import math
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from ..console import note
 from ..errors import UserError
 from ..files import atomic_path, remove_leftovers
 from ..runs import (
@@ -36,45 +40,82 @@ from .config import TrainConfig
 from .curves import draw_curves
 from .groups import OutputConfig
 from .interrupt import Interrupted, InterruptFlag
+from .lock import LOCK_FILE, locked
 from .network import Network
+from .results import by_class, scores, write_results
 from .trainer import is_first
 
+_ONLY_TO_TRAIN_ON = ("optimizer_states", "lr_schedulers", "current_model_state")
 CURVES_EVERY_SECONDS = 10
 """A drawing takes half a second, and an epoch on few images may take no longer."""
 
 
-def new_folder(config: OutputConfig, *, model: str) -> Path:
-    """Return the folder of a new run; it is not made yet.
+@contextmanager
+def claimed(config: OutputConfig, *, model: str, resumed: Path | None = None) -> Iterator[Path]:
+    """Make the folder of a run and keep it from every other training within the block.
+
+    A new one in which nothing was trained is taken back at the end. Of several processes only the first one
+    does anything.
+
+    Args:
+        config: where the run is to be written.
+        model: named by the folder if the configuration names none.
+        resumed: the folder of a run that goes on.
 
     Raises:
-        UserError: it exists and is not empty.
+        UserError: it cannot be made, holds something else, or another training has it.
     """
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(config.output or f"runs/{model}-{stamp}")
-    # Among several processes the first one may have made it by now.
-    if is_first() and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"output {folder} is not empty; choose another, or continue it with --resume {folder}"
-        )
-    return folder
+    stamped = Path("runs", f"{model}-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = resumed or (stamped if config.output is None else Path(config.output))
+    if not is_first():
+        yield folder
+        return
+    try:
+        if folder == stamped:
+            folder = _make_new(stamped)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
+    try:
+        with locked(folder):
+            if resumed is None and any(path.name != LOCK_FILE for path in folder.iterdir()):
+                raise UserError(
+                    f"output {folder} is not empty; choose another, or continue it with --resume {folder}"
+                )
+            try:
+                yield folder
+            finally:
+                if resumed is None:
+                    _remove_if_unused(folder)
+    finally:
+        if resumed is None:
+            with suppress(OSError):  # something lies in it
+                folder.rmdir()
+
+
+def _make_new(wanted: Path) -> Path:
+    """Make a folder that nobody else has made, with a number behind the name if need be."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError
 
 
 @rank_zero_only
-def make_folder(folder: Path, config: TrainConfig, spec: ModelSpec) -> None:
-    """Make the run folder, with the configuration and the classes.
+def write_config(folder: Path, config: TrainConfig, spec: ModelSpec) -> None:
+    """Write the configuration and the classes into the run folder.
 
     Args:
-        folder: may exist, from a run that is resumed.
+        folder: of the run.
         config: to write; see `resolved`.
         spec: of the network.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: they cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
     remove_leftovers(folder)
     classes = "".join(f"{name}\n" for name in spec.classes)
     texts = {CONFIG_FILE: mark_config(config.to_yaml()), CLASSES_FILE: classes}
@@ -83,14 +124,12 @@ def make_folder(folder: Path, config: TrainConfig, spec: ModelSpec) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
-@rank_zero_only
-def remove_if_unused(folder: Path) -> None:
-    """Take back a run folder in which training neither came to its first checkpoint nor diverged."""
-    if not ((folder / LAST_CHECKPOINT).exists() or (folder / NOT_FINITE_FILE).exists()):
+def _remove_if_unused(folder: Path) -> None:
+    """Take back a run folder that holds neither weights nor a diagnosis."""
+    kept = (LAST_CHECKPOINT, LAST_WEIGHTS, BEST_WEIGHTS, NOT_FINITE_FILE)
+    if not any((folder / name).exists() for name in kept):
         for name in (CONFIG_FILE, CLASSES_FILE, BROKEN_FILE):
             (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # something else lies in it
-            folder.rmdir()
 
 
 class RunFolder(Callback):
@@ -104,9 +143,11 @@ class RunFolder(Callback):
         folder: the run folder.
         network: whose weights are kept, with their spec.
         recorder: of the metrics.
+        about: what `results.json` says of the run besides its scores.
         averaging: the average that is kept in place of the model's own weights, if any.
         every_seconds: time after which the state is saved within an epoch.
         top_k: number of the best epochs whose weights stay in `top/`.
+        keep_state: keep what is needed to train on after the end.
     """
 
     def __init__(
@@ -115,9 +156,11 @@ class RunFolder(Callback):
         *,
         network: Network,
         recorder: Recorder,
+        about: Mapping[str, Any] | None = None,
         averaging: Averaging | None = None,
         every_seconds: float = math.inf,
         top_k: int = 0,
+        keep_state: bool = False,
     ) -> None:
         self.folder = folder
         self.network = network
@@ -125,10 +168,13 @@ class RunFolder(Callback):
         self.interrupt = InterruptFlag()
         self.started = False
         """Whether training has started, with the whole state restored."""
+        self.about = about or {}
         self.averaging = averaging
         self.every_seconds = every_seconds
         self.top_k = top_k
+        self.keep_state = keep_state
         self._best = (-math.inf, -math.inf)
+        self._best_scores: dict[str, Any] | None = None
         self._top: list[tuple[float, float, str]] = []
         self._saved = time.monotonic()
         self._drawn = -math.inf
@@ -159,6 +205,10 @@ class RunFolder(Callback):
         score = (row["val_top1_fused"], -row["val_loss"])
         if score > self._best:
             self._best = score
+            self._best_scores = scores(row)
+            counts = getattr(pl_module, "val_counts", None)
+            if counts is not None:
+                self._best_scores |= by_class(self.network.spec.classes, counts)
             self._save(trainer, BEST_WEIGHTS)
         self._keep_top(trainer, score)
         self._write(trainer)
@@ -175,7 +225,18 @@ class RunFolder(Callback):
             self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.recorder.rows:
+            write_results(self.results(finished=True), self.folder)
+            if not self.keep_state:
+                _drop_state(self.folder / LAST_CHECKPOINT)
         self._draw(trainer)
+
+    def results(self, *, finished: bool = False) -> dict[str, Any]:
+        """Return what the run has come to, as `results.json` keeps it."""
+        last = self.recorder.rows[-1]
+        found = {"finished": finished, **self.about, "epochs": int(last["epoch"]), "steps": int(last["step"])}
+        found |= {"seconds": round(last["seconds"], 1), "last": scores(last)}
+        return found if self._best_scores is None else found | {"best": self._best_scores}
 
     def _stopped(self, trainer: Trainer) -> bool:
         """Whether a signal came to any of the processes; all of them must ask."""
@@ -208,20 +269,37 @@ class RunFolder(Callback):
                 trainer.save_checkpoint(temporary)
             if self.recorder.rows:
                 write_metrics(self.recorder.rows, self.folder / METRICS_FILE)
+                write_results(self.results(), self.folder)
         else:  # takes part in gathering the state, writes nothing
             trainer.save_checkpoint(self.folder / LAST_CHECKPOINT)
 
     def _draw(self, trainer: Trainer) -> None:
         if self.recorder.rows and trainer.is_global_zero:
-            draw_curves(self.recorder.rows, self.folder / CURVES_FILE)
+            try:
+                draw_curves(self.recorder.rows, self.folder / CURVES_FILE)
+            except UserError as error:  # training does not depend on it
+                note(f"no curves: {error}")
             self._drawn = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": list(self._best), "top": [list(item) for item in self._top]}
+        top = [list(item) for item in self._top]
+        return {"best": list(self._best), "best_scores": self._best_scores, "top": top}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = tuple(state_dict["best"])
+        self._best_scores = state_dict["best_scores"]
         self._top = [(float(top1), float(loss), str(name)) for top1, loss, name in state_dict["top"]]
+
+
+def _drop_state(checkpoint: Path) -> None:
+    """Drop from a run's checkpoint what only training on would need: two thirds of the file."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    kept = {key: value for key, value in state.items() if key not in _ONLY_TO_TRAIN_ON}
+    try:
+        with atomic_path(checkpoint) as temporary:
+            torch.save(kept, temporary)
+    except UserError as error:  # the run is complete with it
+        note(f"the optimizer's state stays: {error}")
 
 
 def write_metrics(rows: list[Row], path: Path) -> None:

@@ -74,12 +74,16 @@ def _choices(group: type) -> dict[str, tuple[Any, ...]]:
     """The allowed values of every field that is a `Literal`, an optional one, or a list of them."""
     found: dict[str, tuple[Any, ...]] = {}
     for name, hint in get_type_hints(group).items():
-        values: list[Any] = []
-        for item in get_args(hint):
-            values += get_args(item) or ([None] if item is type(None) else [item])
+        values = _arguments(hint)
         if values and all(value is None or isinstance(value, str | int) for value in values):
             found[name] = tuple(values)
     return found
+
+
+def _arguments(hint: Any) -> list[Any]:
+    """The innermost arguments of a type: the choices of a `Literal`, types elsewhere, None for NoneType."""
+    inner = [found for item in get_args(hint) for found in (_arguments(item) or [item])]
+    return [None if item is type(None) else item for item in inner]
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,12 @@ class DataConfig(Group):
 class ModelConfig(Group):
     """Model and input."""
 
-    model: str = "conformer_nano_patch16_224"
-    """Any timm model; "conformer-vision models" lists the Conformers."""
-    pretrained: bool = False
-    """Start from the model's published weights (downloaded once)."""
+    model: str | None = None
+    """Any timm model; "conformer-vision models" lists the Conformers. Defaults to the one with the best
+    weights at hand: ImageNet's where they are cached or can be downloaded, else the bundled ones."""
+    pretrained: bool | None = None
+    """Start from the model's published weights, or "false" for training from scratch. Defaults to the weights
+    where they are bundled, cached or can be downloaded."""
     checkpoint: str | None = None
     """File or URL of weights to start from."""
     reset_head: bool = False
@@ -176,6 +182,12 @@ class ModelConfig(Group):
         self._require_other("reset_head", "checkpoint")
 
     @property
+    def name(self) -> str:
+        """`model`, after `start.settle` has decided it."""
+        assert self.model is not None
+        return self.model
+
+    @property
     def image_size(self) -> tuple[int, int] | None:
         """`input_size` as (height, width)."""
         size = self.input_size
@@ -188,12 +200,14 @@ class OptimizerConfig(Group):
 
     optimizer: str = "adamw"
     """timm name of the optimizer, one of timm.optim.list_optimizers()."""
-    lr: float = 1e-3
-    """Peak learning rate; "conformer-vision lr-find" suggests one."""
+    lr: float | None = None
+    """Peak learning rate; "conformer-vision lr-find" suggests one. Defaults to 1e-3 from scratch; from
+    pretrained weights to 2e-3 for nano models and 5e-4 for larger ones."""
     weight_decay: float = 0.05
     """Weight decay; norms, biases and the class token have none."""
     layer_decay: float | None = None
-    """Factor on the learning rate from each layer to the one before (layer-wise decay)."""
+    """Factor on the learning rate from each layer to the one before (layer-wise decay). Defaults to 1, none,
+    from scratch; from pretrained weights to 0.9 for nano models and 0.75 for larger ones."""
     clip_grad: float | None = None
     """Largest gradient norm; longer gradients are scaled down."""
     ema_decay: float | None = None
@@ -295,8 +309,10 @@ class OutputConfig(Group):
     """Also keep the weights of the k best epochs, in top/."""
     save_minutes: float = 15.0
     """Save the state this often within an epoch; it is always saved at the end of an epoch."""
-    loggers: list[Logger] = field(default_factory=list)
-    """Metric loggers besides metrics.csv: tensorboard, wandb, mlflow."""
+    keep_state: bool = False
+    """Keep the optimizer's state in last.ckpt after the end, so that the run can be given more epochs."""
+    loggers: Logger | list[Logger] = field(default_factory=list)
+    """Metric loggers besides metrics.csv: tensorboard, wandb or mlflow, or a list of them."""
     report: bool = True
     """Write report.html at the end."""
     progress: Progress = "auto"
@@ -306,3 +322,8 @@ class OutputConfig(Group):
         self._require_not_negative("save_top_k")
         self._require_positive("save_minutes")
         self._require_other("auto_resume", "output")
+
+    @property
+    def logger_names(self) -> list[Logger]:
+        """`loggers` as a list."""
+        return self.loggers if isinstance(self.loggers, list) else [self.loggers]

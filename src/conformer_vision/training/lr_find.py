@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -20,7 +21,6 @@ from ..files import atomic_path
 from .config import TrainConfig
 from .module import ClassifierModule
 from .run import prepare, quiet_lightning
-from .seeding import StepSeeds
 from .trainer import build_trainer, count_processes
 
 MIN_LR, MAX_LR = 1e-6, 1.0
@@ -57,17 +57,17 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
     if config.data.batch_size == "auto":
         raise UserError("batch_size auto: lr-find needs the number; train prints the one it finds")
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
-        data, _, _, module = prepare(config)
+        parts = prepare(config)
+        config, data = parts.config, parts.data
         trainer = build_trainer(
             config.hardware,
             epochs=steps,  # the tuner ends after so many steps, and every epoch has one
             accumulate=config.data.accumulate,
             clip_grad=config.optimizer.clip_grad,
             folder=folder,  # the tuner keeps the state of the start there, to go back to it
-            callbacks=[StepSeeds(config.data.seed)],
         )
         data.trainer = trainer
-        return _search(trainer, module, data.train_dataloader(), steps)
+        return _search(trainer, parts.module, data.train_dataloader(), steps)
 
 
 def draw_lr(found: LearningRates, path: Path) -> None:
@@ -94,7 +94,8 @@ def _search(
     trainer: lightning.Trainer, module: ClassifierModule, loader: object, steps: int
 ) -> LearningRates:
     module.lr = MIN_LR  # type: ignore[assignment]  # the tuner wants the attribute, and leaves it alone
-    with redirect_stderr(StringIO()):  # its progress bar
+    # Its progress bar is for a terminal.
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()):
         finder = Tuner(trainer).lr_find(
             module, loader, min_lr=MIN_LR, max_lr=MAX_LR, num_training=steps, update_attr=False
         )

@@ -14,7 +14,7 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..data.loader import NOT_COUNTED
@@ -106,6 +106,8 @@ class ClassifierModule(lightning.LightningModule):
         self.val_scores, self.test_scores = _Scores(heads, classes), _Scores(heads, classes)
         self.inputs: Inputs | None = None
         """Of the last training step."""
+        self.val_counts: tuple[list[int], list[int]] | None = None
+        """Of the last validation: images per class, and correct answers of the fused head among them."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W); in training mode a Conformer returns those of both heads."""
@@ -149,6 +151,8 @@ class ClassifierModule(lightning.LightningModule):
             distribute_bn(self.model, self.trainer.world_size, reduce=True)
 
     def on_validation_epoch_end(self) -> None:
+        images, correct = self.val_scores.by_class.compute().tolist()
+        self.val_counts = images, correct
         self._log_scores(self.val_scores, "val")
 
     def on_test_epoch_end(self) -> None:
@@ -194,6 +198,7 @@ class _Scores(nn.Module):
     def __init__(self, heads: Sequence[str], num_classes: int) -> None:
         super().__init__()
         self.loss = MeanMetric()
+        self.by_class = _ByClass(num_classes)
         ks = (1, 5) if num_classes >= TOP5_FROM else (1,)
         self.accuracy = nn.ModuleDict(
             {
@@ -210,6 +215,7 @@ class _Scores(nn.Module):
         if not counted:
             return
         self.loss.update(loss, weight=counted)
+        self.by_class.update(logits["fused"], target)
         for name, metric in self.accuracy.items():
             assert isinstance(metric, MulticlassAccuracy)
             metric.update(logits[name.partition("_")[2]], target)
@@ -223,9 +229,32 @@ class _Scores(nn.Module):
 
     def reset(self) -> None:
         self.loss.reset()
+        self.by_class.reset()
         for metric in self.accuracy.values():
             assert isinstance(metric, MulticlassAccuracy)
             metric.reset()
+
+
+class _ByClass(Metric):
+    """Images per class, and correct answers; torchmetrics' own counts take memory per pair of classes."""
+
+    images: Tensor
+    correct: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        for name in ("images", "correct"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        counted = target != NOT_COUNTED
+        target = target[counted]
+        right = logits[counted].argmax(1) == target
+        self.images += torch.bincount(target, minlength=len(self.images))
+        self.correct += torch.bincount(target[right], minlength=len(self.correct))
+
+    def compute(self) -> Tensor:
+        return torch.stack([self.images, self.correct])
 
 
 def _per_branch(loss: nn.Module) -> nn.Module:

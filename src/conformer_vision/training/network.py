@@ -41,7 +41,7 @@ def build_network(config: ModelConfig, hardware: HardwareConfig, classes: tuple[
     model = build_model(config, len(classes))
     kwargs = config.model_kwargs | _fixed_size(config)
     spec = ModelSpec(
-        model=config.model,
+        model=config.name,
         model_kwargs={name: value for name, value in kwargs.items() if not name.endswith("_rate")},
         classes=classes,
         **build_preprocessing(config),
@@ -57,9 +57,9 @@ def build_preprocessing(config: ModelConfig) -> dict[str, Any]:
     Raises:
         UserError: the model is unknown.
     """
-    if not timm.is_model(config.model):
-        raise UserError(f"model {config.model!r} is unknown{nearest(config.model, timm.list_models())}")
-    cfg = timm.get_pretrained_cfg(config.model)
+    if not timm.is_model(config.name):
+        raise UserError(f"model {config.name!r} is unknown{nearest(config.name, timm.list_models())}")
+    cfg = timm.get_pretrained_cfg(config.name)
     data = resolve_data_config(pretrained_cfg={} if cfg is None else cfg.to_dict())
     height, width = config.image_size or data["input_size"][1:]
     mean, std = data["mean"], data["std"]
@@ -83,7 +83,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     Raises:
         UserError: an option that the model does not take, or weights that do not fit.
     """
-    name = config.model
+    name = config.name
     options = dict(config.model_kwargs)
     for rate in ("drop_path_rate", "conv_drop_path_rate"):
         if getattr(config, rate) is not None:
@@ -91,7 +91,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(
             name,
-            pretrained=config.pretrained,
+            pretrained=bool(config.pretrained),
             num_classes=num_classes,
             in_chans=config.in_chans,
             **options,
@@ -210,6 +210,6 @@ def check_single(network: Network) -> None:
 
 def _fixed_size(config: ModelConfig) -> dict[str, Any]:
     """The argument by which timm's models with position embeddings learn the size; others take any."""
-    cfg = timm.get_pretrained_cfg(config.model, allow_unregistered=True)
+    cfg = timm.get_pretrained_cfg(config.name, allow_unregistered=True)
     fixed = cfg is not None and cfg.fixed_input_size
     return {"img_size": list(config.image_size)} if fixed and config.image_size else {}

@@ -1,37 +1,141 @@
-"""How a run shows its progress: one line per epoch, and a bar below them on a terminal."""
+"""What a run prints: what it is about to do, how it gets on, and what came out."""
 
 from __future__ import annotations
 
 import math
 import sys
+import time
 from datetime import timedelta
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from ..console import say
+from ..data import ImageDataModule
+from ..data.opening import describe
+from ..data.stream import ImageStream
+from ..errors import some_names
 from .callbacks import Recorder, Row
+from .folder import RunFolder
 from .groups import Progress
+from .network import Network
+from .results import closing_lines
 from .schedule import Schedule
 from .trainer import is_first
 
+_TIMED_STEPS, _TIMED_SECONDS = 3, 10.0
+"""Steps, or seconds, after which the time of the run is estimated."""
+_EVERY_SECONDS, _RARELY_SECONDS = 10.0, 300.0
+"""Time between two lines within an epoch: at first, and at last."""
+_VALIDATION_SHARE = 0.35
+"""Of the time of a training step, what the same number of images takes without a backward pass."""
 
-class EpochLines(Callback):
-    """Prints one line per epoch: losses, top-1 of every head, speed, and the time taken and left.
+
+def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note: str) -> list[str]:
+    """Return what a run prints before it begins: images, classes, split, model, weights.
+
+    Args:
+        data: the images.
+        network: the network.
+        weights: what it starts from, in words.
+        note: why it starts from nothing better.
+    """
+    train, val = data.train_images, data.val_images
+    model, spec = network
+    height, width = spec.input_size[1:]
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    if isinstance(train, ImageStream) or isinstance(val, ImageStream):
+        images = "a stream"
+    else:
+        images = f"{len(train):,} for training, {len(val):,} for validation"
+    cut = data.splitting
+    split = f"fold {cut.fold} of {cut.folds}" if cut.folds else f"val_fraction {cut.val_fraction:g}"
+    return [
+        f"data: {describe(data.data)}",
+        f"images: {images} ({split}, if the data is not split already)",
+        f"classes: {len(spec.classes)} ({some_names(spec.classes, most=4)})",
+        f"model: {spec.model}, {parameters:.1f} M parameters, {height}x{width} pixels",
+        f"initial weights: {weights}",
+        *([f"note: {note}"] if note else []),
+    ]
+
+
+class Lines(Callback):
+    """Prints the expected time, one line per epoch, and at the end what came out.
+
+    Without a bar, lines within the epochs too: at first every ten seconds, at last every five minutes.
+    This comes after `RunFolder`: what is printed has been saved.
 
     Args:
         recorder: its last row is printed.
         schedule: of the run.
+        folder: keeps what came out.
+        within: print within the epochs too.
     """
 
-    def __init__(self, recorder: Recorder, schedule: Schedule) -> None:
+    def __init__(self, recorder: Recorder, schedule: Schedule, folder: RunFolder, *, within: bool) -> None:
         self.recorder = recorder
         self.schedule = schedule
+        self.folder = folder
+        self.within = within
+        self._estimated = False
+        self._steps = 0
+        self._began = self._first = 0.0
+        self._pause = _EVERY_SECONDS
+        self._next = math.inf
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.monotonic()
+        self._next = self._began + self._pause
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        now = time.monotonic()
+        self._steps += 1
+        self._first = self._first or now
+        if not self._estimated and (self._steps >= _TIMED_STEPS or now - self._began >= _TIMED_SECONDS):
+            self._estimated = True
+            say(f"time: {self._estimate(trainer, now)}")
+        elif self.within and now >= self._next:
+            self._pause = min(2 * self._pause, _RARELY_SECONDS)
+            self._next = now + self._pause
+            epoch, epochs = trainer.current_epoch + 1, self.schedule.config.epochs
+            step, steps = (batch_idx + 1) // trainer.accumulate_grad_batches, self._per_epoch(trainer)
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            left = self.schedule.seconds_left(trainer.global_step)
+            say(f"epoch {epoch}/{epochs}  step {step}/{steps}  loss {loss:.3f}{_left(left)}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         left = 0.0 if trainer.should_stop else self.schedule.seconds_left(trainer.global_step)
-        line = epoch_line(self.recorder.rows[-1], epochs=self.schedule.config.epochs, left=left)
+        epochs, short = self.schedule.config.epochs, sys.stdout.isatty()
+        line = epoch_line(self.recorder.rows[-1], epochs=epochs, left=left, short=short)
         say(line)  # rich prints it above its bar
+        self._next = time.monotonic() + self._pause
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for line in closing_lines(self.folder.results(finished=True)):
+            say(line)
+
+    def _per_epoch(self, trainer: Trainer) -> int:
+        return max(int(trainer.num_training_batches) // trainer.accumulate_grad_batches, 1)
+
+    def _estimate(self, trainer: Trainer, now: float) -> str:
+        """Say how long the run will take, by its first steps; the very first one is slower."""
+        later = self._steps - 1
+        per_step = (now - self._first) / later if later else now - self._began
+        steps = self.schedule.total_steps - trainer.global_step
+        validations = math.ceil(steps / self._per_epoch(trainer))
+        batches = sum(int(number) for number in trainer.num_val_batches if number < math.inf)
+        per_validation = _VALIDATION_SHARE * per_step * batches / trainer.accumulate_grad_batches
+        seconds = steps * per_step + validations * per_validation
+        limit = self.schedule.clock.left + self.schedule.clock.reserve
+        if limit < seconds:
+            return f"about {_time(limit)}, as max_minutes says; a step takes {per_step:.2g} s"
+        return f"about {_time(seconds)} for {steps} steps of {per_step:.2g} s"
 
 
 class EpochBar(RichProgressBar):
@@ -41,34 +145,47 @@ class EpochBar(RichProgressBar):
         return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
-def build_progress(progress: Progress, recorder: Recorder, schedule: Schedule) -> list[Callback]:
+def build_progress(
+    progress: Progress, recorder: Recorder, schedule: Schedule, folder: RunFolder
+) -> list[Callback]:
     """Make the callbacks that show progress, in the first process alone.
 
     Args:
         progress: how to show it.
         recorder: of the metrics.
         schedule: of the run.
+        folder: of the run.
     """
     if not is_first():
         return []
     bar = progress == "rich" or (progress == "auto" and sys.stdout.isatty())
-    return [*([EpochBar(refresh_rate=10)] if bar else []), EpochLines(recorder, schedule)]
+    lines = Lines(recorder, schedule, folder, within=not bar)
+    return [*([EpochBar(refresh_rate=10)] if bar else []), lines]
 
 
-def epoch_line(row: Row, *, epochs: int, left: float) -> str:
-    """Return one epoch's row as a line; `left` in seconds, infinite where it is not known."""
+def epoch_line(row: Row, *, epochs: int, left: float, short: bool) -> str:
+    """Return one epoch's row as a line.
+
+    Args:
+        row: of the epoch.
+        epochs: of the run.
+        left: seconds left, infinite where that is not known.
+        short: leave out learning rate, speed and times, so that a terminal does not wrap the line.
+    """
     heads = [name for name in row if name.startswith("val_top1_") and name != "val_top1_fused"]
     branches = ", ".join(f"{name.removeprefix('val_top1_')} {row[name]:.1%}" for name in heads)
-    parts = [
-        f"epoch {row['epoch']:.0f}/{epochs}",
-        f"loss {row['train_loss']:.3f}",
-        f"val loss {row['val_loss']:.3f}",
-        f"top-1 {row['val_top1_fused']:.1%}" + (f" ({branches})" if branches else ""),
-        f"lr {row['lr']:.1e}",
-        f"{row['images_per_second']:,.0f} images/s",
-        _time(row["seconds"]),
-    ]
-    return "  ".join(parts) + (f"  left {_time(left)}" if 0 < left < math.inf else "")
+    line = (
+        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}"
+        f"  top-1 {row['val_top1_fused']:.1%}" + (f" ({branches})" if branches else "")
+    )
+    if short:
+        return line
+    times = f"{row['images_per_second']:,.0f} images/s  {_time(row['seconds'])}{_left(left)}"
+    return f"{line}  lr {row['lr']:.1e}  {times}"
+
+
+def _left(seconds: float) -> str:
+    return f"  left {_time(seconds)}" if 0 < seconds < math.inf else ""
 
 
 def _time(seconds: float) -> str:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from ..console import say
 from ..data import ImageDataModule
+from ..data.opening import describe
 from ..data.order import images_per_batch
 from ..data.stream import ImageStream
 from ..errors import UserError
@@ -28,16 +29,9 @@ from .averaging import Averaging
 from .broken import BrokenImages
 from .callbacks import Limits, Recorder
 from .config import TrainConfig
-from .folder import RunFolder, make_folder, new_folder, remove_if_unused
-from .groups import (
-    DataConfig,
-    HardwareConfig,
-    OptimizerConfig,
-    OutputConfig,
-    Progress,
-    RegularizationConfig,
-    ScheduleConfig,
-)
+from .continuing import check_same, run_of, with_absolute_paths
+from .folder import RunFolder, claimed, write_config
+from .groups import DataConfig, HardwareConfig, OptimizerConfig, Progress, RegularizationConfig
 from .guard import Guard
 from .interrupt import Interrupted, TrainingInterrupted
 from .loggers import start_loggers
@@ -51,12 +45,14 @@ from .network import (
     find_batch_size,
 )
 from .optimization import build_loss, build_mixup, build_optimizer
-from .progress import build_progress
+from .progress import build_progress, opening_lines
 from .recipe import read_config
+from .results import ends, is_complete
 from .schedule import Schedule
 from .seeding import StepSeeds
+from .start import settle
 from .state import check_state, damaged
-from .trainer import build_trainer, count_processes
+from .trainer import build_trainer, count_processes, is_first
 
 
 def train(config: TrainConfig) -> Path:
@@ -66,23 +62,25 @@ def train(config: TrainConfig) -> Path:
         config: of the run.
 
     Returns:
-        The run folder: config.yaml, classes.txt, best.safetensors, last.safetensors, last.ckpt, metrics.csv
-        and curves.png. `conformer_vision.report.write_report(folder)` adds report.html, as the command
-        `train` does.
+        The run folder: config.yaml, classes.txt, best.safetensors, last.safetensors, last.ckpt, metrics.csv,
+        results.json and curves.png. `conformer_vision.report.write_report(folder)` adds report.html, as the
+        command `train` does.
 
     Raises:
         UserError: a wrong value, file or combination; found before the first step, except for images that
-            turn out to be broken.
+            turn out to be broken. With `auto_resume`, also options that differ from those of the run.
         TrainingDivergedError: the loss or a gradient is not finite; the run folder keeps the last good state,
             and not_finite.json says where that began.
         TrainingInterrupted: Ctrl-C, SIGTERM or SLURM's warning; the run folder holds what `resume` needs.
     """
     output = config.output
     if output.auto_resume and Path(str(output.output), CONFIG_FILE).is_file():
+        folder = Path(str(output.output))
+        check_same(config, read_config(folder / CONFIG_FILE), folder)
         data: Any = config.data.data
         given = None if isinstance(data, str) else data
-        return resume(str(output.output), progress=output.progress, data=given, auto_resume=True)
-    return _run(config, new_folder(output, model=config.model.model))
+        return resume(folder, progress=output.progress, data=given, auto_resume=True)
+    return _run(config)
 
 
 def resume(
@@ -96,10 +94,10 @@ def resume(
 
     On the CPU the run ends with the weights, bit for bit, that it would have had without the interruption,
     unless `max_minutes` ties its schedule to the clock. A run that ended before its first checkpoint starts
-    again.
+    again. A complete run stays as it is.
 
     Args:
-        folder: a run folder.
+        folder: a run folder, or its last.ckpt.
         progress: how to show progress, if not as before.
         data: the data of the run, if it was a Python object, which no file records.
         auto_resume: as in `OutputConfig`.
@@ -108,48 +106,47 @@ def resume(
         UserError: the folder holds no run that can be continued.
         TrainingInterrupted: as `train`.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder} has no {CONFIG_FILE}, so it is no run to resume; give an interrupted run")
+    folder = run_of(folder)
     changes = {"output": str(folder), "auto_resume": auto_resume, "progress": progress, "data": data}
     given = {name: value for name, value in changes.items() if value is not None}
     config = read_config(folder / CONFIG_FILE).with_options(**given)
-    checkpoint = folder / LAST_CHECKPOINT
-    return _run(config, folder, checkpoint=checkpoint if checkpoint.is_file() else None)
+    if is_complete(folder, config.schedule):
+        if is_first():
+            say(f"{folder} is complete; nothing is left to train")
+        return folder
+    return _run(config, resumed=folder)
 
 
-def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None = None) -> Path:
-    """Data, network, module, trainer, files: everything is checked before the folder is made."""
+def _run(config: TrainConfig, *, resumed: Path | None = None) -> Path:
+    """Data, network, module, folder, trainer, files."""
+    checkpoint = resumed / LAST_CHECKPOINT if resumed is not None else None
+    if checkpoint is not None and not checkpoint.is_file():
+        checkpoint = None
     with quiet_lightning():
         parts = prepare(config, restored=checkpoint is not None)
-        data = parts.data
-        callbacks = build_callbacks(
-            parts, folder, config.data, config.optimizer, config.schedule, config.output
-        )
-        run_folder = callbacks[-1]
-        assert isinstance(run_folder, RunFolder)
-        trainer = build_trainer(
-            config.hardware,
-            epochs=config.schedule.epochs,
-            accumulate=config.data.accumulate,
-            clip_grad=config.optimizer.clip_grad,
-            log=bool(config.output.loggers),
-            callbacks=callbacks,
-        )
-        data.trainer = trainer
-        # At least once an epoch; lightning has the attribute without declaring it.
-        trainer.log_every_n_steps = min(50, len(data.train_dataloader()))  # type: ignore[attr-defined]
-        if checkpoint is not None:
-            check_state(checkpoint, parts.module)
-
-        make_folder(folder, resolved(config, parts), parts.network.spec)
-        try:
-            if trainer.is_global_zero and config.output.loggers:
-                trainer.loggers = start_loggers(config.output.loggers, folder)
+        config, data = parts.config, parts.data
+        with claimed(config.output, model=config.model.name, resumed=resumed) as folder:
+            callbacks, run_folder = build_callbacks(parts, folder)
+            trainer = build_trainer(
+                config.hardware,
+                epochs=config.schedule.epochs,
+                accumulate=config.data.accumulate,
+                clip_grad=config.optimizer.clip_grad,
+                log=bool(config.output.logger_names),
+                callbacks=callbacks,
+            )
+            data.trainer = trainer
+            # At least once an epoch; lightning has the attribute without declaring it.
+            trainer.log_every_n_steps = min(50, len(data.train_dataloader()))  # type: ignore[attr-defined]
+            if checkpoint is not None:
+                check_state(checkpoint, parts.module)
+            write_config(folder, resolved(parts), parts.network.spec)
+            if trainer.is_global_zero:
+                if config.output.logger_names:
+                    trainer.loggers = start_loggers(config.output.logger_names, folder)
+                say(f"output: {folder}")
             with _named_errors(run_folder, checkpoint, auto_resume=config.output.auto_resume):
                 trainer.fit(parts.module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        finally:
-            remove_if_unused(folder)
         if torch.distributed.is_initialized():  # what follows, the first process does alone
             torch.distributed.destroy_process_group()
     return folder
@@ -158,6 +155,10 @@ def _run(config: TrainConfig, folder: Path, *, checkpoint: Path | None = None) -
 class Parts(NamedTuple):
     """A run before it has a trainer."""
 
+    config: TrainConfig
+    """With everything decided that `start.settle` decides."""
+    weights: str
+    """As in `Start`."""
     data: ImageDataModule
     network: Network
     schedule: Schedule
@@ -175,13 +176,18 @@ def prepare(config: TrainConfig, *, restored: bool = False) -> Parts:
     Raises:
         UserError: a wrong value, file or combination.
     """
+    processes = math.prod(count_processes(config.hardware))
+    config, weights, note = settle(config, download=processes == 1)
     lightning.seed_everything(config.data.seed, workers=True, verbose=False)
     data = build_data(config.data, config.regularization, build_preprocessing(config.model))
     initial = config.model
     if restored:
         initial = replace(initial, pretrained=False, checkpoint=None, reset_head=False)
     network = build_network(initial, config.hardware, data.classes)
-    processes = math.prod(count_processes(config.hardware))
+    if is_first():
+        shown, note = (f"the state in {LAST_CHECKPOINT}", "") if restored else (weights, note)
+        for line in opening_lines(data, network, weights=shown, note=note):
+            say(line)
     if config.data.batch_size == "auto":
         if processes > 1:
             raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
@@ -192,11 +198,12 @@ def prepare(config: TrainConfig, *, restored: bool = False) -> Parts:
         check_single(network)
     if config.schedule.progressive_from is not None:
         check_progressive(network, config.schedule.progressive_from)
+    assert config.optimizer.lr is not None
     schedule = Schedule(config.schedule, lr=config.optimizer.lr)
     module = build_module(
         network, schedule, config.optimizer, config.regularization, config.hardware, images=images
     )
-    return Parts(data, network, schedule, module)
+    return Parts(config, weights, data, network, schedule, module)
 
 
 def build_data(
@@ -256,64 +263,75 @@ def build_module(
     )
 
 
-def build_callbacks(
-    parts: Parts,
-    folder: Path,
-    data: DataConfig,
-    optimizer: OptimizerConfig,
-    schedule: ScheduleConfig,
-    output: OutputConfig,
-) -> list[lightning.Callback]:
-    """Make the callbacks of a run, in the order in which lightning must call them; `RunFolder` is last."""
-    train, val = parts.data.train_images, parts.data.val_images
-    number = None  # of images; a stream does not know it
+def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback], RunFolder]:
+    """Make the callbacks of a run, in the order in which lightning must call them.
+
+    `RunFolder` is last of those that have a state, and what is printed comes after it.
+    """
+    config, train, val = parts.config, parts.data.train_images, parts.data.val_images
+    images = number = None  # a stream does not know it
     if not isinstance(train, ImageStream) and not isinstance(val, ImageStream):
-        number = len(train) + len(val)
+        images = {"train": len(train), "val": len(val)}
+        number = sum(images.values())
     clock = parts.schedule.clock
-    seeds = StepSeeds(data.seed)
+    seeds = StepSeeds(config.data.seed)
     recorder = Recorder(clock, batch_size=parts.data.batch_size)
     averaging = None
-    if optimizer.ema_decay is not None:
-        averaging = Averaging(optimizer.ema_decay, warmup=optimizer.ema_warmup)
+    if config.optimizer.ema_decay is not None:
+        averaging = Averaging(config.optimizer.ema_decay, warmup=config.optimizer.ema_warmup)
     stopping = None
-    if schedule.patience is not None:
-        stopping = EarlyStopping("val_top1_fused", mode="max", patience=schedule.patience, check_finite=False)
+    patience = config.schedule.patience
+    if patience is not None:
+        stopping = EarlyStopping("val_top1_fused", mode="max", patience=patience, check_finite=False)
+    run_folder = RunFolder(
+        folder,
+        network=parts.network,
+        recorder=recorder,
+        about={
+            "version": parts.network.spec.version,
+            "model": parts.network.spec.model,
+            "initial_weights": parts.weights,
+            "data": describe(parts.data.data),
+            "images": images,
+            "ends": ends(config.schedule),
+        },
+        averaging=averaging,
+        every_seconds=60 * config.output.save_minutes,
+        top_k=config.output.save_top_k,
+        keep_state=config.output.keep_state,
+    )
     callbacks: list[lightning.Callback | None] = [
-        LearningRateMonitor("step") if output.loggers else None,
+        LearningRateMonitor("step") if config.output.logger_names else None,
         averaging,
         clock,
         seeds,
         Guard(folder, seeds=seeds, name=None if isinstance(train, ImageStream) else train.name),
-        BrokenImages(folder, images=number, most=data.max_broken),
+        BrokenImages(folder, images=number, most=config.data.max_broken),
         recorder,
         stopping,
-        Limits(clock, max_steps=schedule.max_steps),
-        *build_progress(output.progress, recorder, parts.schedule),
-        RunFolder(
-            folder,
-            network=parts.network,
-            recorder=recorder,
-            averaging=averaging,
-            every_seconds=60 * output.save_minutes,
-            top_k=output.save_top_k,
-        ),
+        Limits(clock, max_steps=config.schedule.max_steps),
+        run_folder,
+        *build_progress(config.output.progress, recorder, parts.schedule, run_folder),
     ]
-    return [callback for callback in callbacks if callback is not None]
+    return [callback for callback in callbacks if callback is not None], run_folder
 
 
-def resolved(config: TrainConfig, parts: Parts) -> TrainConfig:
+def resolved(parts: Parts) -> TrainConfig:
     """Return the configuration with everything decided that was left to the model or the data.
 
-    The run folder is left out: the same recipe gives another run another folder.
+    Its paths hold in any working folder. The run folder is left out: the same recipe gives another run
+    another folder.
     """
-    data, spec, regularization = parts.data, parts.network.spec, config.regularization
-    return replace(
+    config, data, spec = parts.config, parts.data, parts.network.spec
+    augment = data.augment.for_source(data.train_images)
+    config = replace(
         config,
         data=replace(config.data, batch_size=data.batch_size),
         model=replace(config.model, input_size=spec.input_size[1:], crop_pct=spec.crop_pct),
-        regularization=replace(regularization, augment=data.augment.for_source(data.train_images)),
+        regularization=replace(config.regularization, augment=augment),
         output=replace(config.output, output=None, auto_resume=False),
     )
+    return with_absolute_paths(config)
 
 
 @contextmanager
@@ -347,6 +365,7 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
+            warnings.filterwarnings("ignore", message=r"This DataLoader will create")
             warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
             yield
     finally:

@@ -20,11 +20,16 @@ def check_state(path: Path, module: nn.Module) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = {name: tuple(tensor.shape) for name, tensor in state["state_dict"].items()}
-        whole = {"callbacks", "loops", "optimizer_states"} <= state.keys()
+        whole = {"callbacks", "loops"} <= state.keys()
     except Exception:  # a damaged pickle raises anything
         whole = False
     if not whole:
         raise damaged(path) from None
+    if "optimizer_states" not in state:
+        raise UserError(
+            f"{path} is of a complete run without keep_state, so its optimizer's state is gone; "
+            f"train on from its weights: train --checkpoint {path.with_name(LAST_WEIGHTS)}"
+        )
     if found != {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}:
         raise UserError(f"{path} holds another model than the config.yaml beside it describes; restore that")
 

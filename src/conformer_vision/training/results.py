@@ -1,0 +1,92 @@
+"""What a run came to: `results.json`, and the lines that sum it up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_path
+from ..runs import RESULTS_FILE
+from .callbacks import Row
+from .groups import ScheduleConfig
+
+Json = dict[str, Any]
+
+
+def read_results(folder: str | Path) -> Json | None:
+    """Read the `results.json` of a run folder; None where there is none that can be read."""
+    try:
+        found = json.loads(Path(folder, RESULTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def write_results(results: Json, folder: Path) -> None:
+    """Write `results.json`, in one step or not at all."""
+    with atomic_path(folder / RESULTS_FILE) as temporary:
+        text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def is_complete(folder: str | Path, schedule: ScheduleConfig) -> bool:
+    """Tell whether a run has come to the end of its schedule."""
+    results = read_results(folder)
+    return results is not None and bool(results.get("finished")) and results.get("ends") == ends(schedule)
+
+
+def ends(schedule: ScheduleConfig) -> Json:
+    """Return what ends a run."""
+    return {name: getattr(schedule, name) for name in ("epochs", "max_steps", "max_minutes", "patience")}
+
+
+def scores(row: Row) -> Json:
+    """Return an epoch's row in the form of `results.json`: top-1 and top-5 by head."""
+    found: Json = {"epoch": int(row["epoch"]), "step": int(row["step"]), "val_loss": _finite(row["val_loss"])}
+    for name in ("top1", "top5"):
+        prefix = f"val_{name}_"
+        heads = {key.removeprefix(prefix): row[key] for key in row if key.startswith(prefix)}
+        if heads:
+            found[name] = {head: _finite(value) for head, value in heads.items()}
+    return found
+
+
+def by_class(classes: Sequence[str], counts: tuple[list[int], list[int]]) -> Json:
+    """Return images and correct answers by class, and the class with the lowest share of them.
+
+    Args:
+        classes: names of the classes.
+        counts: validation images, and correct answers of the fused head; one each per class.
+    """
+    images, correct = counts
+    found = {
+        name: {"images": many, "correct": right}
+        for name, many, right in zip(classes, images, correct, strict=True)
+    }
+    there = [name for name in classes if found[name]["images"]]
+    weakest = min(there, key=lambda name: found[name]["correct"] / found[name]["images"], default=None)
+    return {"weakest_class": weakest, "classes": found}
+
+
+def closing_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return what the end of a run prints: the best epoch and its weakest class."""
+    best = results.get("best")
+    if best is None:
+        return []
+    top1 = best["top1"]
+    heads = ", ".join(f"{head} {value:.1%}" for head, value in top1.items() if head != "fused")
+    lines = [
+        f"best: top-1 {top1['fused']:.1%}{f' ({heads})' if heads else ''} "
+        f"in epoch {best['epoch']} of {results['epochs']}"
+    ]
+    if (name := best.get("weakest_class")) is not None:
+        counts = best["classes"][name]
+        lines.append(f"weakest class: {name}, {counts['correct']} of {counts['images']} images right")
+    return lines
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity and no not-a-number."""
+    return value if abs(value) < float("inf") else None
