@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from conformer_vision import __version__
 from conformer_vision.commands import train
 from conformer_vision.console import lost, note, open_streams
+from conformer_vision.environment import prepare_process
 from conformer_vision.errors import UserError
 from conformer_vision.extras import naming_extras
 from conformer_vision.parsing import PROGRAM, build_parser
@@ -47,8 +48,9 @@ _TAKING_RECIPES = ("train", "lr-find")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
+    if argv is None:  # a process of its own
         open_streams()
+        prepare_process()
     status = _status(arguments)
     if (error := lost()) is None or isinstance(error, BrokenPipeError) or arguments[:1] == ["train"]:
         return status  # the reader has enough; a run is complete in its folder

@@ -16,6 +16,7 @@ from lzma import LZMAError
 from pathlib import Path
 from tarfile import HeaderError, ReadError
 
+from conformer_vision.environment import cache_folder
 from conformer_vision.errors import UserError, reason_of
 
 from .folder import FileSource, open_folder
@@ -53,13 +54,6 @@ def open_archive(path: Path, request: Request) -> FileSource:
     return open_folder(inner, request, shown=path / inner.relative_to(root))
 
 
-def cache_folder() -> Path:
-    """Where things that can be made again are kept: ``conformer-vision`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification says to ignore a relative path.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "conformer-vision"
-
-
 def unpacked(path: Path) -> Path:
     """The folder in the cache that holds the archive's content; unpacked there when first asked for.
 
@@ -72,7 +66,9 @@ def unpacked(path: Path) -> Path:
     """
     status = path.stat()
     state = f"{os.path.realpath(path)}\n{status.st_size}\n{status.st_mtime_ns}"
-    target = cache_folder() / "archives" / hashlib.sha256(os.fsencode(state)).hexdigest()[:24]
+    target = (
+        cache_folder() / "conformer-vision" / "archives" / hashlib.sha256(os.fsencode(state)).hexdigest()[:24]
+    )
     if target.is_dir():
         return target
     try:

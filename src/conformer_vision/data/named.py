@@ -13,9 +13,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conformer_vision.environment import cache_folder
 from conformer_vision.errors import UserError, nearest, reason_of
 
-from .archive import cache_folder
 from .base import ImageSource, match_classes
 from .folder import FileSource, open_folder
 from .objects import DatasetSource
@@ -61,7 +61,7 @@ def open_named(name: str, request: Request) -> ImageSource:
         if data_dir is None:
             raise UserError(f"torch/{name} needs data_dir, the folder of class folders")
         return open_folder(data_dir, request)
-    root = data_dir or cache_folder() / "torch"
+    root = data_dir or cache_folder() / "conformer-vision" / "torch"
     wanted: tuple[Split, ...] = ("train", "val") if split == "all" else (split,)
     if splitting.folds is not None:
         wanted = ("train",)
