@@ -10,6 +10,7 @@ from PIL import Image
 from conformer_vision import cli
 from conformer_vision.commands import train
 from conformer_vision.errors import UserError
+from exports import WITH_EXPORTS, make_run, shared_graphs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -31,17 +32,24 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+WITH_PYTHON = [
+    pytest.param(page, id=page.name, marks=WITH_EXPORTS if page.name == "export.md" else [])
+    for page in PAGES
+    if blocks(page, "python")
+]
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one page build on each other."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (48, 40), "white").save("holiday.jpg")
+    Path("runs").mkdir()
+    make_run(Path("runs/photos"))
     namespace: dict[str, object] = {"__name__": "example"}
-    for number, text in enumerate(blocks(page, "python"), start=1):
-        exec(compile(text, f"{page.name}, Python block {number}", "exec"), namespace)
+    with shared_graphs():
+        for number, text in enumerate(blocks(page, "python"), start=1):
+            exec(compile(text, f"{page.name}, Python block {number}", "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -15,24 +14,16 @@ from conformer_vision import extras
 from conformer_vision.benchmark import BenchmarkConfig, benchmark, run
 from conformer_vision.benchmark.forms import FORMS, Form, OpenForm
 from conformer_vision.errors import UserError
-from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model, save_model
+from exports import WITH_EXPORTS, make_run, shared_graphs
+
+pytestmark = WITH_EXPORTS
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shallow Conformer with BatchNorm statistics that make folding work."""
-    kwargs = {"depths": [2, 1, 2], "zero_init_last": False}
-    model = timm.create_model("conformer_nano_patch8_64", num_classes=5, **kwargs)
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-    spec = ModelSpec("conformer_nano_patch8_64", kwargs, tuple("abcde"), (3, 32, 32))
-    path = tmp_path_factory.mktemp("benchmark") / "model.safetensors"
-    save_model(model, spec, path)
-    return path
+    return make_run(tmp_path_factory.mktemp("benchmark") / "run") / "best.safetensors"
 
 
 @pytest.fixture
@@ -41,7 +32,8 @@ def quick(weights: Path) -> BenchmarkConfig:
 
 
 def test_speed_size_and_difference(quick: BenchmarkConfig) -> None:
-    result = benchmark(replace(quick, forms=("eager", "folded", "folded-fp16", "onnx"), batch=(9, 1)))
+    with shared_graphs():
+        result = benchmark(replace(quick, forms=("eager", "folded", "folded-fp16", "onnx"), batch=(9, 1)))
     assert [row.batch for row in result.rows] == [1] * 4 + [9] * 4
     assert not any(row.wrong for row in result.rows)
     eager, folded, half, onnx = result.rows[:4]

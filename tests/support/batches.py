@@ -1,8 +1,11 @@
 """What the tests of loaders share."""
 
+from collections.abc import Iterable
+
 import torch
 
-from conformer_vision.data.loader import Batch
+from conformer_vision.data.handover import Batch
+from conformer_vision.errors import UserError
 
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
@@ -13,3 +16,14 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
         and torch.equal(x.indices, y.indices)
         for x, y in zip(a, b, strict=True)
     )
+
+
+def failure(batches: Iterable[Batch]) -> str:
+    """What the iteration ends with. Not by pytest.raises: what it gives holds the frame that holds it."""
+    try:
+        for _ in batches:
+            pass
+    except UserError as error:
+        assert "\n" not in str(error)
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("all images were read")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save
 
 from command_line import run
 from conformer_vision.export import onnx
@@ -70,19 +72,19 @@ def make_run(folder: Path) -> Path:
     return folder
 
 
-_GRAPHS: dict[tuple[str, bool], Any] = {}
+_GRAPHS: dict[tuple[str, bool, bytes], Any] = {}
 
 
 @contextmanager
 def shared_graphs() -> Iterator[None]:
     """Make the ONNX graph of each model once, which takes longer than all that is done with it.
 
-    OpenVINO's files and int8 start from the graph in float32; the models of one name have the same weights.
+    OpenVINO's files and int8 start from the graph in float32.
     """
     build = onnx.build_graph
 
     def build_once(model: torch.nn.Module, spec: ModelSpec, precision: Any) -> Any:
-        key = (spec.model, precision == "fp16")
+        key = (spec.model, precision == "fp16", sha256(save(model.state_dict())).digest())
         if key not in _GRAPHS:
             _GRAPHS[key] = build(model, spec, precision)
         return deepcopy(_GRAPHS[key])

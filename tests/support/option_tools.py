@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from conformer_vision.data import ImageDataModule
-from conformer_vision.data.loader import Batch, ImageLoader
+from conformer_vision.data.handover import Batch
+from conformer_vision.data.loader import ImageLoader
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_network, build_preprocessing

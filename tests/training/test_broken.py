@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from conformer_vision.data.loader import Batch
+from conformer_vision.data.handover import Batch
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.broken import BrokenImages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ MAX_PIXELS = 178_956_970
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # MPO opens through JPEG
 _BAND_PIXELS = 1 << 22
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _ORIENTATION = 0x0112
 _UPRIGHT = {  # by EXIF orientation: how to turn the stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,6 +49,10 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 class BrokenImageError(UserError):
     """An image that cannot be decoded, is too big, or is not there; the line names it."""
+
+
+class ReadingError(UserError):
+    """Reading failed because of the machine, not an image: no memory, descriptors or processes are left."""
 
 
 class _RefusedError(Exception):
@@ -73,7 +79,8 @@ def open_image(
         max_pixels: most pixels (height × width) to decode, judged by the header; `MAX_PIXELS` at most.
 
     Raises:
-        BrokenImageError: the image cannot be decoded, for whatever reason; nothing else is raised.
+        BrokenImageError: the image cannot be decoded, for whatever reason.
+        ReadingError: no more files can be opened.
     """
     try:
         with warnings.catch_warnings():  # Pillow warns about sizes and metadata; an image is good or refused
@@ -82,6 +89,8 @@ def open_image(
     # Pillow's decoders raise SyntaxError, struct.error, IndexError, ... on damaged bytes.
     except Exception as error:
         label = one_line(name or _name_of(source))
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+            raise reading_error(label, error) from error
         raise BrokenImageError(f"{label}: cannot be read as an image ({_reason(error)})") from error
 
 
@@ -230,6 +239,20 @@ def _deep_grey_converter(image: Image.Image) -> Callable[[Image.Image], Image.Im
 
 def _divided_by_257(values: NDArray[Any]) -> NDArray[Any]:
     return ((values.astype("uint32") + 128) // 257).astype("uint8")
+
+
+def reading_error(what: str, error: BaseException) -> ReadingError:
+    """Return the error that says in one line why something could not be read."""
+    return ReadingError(f"{what} cannot be read: {machine_reason(error)}")
+
+
+def machine_reason(error: BaseException) -> str:
+    """Return what the machine lacks, in a few words."""
+    reason = reason_of(error)
+    # "ancdata" is how Python calls a descriptor that did not come.
+    if getattr(error, "errno", None) in _NO_DESCRIPTORS or "ancdata" in reason:
+        return "too many open files; raise the limit (ulimit -n)"
+    return reason
 
 
 def _name_of(source: object) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import random
 import signal
-import weakref
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
-from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,18 @@ from conformer_vision.errors import UserError
 from conformer_vision.preprocessing import Transform
 
 from .base import ImageSource
-from .images import BrokenImageError
+from .handover import (
+    Batch,
+    Parcel,
+    check_descriptors,
+    log,
+    lost,
+    pack,
+    prepare_worker,
+    remember,
+    started_or_ended,
+)
+from .images import BrokenImageError, ReadingError, machine_reason, reading_error
 from .order import Draw, EvaluationOrder, Sampling, Share, TrainingOrder
 from .stream import ImageStream
 from .stream_order import StreamOrder
@@ -31,19 +41,6 @@ NOT_COUNTED = -100
 """Label of an image to ignore: it is broken, or only fills up a batch (torch's ``ignore_index``)."""
 MOST_REPLACED = 100
 """Number of broken images in a row that ends training."""
-
-
-class Batch(NamedTuple):
-    """Images of one forward pass."""
-
-    images: Tensor
-    """(B, C, H, W), normalised."""
-    labels: Tensor
-    """(B,), int64; `NOT_COUNTED` for an image to ignore."""
-    indices: Tensor
-    """(B,), int64: number of each image in its source; -1 in a stream."""
-    broken: list[str]
-    """What was wrong with the images that could not be read, one line each with their names."""
 
 
 class _Sample(NamedTuple):
@@ -59,11 +56,12 @@ class ImageLoader(DataLoader[Any]):
     Attributes:
         position: in training: returns the epoch and the number of its first batch, both from 0, when
             an iteration begins. None makes each iteration the next whole epoch.
+        waiting: makes the context in which the loader waits for a batch, for instance to end a wait.
     """
 
     def __init__(
         self,
-        dataset: Dataset[_Sample | BrokenImageError],
+        dataset: Dataset[_Sample | UserError],
         order: TrainingOrder | EvaluationOrder | StreamOrder,
         *,
         workers: int,
@@ -71,43 +69,89 @@ class ImageLoader(DataLoader[Any]):
         if workers < 0:
             raise UserError(f"workers {workers}: must be 0 or more")
         self.position: Callable[[], tuple[int, int]] | None = None
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
         self._order = order
         self._next_epoch = 0
         batches: dict[str, Any] = {"batch_sampler": order}
         if isinstance(order, StreamOrder):
             batches = {"batch_size": order.per_batch, "drop_last": order.endless}
-        super().__init__(
-            dataset,
-            **batches,
-            num_workers=workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_signals,
-            persistent_workers=workers > 0,
-        )
+        with _no_advice():
+            super().__init__(
+                dataset,
+                **batches,
+                num_workers=workers,
+                collate_fn=_collate,
+                pin_memory=torch.cuda.is_available(),
+                worker_init_fn=prepare_worker,
+                persistent_workers=workers > 0,
+            )
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches: Iterator[Batch | BrokenImageError]
-        if isinstance(self._order, EvaluationOrder):
-            batches = super().__iter__()
-        else:
+        start = 0
+        if not isinstance(self._order, EvaluationOrder):
             epoch, start = (self._next_epoch, 0) if self.position is None else self.position()
             self._next_epoch = epoch + 1
             self._order.begin(epoch, start)
-            batches = super().__iter__()
-            if isinstance(self._order, StreamOrder) and self._order.endless:
-                batches = islice(batches, len(self) - start)
-        for batch in batches:
-            _WORKERS.update(getattr(self._iterator, "_workers", ()))
-            if isinstance(batch, BrokenImageError):
+        with self._failures_named():
+            batches = self._begin()
+        if isinstance(self._order, StreamOrder) and self._order.endless:
+            batches = islice(batches, len(self) - start)
+        while True:
+            with self._failures_named(), self.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            if isinstance(batch, UserError):
                 try:
-                    raise batch  # if the worker raised it, its message would hold a traceback
+                    # If the worker raised it, its message would hold a traceback.
+                    raise (isinstance(batch, ReadingError) and self._lost()) or batch
                 finally:
                     del batch  # its traceback holds this frame; the cycle would keep the workers alive
             yield batch
+
+    def _begin(self) -> Iterator[Batch | UserError]:
+        """Start the workers, or as many as the machine can start."""
+        wanted = self.num_workers
+        while True:
+            try:
+                if self.num_workers and self._iterator is None:
+                    check_descriptors(self.num_workers)
+                with _no_advice(), started_or_ended(), _no_child_handler():
+                    batches: Iterator[Batch | UserError] = super().__iter__()
+            except OSError as error:  # no more processes, descriptors or semaphores
+                if not self.num_workers:
+                    raise reading_error("images", error) from error
+                reason = machine_reason(error)
+                self.num_workers //= 2
+                continue
+            remember(self._workers())
+            if self.num_workers < wanted:
+                log.warning("reading with %d workers instead of %d: %s", self.num_workers, wanted, reason)
+            return batches
+
+    def _workers(self) -> list[Any]:
+        return list(getattr(self._iterator, "_workers", ()))
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Turn torch's error for a worker that has ended into one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            if (ended := self._lost()) is None:
+                raise
+            raise ended from error
+
+    def _lost(self) -> ReadingError | None:
+        """Return how a worker has ended, if one has; another iteration then starts other workers."""
+        ended = lost(self._workers())
+        if ended is not None and self._iterator is not None:
+            self._iterator.__del__()  # type: ignore[attr-defined]  # frames of an error may hold it
+            self._iterator = None
+        return ended
 
 
 def training_loader(
@@ -190,7 +234,7 @@ def evaluation_loader(
     return ImageLoader(_Transformed(source, transform, replace_broken=False), batches, workers=workers)
 
 
-class _Transformed(Dataset[_Sample | BrokenImageError]):
+class _Transformed(Dataset[_Sample | UserError]):
     """Transformed images of a source, each as an order draws it."""
 
     def __init__(self, source: ImageSource, transform: Transform, *, replace_broken: bool) -> None:
@@ -202,12 +246,15 @@ class _Transformed(Dataset[_Sample | BrokenImageError]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitems__(self, draws: list[Draw]) -> list[_Sample | BrokenImageError]:
+    def __getitems__(self, draws: list[Draw]) -> list[_Sample | UserError]:
         """Take a batch, as torch's DataLoader asks for it."""
         with _generators_kept():
-            return [self._read(draw) for draw in draws]
+            try:
+                return [self._read(draw) for draw in draws]
+            except _NAMED as error:
+                return [_named(error)]
 
-    def _read(self, draw: Draw) -> _Sample | BrokenImageError:
+    def _read(self, draw: Draw) -> _Sample | UserError:
         broken: list[str] = []
         for number in range(draw.number, draw.number + self._tries):
             index = number % len(self._source)
@@ -223,14 +270,21 @@ class _Transformed(Dataset[_Sample | BrokenImageError]):
         return _missing(self._transform, draw.number, broken)
 
 
-class _Streamed(IterableDataset[_Sample | BrokenImageError]):
+class _Streamed(IterableDataset[_Sample | UserError]):
     """Transformed images of this worker's part of a stream."""
 
     def __init__(self, order: StreamOrder, transform: Transform) -> None:
         self._order = order
         self._transform = transform
 
-    def __iter__(self) -> Iterator[_Sample | BrokenImageError]:
+    def __iter__(self) -> Iterator[_Sample | UserError]:
+        try:
+            yield from self._read()
+        except _NAMED as error:
+            while True:  # until the batch is full: an incomplete one is dropped
+                yield _named(error)
+
+    def _read(self) -> Iterator[_Sample | UserError]:
         broken: list[str] = []
         seeds: list[int | None] = []  # of the broken images, and then of the one that replaces them
         for item, seed in self._order.items():
@@ -290,35 +344,47 @@ def _check_batch_size(batch_size: int) -> None:
         raise UserError(f"batch_size {batch_size}: must be 1 or more")
 
 
-def _collate(samples: list[_Sample | BrokenImageError]) -> Batch | BrokenImageError:
+_NAMED = (UserError, OSError, MemoryError)
+"""What ends reading without being a fault of the code, which needs a traceback."""
+
+
+def _named(error: BaseException) -> UserError:
+    return error if isinstance(error, UserError) else reading_error("images", error)
+
+
+def _collate(samples: list[_Sample | UserError]) -> Batch | Parcel | UserError:
     good: list[_Sample] = []
     for sample in samples:
-        if isinstance(sample, BrokenImageError):
+        if isinstance(sample, UserError):
             return sample
         good.append(sample)
-    return Batch(
-        torch.stack([sample.image for sample in good]),
-        torch.tensor([sample.label for sample in good]),
-        torch.tensor([sample.number for sample in good]),
-        [line for sample in good for line in sample.broken],
-    )
+    images = [sample.image for sample in good]
+    numbers = torch.tensor([[sample.label for sample in good], [sample.number for sample in good]])
+    broken = [line for sample in good for line in sample.broken]
+    if get_worker_info() is not None:
+        return pack(images, numbers, broken)
+    return Batch(torch.stack(images), numbers[0], numbers[1], broken)
 
 
-_WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Silence torch's advice on the number of workers, which is the user's decision."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
-def _ignore_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which go to the whole process group, to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextmanager
+def _no_child_handler() -> Iterator[None]:
+    """Keep torch's handler of SIGCHLD out: it raises wherever the main process is, say within a step.
 
-
-@atexit.register
-def _end_workers() -> None:
-    """Kill the workers, before multiprocessing's own hook would send a SIGTERM and wait for ever.
-
-    They only read, so nothing is lost.
+    Without it, a worker that has ended is found when a batch is awaited.
     """
-    for worker in list(_WORKERS):
-        if worker.is_alive():
-            worker.kill()
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)

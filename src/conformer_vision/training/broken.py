@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from ..console import note
-from ..data.loader import Batch
+from ..data.handover import Batch
 from ..errors import UserError
 from ..files import atomic_path
 from ..runs import BROKEN_FILE
