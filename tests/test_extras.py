@@ -29,15 +29,7 @@ sys.meta_path.insert(0, Uninstalled())
 """
 
 
-<<<<<<< HEAD
 PREDICT = """
-=======
-def test_a_core_installation_predicts_and_names_the_missing_extra(tmp_path: Path) -> None:
-    """In a process in which no library of an extra can be imported."""
-    (tmp_path / "model.onnx").touch()
-    (tmp_path / "photo.jpg").touch()
-    code = """
->>>>>>> acbc3d7 (Bring whatever fails in a reading process to the main one)
 import timm, torch
 from PIL import Image
 import conformer_vision
@@ -49,7 +41,6 @@ assert answer.labels
 try:
     conformer_vision.train
 except ImportError as error:
-<<<<<<< HEAD
     print(error)
 """
 COMMANDS = """
@@ -73,22 +64,6 @@ def test_a_core_installation(tmp_path: Path) -> None:
         f"error: {library} is not installed: pip install 'conformer-vision[{extras._EXTRAS[library]}]'"
         for library in ("lightning", "onnxruntime", "onnx")
     ]
-=======
-    print("error:", error, file=sys.stderr)
-for command in (
-    "train --data digits", "predict model.onnx photo.jpg", "export conformer_nano_patch8_64 --format onnx"
-):
-    print(conformer_vision.cli.main(command.split()))
-"""
-    command = [sys.executable, "-c", f"{CORE_ONLY}import conformer_vision.cli{code}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
-    missing = ["lightning", "lightning", "onnxruntime", "onnx"]
-    assert done.stderr.splitlines() == [
-        f"error: {library} is not installed: pip install 'conformer-vision[{extras._EXTRAS[library]}]'"
-        for library in missing
-    ]
-    assert (done.returncode, done.stdout.split()) == (0, ["2", "2", "2"])
->>>>>>> acbc3d7 (Bring whatever fails in a reading process to the main one)
 
 
 def test_the_table_of_extras_is_that_of_the_metadata() -> None:

@@ -1,11 +1,11 @@
 """Reading processes that fail: killed, or on a machine without memory, descriptors or processes."""
 
-import logging
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from batches import failure, same
-from conformer_vision.data import evaluation_loader, handover, training_loader
+from conformer_vision.data import evaluation_loader, training_loader
 from conformer_vision.data.handover import Batch
 from conformer_vision.data.images import ReadingError, open_image
 from conformer_vision.data.loader import ImageLoader
@@ -33,14 +33,11 @@ def loader(workers: int = 2, *, change: Callable[[Image.Image], torch.Tensor] = 
 
 
 def read() -> tuple[list[Batch], int, list[str]]:
-    """All batches, the number of workers that read them, and what was logged."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    handover.log.addHandler(handler)
+    """All batches, the number of workers that read them, and what was printed."""
     reading = loader()
-    batches = [batch._replace(images=batch.images.clone()) for batch in reading]
-    return batches, reading.num_workers, lines
+    with redirect_stderr(io.StringIO()) as printed:
+        batches = [batch._replace(images=batch.images.clone()) for batch in reading]
+    return batches, reading.num_workers, printed.getvalue().splitlines()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import logging
 import math
 import multiprocessing
 import os
@@ -27,10 +26,9 @@ from torch import Tensor
 from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import default_collate
 
-from .images import ReadingError, reading_error
+from conformer_vision.console import note
 
-log = logging.getLogger("conformer_vision")
-"""Without handlers of the user's, logging prints its warnings to stderr."""
+from .images import ReadingError, reading_error
 
 _PER_WORKER, _SPARE = 6, 16
 """Descriptors that a worker takes in the main process, and those that files take for a moment."""
@@ -122,10 +120,9 @@ def _from_file(path: str, broken: list[str]) -> Batch | ReadingError:
 
 @functools.cache
 def _say_that_files_are_used(folder: Path) -> None:
-    log.warning(
-        "shared memory cannot hold the batches: they go through files in %s, which is slower "
-        "(with Docker, --shm-size=2g gives more)",
-        folder,
+    note(
+        f"shared memory cannot hold the batches: they go through files in {folder}, which is slower "
+        "(with Docker, --shm-size=2g gives more)"
     )
 
 

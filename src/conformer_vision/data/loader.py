@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from conformer_vision.console import note
 from conformer_vision.errors import UserError
 from conformer_vision.preprocessing import Transform
 
@@ -25,7 +26,6 @@ from .handover import (
     Batch,
     Parcel,
     check_descriptors,
-    log,
     lost,
     pack,
     prepare_worker,
@@ -129,7 +129,7 @@ class ImageLoader(DataLoader[Any]):
                 continue
             remember(self._workers())
             if self.num_workers < wanted:
-                log.warning("reading with %d workers instead of %d: %s", self.num_workers, wanted, reason)
+                note(f"reading with {self.num_workers} workers instead of {wanted}: {reason}")
             return batches
 
     def _workers(self) -> list[Any]:
