@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -50,6 +51,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Bad:
     patches(4, (400, 40)).save(cat / "long.png")
     Image.new("RGB", (40, 30), "red").save(cat / "red.png")
     patches(5).save(cat / "moving.gif", save_all=True, append_images=[patches(6)])
+    dim = np.random.default_rng(0).integers(0, 4096, (60, 60), dtype=np.uint16)  # 12 bits
+    Image.fromarray(dim).save(cat / "dim.png")
+    for name in ("train/cat/photo.heic", "train/loose.jpg", "val/cat/notes.txt"):
+        (root / name).write_bytes(b"?")
 
     shutil.copy(cat / "0.png", val / "leak.png")
     patches(7, (300, 200)).save(cat / "big.jpg")
@@ -68,6 +73,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Bad:
             "elongated": {"train/cat/long.png"},
             "single_colour": {"train/cat/red.png"},
             "several_frames": {"train/cat/moving.gif"},
+            "low_range": {"train/cat/dim.png"},
         },
         {
             "leak": [{"train/cat/0.png", "val/cat/leak.png"}, {"train/cat/big.jpg", "val/cat/half.jpg"}],

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image, ImageFile
 
 from conformer_vision.check import inspect
@@ -61,8 +62,21 @@ def test_images_of_phones_are_no_animations(tmp_path: Path) -> None:
         return save(patches(0), tmp_path / name, kind, save_all=True, append_images=[patches(1)])
 
     assert look(both("a.jpg", "MPO")).problems == []
-    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+    for name in ("a.gif", "a.webp", "a.png", "a.avif"):
         assert kinds(look(both(name))) == ["several_frames"]
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.jp2", "colour.tif", "grey.pgm"])
+def test_few_bits_in_16(bits: int, name: str, tmp_path: Path) -> None:
+    colours = (3,) * name.startswith("colour")
+    values = np.random.default_rng(0).integers(0, 1 << bits, (40, 40, *colours), dtype=np.uint16)
+    values[0, 0] = (1 << bits) - 1
+    if colours:
+        tifffile.imwrite(tmp_path / name, values, photometric="rgb")
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    assert kinds(look(tmp_path / name)) == (["low_range"] if bits < 16 else [])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
@@ -80,7 +94,8 @@ def test_half_a_file(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "the file is empty"), (b"text", "it is none of"), (None, "No such file")]
+    ("content", "reason"),
+    [(b"", "the file is empty"), (b"text", "it is in no"), (None, "No such file")],
 )
 def test_no_image(content: bytes | None, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
@@ -177,8 +192,9 @@ def test_place_and_name() -> None:
     digits = [opened("digits", split=split) for split in ("train", "val")]
     reader = ImageReader(digits, Limits())
     assert len(reader) == 1797
-    places = [reader.place(number) for number in (0, 1617, 1618, 1796)]
-    assert places == [(0, 0), (0, 1617), (1, 0), (1, 178)]
+    first = len(digits[0])
+    places = [reader.place(number) for number in (0, first - 1, first, 1796)]
+    assert places == [(0, 0), (0, first - 1), (1, 0), (1, 1796 - first)]
     assert inspect_image(reader, 0).problems == []
 
 

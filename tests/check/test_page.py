@@ -17,7 +17,7 @@ def result_with(
     findings: list[Finding], duplicates: list[DuplicateGroup], counts: dict[str, int] | None = None
 ) -> CheckResult:
     split = SplitSummary("train", 9, counts or {"cat": 6, EVIL: 3})
-    return CheckResult("data", (split,), tuple(findings), tuple(duplicates), (), ("a <hint>",), 1.0)
+    return CheckResult("data", (split,), tuple(findings), tuple(duplicates), (), (), ("a <hint>",), 1.0)
 
 
 def test_a_checked_set(bad: Any, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def checked(
     return result, fix, steps
 
 
-def below(root: Path, name: str) -> str:
+def below(root: Path, name: str | Path) -> str:
     return str(Path(name).relative_to(root))
 
 
@@ -47,17 +47,22 @@ def test_every_fault_is_found_and_nothing_else(checked: Any, bad: Any) -> None:
     assert [group.kinds[0] for group in result.duplicates] == ["leak", "leak", "conflict", "redundant"]
     assert [group.exact for group in result.duplicates] == [True, False, True, True]
     assert not result.clean
-    files = [path for path in bad.root.rglob("*") if path.is_file()]
+    passed_over = {"train/cat/photo.heic", "train/loose.jpg", "val/cat/notes.txt"}
+    assert {below(bad.root, name) for name in result.passed_over} == passed_over
+    assert len(result.passed_over) == result.counts["passed_over"] == 3
+    files = [
+        path for path in bad.root.rglob("*") if path.is_file() and below(bad.root, path) not in passed_over
+    ]
     assert steps == [(number, len(files)) for number in range(1, len(files) + 1)]
 
 
 def test_class_balance(checked: Any) -> None:
     result, _, _ = checked
     train, val = result.splits
-    assert train.counts == {EVIL: 7, "cat": 18}
+    assert train.counts == {EVIL: 7, "cat": 19}
     assert val.counts == {EVIL: 3, "cat": 6}
-    assert (train.images, val.images, result.images) == (25, 9, 34)
-    assert train.ratio == pytest.approx(18 / 7)
+    assert (train.images, val.images, result.images) == (26, 9, 35)
+    assert train.ratio == pytest.approx(19 / 7)
     assert result.hints == ()
 
 
@@ -68,7 +73,8 @@ def test_json_holds_everything(checked: Any, bad: Any) -> None:
     assert content["counts"]["leak"] == 2
     assert content["counts"]["redundant"] == 1
     assert content["counts"]["missing_class"] == 0
-    assert content["splits"][0]["counts"] == {EVIL: 7, "cat": 18}
+    assert str(bad.root / "train/cat/photo.heic") in content["passed_over"]
+    assert content["splits"][0]["counts"] == {EVIL: 7, "cat": 19}
     assert {"name", "reason"} == set(content["excluded"][0])
     (cut,) = [found for found in content["findings"] if found["kind"] == "truncated"]
     assert cut["image"] == {"name": str(bad.root / "train/cat/cut.jpg"), "split": "train", "label": "cat"}
@@ -106,7 +112,15 @@ def test_fix_duplicates_and_a_second_check(bad: Any, tmp_path: Path) -> None:
         Path(name).unlink()
     again = check(root, workers=1)
     kinds = {kind for kind, count in again.counts.items() if count}
-    assert kinds == {"extension", "tiny", "elongated", "single_colour", "several_frames"}
+    assert kinds == {
+        "extension",
+        "tiny",
+        "elongated",
+        "single_colour",
+        "several_frames",
+        "low_range",
+        "passed_over",
+    }
     assert again.excluded == ()
 
 
@@ -123,7 +137,8 @@ def test_options_have_an_effect(clean: Path, tmp_path: Path) -> None:
     images = write_folders(tmp_path / "set", {"a": 10, "b": 10})
     patches(1000).rotate(2).save(images / "a/turned.png")
     strict = check(images, workers=1, splitting=Splitting(0.5), distance=0)
-    assert [split.images for split in strict.splits] == [10, 11]
+    train, val = (split.images for split in strict.splits)
+    assert train + val == 21 and val > 3
     assert (len(strict.duplicates), len(check(images, workers=1, distance=8).duplicates)) == (0, 1)
 
 

@@ -35,6 +35,7 @@ class SourceContract:
 
     options: dict[str, Any] = {}  # noqa: RUF012  # of `open_images`
     keeps_files = True
+    grows = True
     own_splits = False
 
     def write(self, root: Path, files: list[bytes]) -> Any:
@@ -43,8 +44,8 @@ class SourceContract:
     def open(self, spec: Any, split: str = "all", **options: Any) -> ImageSource:
         return opened(spec, split, **self.options, **options)
 
-    def written(self, root: Path, changes: dict[int, bytes] | None = None) -> Any:
-        files = [encode(colour(number)) for number in range(IMAGES)]
+    def written(self, root: Path, changes: dict[int, bytes] | None = None, *, images: int = IMAGES) -> Any:
+        files = [encode(colour(number)) for number in range(images)]
         for number, data in (changes or {}).items():
             files[number] = data
         return self.write(root, files)
@@ -85,7 +86,21 @@ class SourceContract:
         assert self.names(self.open(spec, "val", val_fraction=0.25)) == val
         if not self.own_splits:
             assert self.names(self.open(spec, "val", val_fraction=0.25, seed=1)) != val
-            assert len(val) == pytest.approx(len(both) / 4, rel=0.05)
+            assert len(both) / 12 <= len(val) <= len(both) / 2
+
+    def test_what_is_added_moves_no_other_image(self, tmp_path: Path) -> None:
+        """Nor does another place."""
+        if self.own_splits or not self.grows:
+            pytest.skip("has splits of its own, or stays as it is")
+        before, after = (self.written(tmp_path / name, images=n) for name, n in (("a", IMAGES), ("b", 40)))
+        for options in ({"val_fraction": 0.5}, {"folds": 2, "fold": 1}):
+            old, new = (self.shown(self.open(spec, "val", **options)) for spec in (before, after))
+            assert old == {number for number in new if number < IMAGES}
+            assert 0 < len(old) < len(new) < 30
+
+    def shown(self, source: ImageSource) -> set[int]:
+        """The numbers of the images, by their colours."""
+        return {source.image(index).getpixel((0, 0))[0] for index in range(len(source))}  # type: ignore[index, misc]
 
     def test_every_image_is_held_out_in_one_fold(self, tmp_path: Path) -> None:
         spec = self.written(tmp_path)
@@ -93,7 +108,7 @@ class SourceContract:
         for fold in range(4):
             train, val = (self.open(spec, split, folds=4, fold=fold) for split in ("train", "val"))
             assert not set(self.names(train)) & set(self.names(val))
-            assert set(val.labels) == set(range(len(val.classes)))
+            assert set(train.labels) == set(range(len(train.classes)))
             held_out += self.names(val)
         assert sorted(held_out) == sorted(self.names(self.open(spec, folds=4)))
 

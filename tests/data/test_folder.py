@@ -3,32 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError
 from image_sets import opened
 
 Folders = Callable[..., Path]
 WriteImage = Callable[..., Path]
-
-
-def test_class_folders_are_split_by_seed(tmp_path: Path, class_folders: Folders) -> None:
-    class_folders(tmp_path, ["dog10", "Dog9", "cat"], count=10)
-    train, val = (opened(tmp_path, split=split, val_fraction=0.2) for split in ("train", "val"))
-    assert train.classes == val.classes == ("cat", "Dog9", "dog10")
-    assert (len(train), len(val)) == (24, 6)
-    names = [source.name(i) for source in (train, val) for i in range(len(source))]
-    assert len(set(names)) == 30
-    for source in (train, val):
-        for i in range(len(source)):
-            image, label = source[i]
-            path = Path(source.name(i))
-            assert source.classes[label] == path.parent.name
-            assert image.getpixel((0, 0)) == (int(path.stem), 0, 0)
-    again = opened(tmp_path, split="val", val_fraction=0.2)
-    other = opened(tmp_path, split="val", val_fraction=0.2, seed=1)
-    assert [again.name(i) for i in range(6)] == [val.name(i) for i in range(6)]
-    assert [other.name(i) for i in range(6)] != [val.name(i) for i in range(6)]
-    assert len(opened(tmp_path, split="all")) == 30
 
 
 def test_nested_upper_case_and_hidden(tmp_path: Path, write_image: WriteImage) -> None:
@@ -68,24 +47,9 @@ def test_val_comes_before_test(tmp_path: Path, class_folders: Folders) -> None:
     assert len(opened(tmp_path, split="val")) == 4
 
 
-def test_train_alone_is_split_by_seed(tmp_path: Path, class_folders: Folders) -> None:
-    class_folders(tmp_path / "train", ["a", "b"], count=4)
-    train, val = (opened(tmp_path, split=split) for split in ("train", "val"))
-    assert (train.classes, len(train), len(val)) == (("a", "b"), 6, 2)
-
-
 def test_a_class_may_be_called_train(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path, ["bus", "train"])
     assert opened(tmp_path, split="train").classes == ("bus", "train")
-
-
-def test_classes_of_a_model_are_matched_by_name(tmp_path: Path, class_folders: Folders) -> None:
-    class_folders(tmp_path, ["a", "c"], count=2)
-    source = opened(tmp_path, split="all", classes=["c", "b", "a"])
-    assert source.classes == ("c", "b", "a")
-    assert [source.classes[label] for label in source.labels] == ["a", "a", "c", "c"]
-    with pytest.raises(UserError, match=r"does not know the class c; it knows a, b"):
-        opened(tmp_path, split="all", classes=["a", "b"])
 
 
 def test_evaluation_needs_no_train_and_not_every_class(tmp_path: Path, class_folders: Folders) -> None:
@@ -142,12 +106,3 @@ def test_wrong_layouts_are_named(
         opened(tmp_path, split="train")
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_broken_image_is_named_when_it_is_read(tmp_path: Path, class_folders: Folders) -> None:
-    class_folders(tmp_path, ["a", "b"])
-    (tmp_path / "a" / "1.png").write_bytes(b"broken")
-    source = opened(tmp_path, split="all")
-    source[0]
-    with pytest.raises(BrokenImageError, match=r"a/1\.png"):
-        source[1]

@@ -165,8 +165,8 @@ def test_evaluation_of_several_processes_counts_each_image_once() -> None:
     labels = torch.cat([batch.labels for rank in ranks for batch in rank])
     indices = torch.cat([batch.indices for rank in ranks for batch in rank])
     counted = labels != NOT_COUNTED
-    assert sorted(indices[counted].tolist()) == list(range(179))
-    assert len(labels) == 180, "179 images, and one that fills up"
+    assert sorted(indices[counted].tolist()) == list(range(181))
+    assert len(labels) == 182, "181 images, and one that fills up"
 
 
 def test_repeats_are_augmented_anew() -> None:
@@ -285,5 +285,5 @@ def test_impossible_options(option: dict[str, Any], message: str) -> None:
     for make in (training, evaluating):
         with pytest.raises(UserError, match=message):
             make(digits(), **option)
-    with pytest.raises(UserError, match="batch_size 180 is more than the 179 images"):
-        training(digits(), batch_size=180)
+    with pytest.raises(UserError, match="batch_size 182 is more than the 181 images"):
+        training(digits(), batch_size=182)

@@ -163,7 +163,7 @@ def test_training_and_evaluating_from_python(tmp_path: Path) -> None:
     assert "data: dataset/TensorDataset\n" in (run / "config.yaml").read_text()
     result = evaluate(run, dataset, split="all", device="cpu")
     assert result.samples == 24
-    assert evaluate(run, dataset, device="cpu").samples == 2, "the validation images of the run"
+    assert evaluate(run, dataset, device="cpu").samples == 6, "the validation images of the run"
     with pytest.raises(UserError, match=r"dataset/TensorDataset was a Python object.*pass the data again"):
         resume(run)
     assert resume(run, data=dataset) == run

@@ -222,4 +222,4 @@ def test_cifar10(shared_dir: Path, parquet: WriteParquet) -> None:
     assert val.classes[:2] == ("airplane", "automobile")
     assert val[0][0].size == (32, 32)
     train = opened(folder / "test.parquet", split="train", val_fraction=0.25)
-    assert len(train) == 7_500
+    assert 7_400 < len(train) < 7_600

@@ -58,7 +58,8 @@ class TestTable(SourceContract):
 
 class TestParquet(SourceContract):
     def write(self, root: Path, files: list[bytes]) -> Path:
-        write_rows(root / "set", [len(files) - 5, 5], images=dict(enumerate(files)))
+        lengths = [12] * (len(files) // 12) + [len(files) % 12] * (len(files) % 12 > 0)
+        write_rows(root / "set", lengths, images=dict(enumerate(files)))
         return root / "set"
 
 
@@ -92,6 +93,8 @@ class TestTar(SourceContract):
 
 
 class TestTorchvisionFolder(SourceContract):
+    grows = False  # as a folder does; the options are those of the last one
+
     def write(self, root: Path, files: list[bytes]) -> str:
         self.options = {"data_dir": write_folders(root / "set", files)}
         return "torch/image_folder"
@@ -99,6 +102,7 @@ class TestTorchvisionFolder(SourceContract):
 
 class TestDigits(SourceContract):
     keeps_files = False
+    grows = False
 
     def write(self, root: Path, files: list[bytes]) -> str:
         return "digits"
@@ -116,7 +120,7 @@ class TestDataset(SourceContract):
 
 
 class TestSubset(SourceContract):
-    """A wrapper that has got class names."""
+    """A wrapper that has got class names; the files' names decide about the split."""
 
     keeps_files = False
 

@@ -1,3 +1,5 @@
+"""How sets are cut; that every form of data is cut this way is in tests/contracts/source.py."""
+
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +16,25 @@ from image_sets import opened
 
 Folders = Callable[..., Path]
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60)
+CLASSES = ["a", "b", "c", "d", "e"]
+
+
+def cut(
+    splitting: Splitting, labels: list[int], split: str = "val", names: Callable[[int], str] = str
+) -> list[int]:
+    rows = splitting.rows(labels, split, origin="the set", classes=CLASSES, names=names)  # type: ignore[arg-type]
+    return rows.tolist()
+
+
+@settings(deadline=None)
+@given(LABELS, st.floats(0.01, 0.99), st.integers(0, 2**40))
+def test_a_share_of_every_class(labels: list[int], share: float, seed: int) -> None:
+    train, val, both = (cut(Splitting(share, seed), labels, split) for split in ("train", "val", "all"))
+    assert sorted(train + val) == both == list(range(len(labels)))
+    assert (train, val) == (sorted(train), sorted(val))
+    held_out = Counter(labels[row] for row in val)
+    for label, count in Counter(labels).items():
+        assert min(count - 1, 1) <= held_out[label] < count
 
 
 @settings(deadline=None)
@@ -21,66 +42,95 @@ LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60)
 def test_folds_partition_the_set(labels: list[int], folds: int, seed: int) -> None:
     cuts = [Splitting(seed=seed, folds=folds, fold=fold) for fold in range(folds)]
     if max(Counter(labels).values()) < folds:
-        with pytest.raises(UserError, match=f"folds {folds}: no class of the set has so many"):
-            cuts[0].rows(labels, "val", origin="the set")
+        with pytest.raises(UserError, match=f"folds {folds}: no class of the set has so many images"):
+            cut(cuts[0], labels)
         return
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        held_out = [cut.rows(labels, "val", origin="the set").tolist() for cut in cuts]
-        training = [cut.rows(labels, "train", origin="the set").tolist() for cut in cuts]
-    everything = list(range(len(labels)))
-    assert sorted(row for rows in held_out for row in rows) == everything  # covering and disjoint
+        held_out = [cut(each, labels) for each in cuts]
+        training = [cut(each, labels, "train") for each in cuts]
+    assert sorted(row for rows in held_out for row in rows) == list(range(len(labels)))
     for train, val in zip(training, held_out, strict=True):
-        assert sorted(train + val) == everything
-        assert train == sorted(train)
-    for label, total in Counter(labels).items():
-        for rows in held_out:
-            count = sum(labels[row] == label for row in rows)
-            assert total // folds <= count <= -(-total // folds)
-    assert cuts[-1].rows(labels, "val", origin="x").tolist() == held_out[-1]
-    assert cuts[0].rows(labels, "all", origin="x").tolist() == everything
+        assert sorted(train + val) == list(range(len(labels)))
+        assert {label for label, count in Counter(labels).items() if count > 1} <= {
+            labels[row] for row in train
+        }
 
 
 @settings(deadline=None)
-@given(LABELS, st.floats(0.01, 0.99), st.integers(0, 2**40))
-def test_a_share_of_a_set_with_a_training_part_alone(labels: list[int], share: float, seed: int) -> None:
-    cut = Splitting(share, seed)
-    part = np.arange(len(labels))[::2]
-    train, val = (cut.rows(labels, split, origin="x", parts={"train": part}) for split in ("train", "val"))
-    own = [labels[row] for row in part]
-    assert sorted([*train, *val]) == part.tolist()
-    assert train.tolist() == part[cut.rows(own, "train", origin="x")].tolist()
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.text(max_size=4)), min_size=1, max_size=40, unique=True),
+    st.lists(st.tuples(st.integers(0, 4), st.text(max_size=4)), max_size=20, unique=True),
+    st.floats(0.05, 0.5),
+    st.integers(0, 9),
+)
+def test_what_is_added_moves_no_image_of_a_class_that_has_both_sides(
+    before: list[tuple[int, str]], added: list[tuple[int, str]], share: float, seed: int
+) -> None:
+    """A class that has images on either side of the share keeps them there; order does not matter."""
+    splitting = Splitting(share, seed)
+    after = sorted({*before, *added}, key=repr)
+
+    def held_out(images: list[tuple[int, str]]) -> set[tuple[int, str]]:
+        names = [name for _, name in images]
+        return {
+            images[row] for row in cut(splitting, [label for label, _ in images], names=names.__getitem__)
+        }
+
+    for label in range(5):
+        numbers = [splitting.number(CLASSES[label], name) for own, name in before if own == label]
+        if any(n < share for n in numbers) and any(n >= share for n in numbers):
+            assert {i for i in held_out(before) if i[0] == label} == {
+                i for i in held_out(after) if i[0] == label and i in before
+            }
+    new = held_out(after) - held_out(before) - set(added)
+    for label, _ in new:  # an image that was trained on, of a class of one image or all below the share
+        numbers = [splitting.number(CLASSES[label], name) for own, name in before if own == label]
+        assert len(numbers) == 1 or all(n < share for n in numbers)
+
+
+def test_the_share_is_near_what_was_asked_for() -> None:
+    for share in (0.05, 0.1, 0.3):
+        assert len(cut(Splitting(share), [0] * 10_000)) == pytest.approx(10_000 * share, rel=0.1)
+    assert len(cut(Splitting(folds=5), [0] * 10_000)) == pytest.approx(2000, rel=0.1)
+
+
+def test_it_is_the_same_on_every_machine() -> None:
+    assert cut(Splitting(0.2, 3), [0, 1] * 10) == [17, 18]
+    assert cut(Splitting(seed=3, folds=4, fold=1), [0, 1] * 8) == [1, 5, 12, 13]
+    assert cut(Splitting(seed=4), [0] * 40) != cut(Splitting(seed=5), [0] * 40)
+
+
+def test_names_are_compared_as_systems_write_them() -> None:
+    splitting = Splitting()
+    assert splitting.number("a", "Zo\u00eb.png") == splitting.number("a", "Zoe\u0308.png")
+    assert splitting.number("a", "x") != splitting.number("b", "x") != Splitting(seed=1).number("b", "x")
+    splitting.number("a", "caf\udce9.png")  # a file name that is not UTF-8
+
+
+def test_equal_names_are_apart() -> None:
+    assert 0 < len(cut(Splitting(0.3), [0] * 50, names=lambda row: "image.png")) < 40
 
 
 def test_a_split_of_its_own() -> None:
     labels, parts = [0, 1] * 10, {"train": np.arange(4, 20), "val": np.arange(4)}
-    cut = Splitting()
-    assert cut.rows(labels, "train", origin="x", parts=parts).tolist() == list(range(4, 20))
-    assert cut.rows(labels, "val", origin="x", parts=parts).tolist() == [0, 1, 2, 3]
-    assert cut.rows(labels, "all", origin="x", parts=parts).tolist() == [*range(4, 20), *range(4)]
-    folds = [Splitting(folds=4, fold=fold).rows(labels, "val", origin="x", parts=parts) for fold in range(4)]
-    assert sorted(row for rows in folds for row in rows) == list(range(4, 20))
+    part_only = {"train": np.arange(20)[::2]}
+
+    def rows(split: str, given: object = parts, splitting: Splitting = Splitting()) -> list[int]:  # noqa: B008
+        found = splitting.rows(labels, split, origin="x", classes=CLASSES, parts=given)  # type: ignore[arg-type]
+        return found.tolist()
+
+    assert rows("train") == list(range(4, 20))
+    assert rows("val") == [0, 1, 2, 3]
+    assert rows("all") == [*range(4, 20), *range(4)]
+    folds = [rows("val", splitting=Splitting(folds=4, fold=fold)) for fold in range(4)]
+    assert sorted(row for fold in folds for row in fold) == list(range(4, 20))
+    assert sorted(rows("train", part_only) + rows("val", part_only)) == part_only["train"].tolist()
     val_only = {"val": parts["val"]}
-    assert cut.rows(labels, "val", origin="x", parts=val_only).tolist() == [0, 1, 2, 3]
-    for splitting, split in ((cut, "train"), (Splitting(folds=2), "val")):
+    assert rows("val", val_only) == [0, 1, 2, 3]
+    for splitting, split in ((Splitting(), "train"), (Splitting(folds=2), "val")):
         with pytest.raises(UserError, match="x holds validation images but none for training"):
-            splitting.rows(labels, split, origin="x", parts=val_only)
-
-
-def test_folds_are_the_same_on_every_machine() -> None:
-    rows = Splitting(seed=3, folds=4, fold=1).rows([0, 1] * 8, "val", origin="x")
-    assert rows.tolist() == [8, 9, 11, 14]
-
-
-def test_folds_of_every_form(tmp_path: Path, class_folders: Folders, parquet: Callable[..., Path]) -> None:
-    table = parquet("set.parquet", [0, 1] * 9, names=["x", "y"])
-    for spec in ("digits", class_folders(tmp_path / "set", ["a", "b"], count=9), table):
-        parts = [opened(spec, split="val", folds=3, fold=fold) for fold in range(3)]
-        names = [part.name(i) for part in parts for i in range(len(part))]
-        whole = opened(spec, split="all", folds=3)
-        assert sorted(names) == sorted(whole.name(i) for i in range(len(whole)))
-        train = opened(spec, split="train", folds=3, fold=2)
-        assert {train.name(i) for i in range(len(train))} == set(names[: -len(parts[2])])
+            rows(split, val_only, splitting)
 
 
 def test_folds_cut_the_training_part(
@@ -92,7 +142,7 @@ def test_folds_cut_the_training_part(
     parquet("files/val.parquet", [0, 1], names=["x", "y"])
     for root in (tmp_path / "set", tmp_path / "files"):
         parts = [opened(root, split=split, folds=3, fold=1) for split in ("train", "val", "all")]
-        assert [len(part) for part in parts] == [8, 4, 12]
+        assert len(parts[0]) + len(parts[1]) == len(parts[2]) == 12
         assert all("train" in part.name(i) for part in parts for i in range(len(part)))
     class_folders(tmp_path / "only" / "val", ["a", "b"], count=4)
     with pytest.raises(UserError, match="holds val but no train"):
@@ -103,6 +153,7 @@ def test_folds_cut_the_training_part(
     ("options", "message"),
     [
         ({"val_fraction": 1.0}, "val_fraction 1.0: must be between 0 and 1"),
+        ({"val_fraction": float("nan")}, "val_fraction nan: must be between 0 and 1"),
         ({"seed": -1}, "seed -1: must be 0 or more"),
         ({"folds": 1}, "folds 1: must be 2 or more"),
         ({"folds": 3, "fold": 3}, "fold 3: must be from 0 to 2, as there are 3"),

@@ -174,7 +174,7 @@ def test_int8(int8: Exported, exported: Path, expected: Evaluation) -> None:
     assert any(len(scale.dims) == 1 and scale.dims[0] > 1 for scale in scales), "weights per channel"
     assert int8.accuracy is not None
     before, after = int8.accuracy
-    assert before.samples == after.samples == 179
+    assert before.samples == after.samples == 181
     assert before.confusion == expected.confusion
     assert after.confusion == evaluate(int8.path, "digits").confusion
     assert int8.path.stat().st_size < (exported / "model.onnx").stat().st_size

@@ -18,16 +18,17 @@ from typing import NamedTuple, cast
 from PIL import Image, ImageFile
 
 from conformer_vision.data.base import ImageSource
-from conformer_vision.data.images import BrokenImageError, open_image
+from conformer_vision.data.images import BrokenImageError, formats_of, open_image
 from conformer_vision.errors import reason_of
 from conformer_vision.pages import data_uri
 
 THUMBNAIL_EDGE = 16
 """Edge, in pixels, of the grey thumbnail that verifies near duplicates."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _SAME = {"MPO": "JPEG"}  # phones write it into .jpg files
 _MOST_ELONGATED = 8.0
+_DIM = 66
+"""Values of 14 bits in 16 stay below it, seen in 8."""
 _PAGE_EDGE = 128
 """Longest edge, in pixels, of the thumbnails on the page."""
 
@@ -89,6 +90,8 @@ class _Header(NamedTuple):
     kind: str
     """Format by Pillow's name."""
     animated: bool
+    deep: bool
+    """Whether values are stored in 16 bits."""
 
 
 def inspect_image(reader: ImageReader, number: int) -> Inspection:
@@ -99,17 +102,19 @@ def inspect_image(reader: ImageReader, number: int) -> Inspection:
     # No image may end the check, whatever a source or decoder raises.
     try:
         file = source.file(index)
-        header = None if file is None else _read_header(file)
+        header = None if file is None else _read_header(file, formats_of(source.name(index)))
         if header is not None and _too_large(header.size, limits):
             return Inspection([("gigantic", _size(header.size))])
         image = _decode(source, index, file, limits.max_pixels)
     except Exception as error:
-        kind = "truncated" if file is not None and _decodes_in_part(file, limits) else "broken"
+        is_cut = file is not None and _decodes_in_part(file, source.name(index), limits)
+        kind = "truncated" if is_cut else "broken"
         return Inspection([(kind, _reason(error))])
     if _too_large(image.size, limits):  # from a source without headers
         return Inspection([("gigantic", _size(image.size))])
     problems = [] if header is None else _header_problems(header, source.name(index))
-    return Inspection(problems + _pixel_problems(image, limits), _fingerprint(image))
+    is_deep = header is not None and header.deep
+    return Inspection(problems + _pixel_problems(image, limits, is_deep=is_deep), _fingerprint(image))
 
 
 def page_thumbnail(reader: ImageReader, number: int) -> str | None:
@@ -125,21 +130,25 @@ def page_thumbnail(reader: ImageReader, number: int) -> str | None:
 
 
 def _decode(source: ImageSource, index: int, file: Path | bytes | None, max_pixels: int) -> Image.Image:
-    return source.image(index) if file is None else open_image(file, name="it", max_pixels=max_pixels)
+    if file is None:
+        return source.image(index)
+    suffix = os.path.splitext(source.name(index))[1]
+    return open_image(file, name=f"it{suffix}", max_pixels=max_pixels)
 
 
-def _read_header(file: Path | bytes) -> _Header | None:
+def _read_header(file: Path | bytes, formats: tuple[str, ...]) -> _Header | None:
     """Read size and format without decoding; None if that fails."""
     if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
         return None  # opening a pipe would wait for ever
     try:
         with (
             _pillow(load_truncated=False),
-            Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image,
+            Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=formats) as image,
         ):
             kind = image.format or ""
             animated = kind != "MPO" and bool(getattr(image, "is_animated", False))
-            return _Header(image.size, kind, animated)
+            stored = f"{image.mode} {[tile[3] for tile in getattr(image, 'tile', ())]}"
+            return _Header(image.size, kind, animated, deep=";16" in stored)
     except Exception:  # decoding says why
         return None
 
@@ -157,11 +166,11 @@ def _pillow(*, load_truncated: bool) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _decodes_in_part(file: Path | bytes, limits: Limits) -> bool:
+def _decodes_in_part(file: Path | bytes, name: str, limits: Limits) -> bool:
     """Tell whether an image decodes up to where its data ends or is damaged."""
     try:
         with _pillow(load_truncated=True):
-            open_image(file, max_pixels=limits.max_pixels)
+            open_image(file, name=name, max_pixels=limits.max_pixels)
     except Exception:
         return False
     return True
@@ -186,7 +195,7 @@ def _header_problems(header: _Header, name: str) -> list[tuple[str, str]]:
     return problems
 
 
-def _pixel_problems(image: Image.Image, limits: Limits) -> list[tuple[str, str]]:
+def _pixel_problems(image: Image.Image, limits: Limits, *, is_deep: bool) -> list[tuple[str, str]]:
     problems = []
     short, long = sorted(image.size)
     if short < limits.min_size:
@@ -196,6 +205,8 @@ def _pixel_problems(image: Image.Image, limits: Limits) -> list[tuple[str, str]]
     colours = image.getcolors(maxcolors=1)  # None where there are more
     if colours is not None:
         problems.append(("single_colour", f"#{bytes(cast(tuple[int, ...], colours[0][1])).hex()}"))
+    elif is_deep and (brightest := max(high for _, high in image.getextrema())) < _DIM:  # type: ignore[misc]
+        problems.append(("low_range", f"16 bits, no value above about {brightest * 257 + 128:,} of 65,535"))
     return problems
 
 

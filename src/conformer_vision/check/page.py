@@ -72,7 +72,7 @@ def _sections(result: CheckResult) -> list[_Section]:
             title, meaning = MEANINGS[kind]
             findings = [found for found in result.findings if found.kind == kind][:MOST_SHOWN]
             groups = [group for group in result.duplicates if kind in group.kinds][:MOST_SHOWN]
-            lines = result.examples(kind)[:MOST_SHOWN] if kind == "missing_class" else []
+            lines = result.examples(kind)[:MOST_SHOWN] if kind in ("missing_class", "passed_over") else []
             shown = [(group, _members_shown(group)) for group in groups]
             sections.append(_Section(kind, title, meaning, count, findings, shown, lines))
     return sections

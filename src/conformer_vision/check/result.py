@@ -22,6 +22,11 @@ MEANINGS = {
     "elongated": ("elongated", "one edge is more than 8 times the other: a crop shows little of it"),
     "single_colour": ("single colour", "every pixel is the same"),
     "several_frames": ("several frames", "only the first frame is used"),
+    "low_range": (
+        "low range",
+        "16 bits of which only the lowest are used, so it is seen almost black; scale its values",
+    ),
+    "passed_over": ("passed over", "a file that is no image of a format that is read, or in no class folder"),
 }
 """The kinds of finding, the gravest first: short name and meaning."""
 
@@ -95,6 +100,8 @@ class CheckResult:
     """Problems of single images, in the order of the set."""
     duplicates: tuple[DuplicateGroup, ...]
     """The gravest first."""
+    passed_over: tuple[str, ...]
+    """Files beside the images that are not read."""
     excluded: tuple[tuple[str, str], ...]
     """Name and reason of every image to leave out; what ``--fix`` writes."""
     hints: tuple[str, ...]
@@ -111,6 +118,7 @@ class CheckResult:
         """How often each kind was found: images, groups of copies, or classes missing in a split."""
         found: Counter[str] = Counter(finding.kind for finding in self.findings)
         found.update(kind for group in self.duplicates for kind in group.kinds)
+        found["passed_over"] = len(self.passed_over)
         found["missing_class"] = sum(len(split.missing) for split in self.splits)
         return {kind: found[kind] for kind in MEANINGS}
 
@@ -123,6 +131,8 @@ class CheckResult:
         """Return one line per occurrence of a kind."""
         if kind == "missing_class":
             return [f"{name} in {split.name}" for split in self.splits for name in split.missing]
+        if kind == "passed_over":
+            return list(self.passed_over)
         if kind in ("leak", "conflict", "redundant"):
             return [_in_one_line(group) for group in self.duplicates if kind in group.kinds]
         return [f"{found.image.name}: {found.detail}" for found in self.findings if found.kind == kind]
@@ -140,6 +150,7 @@ class CheckResult:
             ],
             "findings": [asdict(finding) for finding in self.findings],
             "duplicates": [asdict(group) for group in self.duplicates],
+            "passed_over": self.passed_over,
             "excluded": [{"name": name, "reason": reason} for name, reason in self.excluded],
             "hints": self.hints,
         }

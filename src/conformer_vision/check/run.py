@@ -85,12 +85,14 @@ def check(
             if progress is not None:
                 progress(done, len(reader))
         copies = find_copies(survey.digests, survey.hashes, survey.thumbnails, distance=distance)
+        passed_over = dict.fromkeys(name for source in parts.values() for name in source.passed_over)
         summaries = tuple(_summary(name, source) for name, source in parts.items())
         result = CheckResult(
             data=str(data),
             splits=summaries,
             findings=survey.findings(),
             duplicates=survey.groups(copies),
+            passed_over=tuple(passed_over),
             excluded=survey.exclusions(copies, redundant=fix_duplicates),
             hints=balance_hints(summaries[0]),
             seconds=time.monotonic() - began,

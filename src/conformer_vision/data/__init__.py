@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from .augment import AugmentConfig as AugmentConfig
     from .base import ImageSource as ImageSource
     from .datamodule import ImageDataModule as ImageDataModule
+    from .find import find_images as find_images
     from .images import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
     from .images import BrokenImageError as BrokenImageError
-    from .images import find_images as find_images
     from .images import open_image as open_image
     from .loader import evaluation_loader as evaluation_loader
     from .loader import training_loader as training_loader

@@ -20,8 +20,6 @@ from conformer_vision.environment import cache_folder
 from conformer_vision.errors import UserError, reason_of
 
 from .folder import FileSource, open_folder
-from .images import is_image_name
-from .names import is_split_name
 from .splits import Request
 
 MAX_BYTES = 1 << 40
@@ -42,16 +40,13 @@ _logger = logging.getLogger(__name__)
 def open_archive(path: Path, request: Request) -> FileSource:
     """Read an archive of class folders, or of ``train`` and ``val`` of class folders.
 
-    A single folder that holds everything is looked through. Hidden files and macOS's own are left
-    out. Images are called by the archive's path and theirs in it.
+    Hidden files and macOS's own are left out. Images are called by the archive's path and theirs in it.
 
     Raises:
         UserError: as `open_images`; an archive that is damaged, holds links, devices, encrypted files
             or paths that lead out of it, or grows beyond the limits; a cache folder without room.
     """
-    root = unpacked(path)
-    inner = _sole_folder(root)
-    return open_folder(inner, request, shown=path / inner.relative_to(root))
+    return open_folder(unpacked(path), request, shown=path)
 
 
 def unpacked(path: Path) -> Path:
@@ -112,7 +107,7 @@ def _unpack_zip(path: Path, target: Path, budget: _Budget) -> None:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             budget.count()
-            if not _is_wanted(path, info.filename, is_folder=info.is_dir()):
+            if not _is_wanted(path, info.filename):
                 continue
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise UserError(f"{path}: its member {info.filename!r} is a link; pack the file itself")
@@ -137,7 +132,7 @@ def _unpack_tar(path: Path, target: Path, budget: _Budget) -> None:
             archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
             budget.count()
             budget.spend(member.size)
-            if not _is_wanted(path, member.name, is_folder=member.isdir()):
+            if not _is_wanted(path, member.name):
                 continue
             if member.issym() or member.islnk():
                 raise UserError(
@@ -163,8 +158,8 @@ class _Member(tarfile.TarInfo):
             raise ReadError(f"bad header at byte {offset}") from error
 
 
-def _is_wanted(path: Path, name: str, *, is_folder: bool) -> bool:
-    """Whether to unpack a member: a folder or an image, unless it is hidden.
+def _is_wanted(path: Path, name: str) -> bool:
+    """Tell whether to unpack a member: unless it is hidden.
 
     Raises:
         UserError: a path that leads out of the archive, or deeper than anyone sorts images.
@@ -174,9 +169,7 @@ def _is_wanted(path: Path, name: str, *, is_folder: bool) -> bool:
         raise UserError(f"{path}: the path of its member {name!r} leads out of it; pack it anew")
     if len(parts) > _MAX_DEPTH:
         raise UserError(f"{path} holds more than {_MAX_DEPTH} folders within each other; pack it anew")
-    if not parts or any(part.startswith(".") or part == "__MACOSX" for part in parts):
-        return False
-    return is_folder or is_image_name(parts[-1])
+    return bool(parts) and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 class _Budget:
@@ -201,15 +194,6 @@ class _Budget:
             raise UserError(
                 f"{self._path} {problem}; if that is right, unpack it yourself and give the folder"
             )
-
-
-def _sole_folder(root: Path) -> Path:
-    """The folder in the root that holds everything, where there is one; else the root."""
-    entries = list(root.iterdir())
-    if len(entries) != 1 or not entries[0].is_dir() or is_split_name(entries[0].name):
-        return root
-    inside = list(entries[0].iterdir())
-    return entries[0] if all(entry.is_dir() for entry in inside) else root
 
 
 def _no_room(path: Path, error: OSError) -> UserError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,10 @@ from PIL import Image
 from conformer_vision.errors import UserError, some_names
 
 from .base import ImageSource, match_classes
-from .images import BrokenImageError, natural_key, open_image
+from .find import natural_key
+from .images import BrokenImageError, open_image
 from .labels import class_numbers, label_values
-from .names import IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMN, find_column, find_splits, split_words
+from .names import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, find_splits, find_words, is_column, split_words
 from .splits import Request, Split
 from .table import split_parts
 
@@ -55,7 +57,7 @@ class ArrowSource(ImageSource):
         super().__init__(classes, labels)
         self._origins = [(block.origin, block.folder) for block in blocks]
         self._starts = list(accumulate((len(block.data) for block in blocks), initial=0))
-        self._data = [block.images() for block in blocks]
+        self._data = [block.images for block in blocks]
         self._rows = rows
         self._columns = self._open()
 
@@ -108,11 +110,13 @@ class Block:
         data: the rows.
         origin: what messages call them.
         folder: where relative paths of images start; the working folder where None.
+        part: what stands before a row where an image has no name of its own; it tells files apart.
     """
 
     data: datasets.Dataset
     origin: str
     folder: Path | None = None
+    part: str = ""
 
     @cached_property
     def columns(self) -> Columns:
@@ -131,21 +135,48 @@ class Block:
         """The labels, integers or strings; see `labels.label_values`."""
         return label_values(self._column(self.columns.label), name=self.columns.label, where=self.where)
 
+    @cached_property
     def images(self) -> datasets.Dataset:
         """The column of images alone, as it is stored."""
         data = self.data.select_columns([self.columns.image]).with_format(None)
         return data if data._indices is None else data.flatten_indices()
 
-    @cached_property
-    def splits(self) -> list[str] | None:
-        """The words of the column ``split``; None without such a column of strings."""
-        name = next((name for name in self.data.features if name.strip().lower() == SPLIT_COLUMN), None)
-        if name is None or "string" not in str(getattr(self.data.features[name], "dtype", "")):
-            return None
-        return [word or "" for word in self._column(name).to_pylist()]
+    def words(self) -> Sequence[str] | None:
+        """The words of the column of splits; None without one."""
+        columns = [
+            name for name in self.data.features if name not in (self.columns.image, self.columns.label)
+        ]
+        return find_words(columns, self._words, origin=self.origin)
+
+    def _words(self, name: str) -> list[str] | None:
+        feature = self.data.features[name]
+        values = self._column(name).to_pylist() if getattr(feature, "dtype", None) is not None else []
+        if hasattr(feature, "int2str"):  # a ClassLabel
+            values = [None if value is None else feature.int2str(value) for value in values]
+        if any(isinstance(value, str) for value in values):
+            return [str(value or "").strip() for value in values]
+        return None
+
+    def names(self) -> list[str]:
+        """What the images are called in the set: the path that is stored with each, else its row."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        stored = self.images.data.column(0)
+        if pa.types.is_struct(stored.type) and stored.type.get_field_index("path") >= 0:
+            stored = pc.struct_field(stored, "path")
+        paths = stored.to_pylist() if "string" in str(stored.type) else [None] * len(stored)
+        return [
+            f"{self.part}{row}" if path is None else without_place(path) for row, path in enumerate(paths)
+        ]
 
     def _column(self, name: str) -> pa.ChunkedArray:
         return self.data.select_columns([name]).with_format("arrow")[:].column(0)
+
+
+def without_place(path: str) -> str:
+    """Leave of an absolute path what stays when the set is moved."""
+    return "/".join(Path(path).parts[-2:]) if os.path.isabs(path) else path
 
 
 @dataclass(frozen=True)
@@ -201,7 +232,7 @@ def _pick(
     holds: str,
 ) -> str:
     for names in (typed, usable):
-        if any(name.strip().lower() in wanted for name in names):
+        if any(is_column(name, wanted) for name in names):
             return find_column(names, wanted, origin=origin, holds=holds)
         if names is typed and len(typed) == 1:
             return typed[0]
@@ -226,7 +257,7 @@ def choose_splits(names: Sequence[str], *, origin: str) -> dict[Split, str]:
     Raises:
         UserError: several splits and none of a known name.
     """
-    found = find_splits(names)
+    found = find_splits(names, origin=origin)
     if found:
         return found
     if len(names) != 1:
@@ -241,8 +272,8 @@ def open_blocks(
 ) -> ArrowSource:
     """One split of a set.
 
-    Without splits of its own (``all``), a column ``split`` of strings cuts the set as
-    `table.split_parts` says, and otherwise it is cut by seed. Class names are those of a ``ClassLabel``,
+    Without splits of its own (``all``), a column of splits divides the set as `table.split_parts` says, and
+    otherwise it is cut as `splits.Splitting` says. Class names are those of a ``ClassLabel``,
     else the labels that occur in training, sorted.
 
     Args:
@@ -272,7 +303,7 @@ def open_blocks(
         rows_of[part] = np.arange(starts[first], starts[first + len(mine)])
         first += len(mine)
     if "all" in parts:
-        rows_of = _by_column(blocks, starts)
+        rows_of = _by_column(blocks, starts, origin)
     declared = blocks[0].columns.class_names
     own = list(declared or _names_in(values, starts, rows_of.get("train")))
     chosen = np.concatenate(list(rows_of.values())) if rows_of else np.arange(starts[-1])
@@ -283,12 +314,14 @@ def open_blocks(
             value, own, declared=declared is not None, where=block.where, used=used
         )
     names, index = match_classes(own, request.classes, origin=origin)
-    rows = request.splitting.rows(labels, request.split, origin=origin, parts=rows_of)
+    rows = request.splitting.rows(
+        labels, request.split, origin=origin, classes=own, names=_namer(blocks, starts), parts=rows_of
+    )
     return ArrowSource(blocks, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]])
 
 
-def _by_column(blocks: Sequence[Block], starts: Sequence[int]) -> dict[Split, NDArray[np.int64]]:
-    words = [block.splits for block in blocks]
+def _by_column(blocks: Sequence[Block], starts: Sequence[int], origin: str) -> dict[Split, NDArray[np.int64]]:
+    words = [block.words() for block in blocks]
     if any(word is None for word in words):
         return {}
 
@@ -296,7 +329,20 @@ def _by_column(blocks: Sequence[Block], starts: Sequence[int]) -> dict[Split, ND
         block = bisect_right(starts, row) - 1
         return blocks[block].where(row - starts[block])
 
-    return split_parts([word for block in words for word in block or ()], where=where)
+    return split_parts([word for block in words for word in block or ()], origin=origin, where=where)
+
+
+def _namer(blocks: Sequence[Block], starts: Sequence[int]) -> Callable[[int], str]:
+    """Return the function that names a row in the set; the names are read when first asked for."""
+    names: list[str] = []
+
+    def name(row: int) -> str:
+        if not names:
+            for block in blocks:
+                names.extend(block.names())
+        return names[row]
+
+    return name
 
 
 def _names_in(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +24,11 @@ class ImageSource(ABC):
         classes: the class names; a label is an index into them.
         labels: one label per image.
         mirrorable: whether an image mirrored left to right is still of its class.
+        passed_over: files beside the images that are not read.
     """
 
     mirrorable = True
+    passed_over: Sequence[str] = ()
 
     def __init__(self, classes: Sequence[str], labels: Iterable[int]) -> None:
         self.classes = tuple(classes)
@@ -88,7 +92,9 @@ class SubsetSource(ImageSource):
 def match_classes(
     own: Sequence[str], wanted: Sequence[str] | None, *, origin: str
 ) -> tuple[tuple[str, ...], list[int]]:
-    """The class names to use, and for each of a source's own classes its index among them.
+    """Return the class names to use, and for each of a source's own classes its index among them.
+
+    Names of WordNet's, as ``n01443537 goldfish``, are equal if their numbers are.
 
     Args:
         own: class names of the source.
@@ -104,10 +110,19 @@ def match_classes(
                 f"{origin} has a single class ({some_names(own)}); a classifier needs two or more"
             )
         return tuple(own), list(range(len(own)))
-    unknown = [name for name in own if name not in set(wanted)]
-    if unknown:
+    numbers = Counter(map(_without_gloss, wanted))
+    places = {name: place for place, name in enumerate(map(_without_gloss, wanted)) if numbers[name] == 1}
+    places |= {name: place for place, name in enumerate(wanted)}
+    index = [places.get(name, places.get(_without_gloss(name), -1)) for name in own]
+    if unknown := [name for name, place in zip(own, index, strict=True) if place < 0]:
         raise UserError(
             f"{origin}: the model does not know the class {some_names(unknown)}; "
             f"it knows {some_names(wanted)}"
         )
-    return tuple(wanted), [list(wanted).index(name) for name in own]
+    return tuple(wanted), index
+
+
+def _without_gloss(name: str) -> str:
+    """Return the number in WordNet that a class name begins with, as ImageNet's folders do; else the name."""
+    found = re.match(r"n[0-9]{8}(?![0-9])", name)
+    return name if found is None else found[0]

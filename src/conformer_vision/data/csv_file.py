@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from conformer_vision.errors import UserError
 def read_csv(path: Path, *, errors: str = "strict") -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The header, and the rows that are not empty, each with the number of the line that it ends on.
 
-    A byte order mark, line ends of any system, and ``;`` or tabs in place of commas are understood.
-    Short rows are filled up with empty cells.
+    UTF-8, or UTF-16 behind a byte order mark; line ends of any system; ``;``, tabs or ``|`` in place of
+    commas, also where a first line ``sep=;`` says so; a space after each separator. Short rows are
+    filled up with empty cells.
 
     Args:
         path: the file; a tab separates the cells of a ``.tsv``.
@@ -25,28 +28,42 @@ def read_csv(path: Path, *, errors: str = "strict") -> tuple[list[str], Iterator
             with more cells than the header, or with quotes that do not match.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors)
+        data = path.read_bytes()
+        is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if is_wide else "utf-8-sig", errors)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path} line {line} is not UTF-8; save the file as UTF-8") from error
+    said = re.match(r'"?sep=([^\r\n"]|\t)"?(?:\r\n|\r|\n)', text, re.IGNORECASE)  # Excel's own first line
+    text = text if said is None else text[said.end() :]
+    # Of the header, what is outside quotes.
+    header_line = re.sub(r'"[^"]*"', "", re.match(r'(?:"[^"]*"|[^"\r\n])*', text.lstrip())[0])  # type: ignore[index]
     # Spreadsheets of many countries write ";" into files called .csv.
-    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=text.split("\n", 1)[0].count)
-    lines = _lines(path, csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header_line.count)
+    separator = separator if said is None else said[1]
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        strict=True,
+        skipinitialspace=f"{separator} " in header_line,
+    )
+    lines = _lines(path, reader, before=int(said is not None))
     _, header = next(lines, (1, []))
     if not header:
         raise UserError(f"{path} is empty; its first line must name the columns")
-    return header, _checked(path, lines, width=len(header))
+    return [name.strip() for name in header], _checked(path, lines, width=len(header))
 
 
-def _lines(path: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: Path, reader: Iterator[list[str]], *, before: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not empty, each with its last line, after a number of lines before."""
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):  # spreadsheets leave lines of separators at the end
-                yield reader.line_num, cells  # type: ignore[attr-defined]
+                yield reader.line_num + before, cells  # type: ignore[attr-defined]
     except csv.Error as error:
-        line = reader.line_num  # type: ignore[attr-defined]
+        line = reader.line_num + before  # type: ignore[attr-defined]
         raise UserError(f"{path} line {line} cannot be read as a table ({error})") from error
 
 

@@ -36,7 +36,7 @@ def open_digits(name: str, request: Request) -> DatasetSource:
         request: which images to open.
     """
     digits = _Digits()
-    rows = request.splitting.rows(digits.targets, request.split, origin=name)
+    rows = request.splitting.rows(digits.targets, request.split, origin=name, classes=digits.classes)
     names, index = match_classes(digits.classes, request.classes, origin=name)
     return DatasetSource(
         {name: digits},

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformer_vision.errors import UserError, reason_of
 
-from .arrow import choose_splits, find_columns, quiet_datasets
-from .sharded import Shard, ShardStream, keep_columns, open_shards
+from .arrow import Columns, choose_splits, find_columns, quiet_datasets, without_place
+from .names import SPLIT_COLUMNS, is_column
+from .sharded import Row, Shard, ShardStream, open_shards
 from .splits import Request, Split
 
 if TYPE_CHECKING:
     import datasets
+
+_READ_AHEAD = 16  # rows taken from `datasets` at a time
 
 
 def open_hub_stream(name: str, request: Request) -> ShardStream:
@@ -29,6 +32,8 @@ def open_hub_stream(name: str, request: Request) -> ShardStream:
     Raises:
         UserError: not found, no such column, labels without class names.
     """
+    import datasets
+
     origin = f"hfids/{name}"
     found = _load(name, request)
     splits = choose_splits(list(found), origin=origin)
@@ -40,15 +45,43 @@ def open_hub_stream(name: str, request: Request) -> ShardStream:
             f"{origin}: the labels in column {columns.label!r} have no names; store them as ClassLabel, "
             "or give classes"
         )
-    shards: dict[Split, list[Shard]] = {}
+    if (named := [name for name in features if is_column(name, SPLIT_COLUMNS[:1])]) and "val" not in splits:
+        raise UserError(
+            f"{origin} names splits in column {named[0]!r}, by which a stream is not divided; "
+            f"give hfds/{name}, or a set with the splits in files of their own"
+        )
+    shards: dict[Split, list[_Rows]] = {}
     for part, split in splits.items():
-        rows = keep_columns(found[split], columns.image, columns.label, features)
+        rows = found[split].select_columns([columns.image, columns.label])
+        if isinstance(features[columns.image], datasets.Image):
+            rows = rows.cast_column(columns.image, datasets.Image(decode=False))
         shards[part] = [
-            Shard(rows, number, (columns.image, columns.label), _name(rows, number, f"{origin} {split}"))
-            for number in range(rows.num_shards)
+            _Rows(rows, number, columns, f"{origin} {split}") for number in range(rows.num_shards)
         ]
     lengths = {part: _length(found[split], split) for part, split in splits.items()}
     return open_shards(shards, request, own=own, origin=origin, lengths=lengths)
+
+
+class _Rows(Shard):
+    """One of the shards of a split, by its number."""
+
+    def __init__(self, rows: datasets.IterableDataset, number: int, columns: Columns, split: str) -> None:
+        self.name = split if rows.num_shards == 1 else f"{split} shard {number}"
+        self._rows = rows
+        self._number = number
+        self._columns = columns
+
+    def read(self) -> Iterator[Row]:
+        """Yield the rows, of which some are read ahead."""
+        rows = self._rows.shard(num_shards=self._rows.num_shards, index=self._number)
+        count = 0
+        # `iter` reads the whole shard; `__iter__` would share it among the workers of a DataLoader.
+        for batch in rows.iter(_READ_AHEAD):
+            for image, label in zip(batch[self._columns.image], batch[self._columns.label], strict=True):
+                path = image.get("path") if isinstance(image, Mapping) else image
+                key = without_place(path) if isinstance(path, str) else f"{self._number} {count}"
+                yield Row(f"{self.name} row {count}", key, image, label)
+                count += 1
 
 
 def _load(name: str, request: Request) -> dict[str, datasets.IterableDataset]:
@@ -69,10 +102,6 @@ def _load(name: str, request: Request) -> dict[str, datasets.IterableDataset]:
     except Exception as error:  # the hub's, fsspec's, the builder's
         raise UserError(f"hfids/{name} cannot be opened ({reason_of(error)})") from error
     return {str(split): rows for split, rows in found.items()}
-
-
-def _name(rows: datasets.IterableDataset, number: int, split: str) -> str:
-    return split if rows.num_shards == 1 else f"{split} shard {number}"
 
 
 def _features(rows: datasets.IterableDataset, *, origin: str) -> Mapping[str, Any]:

@@ -9,29 +9,47 @@ import re
 import stat
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from conformer_vision.errors import UserError, one_line, reason_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-IMAGE_EXTENSIONS = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
-)
-"""Lower-case suffixes of the files that count as images in a folder."""
+with suppress(ImportError):  # HEIC, where the package is installed
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+Image.init()
+
+_NOT_OPENED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+"""Formats that Pillow only recognises, or hands to another program (EPS to Ghostscript)."""
+
+_UNMARKED = frozenset(name for name, (_, recognises) in Image.OPEN.items() if recognises is None)
+"""Formats without a mark in the file, such as TGA; damaged files of other formats may look like them."""
+
+FORMATS = tuple(name for name in Image.ID if name not in _NOT_OPENED and name not in _UNMARKED)
+"""Formats that are told by the file's content, by Pillow's names."""
+
+_BY_SUFFIX = {
+    suffix: name
+    for suffix, name in Image.registered_extensions().items()
+    if name in (*FORMATS, *_UNMARKED, "MPO")  # MPO opens through JPEG
+}
+IMAGE_EXTENSIONS = frozenset(_BY_SUFFIX)
+"""Lower-case suffixes of the files that count as images in a folder: of all that Pillow decodes."""
 
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded; Pillow refuses larger ones too (2 × 1 GiB / 4 / 3 pixels)."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # MPO opens through JPEG
 _BAND_PIXELS = 1 << 22
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _ORIENTATION = 0x0112
+_SUBFILE_TYPE = 254
 _UPRIGHT = {  # by EXIF orientation: how to turn the stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -67,15 +85,17 @@ def open_image(
 ) -> Image.Image:
     """Decode an image to upright 8-bit RGB (H × W × 3).
 
-    The formats are JPEG, MPO, PNG, WebP, BMP, TIFF and GIF; the first of several frames is read. The EXIF
-    orientation is applied; alpha and transparent palette entries are composited on white. Grey of 16 bits is
-    divided by 257, and so are 32-bit integers within 0..65535. Floats within 0..1 are multiplied by
-    255, floats within 0..255 are rounded. Integers and floats beyond these ranges are stretched from the
-    image's minimum and maximum to 0..255.
+    The formats are all that Pillow decodes, and HEIC where ``pillow-heif`` is installed; the first of
+    several frames is read. The EXIF orientation is applied; alpha and transparent palette entries are
+    composited on white. Grey of 16 bits is divided by 257, and so are 32-bit integers within 0..65535.
+    Floats within 0..1 are multiplied by 255, floats within 0..255 are rounded. Integers and floats beyond
+    these ranges are stretched from the image's minimum and maximum to 0..255. A TIFF of several pages,
+    or of a layout that Pillow decodes to other values, is refused.
 
     Args:
         source: path, the file's bytes, or a binary file open for reading.
-        name: what an error calls the image; by default the path.
+        name: what an error calls the image; by default the path. Its suffix tells the few formats
+            that have no mark in the file, such as TGA.
         max_pixels: most pixels (height × width) to decode, judged by the header; `MAX_PIXELS` at most.
 
     Raises:
@@ -85,13 +105,19 @@ def open_image(
     try:
         with warnings.catch_warnings():  # Pillow warns about sizes and metadata; an image is good or refused
             warnings.simplefilter("ignore")
-            return _decode(source, max_pixels)
+            return _decode(source, formats_of(name or _name_of(source)), max_pixels)
     # Pillow's decoders raise SyntaxError, struct.error, IndexError, ... on damaged bytes.
     except Exception as error:
         label = one_line(name or _name_of(source))
         if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
             raise reading_error(label, error) from error
-        raise BrokenImageError(f"{label}: cannot be read as an image ({_reason(error)})") from error
+        raise BrokenImageError(f"{label}: cannot be read as an image ({_reason(error, source)})") from error
+
+
+def formats_of(name: str) -> tuple[str, ...]:
+    """Return the formats that a file of that name may have."""
+    unmarked = _BY_SUFFIX.get(os.path.splitext(name)[1].lower())
+    return (*FORMATS, unmarked) if unmarked in _UNMARKED else FORMATS
 
 
 def as_rgb(image: object, *, name: str) -> Image.Image:
@@ -141,7 +167,9 @@ def as_rgb(image: object, *, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int) -> Image.Image:
+def _decode(
+    source: str | os.PathLike[str] | bytes | BinaryIO, formats: tuple[str, ...], max_pixels: int
+) -> Image.Image:
     if isinstance(source, (str, os.PathLike)):
         mode = os.stat(source).st_mode
         if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
@@ -152,16 +180,50 @@ def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int) 
         if not source:
             raise _RefusedError("the file is empty")
         source = BytesIO(source)
-    with Image.open(source, formats=_FORMATS) as image:
+    with Image.open(source, formats=formats) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise _RefusedError(f"{width} × {height} pixels are more than the limit of {max_pixels}")
+        if image.format == "TIFF":
+            _refuse_scrambled(cast(TiffImagePlugin.TiffImageFile, image))
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
     del image  # frees its memory before a turned copy takes as much
     rgb.info.clear()  # what describes the stored image, as "transparency", does not describe this one
     return rgb if upright is None else rgb.transpose(upright)
+
+
+def _refuse_scrambled(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Refuse TIFFs of which Pillow would return one page or wrong values, without an error."""
+    pages = 0
+    for frame in range(image.n_frames):
+        image.seek(frame)
+        pages += not image.tag_v2.get(_SUBFILE_TYPE, 0) & 5  # a thumbnail or a mask is no page
+    image.seek(0)
+    if pages > 1:
+        raise _RefusedError(f"it is a TIFF of {pages} pages; save each one as a file of its own")
+    tags = image.tag_v2
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    kinds = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+    problem = None
+    if bits > 8 and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2:
+        problem = "its channels lie one after the other"
+    elif bits > 8 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        problem = "its zero is white"
+    elif bits == 8 and 2 in kinds:
+        problem = "its values are signed"
+    elif bits == 32 and 1 in kinds:
+        problem = "its values are unsigned"
+    elif bits > 8 and image.mode in ("F", "I") and _is_swapped(image):
+        problem = "it is compressed with its bytes in reverse order"
+    if problem is not None:
+        raise _RefusedError(f"it is a TIFF of {bits} bits that cannot be decoded ({problem}); save it as PNG")
+
+
+def _is_swapped(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Tell whether libtiff will bring the bytes into order and Pillow take them for those of the file."""
+    return any(codec == "libtiff" and "B" in str(arguments) for codec, _, _, arguments in image.tile)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -260,50 +322,25 @@ def _name_of(source: object) -> str:
     return os.fspath(name) if isinstance(name, (str, os.PathLike)) else "image"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, source: object = None) -> str:
     if isinstance(error, _RefusedError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return f"it is none of {', '.join(_FORMATS)}, or is damaged"
+        if _is_heic(source):
+            return "it is HEIC, which needs pillow-heif: pip install pillow-heif"
+        return "it is in no format that is read, or is damaged"
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return reason_of(error)
 
 
-def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
-    """Return a sort key that puts "img2" before "img10" and ignores case; equal only for equal names."""
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Find the images in and below a folder, by suffix, in natural order of their paths.
-
-    Hidden files and folders are left out. Links to folders are followed, each folder once and
-    none upwards, so a loop of links ends.
-
-    Raises:
-        UserError: a folder that cannot be read.
-    """
-    found: list[Path] = []
-    # A link up to a parent would bring in what lies beside the folder, so parents count as seen.
-    seen = {str(path) for path in Path(os.path.realpath(folder)).parents}
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        # In sorted order, so that of two ways to one folder every machine takes the same.
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_key)
-        found.extend(Path(parent, name) for name in files if is_image_name(name))
-    return sorted(found, key=lambda path: natural_key(str(path)))
-
-
-def is_image_name(name: str) -> bool:
-    """Tell whether a file name has the suffix of an image and is not hidden."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
-
-
-def _raise_unreadable(error: OSError) -> None:
-    raise UserError(f"cannot read the folder {error.filename}: {error.strerror or error}") from error
+def _is_heic(source: object) -> bool:
+    try:
+        if isinstance(source, (str, os.PathLike)):
+            with open(source, "rb") as file:
+                head = file.read(12)
+        else:
+            head = source[:12] if isinstance(source, bytes) else b""
+    except OSError:
+        return False
+    return re.match(rb".{4}ftyp(hei[cmsx]|hevc|mif1|msf1)", head, re.DOTALL) is not None

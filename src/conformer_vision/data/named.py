@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,16 +65,18 @@ def open_named(name: str, request: Request) -> ImageSource:
     wanted: tuple[Split, ...] = ("train", "val") if split == "all" else (split,)
     if splitting.folds is not None:
         wanted = ("train",)
+    called: Callable[[int], str] = str
     parts = {part: _create(key, root, part) for part in wanted}
     if key in _FILES:
         classes, paths, labels = _files(key, list(parts.values()))
+        called = [os.path.basename(path) for path in paths].__getitem__
     else:
         classes = [str(name) for name in next(iter(parts.values())).classes]
         labels = np.concatenate([_labels(key, root, data) for data in parts.values()])
     names, index = match_classes(classes, request.classes, origin=f"torch/{key}")
     rows = np.arange(len(labels))
     if splitting.folds is not None:
-        rows = splitting.rows(labels, split, origin=f"torch/{key}")
+        rows = splitting.rows(labels, split, origin=f"torch/{key}", classes=classes, names=called)
     picked = np.asarray(index)[labels[rows]]
     if key in _FILES:
         return FileSource(names, [paths[row] for row in rows], picked.tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -97,7 +98,8 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
 
     Args:
         dataset: any object with ``classes``, ``len`` and items by number.
-        request: which images to open; the dataset is cut by seed or folds.
+        request: which images to open; the dataset is cut as `Splitting` says, by the files' paths where
+            ``dataset.samples`` lists them, else by the items' numbers.
 
     Raises:
         UserError: no ``classes``, no length, or items of another form.
@@ -113,7 +115,10 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
     numbers = _labels(dataset, own, origin)
     names, index = match_classes(own, request.classes, origin=origin)
     labels = np.asarray(numbers)
-    rows = request.splitting.rows(labels, request.split, origin=origin)
+    files = _files(dataset)
+    rows = request.splitting.rows(
+        labels, request.split, origin=origin, classes=own, names=str if files is None else files.__getitem__
+    )
     return DatasetSource(
         {origin: dataset}, numbers, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]]
     )
@@ -155,6 +160,22 @@ def _targets(dataset: Any) -> list[Any] | None:
         return None
     change = getattr(dataset, "target_transform", None)
     return [label if change is None else change(label) for label in stored]
+
+
+def _files(dataset: Any) -> list[str] | None:
+    """Return the files of the items as torchvision's folders list them, also through a ``Subset``."""
+    inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
+    if inner is not None and indices is not None:
+        found = _files(inner)
+        return None if found is None else [found[index] for index in indices]
+    listed = getattr(dataset, "samples", getattr(dataset, "imgs", None))
+    if not isinstance(listed, (list, tuple)) or len(listed) != len(dataset):
+        return None
+    paths = [item[0] for item in listed if isinstance(item, tuple) and isinstance(item[0], str)]
+    if len(paths) < len(listed):
+        return None
+    root = str(getattr(dataset, "root", ""))
+    return [os.path.relpath(path, root).replace(os.sep, "/") if root else path for path in paths]
 
 
 def _item(dataset: Any, row: int, name: str) -> tuple[Image.Image, int]:

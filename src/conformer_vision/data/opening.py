@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+import re
+import zipfile
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +16,8 @@ from conformer_vision.errors import UserError
 from conformer_vision.extras import naming_extras
 
 from .base import ImageSource
+from .find import is_photo_name
+from .images import BrokenImageError, open_image
 from .splits import Request, Split, Splitting
 
 if TYPE_CHECKING:
@@ -33,16 +37,56 @@ _NAMED = {
 """What opens ``PREFIX/NAME``; called with NAME and a `Request`."""
 
 
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".txz", ".tbz2")
-_TABLES = (".csv", ".tsv")
+_TARS = (".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".txz", ".tbz2")
+
+_OTHERS = (
+    ("video", "give images: ffmpeg -i VIDEO FOLDER/CLASS/%05d.jpg", "mp4 m4v mov avi mkv webm wmv mpg flv"),
+    ("packed file that is not read", "unpack it and give the folder", "7z rar gz bz2 xz zst lz4 iso"),
+    ("spreadsheet", "save it as CSV", "xls xlsx xlsm ods numbers"),
+    ("text file", "give a CSV file with the columns path and label", "txt md json jsonl yaml yml xml html"),
+    ("document", "give images", "pdf doc docx ppt pptx odt ps eps svg"),
+    ("file of arrays", "give images", "npy npz h5 hdf5 mat pkl pickle lmdb tfrecord arrow feather db sqlite"),
+    ("model", "give the images that it is for", "pt pth ckpt safetensors onnx pt2 bin"),
+)
+"""Files that are no set of images: what they are, the remedy, and their suffixes."""
+
+_MARKS = (
+    ("video", rb".{4}ftyp(?!avif|avis|hei|hev|mif1|msf1)|\x1aE\xdf\xa3|RIFF.{4}AVI|\0\0\x01[\xb3\xba]|FLV"),
+    ("packed file that is not read", rb"7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd"),
+    ("document", rb"%PDF|%!PS"),
+    ("file of arrays", rb"\x89HDF|\x93NUMPY|ARROW1"),
+)
+"""How such files begin."""
+
+
+def _other_kind(path: Path) -> str | None:
+    """Return what a file is that is no set of images, by its beginning or else by its suffix."""
+    head = _head(path)
+    for kind, mark in _MARKS:
+        if re.match(mark, head, re.DOTALL):
+            return kind
+    suffix = path.suffix.lower().removeprefix(".")
+    is_tar = _ends(path, *_TARS)
+    return next((kind for kind, _, suffixes in _OTHERS if suffix in suffixes.split() and not is_tar), None)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
+
+
+def _ends(path: Path, *suffixes: str) -> bool:
+    return path.name.lower().endswith(suffixes)
 
 
 def _is_archive(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(_ARCHIVES)
+    if not path.is_file() or _other_kind(path) is not None:
+        return False
+    return _ends(path, ".zip", *_TARS) or zipfile.is_zipfile(path)
 
 
 def _is_table(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(_TABLES)
+    return path.is_file() and _ends(path, ".csv", ".tsv")
 
 
 def _is_saved(path: Path) -> bool:
@@ -53,18 +97,20 @@ def _is_saved(path: Path) -> bool:
 
 
 def _is_parquet(path: Path) -> bool:
-    """Whether the path is a file, a glob, or a folder with parquet files in it or in its ``data/``."""
+    """Whether the path is a parquet file, a glob, or a folder with such files in it or in its ``data/``."""
     if path.is_dir():
         return any(any(folder.glob("[!.]*.parquet")) for folder in (path, path / "data"))
-    return path.is_file() or glob.has_magic(str(path))
+    if path.is_file():
+        return _ends(path, ".parquet", ".pq") or _head(path).startswith(b"PAR1")
+    return glob.has_magic(str(path))
 
 
 _FORMS: tuple[tuple[Callable[[Path], bool], str], ...] = (
-    (_is_archive, "archive.open_archive"),
     (_is_table, "table.open_table"),
     (_is_saved, "hub.open_saved"),
     (_is_parquet, "parquet.open_parquet"),
-    (lambda path: True, "folder.open_folder"),
+    (_is_archive, "archive.open_archive"),
+    (Path.is_dir, "folder.open_folder"),
 )
 """What a path may be: the first test that holds says what opens it; called with the path and a `Request`."""
 
@@ -122,7 +168,13 @@ def open_images(
     path = _local_path(spec)
     if not os.path.lexists(path) and not glob.has_magic(str(path)):
         raise UserError(f"{path} does not exist{_suggestion(path)}")
-    return _call(next(opener for holds, opener in _FORMS if holds(path)), path, request)
+    try:
+        opener = next((opener for holds, opener in _FORMS if holds(path)), None)
+        if opener is None:
+            raise UserError(f"{path} {_what_it_is(path)}")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return _call(opener, path, request)
 
 
 def require_source(images: ImageSource | ImageStream, *, name: object) -> ImageSource:
@@ -174,6 +226,27 @@ def describe(spec: str | Path | Dataset[Any]) -> str:
     from .objects import describe as describe_object
 
     return describe_object(spec)
+
+
+def _what_it_is(path: Path) -> str:
+    """Say what a path is that is no set of images, and the remedy."""
+    if not path.exists():
+        return "is a link to nothing"
+    if not path.is_file():
+        return "is neither a file nor a folder"
+    if (kind := _other_kind(path)) is not None:
+        return f"is a {kind}; {next(remedy for other, remedy, _ in _OTHERS if other == kind)}"
+    if is_photo_name(path.name) or _decodes(path):
+        return "is a single image; give a folder of class folders, or predict the image"
+    return "is of no form that is read; give a folder or archive of class folders, a table, or parquet files"
+
+
+def _decodes(path: Path) -> bool:
+    try:
+        open_image(path)
+    except BrokenImageError:
+        return False
+    return True
 
 
 def _call(opener: str, what: object, request: Request) -> ImageSource | ImageStream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING
 from conformer_vision.errors import UserError, reason_of
 
 from .arrow import ArrowSource, Block, find_columns, open_blocks, quiet_datasets
-from .images import natural_key
-from .names import SPLIT_COLUMN, group_files
+from .find import natural_key
+from .names import SPLIT_COLUMNS, group_files, is_column
 from .splits import Request, Split
 
 if TYPE_CHECKING:
@@ -22,20 +23,18 @@ if TYPE_CHECKING:
 def open_parquet(spec: Path, request: Request) -> ArrowSource:
     """Read a parquet file, a folder of them (or with them in ``data/``), or a glob.
 
-    Files are told apart by a word in their names (`names.group_files`); where both splits are there,
-    other files are left alone. Else see `arrow.open_blocks`. Paths of images are relative to the file.
+    Words in the files' names tell the splits apart (`names.group_files`); where both are there, other
+    files are left alone. Else see `arrow.open_blocks`. Paths of images are relative to the file.
     ``datasets`` keeps a copy of the columns in its cache. Errors are those of `open_images`.
     """
     found = _files(spec)
-    by_name = {path.name: path for path in found} if len({p.name for p in found}) == len(found) else {}
-    groups = group_files(list(by_name) if by_name else [path.as_posix() for path in found])
     parts: dict[Split, list[Path]] = {"all": found}
-    if groups:
-        parts = {part: [by_name.get(name, Path(name)) for name in names] for part, names in groups.items()}
+    if groups := group_files([path.as_posix() for path in found], origin=str(spec)):
+        parts = {part: [Path(path) for path in paths] for part, paths in groups.items()}
     if request.splitting.folds is not None and "train" in parts:  # the folds cut the training images
         parts = {"all": parts["train"]}
     paths = [path for mine in parts.values() for path in mine]
-    blocks = dict(zip(paths, _read(paths), strict=True))
+    blocks = dict(zip(paths, _read(paths, alone=spec.is_file()), strict=True))
     return open_blocks(
         {part: [blocks[path] for path in mine] for part, mine in parts.items()}, str(spec), request
     )
@@ -60,8 +59,8 @@ def _folder_files(folder: Path) -> list[Path]:
     return []
 
 
-def _read(paths: Sequence[Path]) -> list[Block]:
-    """The files by ``datasets``' reader, each a block of its own."""
+def _read(paths: Sequence[Path], *, alone: bool) -> list[Block]:
+    """The files by ``datasets``' reader, each a block of its own; ``alone`` is the file that was given."""
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
 
@@ -86,7 +85,10 @@ def _read(paths: Sequence[Path]) -> list[Block]:
     blocks = []
     start = 0
     for path, length in zip(paths, lengths, strict=True):
-        blocks.append(Block(data.select(range(start, start + length)), str(path), path.parent))
+        rows = data.select(range(start, start + length))
+        # How many files there are, which "-of-00008" says, may change.
+        part = "" if alone else re.sub("-of-[0-9]+", "", path.name) + " "
+        blocks.append(Block(rows, str(path), path.parent, part))
         start += length
     return blocks
 
@@ -104,25 +106,27 @@ def _header(path: Path) -> tuple[datasets.Features, int]:
         raise UserError(
             f"{path} cannot be read as parquet ({reason_of(error)}); give a parquet file or class folders"
         ) from error
-    # `datasets` has no type for dictionaries.
-    plain = pa.schema([field.with_type(_value_type(field.type)) for field in schema], schema.metadata)
+    plain = pa.schema([field.with_type(_plain_type(field.type)) for field in schema], schema.metadata)
     try:
         features = Features.from_arrow_schema(plain)
     except Exception as error:  # the metadata is JSON that anyone may have written
         raise UserError(f"{path}: its Hugging Face metadata cannot be read ({reason_of(error)})") from error
     columns = find_columns(features, origin=str(path))
     used = [
-        name
-        for name in features
-        if name in (columns.image, columns.label) or name.strip().lower() == SPLIT_COLUMN
+        name for name in features if name in (columns.image, columns.label) or is_column(name, SPLIT_COLUMNS)
     ]
     return Features({name: features[name] for name in used}), rows
 
 
-def _value_type(stored: pa.DataType) -> pa.DataType:
+def _plain_type(stored: pa.DataType) -> pa.DataType:
+    """Return the type with the same values that ``datasets`` can read: for dictionaries and views."""
     import pyarrow as pa
 
-    return stored.value_type if pa.types.is_dictionary(stored) else stored
+    if pa.types.is_dictionary(stored):
+        return _plain_type(stored.value_type)
+    if pa.types.is_struct(stored):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in stored])
+    return {"string_view": pa.string(), "binary_view": pa.binary()}.get(str(stored), stored)
 
 
 def _short(features: datasets.Features) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,12 +23,17 @@ Split = Literal["train", "val", "all"]
 class Splitting:
     """How a set without a validation split of its own is cut into training and validation images.
 
+    Every image has a number from 0 to 1, the hash of the seed, its class and its name in the set. It is held
+    out if its number is below ``val_fraction``, or falls into the fold. So what is added to a set, or taken
+    from it, changes nothing for the other images, with one exception: a class of two or more
+    images has at least one on either side.
+
     Attributes:
-        val_fraction: share of every class to hold out; see `stratified_split`.
-        seed: seed of the draw; the same seed gives the same split everywhere.
-        folds: number of stratified folds; one is held out in place of a share of every class. None
-            for no folds. Of a set with splits of its own, the training images are cut and the
-            validation images are left alone.
+        val_fraction: share to hold out. The lowest number of a class is held out where none is below
+            the share, and the highest stays where all are.
+        seed: changes all numbers.
+        folds: number of folds; one is held out in place of a share. None for no folds. Of a set with splits
+            of its own, the training images are cut and the validation images are left alone.
         fold: the fold to hold out, from 0.
 
     Raises:
@@ -58,16 +66,24 @@ class Splitting:
         split: Split,
         *,
         origin: str,
+        classes: Sequence[str],
+        names: Callable[[int], str] = str,
         parts: Mapping[Split, NDArray[np.int64]] | None = None,
     ) -> NDArray[np.int64]:
-        """Indices of the split's images among all that ``labels`` lists.
+        """Select the split's images among all that ``labels`` lists.
 
         Args:
-            labels: one label per image.
+            labels: one label per image, an index into ``classes``.
             split: the split to take.
             origin: what an error calls the set.
+            classes: the set's own class names.
+            names: the name of an image in the set, by its index: one that stays when the set is moved or
+                gets more images. Its index where it has none.
             parts: indices of the training and validation images of a set with splits of its own.
                 ``train`` is cut where it is alone or folds are asked for.
+
+        Returns:
+            Indices, ascending within each part.
 
         Raises:
             UserError: more folds than any class has images, or no training images to take.
@@ -77,18 +93,69 @@ class Splitting:
         parts = parts or {}
         if "val" not in parts or (self.folds is not None and "train" in parts):
             whole = parts.get("train", np.arange(len(labels)))
-            drawn: NDArray[np.int64] = whole[self._draw(np.asarray(labels)[whole], split, origin=origin)]
-            return drawn
+            if split == "all":
+                return whole
+            held_out = self._held_out(np.asarray(labels)[whole], whole, origin, classes, names)
+            return whole[held_out if split == "val" else ~held_out]
         if "train" not in parts and (split == "train" or self.folds is not None):
             raise UserError(f"{origin} holds validation images but none for training; add some")
         return np.concatenate(
             [parts[part] for part in ("train", "val") if part in parts and split in (part, "all")]
         )
 
-    def _draw(self, labels: NDArray[np.int64], split: Split, *, origin: str) -> NDArray[np.int64]:
-        if self.folds is None:
-            return stratified_split(labels, val_fraction=self.val_fraction, seed=self.seed)[split]
-        return stratified_fold(labels, folds=self.folds, fold=self.fold, seed=self.seed, origin=origin)[split]
+    def number(self, label: str, name: str) -> float:
+        """Return the number of an image of a class, from 0 to 1, 1 excluded."""
+        if not name.isascii():  # systems write the same letters as different characters
+            name = unicodedata.normalize("NFC", name)
+        text = f"{self.seed}\0{label}\0{name}".encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / 2**48
+
+    def _held_out(
+        self,
+        labels: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        origin: str,
+        classes: Sequence[str],
+        names: Callable[[int], str],
+    ) -> NDArray[np.bool_]:
+        import numpy as np
+
+        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        largest = max(map(len, members), default=0)
+        if self.folds is not None and largest < self.folds:
+            raise UserError(
+                f"folds {self.folds}: no class of {origin} has so many images, the largest has {largest}; "
+                "give fewer"
+            )
+        held_out = np.zeros(len(labels), bool)
+        for mine in members:
+            called = [names(row) for row in rows[mine].tolist()]
+            held_out[mine] = self._choose(np.array(list(self._numbers(classes[labels[mine[0]]], called))))
+        return held_out
+
+    def _numbers(self, label: str, names: Sequence[str]) -> Iterator[float]:
+        """Yield the number of each image of a class; equal names get different ones."""
+        seen: Counter[str] = Counter()
+        for name in names:
+            yield self.number(label, f"{name}\0{seen[name]}" if seen[name] else name)
+            seen[name] += 1
+
+    def _choose(self, numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which images of a class are held out."""
+        import numpy as np
+
+        if self.folds is not None:
+            folds = np.floor(numbers * self.folds)
+            if len(folds) > 1 and (folds == folds[0]).all():  # training on the others would lack the class
+                folds[numbers.argmax()] = (folds[0] + 1) % self.folds
+            in_fold: NDArray[np.bool_] = folds == self.fold
+            return in_fold
+        held_out: NDArray[np.bool_] = numbers < self.val_fraction
+        if held_out.all():
+            held_out[numbers.argmax()] = False
+        elif not held_out.any() and len(numbers) > 1:
+            held_out[numbers.argmin()] = True
+        return held_out
 
 
 @dataclass(frozen=True)
@@ -113,53 +180,3 @@ class Request:
     def __post_init__(self) -> None:
         if self.split not in ("train", "val", "all"):
             raise UserError(f"split {self.split!r}: must be train, val or all")
-
-
-def stratified_split(
-    labels: Sequence[int] | NDArray[np.int64], *, val_fraction: float, seed: int
-) -> dict[Split, NDArray[np.int64]]:
-    """Indices per split, ascending; the same seed gives the same split everywhere.
-
-    Of every class about ``val_fraction`` is held out: at least one image where it has two or
-    more, and never all of them.
-    """
-    import numpy as np
-
-    array = np.asarray(labels, dtype=np.int64)
-    rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(array), dtype=bool)
-    for label in np.unique(array):
-        members = rng.permutation(np.flatnonzero(array == label))
-        count = min(max(round(len(members) * val_fraction), 1), len(members) - 1)
-        held_out[members[:count]] = True
-    return {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out), "all": np.arange(len(array))}
-
-
-def stratified_fold(
-    labels: Sequence[int] | NDArray[np.int64], *, folds: int, fold: int, seed: int, origin: str
-) -> dict[Split, NDArray[np.int64]]:
-    """Indices per split, ascending, where fold number ``fold`` of ``folds`` is held out.
-
-    Every image is held out in exactly one fold, and the counts of a class differ by at most one
-    between folds (scikit-learn's ``StratifiedKFold``). A class with fewer images than folds is
-    missing from some of them.
-
-    Raises:
-        UserError: more folds than the largest class has images; ``origin`` is what it calls the set.
-    """
-    import warnings
-
-    import numpy as np
-    from sklearn.model_selection import StratifiedKFold
-
-    array = np.asarray(labels, dtype=np.int64)
-    largest = int(np.unique(array, return_counts=True)[1].max(initial=0))
-    if largest < folds:
-        raise UserError(
-            f"folds {folds}: no class of {origin} has so many images, the largest has {largest}; give fewer"
-        )
-    cut = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
-    with warnings.catch_warnings():  # about classes with fewer images than folds; see above
-        warnings.simplefilter("ignore", UserWarning)
-        train, val = list(cut.split(np.zeros(len(array)), array))[fold]
-    return {"train": train, "val": val, "all": np.arange(len(array))}

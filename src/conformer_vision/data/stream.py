@@ -29,15 +29,12 @@ class ImageStream(ABC):
     Attributes:
         classes: the class names; a label is an index into them.
         mirrorable: whether an image keeps its class when it is mirrored left to right.
-        length: number of images in the split; None if unknown.
-        parts: number of shards: the most readers that can share the stream without reading anything
-            twice.
+        length: number of images in the split, about where the split is cut; None if unknown.
     """
 
     classes: tuple[str, ...]
     mirrorable: bool = True
     length: int | None = None
-    parts: int = 1
 
     @abstractmethod
     def read(self, *, seed: int | None, part: int, parts: int, start: int = 0) -> Iterator[StreamedImage]:

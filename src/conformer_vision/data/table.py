@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, some_names
 
 from .base import match_classes
 from .csv_file import read_csv
+from .find import natural_key
 from .folder import FileSource
-from .images import natural_key
 from .labels import class_numbers
 from .names import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
-    SPLIT_COLUMN,
+    SplitName,
     find_column,
     find_splits,
-    is_split_name,
+    find_words,
+    parse_split,
     split_words,
 )
 from .splits import Request, Split
@@ -34,50 +35,81 @@ if TYPE_CHECKING:
 def open_table(path: Path, request: Request) -> FileSource:
     """Read a CSV or TSV file with a header.
 
-    Columns are found by `names.IMAGE_COLUMNS`, `names.LABEL_COLUMNS` and `names.SPLIT_COLUMN`. Paths are
-    relative to the table's folder. Labels are class names, numbers too. With a column ``split`` the
-    set is cut as `split_parts` says; else by seed. Errors are those of `open_images`.
+    Columns are found by `names.IMAGE_COLUMNS`, `names.LABEL_COLUMNS` and `names.SPLIT_COLUMNS`. Paths are
+    relative to the table's folder. Labels are class names, numbers too. With a column of splits the
+    set is divided as `split_parts` says; else it is cut as `Splitting` says. Errors are those of
+    `open_images`.
     """
     import numpy as np
 
     table = _read(path)
-    parts = split_parts(table.splits, where=table.where)
+    parts = split_parts(table.splits or (), origin=str(path), where=table.where)
     used = np.full(len(table.labels), not parts)
     for rows in parts.values():
         used[rows] = True
-    words = np.array(table.labels)
-    own = sorted({str(word) for word in words[parts.get("train", used)]}, key=natural_key)
+    words = np.array(table.labels, dtype=object)
+    own = sorted({*words[parts.get("train", used)]}, key=natural_key)
     labels = class_numbers(words, own, declared=False, where=table.where, used=used)
     names, index = match_classes(own, request.classes, origin=str(path))
-    rows = request.splitting.rows(labels, request.split, origin=str(path), parts=parts)
+    rows = request.splitting.rows(
+        labels,
+        request.split,
+        origin=str(path),
+        classes=own,
+        names=table.name,
+        parts=parts,
+    )
     return FileSource(
         names,
-        [os.path.join(path.parent, table.images[row]) for row in rows],
+        [_resolve(path.parent, table.images[row]) for row in rows],
         [index[label] for label in labels[rows]],
         places=[table.where(row) for row in rows],
     )
 
 
-def split_parts(words: Sequence[str], *, where: Callable[[int], str]) -> dict[Split, NDArray[np.int64]]:
-    """Rows of the training and of the validation split, from a word for each row.
+def split_parts(
+    words: Sequence[str], *, origin: str, where: Callable[[int], str]
+) -> dict[Split, NDArray[np.int64]]:
+    """Return the rows of the training and of the validation split, from a word for each row.
 
-    The words are those of `names.SPLIT_NAMES`; rows of a split that is not taken are left alone.
+    The words are those of `names.parse_split`; rows of a test split beside a validation split are left alone.
 
     Args:
-        words: a word per row; empty for a set without a split of its own.
+        words: a word per row, without spaces around it; empty for a set without a split of its own.
+        origin: what an error calls the set.
         where: what an error calls a row.
 
     Raises:
-        UserError: any other word.
+        UserError: any other word, or several for one split.
     """
     import numpy as np
 
-    cleaned = np.array([word.strip().lower() for word in words], dtype=object)
-    values, first = np.unique(cleaned, return_index=True)
+    values, first, place = np.unique(np.array(words, dtype=object), return_index=True, return_inverse=True)
+    splits: dict[SplitName, str] = {}
+    meaning: list[SplitName] = []
     for value, row in zip(values, first, strict=True):
-        if not is_split_name(value):
+        if (split := parse_split(value)) is None:
             raise UserError(f"{where(int(row))}: split {value[:100]!r}; it must be one of {split_words()}")
-    return {part: np.flatnonzero(cleaned == word) for part, word in find_splits(values).items()}
+        splits.setdefault(split, value)  # "train" and "Training" are one
+        meaning.append(split)
+    found = find_splits(splits.values(), origin=origin)
+    left = [value for split, value in splits.items() if value not in found.values() and split.kind != "test"]
+    if left:
+        raise UserError(
+            f"{origin}: it is unclear to which split {some_names(left)} belong; write train or val"
+        )
+    names = np.array([splits[split] for split in meaning], dtype=object)[place]
+    return {part: np.flatnonzero(names == name) for part, name in found.items()}
+
+
+def _resolve(folder: Path, cell: str) -> str:
+    """Return the path of an image; spaces around it and backslashes belong to it if a file is so called."""
+    path = os.path.join(folder, cell)
+    plain = cell.strip().replace("\\", "/")
+    if plain == cell or os.path.lexists(path):
+        return path
+    other = os.path.join(folder, plain)
+    return other if os.path.lexists(other) else path
 
 
 @dataclass
@@ -87,8 +119,11 @@ class _Table:
     path: Path
     images: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    splits: list[str] = field(default_factory=list)
+    splits: Sequence[str] | None = None
     lines: list[int] = field(default_factory=list)
+
+    def name(self, row: int) -> str:
+        return self.images[row].strip()
 
     def where(self, row: int) -> str:
         return f"{self.path} line {self.lines[row]}"
@@ -99,10 +134,9 @@ def _read(path: Path) -> _Table:
     columns = [name for name in header if name.strip()]
     image = header.index(find_column(columns, IMAGE_COLUMNS, origin=str(path), holds="images"))
     label = header.index(find_column(columns, LABEL_COLUMNS, origin=str(path), holds="labels"))
-    names = [name.strip().lower() for name in header]
-    split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
     table = _Table(path)
-    for line, cells in rows:
+    cells_of = list(rows)
+    for line, cells in cells_of:
         if not cells[image].strip() or "\0" in cells[image]:
             raise UserError(f"{path} line {line} has no path of an image (column {header[image]!r})")
         if not cells[label].strip():
@@ -110,8 +144,13 @@ def _read(path: Path) -> _Table:
         table.images.append(cells[image])
         table.labels.append(cells[label].strip())
         table.lines.append(line)
-        if split is not None:
-            table.splits.append(cells[split])
     if not table.lines:
         raise UserError(f"{path} holds no rows, only the names of columns")
+
+    def words(name: str) -> list[str]:
+        place = header.index(name)
+        return [cells[place].strip() for _, cells in cells_of]
+
+    others = [name for name in columns if name not in (header[image], header[label])]
+    table.splits = find_words(others, words, origin=str(path))
     return table

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
+from typing import IO
 
-from conformer_vision.errors import UserError, reason_of
+from conformer_vision.errors import UserError, reason_of, some_names
 
-from .arrow import quiet_datasets
-from .images import IMAGE_EXTENSIONS, natural_key
-from .names import group_files, is_split_name
+from .find import is_photo_name, natural_key
+from .images import IMAGE_EXTENSIONS
+from .names import group_files, parse_split
 from .shard_info import CLASSES_FILE, SetInfo, parse_classes, read_info
-from .sharded import Shard, ShardStream, keep_columns, open_shards, plain_label
+from .sharded import Row, Shard, ShardStream, open_shards, plain_label
 from .splits import Request, Split
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_LABELS = ("cls", "json", "txt")  # the first that is there gives the label
+_LABELS = (".cls", ".json", ".txt")  # the first that holds one gives the label
 _TIMEOUT = 60  # seconds
 
 
 def open_webdataset(pattern: str, request: Request) -> ShardStream:
     """Open tar shards of files ``KEY.jpg`` (or another image) and ``KEY.cls``, ``.json`` or ``.txt``.
 
-    Every sample has the same files. ``.cls`` holds the number of a class, ``.json`` a number or a name
-    under ``label``, ``.txt`` a name. Class names come from ``classes.txt`` (one per line), ``_info.json``
-    or ``dataset_info.json`` beside the shards; where there are none, local shards are read once for
-    their labels, and classes are the names that occur, sorted, or ``0`` to the largest number.
-    ``_info.json`` in timm's layout also gives the number of images.
+    KEY may hold dots. ``.cls`` holds the number or the name of a class, ``.json`` one of them under
+    ``label``, ``.txt`` a name; of several, the first of these counts. What a sample lacks is
+    reported with it. Class names come from ``classes.txt`` (one per line), ``_info.json`` or
+    ``dataset_info.json`` beside the shards; where there are none, local shards are read once for their
+    labels, and classes are the names that occur, sorted, or ``0`` to the largest number. ``_info.json``
+    in timm's layout also gives the number of images.
 
     Args:
         pattern: a folder of shards, or with ``train`` and ``val`` of shards; a path or http(s)
@@ -49,51 +52,142 @@ def open_webdataset(pattern: str, request: Request) -> ShardStream:
     if not remote and (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", pattern)):
         raise UserError(f"{origin}: {scheme[0]} is not read; give a local path or an http(s) address")
     paths = _remote_shards(pattern) if remote else _local_shards(pattern, request.data_dir)
-    groups: dict[Split, list[str]] = {**group_files(paths)} or {"all": paths}
+    groups: dict[Split, list[str]] = group_files(paths, origin=origin) or {"all": paths}
     info = _remote_info(paths[0]) if remote else _local_info(paths)
     if remote and info.classes is None and request.classes is None:
         raise UserError(
             f"{origin}: no {CLASSES_FILE} beside the shards; put one there, with a class name per line"
         )
     shown = _names(paths)
-    shards = {part: _load(groups[part], origin, shown, info) for part in groups}
+    shards = {
+        part: [_Tar(path, shown[path], info.lengths.get(path)) for path in files]
+        for part, files in groups.items()
+    }
+    for mine in shards.values():
+        _check_first(mine[0], origin)
     own = info.classes or request.classes or _names_in(next(iter(shards.values())), origin)
     return open_shards(shards, request, own=own, origin=origin, mirrorable=info.mirrorable)
 
 
-def _load(paths: Sequence[str], origin: str, shown: dict[str, str], info: SetInfo) -> list[Shard]:
-    import datasets
+class _Tar(Shard):
+    """A tar, by its path or address."""
 
+    def __init__(self, path: str, name: str, length: int | None) -> None:
+        self.path = path
+        self.name = name
+        self.length = length
+
+    def read(self) -> Iterator[Row]:
+        """Yield the samples."""
+        from datasets import StreamingDownloadManager
+
+        for key, files in group_samples(StreamingDownloadManager().iter_archive(self.path)):
+            yield self._row(key, files)
+
+    def shortage(self, rows: int) -> str | None:
+        """Say what is wrong if the shard ended too early; tarfile takes damage for the end."""
+        if self.length is None and self.path.lower().endswith(".tar") and os.path.isfile(self.path):
+            with open(self.path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(-min(size, 512), os.SEEK_END)
+                if size < 512 or size % 512 or file.read().strip(b"\0"):  # a whole tar ends in zeros
+                    return "is truncated"
+        return super().shortage(rows)
+
+    def _row(self, key: str, files: Mapping[str, tuple[str, bytes]]) -> Row:
+        image = next((files[suffix] for suffix in files if suffix in IMAGE_EXTENSIONS), None)
+        label = next((found for kind in _LABELS if (found := _label(kind, files)) is not None), None)
+        problem = None
+        if image is None:
+            names = some_names([os.path.basename(name) for name, _ in files.values()])
+            problem = f"it has no image of a format that is read, only {names}"
+        elif label is None:
+            problem = f"it has no label ({', '.join(_LABELS)})"
+        name = next(iter(files.values()))[0] if image is None else image[0]
+        return Row(f"{self.name}/{name}", key, None if image is None else image[1], label, problem)
+
+
+def _label(kind: str, files: Mapping[str, tuple[str, bytes]]) -> int | str | None:
+    """Return the label that a file of that kind holds; None if there is none."""
+    if kind not in files:
+        return None
+    text = files[kind][1].decode("utf-8-sig", "replace").strip()
+    if kind == ".json":
+        try:
+            return plain_label(json.loads(text))
+        except (ValueError, RecursionError):
+            return None
+    if kind == ".cls" and re.fullmatch("[+-]?[0-9]{1,9}", text):
+        return int(text)
+    return text or None
+
+
+def group_samples(
+    members: Iterable[tuple[str, IO[bytes]]],
+) -> Iterator[tuple[str, dict[str, tuple[str, bytes]]]]:
+    """Group the files of a shard that stand together into samples.
+
+    Files are of one sample if their names are equal up to the last dot. A file with more in its name, as
+    ``KEY.mask.png`` beside ``KEY.jpg``, belongs to it too, unless it has a label of its own.
+
+    Yields:
+        The key, and name and content of each file by suffix in lower case; files that are neither images nor
+        labels are left out.
+    """
+    key, stems = "", dict[str, dict[str, tuple[str, bytes]]]()
+    for name, file in members:
+        stem, suffix = os.path.splitext(name)
+        suffix = suffix.lower()
+        if not is_photo_name(os.path.basename(name)) and suffix not in _LABELS:
+            continue
+        if key.startswith(f"{stem}.") and not _is_whole(stems[key]):
+            key = stem
+        elif stems and (suffix in stems.get(stem, ()) or not f"{stem}.".startswith(f"{key}.")):
+            yield key, _merged(key, stems)
+            stems = {}
+        key = key if stems else stem
+        stems.setdefault(stem, {})[suffix] = (name, file.read())
+        if stem != key and _is_whole(stems[stem]):
+            whole = stems.pop(stem)
+            yield key, _merged(key, stems)
+            key, stems = stem, {stem: whole}
+    if stems:
+        yield key, _merged(key, stems)
+
+
+def _is_whole(files: Iterable[str]) -> bool:
+    return any(suffix in _LABELS for suffix in files) and any(suffix in IMAGE_EXTENSIONS for suffix in files)
+
+
+def _merged(key: str, stems: Mapping[str, Mapping[str, tuple[str, bytes]]]) -> dict[str, tuple[str, bytes]]:
+    """Return the sample's files; those called exactly like it come first."""
+    merged = dict(stems.get(key, {}))
+    for files in stems.values():
+        for suffix, file in files.items():
+            merged.setdefault(suffix, file)
+    return merged
+
+
+def _check_first(shard: _Tar, origin: str) -> None:
+    """Refuse shards that cannot be read, or of another layout."""
     try:
-        with quiet_datasets():
-            rows = datasets.load_dataset(
-                "webdataset",
-                data_files={"all": [path if is_remote(path) else glob.escape(path) for path in paths]},
-                split="all",
-                streaming=True,
-            )
+        rows = list(islice(shard.read(), 5))
     except Exception as error:  # tarfile's, fsspec's, the server's
-        raise UserError(f"{origin}: {shown[paths[0]]} cannot be read ({reason_of(error)})") from error
-    columns = list(rows.features or ())
-    suffixes = {suffix.removeprefix(".") for suffix in IMAGE_EXTENSIONS}
-    image = next((name for name in columns if name.lower() in suffixes), None)
-    label = next((name for name in _LABELS if name in columns), None)
-    if image is None or label is None:
-        missing = "image" if image is None else "label (a .cls, .json or .txt file)"
-        raise UserError(f"{origin}: the first samples have no {missing}, only {', '.join(columns)}")
-    rows = keep_columns(rows, image, label, rows.features)
-    return [
-        Shard(rows, number, (image, label), shown[path], tar=path, length=info.lengths.get(path))
-        for number, path in enumerate(paths)
-    ]
+        raise UserError(f"{origin}: {shard.name} cannot be read ({reason_of(error)})") from error
+    if not rows:
+        raise UserError(f"{origin}: {shard.name} cannot be read (it holds neither images nor labels)")
+    if all(row.problem is not None for row in rows):
+        raise UserError(
+            f"{origin}: {rows[0].name}: {rows[0].problem}; nor are the first samples after it whole"
+        )
 
 
-def _names_in(shards: Sequence[Shard], origin: str) -> list[str]:
+def _names_in(shards: Sequence[_Tar], origin: str) -> list[str]:
     """Find the class names by a pass over all labels."""
     stored: set[int | str | None] = set()
     for shard in shards:
         with suppress(Exception):  # reading the images will name the damage
-            stored.update(plain_label(label) for _, label in shard.read())
+            stored.update(plain_label(row.label) for row in shard.read())
     names = sorted(label for label in stored if isinstance(label, str))
     numbers = sorted(label for label in stored if isinstance(label, int))
     if not names and not numbers:
@@ -118,7 +212,9 @@ def _local_shards(pattern: str, data_dir: Path | None) -> list[str]:
     if data_dir is not None:
         root = os.path.join(data_dir, root)
     if os.path.isdir(root):
-        inner = [os.path.join(root, name) for name in sorted(os.listdir(root)) if is_split_name(name)]
+        inner = [
+            os.path.join(root, name) for name in sorted(os.listdir(root)) if parse_split(name) is not None
+        ]
         found = [path for folder in (root, *filter(os.path.isdir, inner)) for path in _tars(folder)]
         if not found:
             raise UserError(f"wds/{pattern}: the folder holds no shards ({', '.join(_SUFFIXES)})")
@@ -175,7 +271,7 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
 def _local_info(paths: Sequence[str]) -> SetInfo:
     folders = list(dict.fromkeys(Path(path).parent for path in paths))
     # The folders of splits may share what lies beside them.
-    shared = [folder.parent for folder in folders if is_split_name(folder.name)]
+    shared = [folder.parent for folder in folders if parse_split(folder.name) is not None]
     return read_info(list(dict.fromkeys([*folders, *shared])))
 
 

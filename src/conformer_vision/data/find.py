@@ -1,0 +1,146 @@
+"""Find image files in folders, and say which files are passed over."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from conformer_vision.errors import UserError, one_line, some_names
+from conformer_vision.runs import is_run_folder
+
+from .images import IMAGE_EXTENSIONS
+
+_PHOTO_EXTENSIONS = frozenset(
+    re.findall(
+        r"\.\w+",
+        ".3fr .ai .arw .cr2 .cr3 .dcm .dng .eps .erf .exr .hdr .heic .heics .heif .heifs .hif .jxl .jxr .kdc "
+        ".mrw .nef .nrw .orf .pdf .pef .ps .raf .raw .rw2 .sr2 .srw .svg .wmf .x3f .xcf",
+    )
+)
+"""Suffixes of other images."""
+
+_OF_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
+
+_logger = logging.getLogger(__name__)
+
+
+def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
+    """Return a sort key that puts "img2" before "img10" and ignores case; equal only for equal names."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
+
+
+class Found(NamedTuple):
+    """What is in and below a folder."""
+
+    images: list[Path]
+    """In natural order."""
+    passed_over: list[Path]
+    """Files that are not images, or of no format that is read; those that systems leave are not listed."""
+    runs: list[Path]
+    """Run folders, whose files are not listed."""
+
+
+def scan_images(folder: str | os.PathLike[str]) -> Found:
+    """List the images in and below a folder, by suffix.
+
+    Hidden files and folders, and run folders, are left out. Links to folders are followed, each folder once
+    and none upwards, so a loop of links ends.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    found = Found([], [], [])
+    # A link up to a parent would bring in what lies beside the folder, so parents count as seen.
+    seen = {str(path) for path in Path(os.path.realpath(folder)).parents}
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if is_run_folder(parent):
+            found.runs.append(Path(parent))
+            folders.clear()
+            continue
+        # In sorted order, so that of two ways to one folder every machine takes the same.
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_key)
+        for name in files:
+            if is_image_name(name):
+                found.images.append(Path(parent, name))
+            elif not name.startswith(".") and name.lower() not in _OF_SYSTEMS:
+                found.passed_over.append(Path(parent, name))
+    for paths in found:
+        paths.sort(key=lambda path: natural_key(str(path)))
+    return found
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the images in and below a folder as `scan_images` does, and log a warning of what is passed over.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    found = scan_images(folder)
+    passed_over, runs = ([str(path) for path in paths] for paths in (found.passed_over, found.runs))
+    warn_of_passed_over(str(folder), passed_over, runs=runs)
+    return found.images
+
+
+def warn_of_passed_over(
+    folder: str, files: Sequence[str], *, runs: Sequence[str], loose: Sequence[str] = ()
+) -> None:
+    """Log what is passed over in a folder: how many, of what kinds, and the first few; once per process.
+
+    Args:
+        folder: what the messages call the folder.
+        files: files that are no images, or of no format that is read.
+        runs: run folders.
+        loose: images outside the class folders.
+    """
+    if files:
+        kinds = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in files)
+        told = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common(5))
+        heic = "; for HEIC: pip install pillow-heif" if kinds.keys() & {".heic", ".heif", ".hif"} else ""
+        _warn_once(
+            f"{one_line(folder)}: passed over {_counted(files, 'file')} that are no images of a format that "
+            f"is read ({told}{heic}): {some_names(files, most=3)}"
+        )
+    if loose:
+        _warn_once(
+            f"{one_line(folder)}: passed over {_counted(loose, 'image')} in no class folder: "
+            f"{some_names(loose, most=3)}"
+        )
+    if runs:
+        _warn_once(f"{one_line(folder)}: run folders are left out: {some_names(runs, most=3)}")
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    return f"{len(names):,} {what}{'s' * (len(names) > 1)}"
+
+
+@lru_cache(maxsize=1000)
+def _warn_once(line: str) -> None:
+    _logger.warning("%s", line)
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file name has the suffix of an image that is read, and is not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def is_photo_name(name: str) -> bool:
+    """Tell whether a file name has the suffix of an image, whether it is read or not, and is not hidden."""
+    return is_image_name(name) or (
+        not name.startswith(".") and os.path.splitext(name)[1].lower() in _PHOTO_EXTENSIONS
+    )
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror or error}") from error
