@@ -180,22 +180,6 @@ def test_train_in_a_process_of_its_own(trained: Path, tmp_path: Path) -> None:
     first, second = (load_file(path / "last.safetensors") for path in (trained, folder))
     assert all(torch.equal(first[name], second[name]) for name in first), "the same in another process"
 
-<<<<<<< HEAD
-=======
-    done = spawn("evaluate", folder, "--data=digits", "--json", "--device=cpu")
-    assert (done.status, done.err) == (0, "")
-    evaluation = json.loads(done.out)
-    assert evaluation["samples"] == 181
-    assert evaluation["top1"].keys() == evaluation["top5"].keys() == {"conv", "trans", "fused"}
-
-    done = spawn("predict", folder, images, "--json", "--device=cpu")
-    assert done.status == 1
-    answers = json.loads(done.out)
-    assert [answer["error"] is None for answer in answers] == [False, True, True]
-    assert all(len(answer["labels"]) == 3 for answer in answers[1:])
-    assert "Traceback" not in done.err
-
->>>>>>> 373d515 (Split sets by the hash of each image's name; find splits by words in any form; read all that Pillow reads)
 
 @pytest.mark.parametrize(
     ("name", "job", "auto_resume", "asked", "status", "line"),

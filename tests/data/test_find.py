@@ -45,9 +45,11 @@ def test_files_that_are_passed_over(photos: Path, caplog: pytest.LogCaptureFixtu
     assert [sorted(source.passed_over) for source in sources] == [wanted] * 3
     files, loose = [record.getMessage() for record in caplog.records]  # once, whatever is opened
     assert files.startswith(
-        f"{photos}: passed over 6 files that are not images of a format that is read (.heic 2"
+        f"{photos}: passed over 6 files that are no images of a format that is read (.heic 2"
     )
-    assert "(.heic 2, " in files and "; for HEIC: pip install pillow-heif)" in files and "no suffix 1" in files
+    assert (
+        "(.heic 2, " in files and "; for HEIC: pip install pillow-heif)" in files and "no suffix 1" in files
+    )
     assert f"{photos}/a/1.HEIC" in files and "and 3 more" in files
     assert loose == f"{photos}: passed over 1 image in no class folder: {photos}/loose.png"
 
