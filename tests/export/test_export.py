@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -236,6 +237,23 @@ def test_a_file_with_other_answers_is_not_kept(
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_disk_without_room(exported: Path, tmp_path: Path, name: str) -> None:
+    """Files that may not grow beyond 50 KB fail as on a full disk: at a write in the middle."""
+    target = tmp_path / FILES[name]
+    target.write_bytes(b"what was there")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with shared_graphs():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        try:
+            done = run("export", exported, "--format", name, "--output", target)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"error: cannot write {tmp_path / target.stem}." in one_line(done)
+    assert target.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_mistakes_are_one_line(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def error(*arguments: object) -> str:
         return one_line(run("export", *arguments))
@@ -248,6 +266,10 @@ def test_mistakes_are_one_line(exported: Path, tmp_path: Path, monkeypatch: pyte
     assert "end in .onnx" in error(exported, "--format", "onnx", "--output", tmp_path / "m.pb")
     itself = ["--output", exported / "best.safetensors"]
     assert "is the model itself" in error(exported, "--format", "folded", *itself)
+    (exported / "last.safetensors").write_bytes(b"the run's own")
+    last = ["--output", exported / "last.safetensors"]
+    assert "is a file of the run itself" in error(exported, "--format", "folded", *last)
+    (exported / "last.safetensors").unlink()
     assert "must be 1 or more" in error(exported, "--format", "onnx", "--calibration_images", 0)
 
     alone = tmp_path / "alone.safetensors"

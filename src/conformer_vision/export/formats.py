@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 from conformer_vision.extras import check_installed
 
 if TYPE_CHECKING:
@@ -117,13 +117,16 @@ def write_network(
         The parts of the network that int8 leaves in float.
 
     Raises:
-        UserError: As `Format.check`, int8 without images, or a model that cannot be exported.
+        UserError: As `Format.check`, int8 without images, a model that cannot be exported, or a full disk.
     """
     entry = find_format(format)
     entry.check(precision)
     module = import_module(f".{entry.module}", __package__)
     spec = replace(spec, folded=False)  # the weights inside are, and need no folding to be built
-    kept: tuple[str, ...] = module.write(
-        model, spec, Path(path), precision=precision, calibration=calibration
-    )
+    try:
+        kept: tuple[str, ...] = module.write(
+            model, spec, Path(path), precision=precision, calibration=calibration
+        )
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason_of(error)}") from error
     return kept

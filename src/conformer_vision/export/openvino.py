@@ -41,7 +41,8 @@ def write(
         graph.set_rt_info(precision, [METADATA_KEY, PRECISION_KEY])
         openvino.save_model(graph, path, compress_to_fp16=precision == "fp16")
     except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"cannot write {path}: OpenVINO refuses {spec.model} ({str(error).strip().splitlines()[-1]})"
+            f"cannot write {path}: OpenVINO says {reason!r}; is there room on the disk?"
         ) from error
     return kept

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 
 from conformer_vision.data.opening import describe
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, reason_of
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
-from conformer_vision.runs import ModelSource, find_model
+from conformer_vision.runs import ModelSource, check_output, find_model
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model
 
@@ -95,8 +96,7 @@ def export(
             training = replace(images, split="train").open(spec.classes)
             calibration = list(prepared(training, spec, count=calibration_images))
             say(f"calibrating on {sum(map(len, calibration))} training images of {describe(images.data)}")
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as temporary:
-        written = Path(temporary, target.name)
+    with _first_beside(target) as written:
         kept = write_network(
             network, spec, written, format=format, precision=precision, calibration=calibration
         )
@@ -163,13 +163,24 @@ def _check_target(target: Path, entry: Format, source: ModelSource) -> None:
         raise UserError(f"output {target} cannot be written; give another place with --output")
     if target.exists() and source.path.exists() and target.samefile(source.path):
         raise UserError(f"output {target} is the model itself; give another name with --output")
+    check_output(target, "output")
+
+
+@contextmanager
+def _first_beside(target: Path) -> Iterator[Path]:
+    """Yield where to write the target until it is checked; errors name the target itself."""
+    folder = ""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+            yield Path(folder, target.name)
+    except UserError as error:
+        raise UserError(str(error).replace(folder or "\0", str(target.parent))) from error
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {reason_of(error)}") from error
 
 
 def _move(written: Path, target: Path) -> None:
     """Move the file to its place, after the second file beside it, such as OpenVINO's weights."""
-    try:
-        for path in sorted(written.parent.iterdir(), key=lambda path: path.name == written.name):
-            with atomic_path(target.with_name(path.name)) as temporary:
-                os.replace(path, temporary)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    for path in sorted(written.parent.iterdir(), key=lambda path: path.name == written.name):
+        with atomic_path(target.with_name(path.name)) as temporary:
+            os.replace(path, temporary)

@@ -7,6 +7,7 @@ it against the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -27,7 +28,10 @@ def write(
     Raises:
         UserError: The model cannot be exported.
     """
-    torch.export.save(build_program(model, spec, precision), path, extra_files={METADATA_KEY: spec.to_json()})
+    buffer = BytesIO()  # torch's own writer aborts the process where the disk is full
+    program = build_program(model, spec, precision)
+    torch.export.save(program, buffer, extra_files={METADATA_KEY: spec.to_json()})
+    path.write_bytes(buffer.getbuffer())
     return ()
 
 
