@@ -155,6 +155,7 @@ def test_training_and_evaluating_from_python(tmp_path: Path) -> None:
         batch_size=8,
         epochs=2,
         max_steps=2,
+        keep_state=True,
         workers=0,
         device="cpu",
         output=str(tmp_path / "run"),

@@ -92,6 +92,41 @@ def test_column_of_plain_bytes(parquet: WriteParquet, encode: Callable[..., byte
         assert _reds(opened(path, split="all")) == [7, 8]
 
 
+@pytest.mark.parametrize("strings", ["string", "large_string", "string_view", "dictionary"])
+@pytest.mark.parametrize("images", ["binary", "large_binary", "binary_view", "struct", "paths"])
+def test_types_of_columns(
+    strings: str, images: str, encode: Callable[..., bytes], tmp_path: Path, write_image: Callable[..., Path]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def text(values: list[str]) -> Any:
+        if strings == "dictionary":
+            return pa.array(values).dictionary_encode()
+        return pa.array(values).cast(getattr(pa, strings)())
+
+    for number in range(4):
+        write_image(tmp_path / f"{number}.png", (number, 0, 0))
+    files = [encode((number, 0, 0)) for number in range(4)]
+    if images == "paths":
+        column = text([f"{number}.png" for number in range(4)])
+    elif images == "struct":
+        kind = pa.string_view() if strings == "string_view" else pa.string()
+        rows = [{"bytes": data, "path": None} for data in files]
+        column = pa.array(rows, pa.struct([("bytes", pa.binary_view()), ("path", kind)]))
+    else:
+        column = pa.array(files).cast(getattr(pa, images)())
+    table = {
+        "Image": column,
+        "LABEL": text(["x", "y"] * 2),
+        "Split": text(["Train", "train", "TEST", "test"]),
+    }
+    pq.write_table(pa.table(table), tmp_path / "set.parquet")
+    parts = [opened(tmp_path / "set.parquet", split) for split in ("train", "val")]
+    assert [_reds(part) for part in parts] == [[0, 1], [2, 3]]
+    assert parts[0].classes == ("x", "y")
+
+
 def test_path_that_looks_like_a_pattern(parquet: WriteParquet) -> None:
     path = parquet("[a] *set?/t[r]ain.parquet", [0, 1, 1])
     for spec in (path, path.parent):

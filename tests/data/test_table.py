@@ -66,6 +66,50 @@ def test_other_separators(tmp_path: Path, images: list[str], name: str, delimite
     assert _reds(opened(path, split="all")) == list(range(8))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "label, path\na, {0}\nb, {1}\n",
+        'label, path\n"a", "{0}"\n"b", "{1}"\n',
+        "label,path\na, {0} \nb,\t{1}\n",
+        "sep=;\npath;label\n{0};a\n{1};b\n",
+        '"sep=;"\r\n"path";"label"\r\n"{0}";"a"\r\n"{1}";"b"\r\n',
+        "SEP=,\nlabel,path\na,{0}\nb,{1}\n",
+        '"path";"label";"a, b, c"\n"{0}";"a";1\n"{1}";"b";2\n',
+        '"notes; more; and more",path,label\n1,{0},a\n2,{1},b\n',
+        '"two\nlines; here",path,label\n1,{0},a\n2,{1},b\n',
+        "path|label\n{0}|a\n{1}|b\n",
+        "path\tlabel\n{0}\ta\n{1}\tb\n",
+        "Image Path,Class Name\n{0},a\n{1},b\n",
+        "FILEPATHS,labels\r{0},a\r{1},b\r",
+        "\n\npath,label\n\n{0},a\n{1},b",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_dialects(tmp_path: Path, write_image: WriteImage, text: str, encoding: str) -> None:
+    names = ["Ä/0.png", "b b/1.png"]
+    for number, name in enumerate(names):
+        write_image(tmp_path / name, (number, 0, 0))
+    (tmp_path / "set.csv").write_bytes(text.format(*names).encode(encoding))
+    source = opened(tmp_path / "set.csv")
+    assert (source.classes, list(source.labels), _reds(source)) == (("a", "b"), [0, 1], [0, 1])
+
+
+def test_paths_as_windows_writes_them(tmp_path: Path, write_image: WriteImage) -> None:
+    for number, name in enumerate(("a/0.png", "a/ 1.png", "a\\2.png")):
+        write_image(tmp_path / name, (number, 0, 0))
+    rows = [("path", "label"), ("a\\0.png", "x"), ("a/ 1.png", "y"), ("a\\2.png", "y"), ("a\\3.png", "x")]
+    source = opened(write_table(tmp_path / "set.csv", rows))
+    assert [source.image(index).getpixel((0, 0))[0] for index in range(3)] == [0, 1, 2]  # type: ignore[index]
+    assert source.name(3).endswith("a\\3.png"), "as it is written"
+
+
+def test_lines_are_counted_behind_the_separator_line(tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_text("sep=;\npath;label\n1.png;a\n;b\n")
+    with pytest.raises(UserError, match="line 4 has no path"):
+        opened(tmp_path / "set.csv")
+
+
 def test_absolute_paths_byte_order_mark_empty_lines(tmp_path: Path, images: list[str]) -> None:
     lines = ["path,label", "", f'"{tmp_path / images[0]}",a', ",", f'"{images[1]}", b ', " , "]
     (tmp_path / "set.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())

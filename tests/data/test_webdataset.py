@@ -77,6 +77,8 @@ def test_nothing_is_unpickled(tmp_path: Path, encode: Encode, kind: str) -> None
             [b'{"label": "y"}', b'{"label": "z"}'],
             [1, "is neither a class"],
         ),
+        ("json", [b'{"name": "x"}', b'{"label": "y"}', b"{"], ["it has no label", 1, "it has no label"]),
+        ("cls", [b"y", b"+2"], [1, 2]),
         ("json", [b'{"label": 2, "more": 0}', b'{"label": 1, "more": 1}'], [2, 1]),
     ],
 )
@@ -108,8 +110,58 @@ def test_samples_that_lack_something(tmp_path: Path, encode: Encode) -> None:
     (tmp_path / "classes.txt").write_text("x\ny\n")
     items = read(opened_stream(f"wds/{tmp_path}"))
     assert [number for number, item in enumerate(items) if problems([item])] == [5, 6]
-    assert "5.png: it has no label" in problems(items)[0] and "no image" in problems(items)[1]
+    assert problems(items) == [
+        "a.tar/5.png: it has no label (.cls, .json, .txt)",
+        "a.tar/6.cls: it has no image of a format that is read, only 6.cls",
+    ]
     assert items[-1].label == 1
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [f"img.{n}" for n in range(40)],
+        [f"photo.of.{n:03d}.jpeg" for n in range(40)],
+        [f"d.x/a.b{n}" for n in range(40)],
+        ["a", *(f"a.{n}" for n in range(39))],
+        [*(f"a.{n}" for n in range(39)), "a"],
+        ["a", "a.b", "a.b.c", "a.b.c.d"],
+        ["1.5", "1.50", "1.5.0", "15"],
+    ],
+)
+@pytest.mark.parametrize("label_first", [True, False])
+def test_keys_with_dots(tmp_path: Path, encode: Encode, keys: list[str], label_first: bool) -> None:
+    files = []
+    for number, key in enumerate(keys):
+        sample = [(f"{key}.cls", str(number % 2).encode()), (f"{key}.PNG", encode(colour(number)))]
+        files += sample if label_first else sample[::-1]
+    write_tar(tmp_path / "a.tar", files)
+    items = read(opened_stream(f"wds/{tmp_path}/a.tar"))
+    assert [item.name for item in items] == [f"a.tar/{key}.PNG" for key in keys]
+    assert numbers(items) == list(range(len(keys)))
+    assert [item.label for item in items] == [number % 2 for number in range(len(keys))]
+
+
+def test_other_files_of_a_sample(tmp_path: Path, encode: Encode) -> None:
+    """Masks, metadata and a second form of the label are left alone, whatever their place."""
+    extra = encode("white")
+    files: list[tuple[str, bytes]] = []
+    for number in range(6):
+        sample = [
+            ("jpg", encode(colour(number), kind="PNG")),
+            ("cls", str(number % 2).encode()),
+            ("mask.png", extra),
+            ("json", b'{"width": 8}'),
+            ("txt", b"a caption"),
+            ("features.npy", b"?"),
+        ]
+        for suffix, data in sample[number % 2 :] + sample[: number % 2]:
+            files.append((f"{number}.{suffix}", data))
+    write_tar(tmp_path / "a.tar", files)
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    items = read(opened_stream(f"wds/{tmp_path}/a.tar"))
+    assert numbers(items) == list(range(6))
+    assert [item.label for item in items] == [0, 1] * 3
 
 
 @pytest.mark.parametrize(
