@@ -70,9 +70,10 @@ def claimed(config: OutputConfig, *, model: str, resumed: Path | None = None) ->
     if not is_first():
         yield folder
         return
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         if folder == stamped:
-            folder = _make_new(stamped)
+            new[:1] = [folder := _make_new(stamped)]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
@@ -88,9 +89,9 @@ def claimed(config: OutputConfig, *, model: str, resumed: Path | None = None) ->
                 if resumed is None:
                     _remove_if_unused(folder)
     finally:
-        if resumed is None:
-            with suppress(OSError):  # something lies in it
-                folder.rmdir()
+        with suppress(OSError):  # something lies in it
+            for path in new:
+                path.rmdir()
 
 
 def _make_new(wanted: Path) -> Path:
@@ -287,7 +288,8 @@ class RunFolder(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = tuple(state_dict["best"])
-        self._best_scores = state_dict["best_scores"]
+        found = state_dict["best_scores"]
+        self._best_scores = None if found is None else dict(found)
         self._top = [(float(top1), float(loss), str(name)) for top1, loss, name in state_dict["top"]]
 
 
