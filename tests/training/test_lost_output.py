@@ -1,0 +1,85 @@
+"""Nobody reads what training prints, or it cannot be written: the run is trained and kept all the same."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+
+from command_line import COMMAND, ENVIRONMENT, MODEL, class_folders
+from conformer_vision.errors import UserError
+from conformer_vision.training import TrainConfig, folder, progress, train
+from conformer_vision.training.run import resume
+from option_tools import rows_of
+
+Tiny = Callable[..., TrainConfig]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell and /dev/full")
+@pytest.mark.parametrize("redirection", ["2>&1 | head -n 1", "> /dev/full 2> /dev/full", ">&- 2>&-"])
+def test_the_run_is_complete(redirection: str, tmp_path: Path) -> None:
+    data, run = class_folders(tmp_path / "data", a=8, b=8), tmp_path / "run"
+    options = [f"--data={data}", *MODEL, "--batch_size=4", "--epochs=3", "--workers=1", "--device=cpu"]
+    options += ["--report=false", f"--output={run}"]
+    line = f"set -o pipefail; {shlex.join([*COMMAND, 'train', *options])} {redirection}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) <= 1
+    assert [row["epoch"] for row in rows_of(run)] == [1, 2, 3]
+    assert '"finished": true' in (run / "results.json").read_text()
+
+
+RESNET: dict[str, Any] = {"model": "test_resnet", "model_kwargs": {}, "max_steps": None, "epochs": 1}
+
+
+def test_what_is_printed_has_been_saved(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even output that raises comes after the epoch's files."""
+    run = tmp_path / "run"
+
+    def breaking(line: str) -> None:
+        if line.startswith("epoch"):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(progress, "say", breaking)
+    with pytest.raises(BrokenPipeError):
+        train(tiny(**RESNET, output=str(run)))
+    assert {"best.safetensors", "last.ckpt", "metrics.csv", "results.json"} <= {p.name for p in run.iterdir()}
+
+
+def full(*arguments: Any, **options: Any) -> None:
+    raise UserError("cannot write it: No space left on device")
+
+
+def test_curves_that_cannot_be_drawn_end_nothing(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(folder, "draw_curves", full)
+    run = train(tiny(**RESNET, output=str(tmp_path / "run")))
+    assert capsys.readouterr().err == "no curves: cannot write it: No space left on device\n"
+    assert (run / "results.json").is_file()
+
+
+@pytest.mark.usefixtures("without_curves")
+def test_a_first_checkpoint_that_cannot_be_written(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run can begin again, where it is or, if nothing was written, by the same command."""
+    run = tmp_path / "run"
+    config = tiny(**RESNET, output=str(run))
+    for name in ("save_weights", "atomic_path"):  # the best weights; the checkpoint behind them
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, name, full)
+            with pytest.raises(UserError, match="No space left"):
+                train(config)
+        assert not run.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning.Trainer, "save_checkpoint", full)
+        with pytest.raises(UserError, match="No space left"):
+            train(config)
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "best.safetensors"}
+    resume(run)
+    assert [row["epoch"] for row in rows_of(run)] == [1]
