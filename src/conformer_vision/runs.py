@@ -30,7 +30,7 @@ BROKEN_FILE = "broken_images.txt"
 NOT_FINITE_FILE = "not_finite.json"
 _OWN_FILES = {
     *(CONFIG_FILE, CLASSES_FILE, BEST_WEIGHTS, LAST_WEIGHTS, LAST_CHECKPOINT, METRICS_FILE),
-    *(CURVES_FILE, REPORT_FILE, BROKEN_FILE, NOT_FINITE_FILE),
+    *(CURVES_FILE, REPORT_FILE, RESULTS_FILE, BROKEN_FILE, NOT_FINITE_FILE),
 }
 RUN_MARKER = "# A run of conformer-vision"
 """Begins the first line of a run's ``config.yaml``; other programs' files of that name do not have it."""

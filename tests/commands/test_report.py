@@ -39,8 +39,19 @@ def test_writes_the_page_again(run: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(UserError, match="data does not exist"):
         command(run, "--device", "cpu")
     assert command(run, "--data", run.parent / "moved", "--device", "cpu", "--batch_size", 2) == 0
-    assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
+    *numbers, last = capsys.readouterr().out.splitlines()
+    assert last == f"report: {run / 'report.html'}"
+    assert numbers[0].startswith("top-1 ") and numbers[1].startswith("calibration error ")
     assert "6 validation images" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_numbers_come_out_though_the_run_cannot_be_written(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*report\.html"):
+        command(run, "--data", run.parent / "moved", "--device", "cpu")
+    assert "of 6 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [0, 1])

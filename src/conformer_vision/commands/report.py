@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_inference
@@ -21,14 +23,20 @@ def build_parser() -> ArgumentParser:
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Write the report; return the exit status."""
-    from conformer_vision.report import write_report
+    from conformer_vision.report import examine, save_report
 
-    findings = write_report(
-        options.run,
+    findings = examine(
+        Path(options.run),
         data=options.data,
         device=options.device,
         batch_size=options.batch_size,
         workers=options.workers,
     )
+    evaluation, calibration = findings.evaluation, findings.calibration
+    say(f"top-1 {evaluation.top1['fused']:.2%} of {evaluation.samples:,} images")
+    after = "" if calibration.after is None else f", {calibration.after.ece:.2%} after scaling"
+    say(f"calibration error {calibration.before.ece:.2%}{after}")
+    status = name_broken(findings.broken)
+    save_report(findings)  # last, so that the numbers are out if it cannot be written
     say(f"report: {findings.path}")
-    return name_broken(findings.broken)
+    return status

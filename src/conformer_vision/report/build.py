@@ -42,28 +42,34 @@ def write_report(
     """Evaluate a run on its validation images, store the temperature and write ``report.html``.
 
     Args:
-        folder: a run folder.
-        data: the run's data if it has moved; by default what its ``config.yaml`` names.
+        folder: A run folder.
+        data: The run's data if it has moved; by default what its ``config.yaml`` names.
         device: ``auto`` or a torch device.
-        batch_size: images per forward pass.
-        workers: processes that read images; 0 reads them in this process.
+        batch_size: Images per forward pass.
+        workers: Processes that read images; 0 reads them in this process.
 
     Returns:
         What the report says; its ``path`` is the page's.
 
     Raises:
-        UserError: not a run folder, its data is missing or has other classes, no image can be read,
+        UserError: Not a run folder, its data is missing or has other classes, no image can be read,
             or the folder cannot be written.
     """
-    findings = _examine(Path(folder), data=data, device=device, batch_size=batch_size, workers=workers)
-    store_temperature(findings.folder / findings.weights, findings.calibration.temperature)
-    write_page(findings.path, render(findings))
+    findings = examine(Path(folder), data=data, device=device, batch_size=batch_size, workers=workers)
+    save_report(findings)
     return findings
 
 
-def _examine(
+def save_report(findings: Findings) -> None:
+    """Store the temperature with the model, and write the page."""
+    store_temperature(findings.folder / findings.weights, findings.calibration.temperature)
+    write_page(findings.path, render(findings))
+
+
+def examine(
     folder: Path, *, data: str | None, device: str | torch.device, batch_size: int, workers: int
 ) -> Findings:
+    """Find what `write_report` writes; changes nothing."""
     settings = RunSettings.read(folder)
     trained_on = read_run_data(folder)
     rows = read_metrics(folder / METRICS_FILE)
