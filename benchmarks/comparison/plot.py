@@ -56,6 +56,12 @@ def draw_plot(result: ComparisonResult, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    with atomic_path(path) as temporary:
+        draw_figure(result).savefig(temporary, format="png", dpi=130)
+
+
+def draw_figure(result: ComparisonResult) -> Figure:
+    """Draws the figure of `draw_plot`."""
     rows = [row for row in result.rows if row.macs]
     sizes = sorted({row.batch for row in rows}) or [0]
     figure = Figure(figsize=(5.2 * len(sizes) + 2.2, 5.2), layout="constrained")
@@ -64,6 +70,10 @@ def draw_plot(result: ComparisonResult, path: Path) -> None:
     for axes, size in zip(panels, sizes, strict=True):
         _draw_panel(axes, [row for row in rows if row.batch == size], result)
         axes.set_title(f"batch {size}")
+    if rows:
+        # The panels share the axis of speed, so that its range is that of all points.
+        speeds = [row.images_per_second for row in rows]
+        panels[0].set_ylim(min(speeds) / _MARGIN, max(*speeds, _height_of_ceilings(rows, result)) * _MARGIN)
     panels[0].set_ylabel("images per second")
     figure.legend(handles=_keys(rows), loc="outside right upper", frameon=False, fontsize=8)
     height, width = result.shape[1:]
@@ -74,8 +84,7 @@ def draw_plot(result: ComparisonResult, path: Path) -> None:
     )
     for axes in panels:
         _separate(figure, axes)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    return figure
 
 
 def _draw_panel(axes: Axes, rows: list[Row], result: ComparisonResult) -> None:
@@ -94,20 +103,23 @@ def _draw_panel(axes: Axes, rows: list[Row], result: ComparisonResult) -> None:
     _name_models(axes, rows)
     if rows:
         costs = [(row.macs or 0) / 1e9 for row in rows]
-        speeds = [row.images_per_second for row in rows]
-        low, high, top = min(costs) / _MARGIN, max(costs) * _MARGIN, max(speeds)
+        low, high = min(costs) / _MARGIN, max(costs) * _MARGIN
         for precision, ceiling in result.ceilings.items():
             ends = [ceiling / 1e9 / low, ceiling / 1e9 / high]
             axes.plot([low, high], ends, linestyle="--", linewidth=1, color=_COLOURS.get(precision, "black"))
-            top = max(top, ceiling / 1e9 / (low * high) ** 0.5)
         axes.set_xlim(low, high)
-        axes.set_ylim(min(speeds) / _MARGIN, top * _MARGIN)
     axes.set_xlabel("multiply-adds per image in 1e9")
     axes.grid(which="both", alpha=0.2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
+
+
+def _height_of_ceilings(rows: list[Row], result: ComparisonResult) -> float:
+    """The speed at which the highest ceiling lies in the middle of the range of costs."""
+    costs = [row.macs for row in rows if row.macs]
+    return max(result.ceilings.values(), default=0.0) / (min(costs) * max(costs)) ** 0.5
 
 
 def _name_models(axes: Axes, rows: list[Row]) -> None:

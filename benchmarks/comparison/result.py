@@ -43,7 +43,7 @@ class Row:
     macs: int | None
     """Multiply-adds per image, of the network before it was compiled or exported."""
     share_of_ceiling: float | None
-    """Of the machine's own matrix products in the subject's arithmetic."""
+    """Of the ceiling in the subject's arithmetic; at most 1."""
     import_memory_mb: float | None
     peak_memory_mb: float | None
     """From a process of its own, see `Probe`; with what the imports take."""
@@ -72,7 +72,7 @@ class ComparisonResult:
     shape: tuple[int, int, int]
     """(C, H, W) of every image."""
     ceilings: Mapping[Precision, float]
-    """Precision -> multiply-adds per second in large matrix products."""
+    """Precision -> multiply-adds per second in large matrix products, or in a row that has more."""
     rows: tuple[Row, ...]
     """By size of batch, in the order in which subjects were given."""
     left_out: tuple[str, ...]

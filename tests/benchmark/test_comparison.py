@@ -12,6 +12,7 @@ from PIL import Image
 from comparison import ComparisonConfig, compare, draw_plot, run
 from comparison.ceiling import measure_ceilings
 from comparison.measure import percentiles, ratio, share_of_ceiling
+from comparison.plot import draw_figure
 from comparison.prepare import prepare
 from comparison.probe import Probe, probe
 from comparison.subjects import Subject
@@ -49,7 +50,7 @@ def test_a_conformer_beside_its_plain_formulation_and_a_peer(
         return Probe(0.5, 0.25, 100.0, dict.fromkeys(batches, 150.0))
 
     monkeypatch.setattr(run, "probe", quick)
-    monkeypatch.setattr(run, "measure_ceilings", lambda precisions, device: {"fp32": 1e12})
+    monkeypatch.setattr(run, "measure_ceilings", lambda precisions, device: {"fp32": 1.0})
     result = compare(CONFIG)
     assert [(row.model, row.runtime, row.baseline) for row in result.rows] == [
         (NANO, "reference", "reference"),
@@ -62,9 +63,22 @@ def test_a_conformer_beside_its_plain_formulation_and_a_peer(
     assert eager.difference is not None and 0 < eager.difference < 1e-5
     assert (eager.memory_mb, eager.wrong) == (50.0, False)
     json.loads(result.to_json())
+    # The measured ceiling was lower than what every row reached, as that of a disturbed machine is.
+    shares = [row.share_of_ceiling or 0.0 for row in result.rows]
+    assert max(shares) == pytest.approx(1.0) and min(shares) > 0
     draw_plot(result, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert image.format == "PNG"
+
+    slow = [replace(row, batch=1, images_per_second=row.images_per_second / 1000) for row in result.rows]
+    fast = [replace(row, batch=9, images_per_second=row.images_per_second * 1000) for row in result.rows]
+    every = replace(result, rows=(*slow, *result.rows, *fast))
+    for axes in draw_figure(every).axes:
+        bottom, top = axes.get_ylim()
+        left, right = axes.get_xlim()
+        points = [line.get_xydata()[0] for line in axes.lines if line.get_linestyle() == "None"]
+        assert len(points) == 4
+        assert all(left < x < right and bottom < y < top for x, y in points)
 
 
 def test_memory_and_load_time_come_from_a_process_of_its_own(tmp_path: Path) -> None:
