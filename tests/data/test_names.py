@@ -77,6 +77,13 @@ def test_group_files() -> None:
     assert group_files(files[:1], origin="x") == {}
     for train, val in (("training/0.tar", "Validation/0.tar"), ("test/train-0.tar", "test/tests-0.tar")):
         assert group_files([train, val], origin="x") == {"train": [train], "val": [val]}
+    for unclear in (
+        ["train-0.tar", "other.tar"],
+        ["val.tar", "test.tar"],
+        ["train/test-0.tar", "train/1.tar"],
+    ):
+        with pytest.raises(UserError, match="x: it is unclear which files are for training"):
+            group_files(unclear, origin="x")
     with pytest.raises(UserError, match="x: the names of files and of their folders mean different splits"):
         group_files(["train/test-0.tar", "val/train-0.tar"], origin="x")
 
@@ -232,6 +239,43 @@ def test_columns_that_are_not_of_splits(tmp_path: Path) -> None:
     (tmp_path / "set.csv").write_text(text)
     with pytest.raises(UserError, match="it is unclear which of"):
         opened(tmp_path / "set.csv", "all")
+
+
+@pytest.mark.parametrize(("train", "val"), [("Train", "Test"), ("seg_train", "seg_valid"), ("TRAIN", "VAL")])
+def test_splits_that_datasets_does_not_know(
+    tmp_path: Path, class_folders: Callable[..., Path], parquet: Callable[..., Path], train: str, val: str
+) -> None:
+    class_folders(tmp_path / "folders", [f"{part}/{name}" for part in (train, val) for name in "ab"])
+    for name in (train, val):
+        parquet(f"files/{name}.parquet", [0, 1] * 3)
+        parquet(f"inner/{name}/0.parquet", [0, 1] * 3)
+    for root in ("folders", "files", "inner"):
+        assert [len(opened(tmp_path / root, split)) for split in ("train", "val")] == [6, 6]
+        try:
+            found = [len(opened(f"hfds/{tmp_path / root}", split)) for split in ("train", "val")]
+        except UserError as error:
+            assert "datasets does not tell the splits" in str(error) and str(tmp_path / root) in str(error)
+            with pytest.raises(UserError, match="datasets does not tell the splits"):
+                opened_stream(f"hfids/{tmp_path / root}")
+        else:
+            assert found == [6, 6]
+
+
+def test_folders_of_the_same_folders(
+    tmp_path: Path, class_folders: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As splits by other words are; as classes they are rare."""
+    root = class_folders(tmp_path, ["lernen/a", "lernen/b", "pruefen/a", "pruefen/b"])
+    assert opened(root).classes == ("lernen", "pruefen")
+    assert "lernen, pruefen are taken for classes, though they hold the same folders (a, b)" in caplog.text
+
+
+@pytest.mark.parametrize("values", [[0, 1], [True, False], [None, "train"], [0.5, 1.5]])
+def test_a_column_split_of_other_values(tmp_path: Path, values: list[Any], encode: Any) -> None:
+    table = pa.table({"image": [encode()] * 6, "label": ["x", "y", "z"] * 2, "SPLIT": values * 3})
+    pq.write_table(table, tmp_path / "set.parquet")
+    with pytest.raises(UserError, match=r"set\.parquet row \d: split '.*'; it must be one of train"):
+        opened(tmp_path / "set.parquet")
 
 
 def test_two_columns_that_differ_in_case_only(tmp_path: Path) -> None:

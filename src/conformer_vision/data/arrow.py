@@ -150,12 +150,12 @@ class Block:
 
     def _words(self, name: str) -> list[str] | None:
         feature = self.data.features[name]
-        values = self._column(name).to_pylist() if getattr(feature, "dtype", None) is not None else []
+        if not hasattr(feature, "dtype"):  # a list or struct
+            return None
+        values = self._column(name).to_pylist()
         if hasattr(feature, "int2str"):  # a ClassLabel
             values = [None if value is None else feature.int2str(value) for value in values]
-        if any(isinstance(value, str) for value in values):
-            return [str(value or "").strip() for value in values]
-        return None
+        return ["" if value is None else str(value).strip() for value in values]
 
     def names(self) -> list[str]:
         """What the images are called in the set: the path that is stored with each, else its row."""

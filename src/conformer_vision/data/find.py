@@ -15,6 +15,7 @@ from conformer_vision.errors import UserError, one_line, some_names
 from conformer_vision.runs import is_run_folder
 
 from .images import IMAGE_EXTENSIONS
+from .names import parse_split
 
 _PHOTO_EXTENSIONS = frozenset(
     re.findall(
@@ -128,6 +129,18 @@ def _counted(names: Sequence[str], what: str) -> str:
 @lru_cache(maxsize=1000)
 def _warn_once(line: str) -> None:
     _logger.warning("%s", line)
+
+
+def find_parquet(folder: Path) -> list[Path]:
+    """List the parquet files in a folder, or in its ``data``, or in folders of theirs that mean splits."""
+    for parent in (folder, folder / "data"):
+        inner = [
+            path for path in parent.glob("[!.]*") if parse_split(path.name) is not None and path.is_dir()
+        ]
+        for places in ([parent], inner):
+            if found := [path for place in places for path in place.glob("[!.]*.parquet")]:
+                return sorted(found, key=lambda path: natural_key(str(path)))
+    return []
 
 
 def is_image_name(name: str) -> bool:

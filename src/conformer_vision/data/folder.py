@@ -248,6 +248,15 @@ def _split_folders(tree: _Tree, root: str) -> dict[Split, str]:
                 f"{tree.show(folder)} holds splits inside a class; put the splits first, as "
                 f"{tree.show(os.path.join(root, 'train', name))}"
             )
+    inner = {tuple(tree.folders(os.path.join(root, name))) for name in folders}
+    if len(folders) > 1 and len(inner) == 1 and len(next(iter(inner))) > 1:
+        _logger.warning(
+            "%s: %s are taken for classes, though they hold the same folders (%s); if they are splits, "
+            "call them train and val",
+            tree.show(root),
+            some_names(folders),
+            some_names(next(iter(inner)), most=3),
+        )
     return {}
 
 

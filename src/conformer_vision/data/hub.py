@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conformer_vision.errors import UserError, reason_of
+from conformer_vision.errors import UserError, reason_of, some_names
 
 from .arrow import ArrowSource, Block, choose_splits, open_blocks, quiet_datasets
+from .names import find_splits, parse_split
 from .splits import Request, Split
 
 
@@ -72,7 +73,31 @@ def open_hub(name: str, request: Request) -> ArrowSource:
         ) from error
     except Exception as error:  # the readers of all formats, the network and the hub raise what they like
         raise UserError(f"{origin} cannot be loaded ({reason_of(error)})") from error
+    if is_local and isinstance(found, Mapping):
+        check_local_splits(Path(path), list(found), origin=origin)
     return _open(found, origin, request)
+
+
+def check_local_splits(folder: Path, found: Sequence[str], *, origin: str) -> None:
+    """Refuse a local folder with splits that ``datasets``, which knows few words for them, did not find.
+
+    Args:
+        folder: what was loaded.
+        found: the splits that ``datasets`` found.
+        origin: what an error calls the set.
+
+    Raises:
+        UserError: files or folders are named like splits that were not found.
+    """
+    if not folder.is_dir() or len(find_splits(found, origin=origin)) == 2:
+        return
+    names = [path.name for parent in (folder, folder / "data") for path in parent.glob("[!.]*")]
+    kinds = {split.kind: name for name in names if (split := parse_split(name)) is not None}
+    if "train" in kinds and len(kinds) > 1:
+        raise UserError(
+            f"{origin}: datasets does not tell the splits {some_names(kinds.values())} apart; call them "
+            f"train and test, or give {folder} without a prefix"
+        )
 
 
 def _open(found: Any, origin: str, request: Request) -> ArrowSource:

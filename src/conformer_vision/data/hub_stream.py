@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from conformer_vision.errors import UserError, reason_of
 
 from .arrow import Columns, choose_splits, find_columns, quiet_datasets, without_place
+from .hub import check_local_splits
 from .names import SPLIT_COLUMNS, is_column
 from .sharded import Row, Shard, ShardStream, open_shards
 from .splits import Request, Split
@@ -101,6 +102,7 @@ def _load(name: str, request: Request) -> dict[str, datasets.IterableDataset]:
             )
     except Exception as error:  # the hub's, fsspec's, the builder's
         raise UserError(f"hfids/{name} cannot be opened ({reason_of(error)})") from error
+    check_local_splits(Path(path).expanduser(), list(found), origin=f"hfids/{name}")
     return {str(split): rows for split, rows in found.items()}
 
 

@@ -14,9 +14,9 @@ from .splits import Split
 Kind = Literal["train", "val", "test"]
 
 _KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys(("train", "training", "trainval"), "train"),
+    **dict.fromkeys(("train", "training", "trainval", "trn"), "train"),
     **dict.fromkeys(("val", "validation", "valid", "validate", "dev", "eval", "evaluation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
 """Words for a split, also in the plural. A test split is for validation where no other is."""
 
@@ -125,10 +125,10 @@ def group_files(paths: Sequence[str], *, origin: str) -> dict[Split, list[str]]:
         origin: what an error calls the set.
 
     Returns:
-        Nothing where one of the two splits is missing.
+        Nothing where no name, or every name, means the same split.
 
     Raises:
-        UserError: the names of files and folders contradict each other.
+        UserError: the names of files and folders contradict each other, or only some mean a split.
     """
     by_name = _group({path: PurePath(path).name for path in paths})
     by_folder = _group({path: PurePath(path).parent.name for path in paths})
@@ -137,7 +137,14 @@ def group_files(paths: Sequence[str], *, origin: str) -> dict[Split, list[str]]:
             f"{origin}: the names of files and of their folders mean different splits, "
             f"as in {paths[0]}; name the splits in one place"
         )
-    return by_name or by_folder
+    groups = by_name or by_folder
+    meant = {split and split.kind for split in (parse_split(PurePath(path).name) for path in paths)}
+    if not groups and len(meant) > 1:
+        raise UserError(
+            f"{origin}: it is unclear which files are for training and which for validation; put train or "
+            "val into the name of each, or give a pattern that leaves the others out"
+        )
+    return groups
 
 
 def _group(words: Mapping[str, str]) -> dict[Split, list[str]]:

@@ -16,7 +16,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.extras import naming_extras
 
 from .base import ImageSource
-from .find import is_photo_name
+from .find import find_parquet, is_photo_name
 from .images import BrokenImageError, open_image
 from .splits import Request, Split, Splitting
 
@@ -97,9 +97,9 @@ def _is_saved(path: Path) -> bool:
 
 
 def _is_parquet(path: Path) -> bool:
-    """Whether the path is a parquet file, a glob, or a folder with such files in it or in its ``data/``."""
+    """Whether the path is a parquet file, a glob, or a folder of such files."""
     if path.is_dir():
-        return any(any(folder.glob("[!.]*.parquet")) for folder in (path, path / "data"))
+        return bool(find_parquet(path))
     if path.is_file():
         return _ends(path, ".parquet", ".pq") or _head(path).startswith(b"PAR1")
     return glob.has_magic(str(path))

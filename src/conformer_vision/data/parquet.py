@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from conformer_vision.errors import UserError, reason_of
 
 from .arrow import ArrowSource, Block, find_columns, open_blocks, quiet_datasets
-from .find import natural_key
+from .find import find_parquet, natural_key
 from .names import SPLIT_COLUMNS, group_files, is_column
 from .splits import Request, Split
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def open_parquet(spec: Path, request: Request) -> ArrowSource:
-    """Read a parquet file, a folder of them (or with them in ``data/``), or a glob.
+    """Read a parquet file, a folder of them (`find.find_parquet`), or a glob.
 
     Words in the files' names tell the splits apart (`names.group_files`); where both are there, other
     files are left alone. Else see `arrow.open_blocks`. Paths of images are relative to the file.
@@ -42,21 +42,13 @@ def open_parquet(spec: Path, request: Request) -> ArrowSource:
 
 def _files(spec: Path) -> list[Path]:
     if spec.is_dir():
-        return _folder_files(spec)
+        return find_parquet(spec)
     if spec.is_file():
         return [spec]
     found = sorted(map(Path, glob.glob(str(spec), recursive=True)), key=lambda path: natural_key(str(path)))
     if not found:
         raise UserError(f"no file matches {spec}")
     return found
-
-
-def _folder_files(folder: Path) -> list[Path]:
-    for place in (folder, folder / "data"):
-        found = [path for path in place.glob("*.parquet") if not path.name.startswith(".")]
-        if found:
-            return sorted(found, key=lambda path: natural_key(path.name))
-    return []
 
 
 def _read(paths: Sequence[Path], *, alone: bool) -> list[Block]:
