@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from .base import ImageSource as ImageSource
     from .datamodule import ImageDataModule as ImageDataModule
     from .find import find_images as find_images
-    from .images import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
     from .images import BrokenImageError as BrokenImageError
     from .images import open_image as open_image
     from .loader import evaluation_loader as evaluation_loader

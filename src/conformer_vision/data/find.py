@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,26 +108,24 @@ def warn_of_passed_over(
         kinds = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in files)
         told = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common(5))
         heic = "; for HEIC: pip install pillow-heif" if kinds.keys() & {".heic", ".heif", ".hif"} else ""
-        _warn_once(
-            f"{one_line(folder)}: passed over {_counted(files, 'file')} that are no images of a format that "
-            f"is read ({told}{heic}): {some_names(files, most=3)}"
-        )
+        _warn_once(folder, f"passed over # that are no images of a format that is read ({told}{heic})", files)
     if loose:
-        _warn_once(
-            f"{one_line(folder)}: passed over {_counted(loose, 'image')} in no class folder: "
-            f"{some_names(loose, most=3)}"
-        )
+        _warn_once(folder, "passed over # in no class folder", loose, what="image")
     if runs:
-        _warn_once(f"{one_line(folder)}: run folders are left out: {some_names(runs, most=3)}")
+        _warn_once(folder, "left out #", runs, what="run folder")
 
 
-def _counted(names: Sequence[str], what: str) -> str:
-    return f"{len(names):,} {what}{'s' * (len(names) > 1)}"
+_said: set[tuple[str, str]] = set()
 
 
-@lru_cache(maxsize=1000)
-def _warn_once(line: str) -> None:
-    _logger.warning("%s", line)
+def _warn_once(folder: str, text: str, names: Sequence[str], *, what: str = "file") -> None:
+    inside = [os.path.relpath(name, folder) for name in names[:4]] + list(names[4:])
+    count = f"{len(names):,} {what}{'s' * (len(names) > 1)}"
+    text = f"{text.replace('#', count)}: {some_names(inside, most=3)}"
+    key = (os.path.abspath(folder), text)  # data may be given by other paths later
+    if key not in _said:
+        _said.add(key)
+        _logger.warning("%s: %s", one_line(folder), text)
 
 
 def find_parquet(folder: Path) -> list[Path]:

@@ -208,17 +208,19 @@ def _refuse_scrambled(image: TiffImagePlugin.TiffImageFile) -> None:
     kinds = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
     problem = None
     if bits > 8 and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2:
-        problem = "its channels lie one after the other"
+        problem = "whose channels lie one after the other"
     elif bits > 8 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-        problem = "its zero is white"
+        problem = "whose zero is white"
     elif bits == 8 and 2 in kinds:
-        problem = "its values are signed"
+        problem = "with signed values"
     elif bits == 32 and 1 in kinds:
-        problem = "its values are unsigned"
+        problem = "with unsigned values"
     elif bits > 8 and image.mode in ("F", "I") and _is_swapped(image):
-        problem = "it is compressed with its bytes in reverse order"
+        problem = "that is compressed with its bytes in reverse order"
     if problem is not None:
-        raise _RefusedError(f"it is a TIFF of {bits} bits that cannot be decoded ({problem}); save it as PNG")
+        raise _RefusedError(
+            f"it is a TIFF of {bits} bits {problem}, which would be scrambled; save it as PNG"
+        )
 
 
 def _is_swapped(image: TiffImagePlugin.TiffImageFile) -> bool:

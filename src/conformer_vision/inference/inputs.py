@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from conformer_vision.data import IMAGE_EXTENSIONS, BrokenImageError, find_images, open_image
+from conformer_vision.data import BrokenImageError, find_images, open_image
 from conformer_vision.errors import UserError, reason_of
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image
@@ -68,9 +68,7 @@ def _files(path: Path) -> list[Path]:
         return [path]  # a missing file is reported when it is read
     if found := find_images(path):
         return found
-    raise UserError(
-        f"{path} holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))}); give a folder that does"
-    )
+    raise UserError(f"{path} holds no images of a format that is read; give a folder that does")
 
 
 def _as_file(image: Image.Image) -> BytesIO:
