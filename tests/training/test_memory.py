@@ -1,16 +1,16 @@
-"""The largest batch: found by steps that run out of memory, or before they do."""
+"""The largest batch: found by steps that run out of memory, or calculated before they do."""
 
+import re
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from conformer_vision import memory as machine
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, memory, train
-from conformer_vision.training import network as network_module
 from conformer_vision.training.memory import largest_batch, peak_memory, training_step
 from conformer_vision.training.network import build_network, find_batch_size
 from conformer_vision.training.run import prepare
@@ -18,104 +18,90 @@ from option_tools import shows
 
 Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
-MB = 2**20
+MB = 1 << 20
 
 
-class Machine:
-    """Memory that steps of so many bytes per image fill."""
+class Layers(nn.Module):
+    """Keeps a megabyte for each image."""
 
-    def __init__(self, per_image: float, *, total: float, base: float = 100 * MB) -> None:
-        self.per_image = per_image
-        self.total = total
-        self.base = base
-        self.used = base
-        self.tried: list[int] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, MB // 4, bias=False)
 
-    def step(self, size: int) -> None:
-        self.tried.append(size)
-        need = self.base + size * self.per_image
-        assert need <= self.total, "the system would have ended the process"
-        self.used = max(self.used, need)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.flatten(1)).sigmoid()
+
+
+def largest(device: torch.device = CPU, **options: Any) -> int:
+    return largest_batch(Layers(), (1, 2, 2), precision="32", device=device, **options)
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
-    def make(per_image: float, *, total: float, base: float = 100 * MB) -> Machine:
-        made = Machine(per_image, total=total, base=base)
-        monkeypatch.setattr(memory, "peak_memory", lambda device: int(made.used))
-        monkeypatch.setattr(memory, "_release", lambda device: None)  # collecting garbage takes time
-        monkeypatch.setattr(
-            memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=int(made.total - made.used))
-        )
-        return made
+def there(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets how many bytes the machine has left."""
+
+    def make(size: float) -> None:
+        monkeypatch.setattr(memory, "available_memory", lambda: size)
+        monkeypatch.setattr(machine, "available_memory", lambda: size)
 
     return make
 
 
-@pytest.mark.parametrize(
-    ("total", "wanted"), [(1000, 64), (1400, 64), (10_000, 512), (150, 4), (10**9, 4096)]
-)
-def test_need_is_extrapolated(machine: Callable[..., Machine], total: float, wanted: int) -> None:
-    """Of 10 MB per image and 100 MB besides, in 85 % of what is free; no step goes beyond memory."""
-    made = machine(10 * MB, total=total * MB)
-    assert largest_batch(made.step, CPU) == wanted
-    assert made.tried == [2**k for k in range(1, wanted.bit_length())]
+def test_need_is_calculated(there: Callable[[float], None]) -> None:
+    """A step takes some megabytes per image, and 250 MB besides; 15 % of the memory stay free."""
+    found = []
+    for size in (400 * MB, 800 * MB, 1600 * MB, 1e15):
+        there(size)
+        found.append(largest())
+    assert found == sorted(found) and 8 <= found[0] < found[1] < found[2] < found[3] == 4096
+    need = machine.needed_memory(
+        Layers(), lambda *inputs: training_step(*inputs, precision="32"), (64, 1, 2, 2)
+    )
+    there(need / 0.85 * 1.001)
+    assert largest() == 64
+    there(need / 0.85 * 0.999)
+    assert largest() == 32
 
 
-def test_no_more_than_there_are(machine: Callable[..., Machine]) -> None:
-    made = machine(1 * MB, total=10_000 * MB)
-    assert largest_batch(made.step, CPU, most=100) == 64
-    assert largest_batch(made.step, CPU, most=64) == 64
-    assert largest_batch(made.step, CPU, most=1) == 1
-
-
-@pytest.mark.timeout(10)
-def test_not_one_image(machine: Callable[..., Machine]) -> None:
-    """More passes per step than images: an error, and no search without an end."""
+def test_no_more_than_there_are(there: Callable[[float], None]) -> None:
+    there(1e15)
+    assert [largest(most=most) for most in (100, 64, 1)] == [64, 64, 1]
     with pytest.raises(UserError, match="batch_size auto"):
-        largest_batch(machine(1, total=10).step, CPU, most=0)
+        largest(most=0)  # more passes per step than images
+    there(1e3)
+    with pytest.raises(UserError, match="not even 2 images fit into the memory of cpu") as caught:
+        largest()
+    assert "grad_checkpointing" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: out of memory")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
 )
-@pytest.mark.parametrize(("fits", "wanted"), [(40, 32), (32, 32), (2, 2)])
-def test_out_of_memory_ends_the_search(
-    machine: Callable[..., Machine], error: RuntimeError, fits: int, wanted: int
+def test_steps_are_tried_on_a_gpu_until_memory_runs_out(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = machine(1, total=10**12)
+    tried: list[int] = []
 
-    def step(size: int) -> None:
-        if size > fits:
+    def step(model: nn.Module, images: Tensor, *, precision: str) -> None:
+        tried.append(len(images))
+        if len(images) > 40:
             raise error
-        made.step(size)
 
-    assert largest_batch(step, CPU) == wanted
-
-
-def test_not_even_two_fit() -> None:
-    def step(size: int) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(
-        UserError, match="batch_size auto: not even 2 images fit into the memory of cpu"
-    ) as caught:
-        largest_batch(step, CPU)
-    assert "grad_checkpointing" in str(caught.value)
-
-
-def test_other_errors_are_not_hidden() -> None:
-    def step(size: int) -> None:
-        raise RuntimeError("shape mismatch")
-
+    monkeypatch.setattr(memory, "training_step", step)
+    gpu = torch.device("meta")  # as good as one, without a count of its memory
+    assert largest(gpu) == 32
+    assert tried == [2, 4, 8, 16, 32, 64]
+    error = RuntimeError("shape mismatch")
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        largest_batch(step, CPU)
+        largest(gpu)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
-def test_step_of_the_search(precision: str) -> None:
-    """Forward and backward over so many images, in the run's arithmetic."""
+def test_step_in_the_arithmetic_of_the_run(precision: str) -> None:
     seen: list[tuple[torch.Size, torch.dtype]] = []
 
     class Two(nn.Module):
@@ -128,15 +114,13 @@ def test_step_of_the_search(precision: str) -> None:
             seen.append((x.shape, logits.dtype))
             return logits, logits
 
-    model = Two()
+    model = Two().eval()
     backward: list[int] = []
     model.head.weight.register_hook(lambda gradient: backward.append(1))
-    step = training_step(model, image_shape=(3, 2, 2), precision=precision, device=CPU)
-    step(4)
-    step(8)
-    kind = torch.float32 if precision == "32" else torch.bfloat16
-    assert seen == [((4, 3, 2, 2), kind), ((8, 3, 2, 2), kind)]
-    assert len(backward) == 2
+    (state, _) = training_step(model, torch.zeros(4, 3, 2, 2), precision=precision)
+    assert seen == [((4, 3, 2, 2), torch.float32 if precision == "32" else torch.bfloat16)]
+    assert model.training and len(backward) == 1
+    assert state.shape == (2, 3, 12)
     assert model.head.weight.grad is None, "the next step begins without it"
 
 
@@ -152,20 +136,19 @@ def test_peak_of_this_process() -> None:
 @shows("batch_size")
 def test_batch_size_auto(
     tiny: Tiny,
-    machine: Callable[..., Machine],
-    monkeypatch: pytest.MonkeyPatch,
+    there: Callable[[float], None],
     tmp_path: Any,
     capsys: pytest.CaptureFixture[str],
     without_curves: None,
 ) -> None:
-    """Of a machine on which 8 images fit; the kept recipe has the number."""
-    made = machine(10 * MB, total=230 * MB)
-    monkeypatch.setattr(network_module, "training_step", lambda model, **_: made.step)
+    """A step takes no more than the 33 images and two passes allow; the kept recipe has the number."""
+    there(1e12)
     run = train(tiny(batch_size="auto", accumulate=2, max_steps=1, output=str(tmp_path / "run")))
-    assert "batch_size: 16\n" in capsys.readouterr().out
-    assert "batch_size: 16\n" in (run / "config.yaml").read_text()
+    assert "batch_size: 32\n" in capsys.readouterr().out
+    assert "batch_size: 32\n" in (run / "config.yaml").read_text()
     with pytest.raises(UserError, match="batch_size auto is for one process"):
         train(tiny(batch_size="auto", devices=2, output=str(tmp_path / "other")))
+    assert prepare(tiny(batch_size="auto", accumulate=3)).data.batch_size == 24, "of 33 images 11 are a third"
 
 
 def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
@@ -173,16 +156,37 @@ def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
     network = build_network(config.model, config.hardware, ("a", "b", "c"))
     model = network.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
     few: Any = range(5)  # images
     assert find_batch_size(network, few, config.data, config.hardware) == 4
+    assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_no_more_than_the_training_images(
-    tiny: Tiny, machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 32}, {"batch_size": 32, "accumulate": 2, "workers": 1}], ids=str
+)
+def test_a_batch_that_does_not_fit_is_refused(
+    changes: dict[str, int], tiny: Tiny, there: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = machine(1, total=10**12)
-    monkeypatch.setattr(network_module, "training_step", lambda model, **_: made.step)
-    config = tiny(batch_size="auto", accumulate=3)
-    assert prepare(config).data.batch_size == 24, "of 33 images 11 are a third"
+    monkeypatch.setattr(machine, "_LIBRARIES", 0)
+    there(1e8)
+    line = r"^batch_size 32: needs 0\.\d GB of memory, of which 0\.1 GB are left; give (\d+) or less$"
+    with pytest.raises(UserError, match=line) as caught:
+        prepare(tiny(input_size=64, **changes))
+    match = re.search(line, str(caught.value))
+    assert match
+    fits = int(match[1])
+    assert 2 < fits < 32
+    assert prepare(tiny(input_size=64, **changes | {"batch_size": fits})).data.batch_size == fits
+    there(1e7)
+    with pytest.raises(UserError, match="; give a smaller input_size or model"):
+        prepare(tiny(input_size=64, **changes))
+
+
+def test_an_image_that_does_not_fit_is_refused(tiny: Tiny, there: Callable[[float], None]) -> None:
+    there(1e9)
+    line = r"^input_size 4096x4096: needs .* GB of memory, of which 1\.0 GB are left; give a smaller one$"
+    with pytest.raises(UserError, match=line):
+        prepare(tiny(input_size=4096, batch_size=2))

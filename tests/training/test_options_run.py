@@ -11,7 +11,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
@@ -22,9 +22,10 @@ from conformer_vision.training.callbacks import Recorder
 from conformer_vision.training.folder import RunFolder, claimed
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import Network
+from conformer_vision.training.processes import Processes, count_processes
 from conformer_vision.training.progress import build_progress
 from conformer_vision.training.schedule import Clock
-from conformer_vision.training.trainer import build_trainer, count_processes
+from conformer_vision.training.trainer import build_trainer
 from option_tools import VIT, rows_of, shows
 
 pytestmark = pytest.mark.usefixtures("without_curves")
@@ -57,13 +58,13 @@ def test_processes(trainer: Callable[..., lightning.Trainer]) -> None:
     alone = trainer()
     assert (alone.world_size, type(alone.strategy)) == (1, SingleDeviceStrategy)
     two = trainer(devices=2)
-    assert (two.world_size, two.num_nodes, type(two.strategy)) == (2, 1, DDPStrategy)
+    assert (two.world_size, two.num_nodes, type(two.strategy)) == (2, 1, Processes)
     four = trainer(devices=2, nodes=2)
-    assert (four.world_size, four.num_nodes, type(four.strategy)) == (4, 2, DDPStrategy)
+    assert (four.world_size, four.num_nodes, type(four.strategy)) == (4, 2, Processes)
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
-SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}
+SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_STEP_ID": "0"}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,44 @@ def test_launcher_decides(
     for name, value, there in (("devices", 2, 4), ("nodes", 3, 2), ("devices", 1, 4)):
         with pytest.raises(UserError, match=f"{name} {value}: {by} has started {there}; leave {name} out"):
             count_processes(tiny(**{name: value}).hardware)
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        (
+            {"SLURM_NTASKS": "8"},
+            "this job has 8 tasks, but srun has not started them: put srun before the command",
+        ),
+        ({"SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"}, "this job has 8 tasks, but srun"),
+        (
+            {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "4294967291"},
+            "this job has 2 tasks, but srun",
+        ),  # sbatch's own
+        (
+            {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "interactive"},
+            "2 tasks in a job named interactive are taken for separate runs: give srun --job-name=train",
+        ),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, None),  # a shell of salloc
+        ({"SLURM_NTASKS": "1"}, None),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, None),
+        ({"SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}, None),
+    ],
+    ids=str,
+)
+def test_tasks_without_srun(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], line: str | None
+) -> None:
+    """They would wait for each other for ever, or train the same run several times."""
+    for name in ("TORCHELASTIC_RUN_ID", *SLURM, "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train.sh"} | environment).items():
+        monkeypatch.setenv(name, value)
+    if line is None:
+        assert count_processes(tiny().hardware) == (1, 1)
+    else:
+        with pytest.raises(UserError, match=line):
+            count_processes(tiny().hardware)
 
 
 @shows("sync_bn")

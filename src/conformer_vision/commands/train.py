@@ -103,7 +103,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
 def _finish(folder: Path) -> None:
     """Write the report of a run that has ended, and say where everything is and what to do next."""
-    from conformer_vision.training.trainer import is_first
+    from conformer_vision.training.processes import is_first
 
     if not is_first():
         return
@@ -151,7 +151,7 @@ def stopped(interrupt: KeyboardInterrupt) -> int:
     """Say how to continue after a signal, and requeue a SLURM job; return the exit status."""
     folder, number = getattr(interrupt, "folder", None), getattr(interrupt, "signal", signal.SIGINT)
     if folder is None:
-        return 128 + signal.SIGINT
+        return 128 + number
     from conformer_vision.training.interrupt import requeue, slurm_job
 
     job = slurm_job()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,8 @@ class ImageDataModule(lightning.LightningDataModule):
         self.epoch_images = epoch_images
         self.exclude = exclude
         self.data_dir = data_dir
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        """As in `ImageLoader`."""
         self._images: tuple[ImageSource | ImageStream, ImageSource | ImageStream] | None = None
 
     @property
@@ -147,6 +150,7 @@ class ImageDataModule(lightning.LightningDataModule):
             repeats=self.aug_repeats,
             epoch_images=self.epoch_images,
         )
+        loader.waiting = self.waiting
         trainer = self.trainer
         if trainer is not None:
             batches = trainer.fit_loop.epoch_loop.batch_progress.current
@@ -157,13 +161,15 @@ class ImageDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> ImageLoader:
         """Every validation image once over all processes; see `loader.evaluation_loader`."""
         share = self._share()
-        return evaluation_loader(
+        loader = evaluation_loader(
             self.val_images,
             build_transform(self.preprocessing),
             batch_size=images_per_batch(self.batch_size, share.world_size, self._accumulate()),
             workers=self.workers,
             share=share,
         )
+        loader.waiting = self.waiting
+        return loader
 
     def _accumulate(self) -> int:
         return 1 if self.trainer is None else self.trainer.accumulate_grad_batches

@@ -17,6 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..console import note
+from ..data.images import ReadingError
 from ..errors import UserError
 from ..files import atomic_path, remove_leftovers
 from ..runs import (
@@ -39,11 +40,11 @@ from .callbacks import Recorder, Row
 from .config import TrainConfig
 from .curves import draw_curves
 from .groups import OutputConfig
-from .interrupt import Interrupted, InterruptFlag
+from .interrupt import Interrupted, InterruptedWaiting, InterruptFlag
 from .lock import LOCK_FILE, locked
 from .network import Network
+from .processes import is_first
 from .results import by_class, scores, write_results
-from .trainer import is_first
 
 _ONLY_TO_TRAIN_ON = ("optimizer_states", "lr_schedulers", "current_model_state")
 CURVES_EVERY_SECONDS = 10
@@ -220,8 +221,8 @@ class RunFolder(Callback):
             raise Interrupted
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # At the end of an epoch, where it is checked too, all of this was written a moment ago.
-        if isinstance(exception, Interrupted):
+        awaiting = isinstance(exception, (InterruptedWaiting, ReadingError))
+        if (isinstance(exception, Interrupted) and not awaiting) or (awaiting and _is_between_steps(trainer)):
             self._write(trainer)
             self._draw(trainer)
 
@@ -291,6 +292,14 @@ class RunFolder(Callback):
         found = state_dict["best_scores"]
         self._best_scores = None if found is None else dict(found)
         self._top = [(float(top1), float(loss), str(name)) for top1, loss, name in state_dict["top"]]
+
+
+def _is_between_steps(trainer: Trainer) -> bool:
+    """Whether a run that awaits its next batch can go on from here: no other process is within a step."""
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    training = trainer.training and trainer.world_size == 1
+    # At the beginning of an epoch the end of the one before has been written.
+    return training and done > 0 and done % trainer.accumulate_grad_batches == 0
 
 
 def _drop_state(checkpoint: Path) -> None:

@@ -6,42 +6,69 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+from ..console import note
+
+PATIENCE = 10.0
+"""Seconds that a wait may take after a signal: for images, or for another process."""
 
 
 class Interrupted(Exception):  # noqa: N818  # not an error
     """Raised between two steps after a signal; on a KeyboardInterrupt lightning would end the process."""
 
 
+class InterruptedWaiting(Interrupted):
+    """Raised while images were awaited; other processes of the training do not know of it."""
+
+
 class TrainingInterrupted(KeyboardInterrupt):
     """Training was stopped by a signal and can be continued.
 
     Attributes:
-        folder: the run folder, with ``last.ckpt`` to resume from and ``last.safetensors`` to use.
+        folder: the run folder, with ``last.ckpt`` to resume from and ``last.safetensors`` to use; None if
+            training was stopped before there was anything to keep.
         signal: the number of the signal: SIGINT for Ctrl-C, SIGTERM or SIGUSR1 from a scheduler.
         auto_resume: whether the same command would continue the run.
     """
 
-    def __init__(self, folder: Path, *, number: int = signal.SIGINT, auto_resume: bool = False) -> None:
-        super().__init__(f"training stopped; its state is in {folder}")
+    def __init__(
+        self, folder: Path | None, *, number: int = signal.SIGINT, auto_resume: bool = False
+    ) -> None:
+        super().__init__(f"training stopped; its state is in {folder}" if folder else "training stopped")
         self.folder = folder
         self.signal = number
         self.auto_resume = auto_resume
 
 
 class InterruptFlag:
-    """Set by the first signal; a second Ctrl-C interrupts at once."""
+    """Set by the first signal; a second Ctrl-C interrupts at once.
+
+    A step that is under way ends before the run stops. A wait that goes on for longer than `PATIENCE` is
+    given up, so that a reading process or another machine that hangs cannot hold the run.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._waiting_since: float | None = None
 
     @property
     def is_set(self) -> bool:
         """Whether a signal came."""
         return self.signal is not None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait for images within the block."""
+        self._waiting_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waiting_since = None
 
     @contextmanager
     def listen(self) -> Iterator[None]:
@@ -52,9 +79,15 @@ class InterruptFlag:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        over = threading.Event()
+        insisting = threading.Thread(target=self._insist, args=(over,), daemon=True)
 
         def handle(number: int, frame: FrameType | None) -> None:
-            self.signal = number
+            if self._waits_too_long():
+                raise InterruptedWaiting
+            if self.signal is None:
+                self.signal = number
+                insisting.start()
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         numbers = [signal.SIGINT, signal.SIGTERM]
@@ -64,8 +97,27 @@ class InterruptFlag:
         try:
             yield
         finally:
+            over.set()
+            if self.is_set:
+                insisting.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _waits_too_long(self) -> bool:
+        since = self._waiting_since
+        return self.is_set and since is not None and time.monotonic() - since > PATIENCE
+
+    def _insist(self, over: threading.Event) -> None:
+        """Signal again while images are awaited; end the process if it waits where no handler runs."""
+        busy, used = time.monotonic(), time.process_time()
+        while not over.wait(PATIENCE / 10):
+            if self._waits_too_long():
+                os.kill(os.getpid(), signal.SIGTERM)
+            if time.process_time() - used > PATIENCE / 100:
+                busy, used = time.monotonic(), time.process_time()
+            elif time.monotonic() - busy > 3 * PATIENCE:  # in a library, for a process that does not answer
+                note("stopped while waiting for another process; what was saved before is kept")
+                os._exit(128 + (self.signal or signal.SIGTERM))
 
 
 def slurm_job() -> str | None:

@@ -20,8 +20,9 @@ from ..errors import UserError
 from ..files import atomic_path
 from .config import TrainConfig
 from .module import ClassifierModule
+from .processes import count_processes
 from .run import prepare, quiet_lightning
-from .trainer import build_trainer, count_processes
+from .trainer import build_trainer
 
 MIN_LR, MAX_LR = 1e-6, 1.0
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..memory import available_memory, is_out_of_memory, needed_memory
 
 _SHARE = 0.85
 """Share of the free memory to fill; the rest is for data loading, validation and fragmentation."""
@@ -29,88 +31,90 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def largest_batch(step: Callable[[int], None], device: torch.device, *, most: int = _LARGEST) -> int:
+def largest_batch(
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    *,
+    precision: str,
+    device: torch.device,
+    most: int = _LARGEST,
+) -> int:
     """Find the largest power of two for which a training step fits into memory.
 
     On a GPU larger and larger steps are tried until memory runs out. On a CPU the system would kill the
-    process at that point (so lightning's batch-size finder does not serve), and the need is extrapolated from
-    smaller steps.
+    process at that point (so lightning's batch-size finder does not serve), and the need is calculated.
 
     Args:
-        step: runs a training step on the given number of images.
+        model: on the device.
+        image_shape: (C, H, W).
+        precision: as in `HardwareConfig`.
         device: where it runs.
         most: upper limit.
 
     Raises:
         UserError: not even two images fit.
     """
-    size, fits = max(min(_FIRST, most), 1), 0
-    needs: list[tuple[int, int]] = []
-    while size <= most:
-        if len(needs) >= 2 and _expected(needs, size) > _available(device, needs[-1][1]):
-            break
-        try:
-            step(size)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            break
-        finally:
-            _release(device)
-        needs.append((size, peak_memory(device)))
-        fits = size
+    find = _fits_in_main_memory if device.type == "cpu" else _fits_on_gpu
+    fits = find(model, image_shape, partial(training_step, precision=precision), device)
+    size, found = max(min(_FIRST, most), 1), 0
+    while size <= most and fits(size):
+        found = size
         size *= 2
-    if not fits:
+    if not found:
         raise UserError(
             f"batch_size auto: not even {min(_FIRST, most)} images fit into the memory of {device}; "
             "give a smaller model, a smaller input_size or grad_checkpointing"
         )
-    return fits
+    return found
 
 
-def training_step(
-    model: nn.Module, *, image_shape: tuple[int, ...], precision: str, device: torch.device
-) -> Callable[[int], None]:
-    """Make a training step that takes as much memory as a real one with AdamW.
+def training_step(model: nn.Module, images: Tensor, *, precision: str) -> list[Tensor]:
+    """Take as much memory as a step with AdamW; return its state.
 
     Args:
-        model: on the device, in training mode.
-        image_shape: (C, H, W).
+        model: is put into training mode.
+        images: (B, C, H, W), on the model's device.
         precision: as in `HardwareConfig`.
-        device: where it runs.
     """
+    model.train()
     # AdamW's two moments of every weight.
-    state = [torch.zeros(2, *parameter.shape, device=device) for parameter in model.parameters()]
+    state = [torch.zeros(2, *weight.shape, device=images.device) for weight in model.parameters()]
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
-
-    def step(size: int) -> None:
-        with torch.autocast(device.type, dtype=dtype, enabled=precision != "32"):
-            output = model(torch.zeros(size, *image_shape, device=device))
-        outputs = [output] if isinstance(output, Tensor) else list(output)
-        loss = torch.stack([logits.float().square().mean() for logits in outputs]).sum()
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-        state[0].zero_()  # keeps the state alive as long as the steps
-
-    return step
+    with torch.autocast(images.device.type, dtype=dtype, enabled=precision != "32"):
+        output = model(images)
+    outputs = [output] if isinstance(output, Tensor) else list(output)
+    loss = torch.stack([logits.float().square().mean() for logits in outputs]).sum()
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+    return state
 
 
-def _expected(needs: list[tuple[int, int]], size: int) -> float:
-    (a, first), (b, last) = needs[-2:]
-    return last + (size - b) * max(last - first, 0) / (b - a)
+Step = Callable[[nn.Module, Tensor], object]
 
 
-def _available(device: torch.device, used: int) -> float:
-    if device.type == "cuda":
-        return float(_SHARE * torch.cuda.mem_get_info(device)[1])
-    return float(used + _SHARE * psutil.virtual_memory().available)
+def _fits_in_main_memory(
+    model: nn.Module, image_shape: tuple[int, ...], step: Step, device: torch.device
+) -> Callable[[int], bool]:
+    two, four = (needed_memory(model, step, (images, *image_shape)) for images in (2, 4))
+    return lambda size: two + (size - 2) * (four - two) / 2 <= _SHARE * available_memory()
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+def _fits_on_gpu(
+    model: nn.Module, image_shape: tuple[int, ...], step: Step, device: torch.device
+) -> Callable[[int], bool]:
+    def fits(size: int) -> bool:
+        try:
+            step(model, torch.zeros(size, *image_shape, device=device))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        if device.type != "cuda":
+            return True
+        return peak_memory(device) <= _SHARE * torch.cuda.mem_get_info(device)[1]
 
-
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    return fits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import timm
@@ -12,14 +13,17 @@ from timm.data import resolve_data_config, resolve_model_data_config
 from torch import nn
 
 from ..data import ImageSource
+from ..data.order import images_per_batch
 from ..data.stream import ImageStream
 from ..errors import UserError, first_line, nearest
+from ..memory import check_batch
 from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint
 from ..models.freezing import freeze
 from ..spec import ModelSpec
 from .groups import DataConfig, HardwareConfig, ModelConfig
 from .memory import largest_batch, training_step
+from .processes import count_processes
 from .schedule import progressive_size
 
 _CONFORMER_OPTIONS = {field.name for field in fields(ConformerConfig)}
@@ -148,13 +152,44 @@ def find_batch_size(
     Raises:
         UserError: not even two images fit.
     """
-    cuda = hardware.device in ("auto", "cuda") and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "mps" if hardware.device == "mps" else "cpu")
-    probe = deepcopy(network.model).to(device).train()
-    shape = network.spec.input_size
-    step = training_step(probe, image_shape=shape, precision=hardware.precision, device=device)
+    device = _device(hardware)
+    probe = network.model if device.type == "cpu" else deepcopy(network.model).to(device)
     most = config.epoch_images or 4096 if isinstance(images, ImageStream) else len(images)
-    return largest_batch(step, device, most=max(most // config.accumulate, 1)) * config.accumulate
+    size = largest_batch(
+        probe,
+        network.spec.input_size,
+        precision=hardware.precision,
+        device=device,
+        most=max(most // config.accumulate, 1),
+    )
+    return size * config.accumulate
+
+
+def check_memory(network: Network, config: DataConfig, hardware: HardwareConfig, *, batch_size: int) -> None:
+    """Check that a training step fits into main memory, where the system would end the run without a word.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    if _device(hardware).type != "cpu":  # a GPU has memory of its own, and errors
+        return
+    here, machines = count_processes(hardware)
+    images = images_per_batch(batch_size, here * machines, config.accumulate)
+    check_batch(
+        network.model,
+        partial(training_step, precision=hardware.precision),
+        (images, *network.spec.input_size),
+        processes=here,
+        batches=2 + 2 * config.workers,  # every worker reads two ahead
+        total=batch_size,
+    )
+
+
+def _device(hardware: HardwareConfig) -> torch.device:
+    if hardware.device in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    mps = hardware.device == "mps" or (hardware.device == "auto" and torch.backends.mps.is_available())
+    return torch.device("mps" if mps else "cpu")
 
 
 def check_size(model: nn.Module, spec: ModelSpec, *, name: str, size: tuple[int, int]) -> None:
@@ -164,6 +199,7 @@ def check_size(model: nn.Module, spec: ModelSpec, *, name: str, size: tuple[int,
         UserError: it does not; the message calls the size `name`.
     """
     height, width = size
+    check_batch(model, _predict, (1, spec.in_chans, height, width), name=name)
     training = model.training
     model.eval()
     try:
@@ -177,6 +213,11 @@ def check_size(model: nn.Module, spec: ModelSpec, *, name: str, size: tuple[int,
         ) from error
     finally:
         model.train(training)
+
+
+def _predict(model: nn.Module, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        model.eval()(images)
 
 
 def check_progressive(network: Network, start: int) -> None:

@@ -20,9 +20,9 @@ from .callbacks import Recorder, Row
 from .folder import RunFolder
 from .groups import Progress
 from .network import Network
+from .processes import is_first
 from .results import closing_lines
 from .schedule import Schedule
-from .trainer import is_first
 
 _TIMED_STEPS, _TIMED_SECONDS = 3, 10.0
 """Steps, or seconds, after which the time of the run is estimated."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,29 +29,31 @@ from .broken import BrokenImages
 from .callbacks import Limits, Recorder
 from .config import TrainConfig
 from .continuing import check_same, run_of, with_absolute_paths
+from .ending import named_errors
 from .folder import RunFolder, claimed, write_config
 from .groups import DataConfig, HardwareConfig, OptimizerConfig, Progress, RegularizationConfig
 from .guard import Guard
-from .interrupt import Interrupted, TrainingInterrupted
 from .loggers import start_loggers
 from .module import ClassifierModule
 from .network import (
     Network,
     build_network,
     build_preprocessing,
+    check_memory,
     check_progressive,
     check_single,
     find_batch_size,
 )
 from .optimization import build_loss, build_mixup, build_optimizer
+from .processes import count_processes, is_first
 from .progress import build_progress, opening_lines
 from .recipe import read_config
 from .results import ends, is_complete
 from .schedule import Schedule
 from .seeding import StepSeeds
 from .start import settle
-from .state import check_state, damaged
-from .trainer import build_trainer, count_processes, is_first
+from .state import check_state
+from .trainer import build_trainer
 
 
 def train(config: TrainConfig) -> Path:
@@ -136,6 +137,7 @@ def _run(config: TrainConfig, *, resumed: Path | None = None) -> Path:
                 callbacks=callbacks,
             )
             data.trainer = trainer
+            data.waiting = run_folder.interrupt.waiting
             # At least once an epoch; lightning has the attribute without declaring it.
             trainer.log_every_n_steps = min(50, len(data.train_dataloader()))  # type: ignore[attr-defined]
             if checkpoint is not None:
@@ -145,7 +147,7 @@ def _run(config: TrainConfig, *, resumed: Path | None = None) -> Path:
                 if config.output.logger_names:
                     trainer.loggers = start_loggers(config.output.logger_names, folder)
                 say(f"output: {folder}")
-            with _named_errors(run_folder, checkpoint, auto_resume=config.output.auto_resume):
+            with named_errors(trainer, run_folder, checkpoint, auto_resume=config.output.auto_resume):
                 trainer.fit(parts.module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if torch.distributed.is_initialized():  # what follows, the first process does alone
             torch.distributed.destroy_process_group()
@@ -194,6 +196,7 @@ def prepare(config: TrainConfig, *, restored: bool = False) -> Parts:
         data.batch_size = find_batch_size(network, data.train_images, config.data, config.hardware)
         say(f"batch_size: {data.batch_size}")
     images = images_per_batch(data.batch_size, processes, config.data.accumulate)
+    check_memory(network, config.data, config.hardware, batch_size=data.batch_size)
     if images == 1 and not config.hardware.sync_bn:
         check_single(network)
     if config.schedule.progressive_from is not None:
@@ -332,25 +335,6 @@ def resolved(parts: Parts) -> TrainConfig:
         output=replace(config.output, output=None, auto_resume=False),
     )
     return with_absolute_paths(config)
-
-
-@contextmanager
-def _named_errors(run_folder: RunFolder, checkpoint: Path | None, *, auto_resume: bool) -> Iterator[None]:
-    """Listen to signals, and turn what ends training into the errors that `train` promises."""
-    interrupt = run_folder.interrupt
-    try:
-        with interrupt.listen():
-            yield
-    except Interrupted:
-        number = interrupt.signal or signal.SIGINT
-        raise TrainingInterrupted(run_folder.folder, number=number, auto_resume=auto_resume) from None
-    except SystemExit:  # what lightning makes of a second Ctrl-C
-        raise KeyboardInterrupt from None
-    except Exception as error:  # a damaged state makes lightning raise anything
-        named = isinstance(error, (UserError, OSError, torch.OutOfMemoryError))
-        if checkpoint is None or run_folder.started or named:
-            raise
-        raise damaged(checkpoint) from error
 
 
 @contextmanager

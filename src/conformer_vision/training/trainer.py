@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import lightning
 from lightning import Callback
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..errors import UserError, first_line
 from .groups import HardwareConfig
+from .processes import Processes, count_processes
 
 _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 
@@ -51,7 +49,7 @@ def build_trainer(
             accelerator=_ACCELERATORS[config.device],
             devices=devices,
             num_nodes=nodes,
-            strategy="ddp" if devices * nodes > 1 else "auto",
+            strategy=Processes() if devices * nodes > 1 else "auto",
             sync_batchnorm=config.sync_bn,
             precision=config.precision,
             gradient_clip_val=clip_grad,
@@ -76,29 +74,3 @@ def build_trainer(
         if config.sync_bn:
             raise UserError("sync_bn needs GPUs; leave it out on the CPU")
     return trainer
-
-
-def is_first() -> bool:
-    """Return whether this process is the one that writes and prints; works before there is a trainer."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def count_processes(config: HardwareConfig) -> tuple[int, int]:
-    """Return processes per machine, and machines: as configured, else as torchrun or SLURM say, else 1.
-
-    Raises:
-        UserError: the configuration contradicts torchrun or SLURM.
-    """
-    if TorchElasticEnvironment.detect():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        started, by = (local, int(os.environ["WORLD_SIZE"]) // local), "torchrun"
-    elif SLURMEnvironment.detect():
-        nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        started, by = (max(int(os.environ["SLURM_NTASKS"]) // nodes, 1), nodes), "SLURM"
-    else:
-        return (1 if config.devices == "auto" else config.devices), config.nodes
-    named = (("devices", config.devices, "auto"), ("nodes", config.nodes, 1))
-    for (name, given, default), there in zip(named, started, strict=True):
-        if given not in (default, there):
-            raise UserError(f"{name} {given}: {by} has started {there}; leave {name} out")
-    return started
