@@ -11,7 +11,7 @@ LONGEST = 400
 
 LAYERS = [
     {"console", "environment", "errors", "extras", "files", "help", "lazy", "parsing"},
-    {"pages", "spec", "preprocessing", "models"},
+    {"memory", "pages", "spec", "preprocessing", "models"},
     {"runs", "weights"},
     {"data"},
     {"training", "inference"},
