@@ -98,7 +98,7 @@ class DataConfig(Group):
     val_fraction: float = 0.1
     """Share of every class held out for validation if the data has no validation split."""
     folds: int | None = None
-    """Number of stratified folds for cross-validation."""
+    """Number of folds for cross-validation."""
     fold: int = 0
     """Fold to validate on, counted from 0."""
     exclude: str | None = None
