@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.results import by_class, closing_lines, read_results, scores
 from conformer_vision.training.run import resume
 from conformer_vision.weights import load
-from option_tools import rows_of, shows
+from option_tools import opened, rows_of, shows
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
@@ -34,11 +35,12 @@ def run(config: TrainConfig) -> Path:
     return train(config)
 
 
-def test_results_are_those_of_the_best_epoch(run: Path, images: Path) -> None:
+def test_results_are_those_of_the_best_epoch(run: Path, config: TrainConfig, images: Path) -> None:
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     assert results["finished"] is True
     assert (results["model"], results["data"]) == ("conformer_nano_patch8_64", str(images))
-    assert results["images"] == {"train": 27, "val": 9}
+    data = opened(config)
+    assert results["images"] == {"train": len(data.train_images), "val": len(data.val_images)}
     assert (results["epochs"], results["steps"]) == (2, 6)
     assert results["initial_weights"] == "none, training from scratch"
     best, rows = results["best"], rows_of(run)
@@ -48,8 +50,9 @@ def test_results_are_those_of_the_best_epoch(run: Path, images: Path) -> None:
     assert evaluation.top1 == pytest.approx(best["top1"], abs=1e-5)
     counts = best["classes"]
     assert list(counts) == ["blue", "green", "red"]
-    assert [each["images"] for each in counts.values()] == [3, 3, 3]
-    assert sum(each["correct"] for each in counts.values()) == round(9 * best["top1"]["fused"])
+    assert [each["images"] for each in counts.values()] == np.bincount(data.val_images.labels).tolist()
+    correct = sum(each["correct"] for each in counts.values())
+    assert correct == round(len(data.val_images) * best["top1"]["fused"])
 
 
 def test_a_complete_run_says_so_and_stays_as_it_is(
@@ -140,10 +143,12 @@ def test_scores_are_json_whatever_the_loss() -> None:
 def test_a_run_says_what_it_does(
     tiny: Tiny, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(tiny(epochs=1, max_steps=None, output=str(tmp_path / "run")))
+    config = tiny(epochs=1, max_steps=None, output=str(tmp_path / "run"))
+    count = len(opened(config).train_images)
+    run = train(config)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"data: {images}"
-    assert lines[1].startswith("images: 33 for training, 3 for validation")
+    assert lines[1].startswith(f"images: {count} for training, {36 - count} for validation")
     assert lines[2] == "classes: 3 (blue, green, red)"
     assert lines[3].startswith("model: conformer_nano_patch8_64, 2.8 M parameters, 32x32 pixels")
     assert lines[4] == "initial weights: none, training from scratch"
@@ -159,8 +164,8 @@ def test_long_epochs_print_without_a_bar(
 
     monkeypatch.setattr(progress, "_EVERY_SECONDS", 1e-9)
     monkeypatch.setattr(progress, "_RARELY_SECONDS", 1e-9)
-    train(tiny(epochs=1, max_steps=None, accumulate=2, output=str(tmp_path / "run")))
+    train(tiny(epochs=2, max_steps=None, accumulate=2, val_fraction=0.25, output=str(tmp_path / "run")))
     within = [line for line in capsys.readouterr().out.splitlines() if "  step " in line]
-    assert [line.partition("  loss")[0] for line in within] == [
-        f"epoch 1/1  step {step}/4" for step in (1, 2, 4)
-    ]  # with the third comes the estimate
+    wanted = [f"epoch {epoch}/2  step {step}/3" for epoch in (1, 2) for step in (1, 2, 3)]
+    del wanted[2]  # there the time is estimated
+    assert [line.partition("  loss")[0] for line in within] == wanted

@@ -18,7 +18,7 @@ from conformer_vision.runs import RUN_MARKER
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.recipe import read_config, recipes
 from conformer_vision.weights import load_model
-from option_tools import rows_of, same
+from option_tools import opened, rows_of, same
 
 pytestmark = pytest.mark.usefixtures("without_curves")  # but for `run`, whose training is before
 Tiny = Callable[..., TrainConfig]
@@ -135,9 +135,10 @@ def test_another_seed_gives_other_weights(
 def test_trained_with_options_and_used(
     tiny: Tiny, changes: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
-    run = train(tiny(**changes, output=str(tmp_path / "run")))
+    config = tiny(**changes, output=str(tmp_path / "run"))
+    run = train(config)
     assert math.isfinite(rows_of(run)[-1]["train_loss"])
-    assert evaluate(run, images, device="cpu").samples == 3
+    assert evaluate(run, images, device="cpu").samples == len(opened(config).val_images)
 
 
 def test_resnet_is_trained_by_the_same_code(tiny: Tiny, images: Path, tmp_path: Path) -> None:

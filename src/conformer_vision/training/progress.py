@@ -8,6 +8,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
@@ -50,15 +51,28 @@ def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note
     else:
         images = f"{len(train):,} for training, {len(val):,} for validation"
     cut = data.splitting
-    split = f"fold {cut.fold} of {cut.folds}" if cut.folds else f"val_fraction {cut.val_fraction:g}"
+    split = f"fold {cut.fold} of {cut.folds}"
+    if cut.folds is None:
+        split = f"the data's own split, else val_fraction {cut.val_fraction:g}"
     return [
         f"data: {describe(data.data)}",
-        f"images: {images} ({split}, if the data is not split already)",
+        f"images: {images} ({split})",
         f"classes: {len(spec.classes)} ({some_names(spec.classes, most=4)})",
         f"model: {spec.model}, {parameters:.1f} M parameters, {height}x{width} pixels",
         f"initial weights: {weights}",
         *([f"note: {note}"] if note else []),
     ]
+
+
+def device_line(trainer: Trainer) -> str:
+    """Return where a run computes, and in which precision."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{device.type}, {torch.get_num_threads()} threads"
+    processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
+    return f"device: {where}, {processes}precision {trainer.precision.removesuffix('-true')}"
 
 
 class Lines(Callback):

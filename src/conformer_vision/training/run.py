@@ -46,7 +46,7 @@ from .network import (
 )
 from .optimization import build_loss, build_mixup, build_optimizer
 from .processes import count_processes, is_first
-from .progress import build_progress, opening_lines
+from .progress import build_progress, device_line, opening_lines
 from .recipe import read_config
 from .results import ends, is_complete
 from .schedule import Schedule
@@ -146,6 +146,7 @@ def _run(config: TrainConfig, *, resumed: Path | None = None) -> Path:
             if trainer.is_global_zero:
                 if config.output.logger_names:
                     trainer.loggers = start_loggers(config.output.logger_names, folder)
+                say(device_line(trainer))
                 say(f"output: {folder}")
             with named_errors(trainer, run_folder, checkpoint, auto_resume=config.output.auto_resume):
                 trainer.fit(parts.module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -349,7 +350,6 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
-            warnings.filterwarnings("ignore", message=r"This DataLoader will create")
             warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
             yield
     finally:
