@@ -1,11 +1,15 @@
 """Checkpoints of every layout and file type: loaded completely, or refused in one line with no trace."""
 
 import argparse
+import datetime
 import os
 import pickle
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -117,6 +121,38 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
     assert "Conformer" in line and "model.state_dict()" in line
 
 
+def test_what_training_code_keeps_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of numpy, paths, dates, MMEngine's history with its methods: none of it is built."""
+    history = types.ModuleType("mmengine.logging.history_buffer")
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, history.__name__, history)
+    code = """class HistoryBuffer:
+        def current(self): pass
+        def __getstate__(self): return {"methods": [HistoryBuffer.current]}
+        def __setstate__(self, state): raise AssertionError("it was built")"""
+    exec(code, history.__dict__)
+    history.HistoryBuffer.__module__ = history.HistoryBuffer.current.__module__ = history.__name__
+    extra = {
+        "best": np.float64(81.3),
+        "curve": np.arange(3.0),
+        "args": argparse.Namespace(output=Path("runs"), when=datetime.datetime(2021, 12, 6)),
+        "message_hub": {"log_scalars": history.HistoryBuffer()},
+    }
+    for zipped in (True, False):
+        torch.save({"model": DONOR, **extra}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        load_checkpoint(model := make_model(), tmp_path / "w.pth")
+        assert same(snapshot(model), DONOR)
+
+
+def test_a_suffix_that_is_not_that_of_the_content(tmp_path: Path) -> None:
+    torch.save(DONOR, tmp_path / "a_pickle.safetensors")
+    save_file(DONOR, tmp_path / "safetensors.pth")
+    for path in tmp_path.iterdir():
+        load_checkpoint(model := make_model(), path)
+        assert same(snapshot(model), DONOR)
+
+
 def test_what_is_not_a_checkpoint_is_named(tmp_path: Path) -> None:
     model = make_model()
     (tmp_path / "empty.pth").touch()
@@ -124,8 +160,6 @@ def test_what_is_not_a_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("hello\nthis is text\n")
     (tmp_path / "page.pth").write_text("<!DOCTYPE html><html><body>not found</body></html>")
     (tmp_path / "text.safetensors").write_text("hello\nthis is text\n")
-    torch.save(DONOR, tmp_path / "a_pickle.safetensors")
-    save_file(DONOR, tmp_path / "safetensors.pth")
     for name in (path.name for path in tmp_path.iterdir()):
         line = refused(model, tmp_path / name)
         assert str(tmp_path / name) in line and "damaged" in line

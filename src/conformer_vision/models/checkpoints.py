@@ -1,6 +1,5 @@
 """Load weights: safely, from any published layout, completely or not at all."""
 
-import argparse
 import errno
 import hashlib
 import http.client
@@ -14,6 +13,7 @@ import urllib.parse
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -261,9 +261,42 @@ def is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not pickled)
 
 
+class _Inert:
+    """Stands for an object of another class beside the weights; nothing of that class is run, or kept."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _inert(path: str) -> type[_Inert]:
+    module, _, name = path.rpartition(".")
+    return type(name, (_Inert,), {"__module__": module, "__qualname__": name})
+
+
+# What training code keeps beside the weights: options, scores as numpy's numbers, paths, MMEngine's history.
+_BESIDE_WEIGHTS: list[Any] = [
+    _inert(path)
+    for path in (
+        "argparse.Namespace",
+        *(
+            f"numpy.{core}.multiarray.{name}"
+            for core in ("core", "_core")
+            for name in ("scalar", "_reconstruct")
+        ),
+        *(f"numpy.{name}" for name in ("dtype", "ndarray")),
+        *(f"pathlib.{inner}{name}" for inner in ("", "_local.") for name in ("PosixPath", "WindowsPath")),
+        *(f"datetime.{name}" for name in ("datetime", "date", "timedelta")),
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "builtins.getattr",  # by which methods of that history are named
+    )
+]
+
+
 def _unpickle(path: Path) -> object:
-    # The training arguments that timm and the authors' code keep beside the weights: names and plain values.
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+    with torch.serialization.safe_globals(_BESIDE_WEIGHTS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on kinds of pickle that are refused anyway, in one line
         with path.open("rb") as file:  # of a path torch.load would trust the suffix
             return torch.load(file, map_location="cpu", weights_only=True)
