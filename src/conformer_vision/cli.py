@@ -17,15 +17,15 @@ from conformer_vision import __version__
 from conformer_vision.commands import train
 from conformer_vision.console import lost, note, open_streams
 from conformer_vision.environment import prepare_process
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, command_line_words
 from conformer_vision.extras import naming_extras
-from conformer_vision.parsing import PROGRAM, build_parser
+from conformer_vision.parsing import PROGRAM, Parser, build_parser
 
 
 class _Command(Protocol):
     """What every module of `commands` offers."""
 
-    def build_parser(self) -> ArgumentParser: ...
+    def build_parser(self) -> Parser: ...
 
     def run(self, options: Namespace, parser: ArgumentParser) -> int: ...
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _status(arguments: list[str]) -> int:
     """Run the command line; its errors become lines and exit statuses."""
     try:
-        with naming_extras():
+        with naming_extras(), command_line_words():
             return _run(arguments)
     except UserError as error:
         note(f"error: {error}")
@@ -71,12 +71,14 @@ def _status(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    parser, subparsers = build_parsers()
     arguments = [_with_underscores(argument) for argument in arguments]
     if arguments[:1] == ["train"] and (folder := train.option_value(arguments, "--resume")):
         return train.resume(folder, arguments)
-    if arguments and arguments[0] in _TAKING_RECIPES:
+    if arguments[:1] and (subparser := subparsers.get(arguments[0])):
+        subparser.given = arguments = subparser.complete(arguments)
+    if arguments[:1] and arguments[0] in _TAKING_RECIPES:
         arguments = train.with_recipe_first(arguments)
-    parser, subparsers = build_parsers()
     try:
         parsed = parser.parse_args(arguments)
     except RecursionError as error:
@@ -88,7 +90,7 @@ def _run(arguments: list[str]) -> int:
     return _command(name).run(parsed[name], subparsers[name])
 
 
-def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """Build the parser, and those of its subcommands by name."""
     parser = build_parser("Train, evaluate and use Conformer on your own images.", prog=PROGRAM)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
@@ -96,6 +98,7 @@ def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     subparsers = {name: _command(name).build_parser() for name in SUBCOMMANDS}
     for name, subparser in subparsers.items():
         subcommands.add_subcommand(name, subparser, help=str(subparser.description))
+    parser.commands = subparsers
     return parser, subparsers
 
 

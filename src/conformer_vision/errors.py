@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _LONGEST_REASON = 300
 _LONGEST_NAME = 100
@@ -15,6 +16,32 @@ class UserError(ValueError):
     The message is one line that names the file or value and the remedy. The command line
     prints it without a traceback and exits with status 2.
     """
+
+
+_at_command_line = False
+
+
+@contextmanager
+def command_line_words() -> Iterator[None]:
+    """Name options within the block as the command line does."""
+    global _at_command_line
+    before, _at_command_line = _at_command_line, True
+    try:
+        yield
+    finally:
+        _at_command_line = before
+
+
+def words(command_line: str, python: str) -> str:
+    """Return those words of a message that suit where the user is."""
+    return command_line if _at_command_line else python
+
+
+def option(name: str, value: object = None) -> str:
+    """Name an option: ``--lr 0.1`` at the command line, ``lr=0.1`` in Python, or without a value."""
+    if value is None:
+        return words(f"--{name}", name)
+    return words(f"--{name} {value}", f"{name}={value!r}")
 
 
 def reason_of(error: BaseException) -> str:

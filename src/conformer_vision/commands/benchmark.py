@@ -11,13 +11,14 @@ from conformer_vision.commands.options import add_inference
 from conformer_vision.console import note, say, show_table
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
+from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
 if TYPE_CHECKING:
     from conformer_vision.benchmark import BenchmarkResult
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of the subcommand."""
     parser = plain_parser("Compare the forms of a model: speed, size, and difference from the model.")
     parser.add_argument("model", help="Run folder, weights file, or name of published weights.")

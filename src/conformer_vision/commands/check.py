@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from conformer_vision.commands.options import add_splitting, splitting_of
 from conformer_vision.console import emit, note, say, show_table
 from conformer_vision.errors import UserError
+from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _LINE_SECONDS = 10.0
 """Seconds between two lines of progress without a terminal."""
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of the subcommand."""
     parser = plain_parser("Check labelled images before training on them.")
     parser.add_argument("data", help="Images, as for train; both train and val are read.")

@@ -15,6 +15,7 @@ from conformer_vision.commands.options import (
 )
 from conformer_vision.commands.output import name_broken
 from conformer_vision.console import emit, note, say, show_table
+from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.runs import check_output
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from conformer_vision.inference import Evaluation
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of the subcommand."""
     parser = plain_parser("Evaluate a trained model on labelled images.")
     parser.add_argument(

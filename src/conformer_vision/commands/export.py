@@ -9,13 +9,14 @@ from jsonargparse import ArgumentParser, Namespace
 from conformer_vision.commands.options import add_arch
 from conformer_vision.console import note, say, show_table
 from conformer_vision.export.formats import FORMATS, Precision
+from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
 if TYPE_CHECKING:
     from conformer_vision.export import Exported
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of the subcommand."""
     parser = plain_parser("Write a trained model in another format and check the file against the model.")
     parser.add_argument("model", help="Run folder, weights, checkpoint or the name of published weights.")

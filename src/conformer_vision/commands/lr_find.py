@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.train import add_recipe
 from conformer_vision.console import say
+from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.training.config import OPTIONS, add_options, config_from
 
@@ -20,7 +21,7 @@ MOST_USED = ("recipe", "steps", "plot", "data", "model")
 """The options that `--help` shows."""
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Make the parser of the subcommand: its own options, and those of train that have an effect."""
     parser = plain_parser(
         "Suggest a learning rate from a few steps with a rising one.",

@@ -7,10 +7,11 @@ import json
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.console import emit, say, show_table
+from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of the subcommand."""
     parser = plain_parser("List the Conformers by name, size and cost.")
     parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")

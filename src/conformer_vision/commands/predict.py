@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 from conformer_vision.commands.options import add_arch, add_inference, add_input_size
 from conformer_vision.console import emit, lost, note, printable, say, shorten, width
 from conformer_vision.errors import UserError
+from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _LEAST_COLUMNS = 40
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of the subcommand."""
     parser = plain_parser("Classify images with a trained model.")
     parser.add_argument(

@@ -9,10 +9,11 @@ from jsonargparse import ArgumentParser, Namespace
 from conformer_vision.commands.options import add_inference
 from conformer_vision.commands.output import name_broken
 from conformer_vision.console import say
+from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of the subcommand."""
     parser = plain_parser("Write a run's report.html again, and calibrate its model.")
     parser.add_argument("run", help="Run folder.")

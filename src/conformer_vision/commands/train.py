@@ -14,7 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from conformer_vision.console import note, say
 from conformer_vision.data.opening import DIGITS
 from conformer_vision.errors import UserError
-from conformer_vision.parsing import PROGRAM
+from conformer_vision.parsing import PROGRAM, Parser
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.training.config import add_options, config_from
 from conformer_vision.training.groups import Progress
@@ -28,7 +28,7 @@ MOST_USED = (
 """The options that `--help` shows."""
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Make the parser of the subcommand."""
     parser = plain_parser("Train a classifier and write its run folder.", most_used=MOST_USED)
     add_recipe(parser)
