@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 400
 
 LAYERS = [
-    {"console", "environment", "errors", "extras", "files", "help", "lazy", "parsing"},
+    {"console", "environment", "errors", "extras", "files", "help", "hints", "lazy", "parsing"},
     {"memory", "pages", "spec", "preprocessing", "models"},
     {"runs", "weights"},
     {"data"},

@@ -67,7 +67,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "unknown policy": (training("--augment.auto_augment=foo"), "timm has no such policy"),
     "three sizes": (
         training("--input_size=[32,32,32]"),
-        "must be a whole number or two whole numbers or null",
+        "must be a whole number or two whole numbers such as [224,160]",
     ),
     # model
     "unknown model": (training("--model=conformer_nan_patch8_64"), "did you mean conformer_nano_patch8_64?"),

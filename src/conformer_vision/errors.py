@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 _LONGEST_REASON = 300
 _LONGEST_NAME = 100
+_URL = re.compile(r"(https?|ftp|file|s3|gs|hf):/|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+"""An address; pathlib leaves one slash of two."""
 
 
 class UserError(ValueError):
@@ -61,6 +64,16 @@ def first_line(error: BaseException) -> str:
 def one_line(name: str) -> str:
     """Return a name as messages show it: quoted and escaped if it holds line breaks or the like."""
     return name if name.isprintable() else repr(name)
+
+
+def refuse_url(name: object) -> None:
+    """Refuse an address where the path of a file is expected.
+
+    Raises:
+        UserError: The name is an address.
+    """
+    if _URL.match(str(name)):
+        raise UserError(f"{name}: URLs are not fetched; download the file and give its path")
 
 
 def some_names(names: Iterable[str], *, most: int = 5) -> str:

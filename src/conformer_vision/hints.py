@@ -93,6 +93,12 @@ def option_meant(name: str, known: Collection[str]) -> str | None:
     return _meant(name, known, _OPTIONS)
 
 
+def did_you_mean(name: object, known: Collection[str]) -> str:
+    """Return ``; did you mean NAME?`` for an unknown option of a configuration, or nothing."""
+    meant = option_meant(str(name), known)
+    return f"; did you mean {meant}?" if meant else ""
+
+
 def command_meant(name: str, known: Collection[str]) -> str | None:
     """Return which of the known subcommands an unknown one means; None if nothing is near."""
     return _meant(name, known, _COMMANDS)

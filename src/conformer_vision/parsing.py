@@ -106,13 +106,16 @@ def _unknown_command(line: str, parser: Parser) -> str | None:
 
 
 def _unknown(line: str, parser: Parser) -> str | None:
-    match = re.search(r"[Uu]nrecognized arguments: (\S+)", line)
+    match = re.search(r"[Uu]nrecognized arguments: (.+)", line)
     if match is None:
         return None
-    given = match[1].partition("=")[0]
+    first = max(
+        (text for text in parser.given if match[1].startswith(text)), key=len, default=match[1].split()[0]
+    )
+    given = first.partition("=")[0]
     look = f"; see {parser.command} --help"
     if not given.startswith("-"):
-        return f"unexpected argument {match[1]!r}{_option_for(match[1], parser) or look}"
+        return f"unexpected argument {first!r}{_option_for(first, parser) or look}"
     name, places = given.lstrip("-"), parser.positionals()
     options = [text[2:] for action in parser._actions for text in action.option_strings if text[:2] == "--"]
     if f"--{name.removeprefix('no_')}" in parser.flags():
@@ -165,6 +168,7 @@ def _missing(line: str, parser: Parser) -> str | None:
         return None
     at = parser.commands.get(match[1], parser)
     name = at.positionals().get(match[2], f"--{match[2]}")
+    name = match[2] if name == match[2].upper() else name
     return f"{name} is missing; see {at.command} --help"
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from conformer_vision.errors import UserError, reason_of
+from conformer_vision.errors import UserError, reason_of, refuse_url
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.txt"
@@ -100,6 +100,7 @@ def _find(path_or_name: str | Path) -> ModelSource:
         return ModelSource(_KINDS[suffix], path)
     if _is_published(path_or_name):
         return ModelSource("published", path)
+    refuse_url(path_or_name)
     raise UserError(f"{path} does not exist; give a run folder, a weights file or the name of a timm model")
 
 

@@ -137,7 +137,10 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "augment without keys": (b"augment:", "augment must hold names with values"),
     "model_kwargs without keys": (b"model_kwargs: [1]", "model_kwargs must hold names with values"),
     "text for a number": (b"data: digits\nepochs: ten", "epochs ten: must be a whole number"),
-    "text for a pair": (b"data: digits\naugment: {scale: x}", "augment.scale x: must be two numbers or null"),
+    "text for a pair": (
+        b"data: digits\naugment: {scale: x}",
+        "augment.scale x: must be two numbers such as [0.5,1]",
+    ),
     "number for a choice": (b"data: digits\ndevice: 3", "device 3: must be one of"),
     "value that cannot be": (b"data: digits\nlr: 0", "lr 0.0: must be a number above 0"),
     "null for a number": (b"data: digits\nbatch_size: null", "batch_size null: give a value"),

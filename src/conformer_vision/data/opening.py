@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, refuse_url
 from conformer_vision.extras import naming_extras
 
 from .base import ImageSource
@@ -167,6 +167,7 @@ def open_images(
             raise UserError(f"{spec} was a Python object, which no file records; pass the data again")
     path = _local_path(spec)
     if not os.path.lexists(path) and not glob.has_magic(str(path)):
+        refuse_url(spec)
         raise UserError(f"{path} does not exist{_suggestion(path)}")
     try:
         opener = next((opener for holds, opener in _FORMS if holds(path)), None)

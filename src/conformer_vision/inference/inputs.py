@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from conformer_vision.data import BrokenImageError, find_images, open_image
-from conformer_vision.errors import UserError, reason_of
+from conformer_vision.errors import UserError, reason_of, refuse_url
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
@@ -45,7 +45,7 @@ def named_images(inputs: ImageInput | Iterable[ImageInput]) -> Iterator[NamedIma
     its number among the inputs, from 1.
 
     Raises:
-        UserError: A folder without images, or an input of another type.
+        UserError: A folder without images, a URL, or an input of another type.
     """
     if isinstance(inputs, (str, os.PathLike, bytes, Image.Image)):
         inputs = (inputs,)
@@ -55,7 +55,7 @@ def named_images(inputs: ImageInput | Iterable[ImageInput]) -> Iterator[NamedIma
         elif isinstance(item, Image.Image):
             yield NamedImage(str(getattr(item, "filename", "") or f"image {number}"), item)
         elif isinstance(item, (str, os.PathLike)):
-            for path in _files(Path(item)):
+            for path in _files(item):
                 yield NamedImage(str(path), path)
         else:
             raise UserError(
@@ -63,8 +63,10 @@ def named_images(inputs: ImageInput | Iterable[ImageInput]) -> Iterator[NamedIma
             )
 
 
-def _files(path: Path) -> list[Path]:
+def _files(item: str | os.PathLike[str]) -> list[Path]:
+    path = Path(item)
     if not path.is_dir():
+        refuse_url(item)
         return [path]  # a missing file is reported when it is read
     if found := find_images(path):
         return found

@@ -18,7 +18,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..data.augment import AugmentConfig
 from ..data.opening import describe
-from ..errors import UserError, nearest
+from ..errors import UserError
+from ..hints import did_you_mean
 from ..parsing import build_parser
 from .groups import (
     DataConfig,
@@ -93,7 +94,7 @@ class TrainConfig:
         """
         for name in options:
             if name not in OPTIONS:
-                raise UserError(f"unknown option {name!r}{nearest(name, list(OPTIONS))}")
+                raise UserError(f"unknown option {name!r}{did_you_mean(name, OPTIONS)}")
         data: Any = options.get("data")
         is_object = hasattr(data, "__getitem__") and not isinstance(data, str | list | tuple | dict)
         if is_object:  # a Python dataset, which the parser has no type for

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
+from ..hints import did_you_mean
 from ..runs import read_yaml
 from .config import AUGMENT_OPTIONS, OPTIONS, TrainConfig
 
@@ -66,4 +67,4 @@ def read_config(path: Path) -> TrainConfig:
 def _check_keys(values: dict[Any, Any], known: Collection[str], path: Path) -> None:
     for key in values:
         if key not in known:
-            raise UserError(f"the recipe {path} has an unknown key {key!r}{nearest(key, list(known))}")
+            raise UserError(f"the recipe {path} has an unknown key {key!r}{did_you_mean(key, known)}")

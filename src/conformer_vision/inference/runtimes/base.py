@@ -84,7 +84,7 @@ def parse_device(device: str | torch.device) -> torch.device | None:
     try:
         return None if device == "auto" else torch.device(device)
     except RuntimeError as error:
-        raise unusable(device, first_line(error)) from error
+        raise unusable(device, "PyTorch knows no such device") from error
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -98,8 +98,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise unusable(device, "it computes nothing")
     try:
         torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise unusable(device, first_line(error)) from error
+    except NotImplementedError as error:  # torch lists all that it was built with
+        raise unusable(device, "this PyTorch was built without it") from error
+    except (ImportError, RuntimeError, AssertionError) as error:
+        raise unusable(device, first_line(error).partition(". ")[0]) from error
     return wanted
 
 
