@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +133,13 @@ def is_run_folder(folder: str | Path) -> bool:
     return marked or any(os.path.isfile(Path(folder, name)) for name in names)
 
 
+def run_folder_of(path: str | Path) -> Path | None:
+    """Return the run folder that a path is, or whose file it is, the weights of the best epochs included."""
+    path = Path(path)
+    folders = [path, path.parent, *([path.parent.parent] if path.parent.name == TOP_FOLDER else [])]
+    return next((folder for folder in folders if is_run_folder(folder)), None)
+
+
 def check_output(path: str | Path, option: str) -> None:
     """Refuse to write over a file that training wrote into its run folder.
 
@@ -162,6 +170,24 @@ def read_run_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} has no {CONFIG_FILE}; give a folder that 'conformer-vision train' wrote")
     return read_yaml(path, label=str(path))
+
+
+def read_run_values(folder: str | Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Read some values of the ``config.yaml`` of a run folder, as far as it has them.
+
+    Args:
+        folder: The run folder.
+        kinds: Names of the values, and their types.
+
+    Raises:
+        UserError: As `read_run_config`, or a value of another type.
+    """
+    config = read_run_config(folder)
+    values = {name: config[name] for name in kinds if name in config}
+    for name, value in values.items():
+        if not isinstance(value, kinds[name]):
+            raise UserError(f"{Path(folder, CONFIG_FILE)}: {name} {value!r} is invalid; correct the file")
+    return values
 
 
 def read_yaml(path: Path, *, label: str) -> dict[str, Any]:

@@ -18,8 +18,10 @@ from conformer_vision.data import Splitting, open_images
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Evaluation, evaluate
 from conformer_vision.preprocessing import evaluation_transform
+from conformer_vision.runs import mark_config
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model, save_model, save_temperature
+from image_sets import opened
 
 Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
 
@@ -122,7 +124,7 @@ def test_images_held_out_in_training_are_the_ones_evaluated(
     run = tmp_path / "run"
     run.mkdir()
     (run / "best.safetensors").write_bytes((resnet_run / "best.safetensors").read_bytes())
-    assert evaluate(run, data, device="cpu").samples == 4
+    assert evaluate(run, data, device="cpu").samples == len(opened(data, "val"))
     (run / "config.yaml").write_text("val_fraction: 0.3\nseed: 5\n")
     asked = []
 
@@ -131,12 +133,18 @@ def test_images_held_out_in_training_are_the_ones_evaluated(
         return open_images(data, split, splitting, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("conformer_vision.inference.labelled.open_images", recorded)
-    assert evaluate(run, data, device="cpu").samples == 12
+    assert evaluate(run, data, device="cpu").samples == len(opened(data, "val", val_fraction=0.3, seed=5))
     evaluate(run / "best.safetensors", data, device="cpu")
     evaluate(run, data, device="cpu", splitting=Splitting(0.2, 7))
     assert asked == [(Splitting(0.3, 5), None), (Splitting(0.3, 5), None), (Splitting(0.2, 7), None)]
+    (run / "top").mkdir()
+    (run / "best.safetensors").rename(run / "top" / "epoch-0003.safetensors")
+    (run / "config.yaml").write_text(mark_config("val_fraction: 0.3\nseed: 5\n"))
+    evaluate(run / "top" / "epoch-0003.safetensors", data, device="cpu")
+    assert asked.pop() == (Splitting(0.3, 5), None)
+    (run / "top" / "epoch-0003.safetensors").rename(run / "best.safetensors")
     (run / "config.yaml").write_text("folds: 4\nfold: 2\ndata_dir: somewhere\nexclude: not-applied.txt\n")
-    assert evaluate(run, data, device="cpu").samples == 10
+    assert evaluate(run, data, device="cpu").samples == len(opened(data, "val", folds=4, fold=2))
     evaluate(run, data, device="cpu", splitting=Splitting(folds=5, fold=1), data_dir="elsewhere")
     assert asked[3:] == [
         (Splitting(folds=4, fold=2), "somewhere"),

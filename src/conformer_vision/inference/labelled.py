@@ -14,8 +14,7 @@ from conformer_vision.data.exclude import exclude as without
 from conformer_vision.data.exclude import read_exclusions
 from conformer_vision.data.opening import describe
 from conformer_vision.data.splits import Split
-from conformer_vision.errors import UserError
-from conformer_vision.runs import CONFIG_FILE, read_run_config
+from conformer_vision.runs import read_run_values, run_folder_of
 
 Data = str | Path | Dataset[Any]
 """A set of labelled images, as `open_images` takes it."""
@@ -74,14 +73,8 @@ def read_run_data(run: str | Path) -> RunData:
     Raises:
         UserError: The configuration cannot be read.
     """
-    path = Path(run)
-    folder = path if path.is_dir() else path.parent
-    if not path.exists() or not (folder / CONFIG_FILE).is_file():
+    if (folder := run_folder_of(run)) is None:
         return RunData()
-    config = read_run_config(folder)
-    values = {name: config[name] for name in _KINDS if name in config}
-    for name, value in values.items():
-        if not isinstance(value, _KINDS[name]):
-            raise UserError(f"{folder / CONFIG_FILE}: {name} {value!r} is invalid; correct the file")
+    values = read_run_values(folder, _KINDS)
     data, data_dir = values.pop("data", None), values.pop("data_dir", None)
     return RunData(data, Splitting(**values), data_dir)

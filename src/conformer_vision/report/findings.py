@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from conformer_vision.errors import UserError
 from conformer_vision.inference.calibration import Calibration
 from conformer_vision.inference.evaluation import Evaluation
 from conformer_vision.report.analysis import BranchStudy, Outcome
 from conformer_vision.report.images import Thumbnail
-from conformer_vision.runs import CONFIG_FILE, REPORT_FILE, read_run_config
+from conformer_vision.runs import REPORT_FILE, read_run_values
 from conformer_vision.spec import ModelSpec
 
 
@@ -35,13 +34,7 @@ class RunSettings:
         Raises:
             UserError: there is none, or a value has the wrong type.
         """
-        config = read_run_config(folder)
-        kinds = get_type_hints(cls)
-        values = {name: config[name] for name in kinds if name in config}
-        for name, value in values.items():
-            if not isinstance(value, kinds[name]):
-                raise UserError(f"{folder / CONFIG_FILE}: {name} {value!r} is invalid; correct the file")
-        return cls(**values)
+        return cls(**read_run_values(folder, get_type_hints(cls)))
 
 
 @dataclass(frozen=True)
