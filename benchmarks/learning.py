@@ -71,7 +71,7 @@ class Experiment:
         """The configuration of its run."""
         options = dict(self.options)
         recipe = options.pop("recipe", None)
-        values = read_recipe(find_recipe(recipe)) if recipe else {}
+        values = {"pretrained": False} | (read_recipe(find_recipe(recipe)) if recipe else {})
         values |= options | {"seed": self.seed, "output": str(runs / self.slug), "auto_resume": True}
         values["data"] = str(data / values["data"])
         return TrainConfig.from_options(**values)

@@ -175,6 +175,7 @@ def waiting(task: Task, root: Path, folder: Path, workers: int) -> dict[str, Any
         data=str(root),
         output=str(folder / f"run-{task.name}-{workers}"),
         model=task.model,
+        pretrained=False,
         input_size=task.size,
         batch_size=task.train_batch,
         max_steps=STEPS,
