@@ -1,7 +1,6 @@
 """The command ``conformer-vision``: help, recipes, signals, and the main job in real processes."""
 
 import csv
-import json
 import os
 import re
 import signal
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 
 from command_line import COMMAND, ENVIRONMENT, MODEL, TINY, class_folders, run, spawn
 from conformer_vision.commands import train
-from conformer_vision.models import variants
 from conformer_vision.training.config import AUGMENT_OPTIONS, OPTIONS
 
 # ---- without torch ---------------------------------------------------------------------------------
@@ -154,18 +152,6 @@ def test_evaluate(trained: Path, tmp_path: Path) -> None:
     for word in ("conv", "trans", "fused", "top-1", "top-5", "%", "181 images", " taken for ", str(image)):
         assert word in done.out, word
     Image.open(image).verify()
-
-
-def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = list(variants.VARIANTS)[:2]  # all of them take seconds
-    monkeypatch.setattr(variants, "VARIANTS", {name: variants.VARIANTS[name] for name in names})
-    rows = json.loads(run("models", "--json").out)
-    assert [row["name"] for row in rows] == ["conformer_tiny_patch16_224", "conformer_small_patch16_224"]
-    assert rows[0]["parameters"] == 23_524_704
-    assert rows[0]["gmacs"] == pytest.approx(5.2, abs=0.1)
-    table = run("models")
-    assert table.status == 0
-    assert all(row["name"] in table.out for row in rows)
 
 
 def test_train_in_a_process_of_its_own(trained: Path, tmp_path: Path) -> None:

@@ -5,18 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from timm import create_model
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
-from torch.utils.flop_counter import FlopCounterMode
 
 from conformer_vision.models.checkpoints import checkpoint_filter_fn, fetch_pretrained
 from conformer_vision.models.config import ConformerConfig
 from conformer_vision.models.conformer import Conformer
 
-__all__ = ["SHIPPED", "VARIANTS", "describe_variants"]
+__all__ = ["SHIPPED", "VARIANTS"]
 
 SHIPPED = "conformer_nano_patch8_64.tiny_imagenet_20"
 """Weights that come with the package, by their name in timm's registry; docs/weights.md describes them."""
@@ -171,25 +168,3 @@ def _register(name: str, about: str) -> None:
 
 for _name, _variant in _TABLE.items():
     _register(_name, _variant.about)
-
-
-def describe_variants() -> list[dict[str, Any]]:
-    """Name, input size, tokens, parameters and multiply-adds (without a GPU or weights) of every variant."""
-    rows = []
-    for name, config in VARIANTS.items():
-        with torch.device("meta"):
-            model = create_model(name, num_classes=1000).eval()
-            size = resolve_model_data_config(model)["input_size"][-1]
-            image = torch.empty(1, 3, size, size)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(image)
-        rows.append(
-            {
-                "name": name,
-                "input_size": size,
-                "tokens": (size // config.patch_size) ** 2 + 1,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "gmacs": round(counter.get_total_flops() / 2e9, 3),
-            }
-        )
-    return rows
