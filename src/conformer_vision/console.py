@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ERRORS = "json_escapes"
-_SHORTEST_PATH = 12
+_SHORTEST = 12
 _UNLIMITED = 10_000
 
 
@@ -46,11 +46,13 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
         rows: The cells of each row; a cell may have several lines.
         left: How many columns, the first ones, are aligned on the left; the others hold numbers.
     """
-    from rich.box import SIMPLE_HEAD
+    from rich.box import Box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    rule = "──" if printable("─") == "─" else "--"
+    box = Box("\n".join(["    "] * 2 + [f" {rule} "] + ["    "] * 5) + "\n", ascii=True)
+    table = Table(box=box, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number < left else "right")
     for row in rows:
@@ -76,11 +78,8 @@ class _Cell:
         from rich.cells import cell_len
         from rich.measure import Measurement
 
-        words = [word for line in self.lines for word in line.split(" ")]
-        least = max(
-            min(cell_len(word), _SHORTEST_PATH) if _is_path(word) else cell_len(word) for word in words
-        )
-        return Measurement(least, max(cell_len(line) for line in self.lines))
+        words = [min(cell_len(word), _SHORTEST) for line in self.lines for word in line.split(" ")]
+        return Measurement(max(words), max(cell_len(line) for line in self.lines))
 
 
 def width() -> int | None:
@@ -89,18 +88,23 @@ def width() -> int | None:
 
 
 def fit(text: str, columns: int) -> str:
-    """Shorten the paths in a line in the middle until it fits, so that the names of the files stay."""
+    """Shorten the paths in a line, else its longest words, in the middle until it can be printed in columns.
+
+    A line without paths may still be longer; its words are not, so that it wraps between them.
+    """
     from rich.cells import cell_len
 
     words = text.split(" ")
     paths = {word for word in words if _is_path(word)}
+    if not paths:
+        return " ".join(shorten(word, columns) for word in words)
     longest = max(map(cell_len, words))
-    for most in (longest, *range(min(longest, columns), _SHORTEST_PATH - 1, -1)):
+    for most in (longest, *range(min(longest, columns), _SHORTEST - 1, -1)):
         cut = {word: shorten(word, max(most, cell_len(_name(word)) + 1)) for word in paths}
         line = " ".join(cut.get(word, word) for word in words)
         if cell_len(line) <= columns:
             return line
-    return shorten(line, columns) if paths else line
+    return shorten(line, columns)
 
 
 def _is_path(word: str) -> bool:

@@ -37,7 +37,10 @@ class HelpFormatter(DefaultHelpFormatter):
             if isinstance(action, argparse._SubParsersAction):
                 words.append("COMMAND")
             elif action.required or not action.option_strings:
-                words.append(self._format_actions_usage([action], []).strip("[] "))
+                name = action.metavar or action.dest.upper()
+                words.append(
+                    " ".join([*action.option_strings[:1], str(name), *["..."] * (action.nargs == "+")])
+                )
         if prefix is None:
             return f"usage: {' '.join(words)} [options]\n\n"
         return " ".join(words)  # the name of a subcommand

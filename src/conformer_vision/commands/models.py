@@ -13,7 +13,7 @@ from conformer_vision.console import emit, say, show_table, width
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
-_ONE_LINE = 74
+_ONE_LINE = 64
 """Columns in which a row fits on one line."""
 _ABOUT = (
     "weights: download gets those of ImageNet, once; bundled are",
@@ -42,7 +42,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     for row in rows:
         name = (f"{row['name']}\n  weights: {row['weights']}",) if narrow else (row["name"], row["weights"])
         size, parameters = str(row["input_size"]), f"{row['parameters'] / 1e6:.1f} M"
-        cells.append((*name, size, parameters, f"{row['gmacs']:.2f}", f"{row['speed']:g}×"))
+        cells.append((*name, size, parameters, f"{row['gmacs']:.2f}", f"{row['speed']:g}x"))
     columns = ("name",) if narrow else ("name", "weights")
     show_table((*columns, "px", "params", "GMACs", "speed"), cells, left=len(columns))
     for line in _ABOUT:
