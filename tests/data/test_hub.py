@@ -1,4 +1,3 @@
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,19 +42,6 @@ def make(encode: Callable[..., bytes]) -> Callable[..., Any]:
 
 def _reds(source: ImageSource) -> list[int]:
     return [source[i][0].getpixel((0, 0))[0] for i in range(len(source))]  # type: ignore[index, misc]
-
-
-def test_saved_set(tmp_path: Path, make: Callable[..., Any]) -> None:
-    make([0, 1] * 5).save_to_disk(tmp_path / "set")
-    source = opened(tmp_path / "set", split="all")
-    assert (source.classes, list(source.labels)) == (("x", "y"), [0, 1] * 5)
-    assert _reds(source) == list(range(10))
-    assert source.name(9) == f"{tmp_path / 'set'} row 9"
-    train, val = (opened(tmp_path / "set", split=split, val_fraction=0.4) for split in ("train", "val"))
-    assert sorted(_reds(train) + _reds(val)) == list(range(10))
-    assert list(val.labels) == [red % 2 for red in _reds(val)]
-    again = pickle.loads(pickle.dumps(val))
-    assert _reds(again) == _reds(val)
 
 
 @pytest.mark.parametrize("val", ["validation", "valid", "val", "test"])

@@ -17,19 +17,6 @@ def _reds(source: ImageSource) -> list[int]:
     return [source[i][0].getpixel((0, 0))[0] for i in range(len(source))]  # type: ignore[index, misc]
 
 
-def test_rows_labels_and_names(parquet: WriteParquet) -> None:
-    path = parquet("set.parquet", [2, 0, 1, 1, 2, 0, 0, 1, 2, 0], names=["x", "y", "z"])
-    source = opened(path, split="all")
-    assert source.classes == ("x", "y", "z")
-    assert list(source.labels) == [2, 0, 1, 1, 2, 0, 0, 1, 2, 0]
-    assert _reds(source) == list(range(10))
-    assert source.name(9) == f"{path} row 9"
-    train, val = (opened(str(path), split=split, val_fraction=0.3) for split in ("train", "val"))
-    assert sorted(_reds(train) + _reds(val)) == list(range(10))
-    assert set(train.labels) == set(val.labels) == {0, 1, 2}
-    assert [list(source.labels)[red] for red in _reds(val)] == list(val.labels)
-
-
 def test_pickled_source_reads_the_same(parquet: WriteParquet) -> None:
     source = opened(parquet("set.parquet", [0, 1] * 50, names=["x", "y"]), split="train")
     data = pickle.dumps(source)
@@ -66,30 +53,6 @@ def test_labels_without_names_and_of_strings(parquet: WriteParquet) -> None:
     assert (source.classes, list(source.labels)) == (("9", "10", "30"), [1, 0, 1, 2])
     source = opened(parquet("words.parquet", ["dog", "cat", "dog"]), split="all")
     assert (source.classes, list(source.labels)) == (("cat", "dog"), [1, 0, 1])
-
-
-def test_dictionary_encoded_strings(parquet: WriteParquet) -> None:
-    import pyarrow as pa
-
-    labels = pa.array(["dog", "cat", "dog"]).dictionary_encode()
-    assert list(opened(parquet("words.parquet", labels), split="all").labels) == [1, 0, 1]
-
-
-@pytest.mark.parametrize("columns", [("img", "label"), ("image", "labels"), ("img", "fine_label")])
-def test_column_names(parquet: WriteParquet, columns: tuple[str, str]) -> None:
-    source = opened(parquet("set.parquet", [0, 1, 1], names=["x", "y"], columns=columns), split="all")
-    assert (list(source.labels), _reds(source)) == ([0, 1, 1], [0, 1, 2])
-
-
-def test_column_of_plain_bytes(parquet: WriteParquet, encode: Callable[..., bytes], tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = tmp_path / "plain.parquet"
-    for binary in (pa.binary(), pa.large_binary()):
-        images = pa.array([encode((7, 0, 0)), encode((8, 0, 0), kind="BMP")], binary)
-        pq.write_table(pa.table({"image": images, "label": [0, 1]}), path)
-        assert _reds(opened(path, split="all")) == [7, 8]
 
 
 @pytest.mark.parametrize("strings", ["string", "large_string", "string_view", "dictionary"])
@@ -137,13 +100,6 @@ def test_rewritten_file_is_read_anew(parquet: WriteParquet) -> None:
     assert len(opened(parquet("set.parquet", [0, 1, 1]), split="all")) == 3
     source = opened(parquet("set.parquet", [1, 0, 1, 0, 0]), split="all")
     assert (list(source.labels), _reds(source)) == ([1, 0, 1, 0, 0], [0, 1, 2, 3, 4])
-
-
-def test_classes_of_a_model_are_matched_by_name(parquet: WriteParquet) -> None:
-    path = parquet("set.parquet", [0, 1, 1], names=["x", "y"])
-    assert list(opened(path, split="all", classes=["y", "new", "x"]).labels) == [2, 0, 0]
-    with pytest.raises(UserError, match="does not know the class y"):
-        opened(path, split="all", classes=["x", "z"])
 
 
 def test_nothing_is_printed_and_nothing_left_beside_the_file(

@@ -42,28 +42,6 @@ def test_rows_labels_and_names(tmp_path: Path, images: list[str]) -> None:
     assert [source.classes[label] for label in source.labels] == labels
     assert _reds(source) == list(range(8))
     assert source.name(3) == str(tmp_path / images[3])
-    train, val = (opened(path, split=split, val_fraction=0.4) for split in ("train", "val"))
-    assert sorted(_reds(train) + _reds(val)) == list(range(8))
-    assert {source.classes[label] for label in val.labels} == set(labels)
-    again = pickle.loads(pickle.dumps(val))
-    assert _reds(again) == _reds(val)
-    other = opened(path, split="all", classes=["new", "dog10", "dog9", "cat"])
-    assert [other.classes[label] for label in other.labels] == labels
-
-
-@pytest.mark.parametrize("image", ["image", "img", "path", "file", "file_name", "FileName", " filepath "])
-@pytest.mark.parametrize("label", ["label", "labels", "Class", "fine_label"])
-def test_column_names(tmp_path: Path, images: list[str], image: str, label: str) -> None:
-    rows = [("id", label, image), *((i, i % 2, p) for i, p in enumerate(images))]
-    source = opened(write_table(tmp_path / "set.csv", rows), split="all")
-    assert (source.classes, list(source.labels), _reds(source)) == (("0", "1"), [0, 1] * 4, list(range(8)))
-
-
-@pytest.mark.parametrize(("name", "delimiter"), [("a.tsv", "\t"), ("a.csv", ";"), ("a.csv", "\t")])
-def test_other_separators(tmp_path: Path, images: list[str], name: str, delimiter: str) -> None:
-    rows = [("path", "label"), *((p, i % 2) for i, p in enumerate(images))]
-    path = write_table(tmp_path / name, rows, delimiter=delimiter)
-    assert _reds(opened(path, split="all")) == list(range(8))
 
 
 @pytest.mark.parametrize(
@@ -117,9 +95,8 @@ def test_absolute_paths_byte_order_mark_empty_lines(tmp_path: Path, images: list
     assert (source.classes, list(source.labels), _reds(source)) == (("a", "b"), [0, 1], [0, 1])
 
 
-@pytest.mark.parametrize("val", ["val", "validation", "Valid", "test"])
-def test_split_column(tmp_path: Path, images: list[str], val: str) -> None:
-    words = ["train", val, "train", "TRAIN ", val, "train", "train", val]
+def test_split_column(tmp_path: Path, images: list[str]) -> None:
+    words = ["train", "Valid", "train", "TRAIN ", "Validation", "training", "train", "VAL"]
     rows = [
         ("path", "label", "split"),
         *((p, i % 2, w) for i, (p, w) in enumerate(zip(images, words, strict=True))),
