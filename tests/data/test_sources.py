@@ -1,4 +1,5 @@
 import re
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -81,6 +82,7 @@ JPEG = b"\xff\xd8\xff\xe0" + b"\0" * 20
         ("clip.mov", b"?", "is a video"),
         ("set.7z", b"7z\xbc\xaf\x27\x1c", "is a packed file that is not read; unpack it and give the folder"),
         ("set.zip", b"7z\xbc\xaf\x27\x1c", "is a packed file that is not read"),
+        ("set.tar", b"7z\xbc\xaf\x27\x1c", "is a packed file that is not read"),
         ("set.rar", b"Rar!\x1a", "is a packed file that is not read"),
         ("set.tar.zst", b"\x28\xb5\x2f\xfd", "is a packed file that is not read"),
         ("set.csv.gz", b"\x1f\x8b", "is a packed file that is not read"),
@@ -103,6 +105,19 @@ def test_files_that_are_no_set(tmp_path: Path, name: str, content: bytes | None,
     with pytest.raises(UserError, match=message) as caught:
         opened(tmp_path / name, split="train")
     assert str(caught.value).startswith(str(tmp_path / name)) and "\n" not in str(caught.value)
+
+
+def test_a_tar_may_begin_with_any_name(tmp_path: Path, class_folders: Callable[..., Path]) -> None:
+    folder = class_folders(tmp_path / "set", ["FLV", "%PDF"])
+    with tarfile.open(tmp_path / "set.tar", "w") as packed:
+        for path in sorted(folder.rglob("*.png"), reverse=True):
+            packed.add(path, path.relative_to(folder))
+    assert opened(tmp_path / "set.tar").classes == ("%PDF", "FLV")
+
+
+def test_an_address_is_not_fetched() -> None:
+    with pytest.raises(UserError, match=r"https://x\.org/set\.zip is not fetched; download it"):
+        opened("https://x.org/set.zip")
 
 
 def test_forms_are_known_by_their_content_too(tmp_path: Path, class_folders: Callable[..., Path]) -> None:

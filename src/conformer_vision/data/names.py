@@ -130,21 +130,26 @@ def group_files(paths: Sequence[str], *, origin: str) -> dict[Split, list[str]]:
     Raises:
         UserError: the names of files and folders contradict each other, or only some mean a split.
     """
-    by_name = _group({path: PurePath(path).name for path in paths})
-    by_folder = _group({path: PurePath(path).parent.name for path in paths})
+    files = {path: PurePath(path).name for path in paths}
+    folders = {path: PurePath(path).parent.name for path in paths}
+    by_name, by_folder = _group(files), _group(folders)
     if by_name and by_folder and by_name != by_folder:
         raise UserError(
             f"{origin}: the names of files and of their folders mean different splits, "
             f"as in {paths[0]}; name the splits in one place"
         )
     groups = by_name or by_folder
-    meant = {split and split.kind for split in (parse_split(PurePath(path).name) for path in paths)}
-    if not groups and len(meant) > 1:
+    if not groups and not (_agree(files.values()) and _agree(folders.values())):
         raise UserError(
             f"{origin}: it is unclear which files are for training and which for validation; put train or "
             "val into the name of each, or give a pattern that leaves the others out"
         )
     return groups
+
+
+def _agree(words: Iterable[str]) -> bool:
+    """Tell whether all words, or none, mean the same split."""
+    return len({split and split.kind for split in map(parse_split, words)}) < 2
 
 
 def _group(words: Mapping[str, str]) -> dict[Split, list[str]]:

@@ -39,9 +39,10 @@ _NAMED = {
 
 _TARS = (".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".txz", ".tbz2")
 
+_PACKED = "packed file that is not read"
 _OTHERS = (
     ("video", "give images: ffmpeg -i VIDEO FOLDER/CLASS/%05d.jpg", "mp4 m4v mov avi mkv webm wmv mpg flv"),
-    ("packed file that is not read", "unpack it and give the folder", "7z rar gz bz2 xz zst lz4 iso"),
+    (_PACKED, "unpack it and give the folder", "7z rar gz bz2 xz zst lz4 iso"),
     ("spreadsheet", "save it as CSV", "xls xlsx xlsm ods numbers"),
     ("text file", "give a CSV file with the columns path and label", "txt md json jsonl yaml yml xml html"),
     ("document", "give images", "pdf doc docx ppt pptx odt ps eps svg"),
@@ -52,7 +53,7 @@ _OTHERS = (
 
 _MARKS = (
     ("video", rb".{4}ftyp(?!avif|avis|hei|hev|mif1|msf1)|\x1aE\xdf\xa3|RIFF.{4}AVI|\0\0\x01[\xb3\xba]|FLV"),
-    ("packed file that is not read", rb"7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd"),
+    (_PACKED, rb"7z\xbc\xaf|Rar!\x1a|\x28\xb5\x2f\xfd"),
     ("document", rb"%PDF|%!PS"),
     ("file of arrays", rb"\x89HDF|\x93NUMPY|ARROW1"),
 )
@@ -61,12 +62,12 @@ _MARKS = (
 
 def _other_kind(path: Path) -> str | None:
     """Return what a file is that is no set of images, by its beginning or else by its suffix."""
+    is_tar = _ends(path, *_TARS)
     head = _head(path)
     for kind, mark in _MARKS:
-        if re.match(mark, head, re.DOTALL):
+        if re.match(mark, head, re.DOTALL) and (kind == _PACKED or not is_tar):  # a tar begins with a name
             return kind
     suffix = path.suffix.lower().removeprefix(".")
-    is_tar = _ends(path, *_TARS)
     return next((kind for kind, _, suffixes in _OTHERS if suffix in suffixes.split() and not is_tar), None)
 
 
@@ -165,6 +166,8 @@ def open_images(
             return _call(_NAMED[prefix.lower()], name, request)
         if spec.startswith(_OBJECT) and not os.path.lexists(spec):
             raise UserError(f"{spec} was a Python object, which no file records; pass the data again")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(spec)):
+        raise UserError(f"{spec} is not fetched; download it, or give tar shards as wds/{spec}")
     path = _local_path(spec)
     if not os.path.lexists(path) and not glob.has_magic(str(path)):
         refuse_url(spec)

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout, local or from a web server, read by ``datasets``' builder."""
+"""Tar shards in WebDataset's layout, local or from a web server."""
 
 from __future__ import annotations
 
