@@ -278,6 +278,8 @@ def test_the_input_grows(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyP
     vit = {"model": "vit_tiny_patch16_224", "model_kwargs": {"depth": 1, "embed_dim": 48}}
     with pytest.raises(UserError, match=r"progressive_from 32x32: vit_tiny_patch16_224 cannot take it"):
         train(tiny(**vit, progressive_from=32, input_size=48, output=str(tmp_path / "no")))
+    with pytest.raises(UserError, match="progressive_from 31: must be 32 or more"):
+        tiny(progressive_from=31, input_size=48)
     assert not (tmp_path / "no").exists()
 
 

@@ -244,7 +244,8 @@ class ScheduleConfig(Group):
     the run (progressive resizing)."""
 
     def _check(self) -> None:
-        self._require_positive("epochs", "max_steps", "max_minutes", "patience", "progressive_from")
+        self._require_positive("epochs", "max_steps", "max_minutes", "patience")
+        self._require(f"{MIN_SIZE} or more", lambda value: value >= MIN_SIZE, "progressive_from")
         self._require_not_negative("warmup_epochs", "min_lr")
 
 
