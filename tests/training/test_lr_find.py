@@ -1,6 +1,8 @@
 """The learning-rate range test: what it reads from a curve, and a real one of a second."""
 
+import io
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,16 @@ def test_a_loss_that_stops_being_finite_ends_the_curve(tiny: Tiny, monkeypatch: 
     assert len(found.losses) == 12
     assert all(map(math.isfinite, found.losses))
     assert found.suggestion == pytest.approx(found.lrs[-1] / 10)
+
+
+def test_its_bar_is_for_a_terminal(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in (True, False):
+        shown = io.StringIO()
+        monkeypatch.setattr(shown, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, "stderr", shown)
+        find_lr(tiny(), steps=20)
+        assert ("20/20" in shown.getvalue()) == terminal
+        assert terminal or not shown.getvalue()
 
 
 def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

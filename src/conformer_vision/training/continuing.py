@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.opening import absolute_spec, describe
 from ..errors import UserError
-from ..runs import CONFIG_FILE, LAST_CHECKPOINT
+from ..runs import CONFIG_FILE, LAST_CHECKPOINT, run_folder_of
 from .config import OPTIONS, TrainConfig
 from .network import build_preprocessing
 from .start import with_rates
@@ -29,9 +29,9 @@ def run_of(path: str | Path) -> Path:
     folder = path.parent if path.name in (LAST_CHECKPOINT, CONFIG_FILE) and not path.is_dir() else path
     if (folder / CONFIG_FILE).is_file():
         return folder
-    if path.is_file() and (path.parent / CONFIG_FILE).is_file():
+    if path.is_file() and (run := run_folder_of(path)) is not None:
         raise UserError(
-            f"{path} has no state to resume from; give its run folder {path.parent}, "
+            f"{path} has no state to resume from; give its run folder {run}, "
             f"or begin another run from it with --checkpoint"
         )
     raise UserError(f"{folder} has no {CONFIG_FILE}, so it is no run to resume; give an interrupted run")
