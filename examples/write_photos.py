@@ -1,4 +1,4 @@
-"""Write some photos that installed packages bring to a folder, to try `conformer-vision predict` on.
+"""Write two photos of things that the bundled weights know to a folder, to try `conformer-vision predict` on.
 
 For instance: python examples/write_photos.py photos
 """
@@ -10,21 +10,17 @@ from pathlib import Path
 
 from PIL import Image
 from skimage import data
-from sklearn.datasets import load_sample_image
 
 PHOTOS = {
-    "cat": data.chelsea,
-    "cup_of_coffee": data.coffee,
-    "astronaut": data.astronaut,
-    "temple": lambda: load_sample_image("china.jpg"),
-    "flower": lambda: load_sample_image("flower.jpg"),
+    "tabby": data.chelsea,
+    "espresso": data.coffee,
 }
-"""What they show; scikit-image has the first three, scikit-learn the others."""
+"""What they show, and how scikit-image loads them."""
 
 
 def main() -> None:
     """Write every photo as a JPEG named after what it shows."""
-    parser = argparse.ArgumentParser(description="Write photos that scikit-image and scikit-learn bring.")
+    parser = argparse.ArgumentParser(description="Write photos that scikit-image brings.")
     parser.add_argument("folder", type=Path, help="where to write them")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
