@@ -1,6 +1,7 @@
 """Continuing a run: what its path may be, that its options are the same, and that it has one writer."""
 
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,6 +80,19 @@ def test_the_same_options_in_other_words(begun: TrainConfig, images: Path) -> No
         check_same(begun.with_options(**changes), kept, folder)
     with pytest.raises(UserError, match=r"lr 0\.5, not 0\.001"):
         check_same(begun.with_options(lr=None), kept.with_options(lr=0.5), folder)
+
+
+def test_a_run_that_began_from_another_run(begun: TrainConfig, tiny: Tiny, tmp_path: Path) -> None:
+    """By its folder, which need not be there any more; the model is that of its weights."""
+    other = tmp_path / "other"
+    shutil.copytree(str(begun.output.output), other)
+    open_ends = {"model": None, "model_kwargs": {}, "pretrained": None, "reset_head": True}
+    config = tiny(**open_ends, checkpoint=str(other), max_steps=1, output=str(tmp_path / "run"))
+    run = train(config)
+    shutil.rmtree(other)
+    assert train(config.with_options(auto_resume=True)) == run
+    with pytest.raises(UserError, match=r"begun with checkpoint .*other/best"):
+        train(config.with_options(auto_resume=True, checkpoint=str(begun.output.output)))
 
 
 def test_several_differences_are_all_named(begun: TrainConfig) -> None:

@@ -78,11 +78,16 @@ def _comparable(config: TrainConfig) -> dict[str, Any]:
 
 
 def _filled_in(given: TrainConfig, kept: TrainConfig) -> TrainConfig:
-    """Decide what is left open as the run did."""
+    """Decide what is left open as the run did; the weights that it began with may be gone by now."""
+    model, was = given.model, kept.model
+    if model.model is None and model.checkpoint is not None:  # the checkpoint said which
+        model = replace(model, model_kwargs=was.model_kwargs | model.model_kwargs)
+    if model.checkpoint and was.checkpoint and Path(was.checkpoint).parent == Path(model.checkpoint):
+        model = replace(model, checkpoint=was.checkpoint)  # the run folder of those weights
     model = replace(
-        given.model,
-        model=kept.model.model if given.model.model is None else given.model.model,
-        pretrained=kept.model.pretrained if given.model.pretrained is None else given.model.pretrained,
+        model,
+        model=was.model if model.model is None else model.model,
+        pretrained=was.pretrained if model.pretrained is None else model.pretrained,
     )
     own = build_preprocessing(model)
     model = replace(model, input_size=own["input_size"][1:], crop_pct=own["crop_pct"])
