@@ -25,6 +25,7 @@ from .splits import Request, Split
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _LABELS = (".cls", ".json", ".txt")  # the first that holds one gives the label
+_LONGEST_LABEL = 1 << 20  # bytes; what is longer is no label
 _TIMEOUT = 60  # seconds
 
 
@@ -146,7 +147,8 @@ def group_samples(
             yield key, _merged(key, stems)
             stems = {}
         key = key if stems else stem
-        stems.setdefault(stem, {})[suffix] = (name, file.read())
+        data = file.read(_LONGEST_LABEL if suffix in _LABELS else -1)
+        stems.setdefault(stem, {})[suffix] = (name, data)
         if stem != key and _is_whole(stems[stem]):
             whole = stems.pop(stem)
             yield key, _merged(key, stems)
