@@ -112,7 +112,7 @@ def test_a_checkpoint_that_could_be_of_several_variants(published: dict[str, Ten
     assert f"weights.pth fits several variants ({TINY}, " in (line := refused(load, path)) and "arch" in line
     assert load(path, arch="conformer_tiny_patch4_32").spec.input_size == (3, 32, 32)
     line = refused_arch(path, "conformer_tiny_patch16_225")
-    assert line == f"arch 'conformer_tiny_patch16_225' is no model of timm; did you mean {TINY}?"
+    assert line == f"arch='conformer_tiny_patch16_225' is no model of timm; did you mean {TINY}?"
 
 
 @pytest.mark.usefixtures("published")
@@ -166,7 +166,7 @@ def test_channels_suffixes_and_other_networks(published: dict[str, Tensor], tmp_
 
 def test_where_an_architecture_has_no_effect(run: Path, tmp_path: Path) -> None:
     assert load(run, arch=SPEC.model).spec == SPEC
-    assert f"is a {SPEC.model}; leave arch {TINY} out" in refused_arch(run, TINY)
+    assert f"is a {SPEC.model}; leave arch='{TINY}' out" in refused_arch(run, TINY)
     assert "leave it out" in refused_arch(SHIPPED, TINY)
     (tmp_path / "model.onnx").touch()
     assert "leave it out" in refused_arch(tmp_path / "model.onnx", TINY)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from conformer_vision.errors import UserError, reason_of, refuse_url
+from conformer_vision.errors import UserError, option, reason_of, refuse_url
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.txt"
@@ -77,7 +77,9 @@ def find_model(path_or_name: str | Path, *, arch: str | None = None) -> ModelSou
     if arch is None:
         return source
     if source.kind not in ("weights", "checkpoint"):
-        raise UserError(f"arch {arch} is for checkpoints of other programs; leave it out for {source.path}")
+        raise UserError(
+            f"{option('arch', arch)} is for checkpoints of other programs; leave it out for {source.path}"
+        )
     return replace(source, arch=arch)
 
 

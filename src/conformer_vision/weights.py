@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError, nearest, reason_of
+from conformer_vision.errors import UserError, nearest, option, reason_of
 from conformer_vision.files import atomic_path
 from conformer_vision.models import VARIANTS, Conformer
 from conformer_vision.models.checkpoints import check_fit, is_safetensors, load_checkpoint, read_checkpoint
@@ -157,7 +157,7 @@ def _load_file(path: Path, arch: str | None) -> tuple[nn.Module, ModelSpec]:
     if _has_spec(path):
         model, spec = _load_weights(path)
         if arch not in (None, spec.model):
-            raise UserError(f"{path} is a {spec.model}; leave arch {arch} out")
+            raise UserError(f"{path} is a {spec.model}; leave {option('arch', arch)} out")
         return model, spec
     if path.name == LAST_CHECKPOINT and (beside := find_weights(path.parent)) is not None:
         model, spec = _load_weights(beside)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, option
 from conformer_vision.inference.runtimes.base import INPUT
 
 from .compare import relative_difference
@@ -50,7 +50,9 @@ def quantize(
         UserError: No images.
     """
     if not calibration:
-        raise UserError("precision int8 needs images to calibrate with: give labelled ones with --data")
+        raise UserError(
+            f"precision int8 needs images to calibrate with: give labelled ones with {option('data')}"
+        )
     with tempfile.TemporaryDirectory(prefix="conformer-vision-") as folder, quiet():
         quantizer = _Quantizer(proto, calibration, Path(folder), signed=signed)
         parts = quantizer.parts

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from conformer_vision.data.opening import describe
-from conformer_vision.errors import UserError, reason_of
+from conformer_vision.errors import UserError, option, reason_of
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
 from conformer_vision.runs import ModelSource, check_output, find_model
@@ -126,7 +126,9 @@ def _find_images(
     hint = "precision int8 needs images to calibrate with"
     if found is None:
         if needed:
-            raise UserError(f"{hint}, and no config.yaml beside {source.path} names any; give --data")
+            raise UserError(
+                f"{hint}, and no config.yaml beside {source.path} names any; give {option('data')}"
+            )
         return None
     images = LabelledImages(found, "val", run.splitting, data_dir=run.data_dir)
     try:
@@ -136,7 +138,7 @@ def _find_images(
     except UserError as error:
         if data is None and needed:
             raise UserError(
-                f"{hint}, and those of the run cannot be opened ({error}); give --data"
+                f"{hint}, and those of the run cannot be opened ({error}); give {option('data')}"
             ) from error
         if data is not None:
             raise
@@ -160,9 +162,9 @@ def _check_target(target: Path, entry: Format, source: ModelSource) -> None:
     if not target.parent.is_dir():
         raise UserError(f"output {target}: the folder {target.parent} does not exist; create it first")
     if target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise UserError(f"output {target} cannot be written; give another place with --output")
+        raise UserError(f"output {target} cannot be written; give another place with {option('output')}")
     if target.exists() and source.path.exists() and target.samefile(source.path):
-        raise UserError(f"output {target} is the model itself; give another name with --output")
+        raise UserError(f"output {target} is the model itself; give another name with {option('output')}")
     check_output(target, "output")
 
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError, reason_of, some_names
+from conformer_vision.errors import UserError, reason_of, some_names, words
 from conformer_vision.models.layouts import (
     check_tensors,
     convert_state_dict,
@@ -120,7 +120,10 @@ def load_checkpoint(
         entries = {name: tensor for name, tensor in entries.items() if _module(name) not in heads}
         expected = {name: tensor for name, tensor in expected.items() if _module(name) not in heads}
     needed = {name: t for name, t in expected.items() if name in entries or not name.endswith(_COUNTER)}
-    remedy = "create the variant, in_chans and num_classes that the weights were made for"
+    remedy = words(
+        "choose the --model and --in_chans that the weights were made for",
+        "create the variant, in_chans and num_classes that the weights were made for",
+    )
     check_fit(entries, needed, heads=heads, label=label, model=type(model).__name__, remedy=remedy)
     model.load_state_dict(entries, strict=False)  # without its head and counters that it lacks
 
@@ -175,7 +178,7 @@ def fetch_pretrained(url: str, *, cache_dir: str | os.PathLike[str] | None = Non
     except _DOWNLOAD_ERRORS as error:
         raise UserError(
             f"{url}: cannot be downloaded ({reason_of(error)}); try again, or download {name} yourself and"
-            " call load_checkpoint(model, path)"
+            f" give it {words('with --checkpoint', 'to load_checkpoint(model, path)')}"
         ) from error
     except OSError as error:
         raise UserError(
@@ -358,8 +361,9 @@ def check_fit(
     whole = all(entries[name].shape[:1] == (have,) for name in entries if _module(name) in heads)
     if have != want and whole and not kinds and all(_module(name) in heads for name in wrong):
         raise UserError(
-            f"{label}: its head has {have} classes and the model's {want} ({some_names(wrong)}); pass "
-            f"reset_head=True to keep the model's own head, or create the model with num_classes={have}"
+            f"{label}: its head has {have} classes and the model's {want} ({some_names(wrong)});"
+            f" {words('give --reset_head true', 'pass reset_head=True')} to keep the model's own head"
+            + words("", f", or create the model with num_classes={have}")
         )
     text = ", ".join(f"{len(names)} {what} ({some_names(names)})" for what, names in faults.items() if names)
     raise UserError(f"{label}: does not fit {model}, entries {text}; {remedy}")

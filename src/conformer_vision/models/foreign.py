@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
-from conformer_vision.errors import UserError, nearest
+from conformer_vision.errors import UserError, nearest, option
 from conformer_vision.models.layouts import convert_state_dict, unwrap_state_dict
 from conformer_vision.models.variants import VARIANTS
 
@@ -46,7 +46,7 @@ def describe_checkpoint(checkpoint: Mapping[str, object], *, label: str, arch: s
     model = arch or _named(checkpoint) or _by_shapes(checkpoint, entries, label=label)
     cfg = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
     if cfg is None:
-        raise UserError(f"arch {model!r} is no model of timm{nearest(model, timm.list_models())}")
+        raise UserError(f"{option('arch', model)} is no model of timm{nearest(model, timm.list_models())}")
     heads = (cfg.classifier,) if isinstance(cfg.classifier, str) else cfg.classifier or ()
     outputs = [weight.shape[0] for head in heads if (weight := entries.get(f"{head}.weight")) is not None]
     if not outputs:
@@ -78,10 +78,11 @@ def _by_shapes(checkpoint: Mapping[str, object], entries: Mapping[str, Tensor], 
     if not found:
         raise UserError(
             f"{label} has no model spec, and its parameters are those of no variant of Conformer;"
-            " name its architecture with arch"
+            f" name its architecture with {option('arch')}"
         )
     if len(found) > 1:
-        raise UserError(f"{label} fits several variants ({', '.join(found)}); name the right one with arch")
+        names = ", ".join(found)
+        raise UserError(f"{label} fits several variants ({names}); name the right one with {option('arch')}")
     return found[0]
 
 

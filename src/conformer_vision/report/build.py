@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from conformer_vision.data import ImageSource, ImageStream
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, option
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.evaluation import Answers, evaluate_images
 from conformer_vision.inference.labelled import LabelledImages, read_run_data
@@ -77,7 +77,7 @@ def examine(
     notes, exclude = _notes(settings, trained)
     data = data or trained_on.data
     if data is None:
-        raise UserError(f"{folder / CONFIG_FILE} names no data; give it with --data")
+        raise UserError(f"{folder / CONFIG_FILE} names no data; give it with {option('data')}")
     images = LabelledImages(data, "val", trained_on.splitting, data_dir=trained_on.data_dir, exclude=exclude)
     source = images.open(trained.spec.classes)
     if isinstance(source, ImageSource) and not len(source):
