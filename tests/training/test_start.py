@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 
+from command_line import run
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, start, train
 from conformer_vision.training.recipe import read_config
 from conformer_vision.training.start import Start, find_missing, settle
+from conformer_vision.weights import load
 
 Tiny = Callable[..., TrainConfig]
 TI, S, NANO = "conformer_tiny_patch16_224", "conformer_small_patch16_224", "conformer_nano_patch8_64"
@@ -146,16 +149,16 @@ def test_rates_that_are_given_stay() -> None:
 
 def test_model_of_a_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
     """A weights file, a run, its checkpoint; with other classes."""
-    run = train(tiny(max_steps=1, output=str(tmp_path / "run")))
-    for given in (run, run / "best.safetensors", run / "last.ckpt"):
+    folder = train(tiny(max_steps=1, output=str(tmp_path / "run")))
+    for given in (folder, folder / "best.safetensors", folder / "last.ckpt"):
         config = settled(checkpoint=str(given), reset_head=True).config
         assert (config.model.model, config.model.pretrained) == (NANO, False)
         assert config.model.model_kwargs == tiny().model.model_kwargs
         assert config.optimizer.lr == 2e-3
     changes = {"model": None, "model_kwargs": {}, "pretrained": None, "data": "digits", "max_steps": 1}
-    other = train(tiny(**changes, checkpoint=str(run), reset_head=True, output=str(tmp_path / "next")))
+    other = train(tiny(**changes, checkpoint=str(folder), reset_head=True, output=str(tmp_path / "next")))
     kept = read_config(other / "config.yaml")
-    assert kept.model.checkpoint == str(run / "best.safetensors")
+    assert kept.model.checkpoint == str(folder / "best.safetensors")
     for given, line in ((tmp_path, "holds no weights"), ("https://host/weights.pth", "name its model too")):
         with pytest.raises(UserError, match=line):
             settled(checkpoint=str(given))
@@ -207,3 +210,20 @@ def test_offline_by_the_hubs_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_missing("resnet18", download=True) == ""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert find_missing("resnet18", download=True).endswith("HF_HUB_OFFLINE is set")
+
+
+def test_the_first_line_of_the_readme(images: Path, tmp_path: Path) -> None:
+    """One step of it; what was decided is kept, and the weights are the bundled ones."""
+    output = tmp_path / "run"
+    options = ["--max_steps=1", "--batch_size=8", "--workers=0", "--device=cpu", "--report=false"]
+    options += ["--lr=1e-9", "--min_lr=0"]  # so that the weights stay what they were
+    done = run("train", "--data", images, "--output", output, *options)
+    assert (done.status, done.err) == (0, "")
+    assert f"initial weights: {NANO}.tiny_imagenet_20, bundled with the package" in done.out
+    assert f"next: conformer-vision predict {output} IMAGE" in done.out
+    kept = read_config(output / "config.yaml")
+    assert (kept.model.model, kept.model.pretrained, kept.model.image_size) == (NANO, True, (64, 64))
+    assert (kept.optimizer.layer_decay, kept.optimizer.ema_decay, kept.schedule.epochs) == (0.9, 0.998, 15)
+    weights = load(output).model.state_dict()
+    bundled = load(NANO).model.state_dict()
+    assert torch.allclose(weights["cls_token"], bundled["cls_token"], atol=1e-6)
