@@ -179,7 +179,7 @@ def test_python_is_answered_in_its_own_words() -> None:
 )
 def test_urls_are_not_fetched(arguments: list[str]) -> None:
     line = one_line(run(*arguments))
-    assert "://" in line and line.endswith(": URLs are not fetched; download the file and give its path\n")
+    assert "://" in line and "not fetched; download " in line
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda:99", "gpu", "hpu", "vulkan"])

@@ -44,7 +44,13 @@ def option(name: str, value: object = None) -> str:
     """Name an option: ``--lr 0.1`` at the command line, ``lr=0.1`` in Python, or without a value."""
     if value is None:
         return words(f"--{name}", name)
-    return words(f"--{name} {value}", f"{name}={value!r}")
+    plain = value if isinstance(value, int | float) else str(value)
+    return words(f"--{name} {plain}", f"{name}={plain!r}")
+
+
+def resuming(folder: object) -> str:
+    """Return how to continue the run in a folder."""
+    return words(f"--resume {folder}", f"resume({str(folder)!r})")
 
 
 def reason_of(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .errors import UserError, first_line
+from .errors import UserError, first_line, option
 
 _PER_VALUE = 100_000
 """Bytes that a forward and backward pass takes at most for a value of the input, in any usual network."""
@@ -33,7 +33,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def out_of_memory(error: BaseException) -> str:
     """Return the line for such an error."""
-    return f"memory has run out ({first_line(error)}); give a smaller batch_size, input_size or model"
+    smaller = f"{option('batch_size')}, {option('input_size')} or {option('model')}"
+    return f"memory has run out ({first_line(error)}); give a smaller {smaller}"
 
 
 # ---- what there is ---------------------------------------------------------------------------------
@@ -141,7 +142,9 @@ def check_batch(
         raise UserError(f"{name} {image[1]}x{image[2]}: {line}; give a smaller one")
     each = (need - needed(images // 2)) / (images - images // 2)
     fits = int(images - (need - there) / each) * ((total or images) // images)
-    remedy = f"give {fits} or less" if fits > 0 else "give a smaller input_size or model"
+    remedy = (
+        f"give {fits} or less" if fits > 0 else f"give a smaller {option('input_size')} or {option('model')}"
+    )
     raise UserError(f"{name} {total or images}: {line}; {remedy}")
 
 

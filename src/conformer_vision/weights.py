@@ -70,7 +70,8 @@ def load_model(path_or_name: str | Path | ModelSource) -> tuple[nn.Module, Model
         return _load_file(source.path, source.arch)
     if source.kind == "published":
         return _load_published(str(source.path))
-    raise UserError(f"{source.path} is an export, which `Predictor` runs; give the run folder or weights")
+    runner = words("predict", "Predictor")
+    raise UserError(f"{source.path} is an export, which {runner} runs; give the run folder or weights")
 
 
 def save_model(model: nn.Module, spec: ModelSpec, path: str | Path) -> None:

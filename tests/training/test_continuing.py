@@ -63,7 +63,7 @@ def test_another_option_is_named_and_refused(begun: TrainConfig, name: str) -> N
     line = str(caught.value)
     assert line.startswith(f"{begun.output.output} was begun with {name}"), line
     assert "\n" not in line
-    assert "--resume" in line
+    assert "continue it as it was with resume(" in line
 
 
 def test_the_same_options_in_other_words(begun: TrainConfig, images: Path) -> None:

@@ -97,7 +97,7 @@ def test_without_its_state_a_complete_run_gets_no_more_epochs(config: TrainConfi
     run = train(config.with_options(epochs=2, max_steps=1, ema_decay=None, output=str(tmp_path / "run")))
     options = run / "config.yaml"
     options.write_text(options.read_text().replace("max_steps: 1", "max_steps: 2"))
-    with pytest.raises(UserError, match=r"last\.ckpt is of a complete run without keep_state.*--checkpoint"):
+    with pytest.raises(UserError, match=r"last\.ckpt is of a complete run without keep_state.*checkpoint='"):
         resume(run)
     assert [row["step"] for row in rows_of(run)] == [1]
 

@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+from conformer_vision.errors import option
+
 MEANINGS = {
     "leak": (
         "copies across train and val",
@@ -168,4 +170,4 @@ def balance_hints(train: SplitSummary) -> tuple[str, ...]:
     if train.ratio is None or train.ratio <= MOST_IMBALANCED:
         return ()
     times = f"{train.ratio:.0f} times the images of the smallest"
-    return (f"the largest class of train has {times}: train with --sampling balanced",)
+    return (f"the largest class of train has {times}: train with {option('sampling', 'balanced')}",)

@@ -13,6 +13,7 @@ import timm
 from timm.data import resolve_data_config
 
 from conformer_vision.errors import UserError, nearest
+from conformer_vision.errors import option as name_of_option
 from conformer_vision.spec import ModelSpec, Preprocessing
 
 from .augment import AugmentConfig
@@ -132,7 +133,8 @@ class ImageDataModule(lightning.LightningDataModule):
             if self.exclude is not None:
                 train, val = exclude_listed(train, val, self.exclude)
             if not len(val):
-                raise UserError(f"{name} leaves no image to validate on; raise val_fraction or add images")
+                remedy = f"raise {name_of_option('val_fraction')} or add images"
+                raise UserError(f"{name} leaves no image to validate on; {remedy}")
         self._images = train, val
         return self._images
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from conformer_vision.errors import UserError, some_names
+from conformer_vision.errors import UserError, some_names, words
 from conformer_vision.files import atomic_path
 
 from .base import ImageSource, SubsetSource
@@ -77,7 +77,7 @@ def exclude_listed(
     if unknown := kept_train.unmatched & kept_val.unmatched:
         raise UserError(
             f"{path} names images that the data does not have: {some_names(sorted(unknown), most=3)}; "
-            "write the list anew with conformer-vision check --fix"
+            f"write the list anew with {words('conformer-vision check --fix', 'check(data, fix=list)')}"
         )
     return kept_train, kept_val
 

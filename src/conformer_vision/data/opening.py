@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformer_vision.errors import UserError, refuse_url
+from conformer_vision.errors import UserError, words
 from conformer_vision.extras import naming_extras
 
 from .base import ImageSource
@@ -165,12 +165,12 @@ def open_images(
                 raise UserError(f"{spec} names nothing; give what to read after the slash")
             return _call(_NAMED[prefix.lower()], name, request)
         if spec.startswith(_OBJECT) and not os.path.lexists(spec):
-            raise UserError(f"{spec} was a Python object, which no file records; pass the data again")
+            again = words("use it from Python", "pass the data again")
+            raise UserError(f"{spec} was a Python object, which no file records; {again}")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(spec)):
         raise UserError(f"{spec} is not fetched; download it, or give tar shards as wds/{spec}")
     path = _local_path(spec)
     if not os.path.lexists(path) and not glob.has_magic(str(path)):
-        refuse_url(spec)
         raise UserError(f"{path} does not exist{_suggestion(path)}")
     try:
         opener = next((opener for holds, opener in _FORMS if holds(path)), None)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError, reason_of, some_names, words
+from conformer_vision.errors import UserError, option, reason_of, some_names, words
 from conformer_vision.models.layouts import (
     check_tensors,
     convert_state_dict,
@@ -116,7 +116,9 @@ def load_checkpoint(
     heads = _head_names(model)
     if reset_head:
         if not heads:
-            raise UserError(f"{label}: {type(model).__name__} names no head to keep; leave reset_head out")
+            raise UserError(
+                f"{label}: {type(model).__name__} names no head to keep; leave {option('reset_head')} out"
+            )
         entries = {name: tensor for name, tensor in entries.items() if _module(name) not in heads}
         expected = {name: tensor for name, tensor in expected.items() if _module(name) not in heads}
     needed = {name: t for name, t in expected.items() if name in entries or not name.endswith(_COUNTER)}

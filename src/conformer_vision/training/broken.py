@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from ..console import note
 from ..data.handover import Batch
-from ..errors import UserError
+from ..errors import UserError, option, words
 from ..files import atomic_path
 from ..runs import BROKEN_FILE
 
@@ -72,7 +72,8 @@ class BrokenImages(Callback):
         if len(self.lines) > self.most * of:
             raise UserError(
                 f"{len(self.lines)} of {of} images are broken, more than max_broken {self.most:g} allows; "
-                f"the first: {self.lines[0]}; find all with conformer-vision check, or raise max_broken"
+                f"the first: {self.lines[0]}; find all with "
+                f"{words('conformer-vision check', 'check(data)')}, or raise {option('max_broken')}"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.opening import absolute_spec, describe
-from ..errors import UserError
+from ..errors import UserError, option, resuming
 from ..runs import CONFIG_FILE, LAST_CHECKPOINT, run_folder_of
 from .config import OPTIONS, TrainConfig
 from .network import build_preprocessing
@@ -32,7 +32,7 @@ def run_of(path: str | Path) -> Path:
     if path.is_file() and (run := run_folder_of(path)) is not None:
         raise UserError(
             f"{path} has no state to resume from; give its run folder {run}, "
-            f"or begin another run from it with --checkpoint"
+            f"or begin another run from it with {option('checkpoint')}"
         )
     raise UserError(f"{folder} has no {CONFIG_FILE}, so it is no run to resume; give an interrupted run")
 
@@ -57,7 +57,7 @@ def check_same(given: TrainConfig, kept: TrainConfig, folder: Path) -> None:
     if found:
         raise UserError(
             f"{folder} was begun with {', '.join(found)}; give the same options, "
-            f"continue it as it was with --resume {folder}, or choose another output"
+            f"continue it as it was with {resuming(folder)}, or choose another {option('output')}"
         )
 
 

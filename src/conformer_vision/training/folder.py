@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ..console import note
 from ..data.images import ReadingError
-from ..errors import UserError
+from ..errors import UserError, resuming
 from ..files import atomic_path, remove_leftovers
 from ..runs import (
     BEST_WEIGHTS,
@@ -82,7 +82,7 @@ def claimed(config: OutputConfig, *, model: str, resumed: Path | None = None) ->
         with locked(folder):
             if resumed is None and any(path.name != LOCK_FILE for path in folder.iterdir()):
                 raise UserError(
-                    f"output {folder} is not empty; choose another, or continue it with --resume {folder}"
+                    f"output {folder} is not empty; choose another, or continue it with {resuming(folder)}"
                 )
             try:
                 yield folder

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from ..data.augment import AugmentConfig
 from ..data.splits import Splitting
-from ..errors import UserError
+from ..errors import UserError, option
 from ..spec import MIN_SIZE
 
 InputSize = int | tuple[int, int]
@@ -41,7 +41,7 @@ class Group:
             for item in value if isinstance(value, list) else [value]:
                 if item not in allowed:
                     known = ", ".join(str(choice) for choice in allowed if choice is not None)
-                    raise UserError(f"{name} {item!r}: must be one of {known}")
+                    raise UserError(f"{option(name)} {item!r}: must be one of {known}")
         self._check()
 
     def _check(self) -> None:
@@ -57,7 +57,7 @@ class Group:
             if value is None or value == "auto":
                 continue
             if isinstance(value, str) or not (abs(value) < _ENDLESS and holds(value)):
-                raise UserError(f"{name} {value}: must be {wanted}")
+                raise UserError(f"{option(name)} {value}: must be {wanted}")
 
     def _require_positive(self, *names: str) -> None:
         self._require("a number above 0", lambda value: value > 0, *names)
@@ -67,6 +67,7 @@ class Group:
 
     def _require_other(self, name: str, other: str) -> None:
         if getattr(self, name) and getattr(self, other) is None:
+            name, other = option(name), option(other)
             raise UserError(f"{name} has no effect without {other}; set {other} too, or remove {name}")
 
 

@@ -14,7 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import UserError
+from ..errors import UserError, option
 from ..files import atomic_path
 from ..runs import NOT_FINITE_FILE
 from .module import Inputs
@@ -149,9 +149,11 @@ class Diagnosis:
         """What to try."""
         if self.what == "input":
             return f"look at the images that {NOT_FINITE_FILE} names"
-        hints = [f"lower lr (to {self.lr / 3:.1g}, say)", "set clip_grad to 1"]
+        lower = f"lower {option('lr')} (to {self.lr / 3:.1g}, say)"
+        hints = [lower, f"set {option('clip_grad')} to 1"]
         if self.precision != "32":
-            hints.append("use precision " + ("bf16-mixed or 32" if self.precision == "16-mixed" else "32"))
+            other = "bf16-mixed or 32" if self.precision == "16-mixed" else "32"
+            hints.append(f"use {option('precision')} {other}")
         return "start again with one of: " + ", ".join(hints)
 
     def write(self, folder: Path) -> None:

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, option
 from ..memory import available_memory, is_out_of_memory, needed_memory
 
 _SHARE = 0.85
@@ -61,9 +61,10 @@ def largest_batch(
         found = size
         size *= 2
     if not found:
+        smaller = f"a smaller {option('model')}, a smaller {option('input_size')}"
         raise UserError(
             f"batch_size auto: not even {min(_FIRST, most)} images fit into the memory of {device}; "
-            "give a smaller model, a smaller input_size or grad_checkpointing"
+            f"give {smaller} or {option('grad_checkpointing')}"
         )
     return found
 

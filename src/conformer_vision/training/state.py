@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, option
 from ..runs import LAST_WEIGHTS
 
 
@@ -28,7 +28,7 @@ def check_state(path: Path, module: nn.Module) -> None:
     if "optimizer_states" not in state:
         raise UserError(
             f"{path} is of a complete run without keep_state, so its optimizer's state is gone; "
-            f"train on from its weights: train --checkpoint {path.with_name(LAST_WEIGHTS)}"
+            f"train on from its weights: {option('checkpoint', path.with_name(LAST_WEIGHTS))}"
         )
     if found != {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}:
         raise UserError(f"{path} holds another model than the config.yaml beside it describes; restore that")
@@ -38,5 +38,5 @@ def damaged(path: Path) -> UserError:
     """Return the error for a checkpoint that cannot be restored."""
     return UserError(
         f"{path} is not a whole checkpoint of a run; "
-        f"its weights may be: train --checkpoint {path.with_name(LAST_WEIGHTS)}"
+        f"its weights may be: train with {option('checkpoint', path.with_name(LAST_WEIGHTS))}"
     )
