@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError, nearest, option, reason_of
+from conformer_vision.errors import UserError, nearest, option, reason_of, words
 from conformer_vision.files import atomic_path
 from conformer_vision.models import VARIANTS, Conformer
 from conformer_vision.models.checkpoints import check_fit, is_safetensors, load_checkpoint, read_checkpoint
