@@ -89,17 +89,10 @@ class StreamContract:
         assert sum(abs(a - b) > 1 for a, b in zip(order(1), order(1)[1:], strict=False)) > 30
 
     def test_workers_read_disjoint_parts(self, tmp_path: Path) -> None:
-        self.check_workers(tmp_path, "fork", workers=2)
-
-    def check_workers(self, tmp_path: Path, method: str, *, workers: int) -> None:
         stream = opened_stream(self.write(tmp_path / "s", [5, 5, 2]))
-        here = [
-            [item.name for item in read(stream, seed=1, part=part, parts=workers)] for part in range(workers)
-        ]
-        loader = DataLoader(
-            Readers(stream), batch_size=None, num_workers=workers, multiprocessing_context=method
-        )
-        there: list[list[str]] = [[] for _ in range(workers)]
+        here = [[item.name for item in read(stream, seed=1, part=part, parts=2)] for part in range(2)]
+        loader = DataLoader(Readers(stream), batch_size=None, num_workers=2, multiprocessing_context="fork")
+        there: list[list[str]] = [[], []]
         for worker, name, _ in loader:
             there[worker].append(name)
         assert there == here

@@ -2,6 +2,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from conformer_vision.data import BrokenImageError
@@ -65,7 +67,7 @@ def test_configuration_and_length(tmp_path: Path, parquet: WriteParquet) -> None
         stream = opened_stream(f"hfids/{tmp_path}/d:{name}", data_dir=tmp_path / "cache")
         assert stream.length == rows == len(read(stream))
         assert opened_stream(f"hfids/{tmp_path}/d:{name}", "train", val_fraction=0.4).length == 2 - (rows < 3)
-    with pytest.raises(UserError, match=r"d:none cannot be opened") as caught:
+    with pytest.raises(UserError, match=r"d:none cannot be loaded") as caught:
         opened_stream(f"hfids/{tmp_path}/d:none")
     assert "\n" not in str(caught.value)
 
@@ -123,6 +125,15 @@ def test_an_extra_split_is_left_alone(tmp_path: Path, parquet: WriteParquet) -> 
     counts = [len(read(part)) for part in parts]
     assert counts[2] == 40 == counts[0] + counts[1] and counts[1] > 0
     assert len(opened(f"hfds/{tmp_path}/d")) == 40
+
+
+def test_a_column_of_splits_is_refused(tmp_path: Path, encode: Encode) -> None:
+    rows = {"image": [encode()] * 4, "label": ["x", "y"] * 2, "Split": ["train", "train", "test", "test"]}
+    (tmp_path / "d").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "d" / "rows.parquet")
+    with pytest.raises(UserError, match="names splits in column 'Split', by which a stream is not divided"):
+        opened_stream(f"hfids/{tmp_path}/d", classes=["x", "y"])
+    assert len(opened(f"hfds/{tmp_path}/d", "val")) == 2
 
 
 def test_a_file_that_is_damaged(tmp_path: Path, parquet: WriteParquet) -> None:

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
 from conformer_vision.data.find import find_images, natural_key
@@ -266,61 +264,6 @@ def test_heic_says_what_it_needs(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
     with pytest.raises(BrokenImageError, match=r"photo\.jpg: .*(pip install pillow-heif|damaged)"):
         open_image(tmp_path / "photo.jpg")
-
-
-def _tiff(values: NDArray[Any], **options: Any) -> bytes:
-    buffer = BytesIO()
-    tifffile.imwrite(buffer, values, **options)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    "kind", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
-)
-@pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize(
-    ("channels", "options"),
-    [
-        (1, {"photometric": "minisblack"}),
-        (1, {"photometric": "miniswhite"}),
-        (3, {"photometric": "rgb"}),
-        (3, {"photometric": "rgb", "planarconfig": "separate"}),
-        (3, {"photometric": "rgb", "planarconfig": "separate", "compression": "deflate"}),
-        (1, {"photometric": "minisblack", "compression": "deflate", "predictor": True}),
-        (1, {"photometric": "minisblack", "tile": (16, 16)}),
-    ],
-)
-def test_tiffs_are_right_or_refused(kind: str, order: str, channels: int, options: dict[str, Any]) -> None:
-    """Compared with the values that went in, by the rules of `open_image`."""
-    top = {"uint8": 255, "int8": 127, "uint16": 65535, "int16": 32767, "float32": 1, "float64": 1}.get(
-        kind, 60_000
-    )
-    if options.get("predictor") and kind.startswith("float"):
-        pytest.skip("tifffile needs another package to write it")
-    values = np.random.default_rng(0).random((32, 48, channels)) * top
-    values = np.squeeze(values.astype(kind))
-    stored = np.moveaxis(values, -1, 0) if options.get("planarconfig") else values
-    try:
-        read = np.asarray(open_image(_tiff(stored, byteorder=order, **options)), float)
-    except BrokenImageError:
-        return
-    wanted = values * 255.0 / (65535 if top > 255 else top)
-    if options["photometric"] == "miniswhite":
-        wanted = wanted.max() - wanted if kind != "uint8" else 255 - wanted
-    wanted = np.broadcast_to(wanted.reshape(32, 48, channels), (32, 48, 3))
-    assert np.abs(read - wanted).max() <= 1
-
-
-@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
-def test_pages_of_a_tiff(kind: str) -> None:
-    pages = (np.random.default_rng(0).random((3, 16, 16)) * 100).astype(kind)
-    with pytest.raises(BrokenImageError, match="it is a TIFF of 3 pages; save each one as a file of its own"):
-        open_image(_tiff(pages, photometric="minisblack"))
-    buffer = BytesIO()
-    with tifffile.TiffWriter(buffer) as writer:  # with a thumbnail
-        writer.write(pages[0])
-        writer.write(pages[1, ::2, ::2], subfiletype=1)
-    assert open_image(buffer.getvalue()).size == (16, 16)
 
 
 def test_too_many_pixels_are_refused_before_decoding() -> None:

@@ -226,6 +226,8 @@ def test_columns_that_are_not_of_splits(tmp_path: Path) -> None:
     assert len(opened(tmp_path / "set.csv", "all")) == 6
     for header, cells, message in (
         ("set,usage", "train,test", "the columns set, usage all name splits"),
+        ("is_valid", "False", "the column 'is_valid' looks like a split; write a column split"),
+        ("Is Train", "1", "the column 'Is Train' looks like a split"),
         ("split", "unlabelled", "line 2: split 'unlabelled'; it must be one of"),
     ):
         text = "\n".join([f"image,label,{header}", *(f"{line},{cells}" for line in lines)])
@@ -268,6 +270,13 @@ def test_folders_of_the_same_folders(
     root = class_folders(tmp_path, ["lernen/a", "lernen/b", "pruefen/a", "pruefen/b"])
     assert opened(root).classes == ("lernen", "pruefen")
     assert "lernen, pruefen are taken for classes, though they hold the same folders (a, b)" in caplog.text
+
+
+def test_flags_of_parquet(tmp_path: Path, encode: Any) -> None:
+    table = pa.table({"image": [encode()] * 4, "label": ["x", "y"] * 2, "is_valid": [True, False] * 2})
+    pq.write_table(table, tmp_path / "set.parquet")
+    with pytest.raises(UserError, match="the column 'is_valid' looks like a split"):
+        opened(tmp_path / "set.parquet")
 
 
 @pytest.mark.parametrize("values", [[0, 1], [True, False], [None, "train"], [0.5, 1.5]])

@@ -43,8 +43,8 @@ def test_files_are_told_apart_by_name(parquet: WriteParquet, tmp_path: Path) -> 
 
 
 def test_data_folder_of_a_repository(parquet: WriteParquet, tmp_path: Path) -> None:
-    parquet("repo/data/train.parquet", [0, 1])
-    parquet("repo/data/validation.parquet", [1])
+    parquet("repo/data/Train.PARQUET", [0, 1])
+    parquet("repo/data/validation.pq", [1])
     assert list(opened(tmp_path / "repo", split="val").labels) == [1]
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from contracts.source import SourceContract, digest
-from streamed import NAMES, colour, write_rows
+from streamed import NAMES, colour, opened_stream, read, write_rows, write_shards
 
 
 @pytest.fixture(autouse=True)
@@ -139,10 +139,16 @@ def test_a_new_process_reads_the_same(tmp_path: Path) -> None:
             form = contract()
             sources.append(form.open(form.written(tmp_path / contract.__name__)))
     assert len(sources) == 11
-    (tmp_path / "sources.pickle").write_bytes(pickle.dumps(sources))
+    streams = [
+        opened_stream(write(tmp_path / write.__name__, [5, 5, 2]), "train")
+        for write in (write_rows, write_shards)
+    ]
+    (tmp_path / "sources.pickle").write_bytes(pickle.dumps((sources, streams)))
     code = "import sys, pickle; sys.path[:0] = sys.argv[2:]; from contracts.source import digest; "
-    code += "print([digest(source) for source in pickle.load(open(sys.argv[1], 'rb'))])"
+    code += "from streamed import read; sources, streams = pickle.load(open(sys.argv[1], 'rb')); "
+    code += "print([digest(each) for each in sources], [[i.name for i in read(s, seed=1)] for s in streams])"
     tests = Path(__file__).parents[1]
     command = [sys.executable, "-c", code, tmp_path / "sources.pickle", tests, tests / "support"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == str([digest(source) for source in sources]), done.stderr
+    names = [[item.name for item in read(stream, seed=1)] for stream in streams]
+    assert done.stdout.strip() == f"{[digest(source) for source in sources]} {names}", done.stderr

@@ -25,6 +25,8 @@ _PHOTO_EXTENSIONS = frozenset(
 )
 """Suffixes of other images."""
 
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
 _OF_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
 
 _logger = logging.getLogger(__name__)
@@ -131,11 +133,10 @@ def _warn_once(folder: str, text: str, names: Sequence[str], *, what: str = "fil
 def find_parquet(folder: Path) -> list[Path]:
     """List the parquet files in a folder, or in its ``data``, or in folders of theirs that mean splits."""
     for parent in (folder, folder / "data"):
-        inner = [
-            path for path in parent.glob("[!.]*") if parse_split(path.name) is not None and path.is_dir()
-        ]
+        inner = [path for path in parent.glob("[!.]*") if parse_split(path.name) and path.is_dir()]
         for places in ([parent], inner):
-            if found := [path for place in places for path in place.glob("[!.]*.parquet")]:
+            beside = [path for place in places for path in place.glob("[!.]*")]
+            if found := [path for path in beside if path.suffix.lower() in PARQUET_SUFFIXES]:
                 return sorted(found, key=lambda path: natural_key(str(path)))
     return []
 

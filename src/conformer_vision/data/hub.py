@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,17 +44,35 @@ def open_hub(name: str, request: Request) -> ArrowSource:
     Raises:
         UserError: as `open_images`; also no such set, no network, no access.
     """
+    origin = f"hfds/{name}"
+    return _open(load(name, request, origin=origin), origin, request)
+
+
+def load(name: str, request: Request, *, origin: str, streaming: bool = False) -> Any:
+    """Load what ``datasets`` finds by a name: a set, or several splits of one.
+
+    Args:
+        name: as in `open_hub`.
+        request: whose ``data_dir`` is the cache.
+        origin: what an error calls the set.
+        streaming: rows are read when they are asked for.
+
+    Raises:
+        UserError: no such set, no network, no access, or splits that ``datasets`` does not tell apart.
+    """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    origin = f"hfds/{name}"
-    path, _, config = name.partition(":")
-    if not path:
-        raise UserError(f"{origin} names no set; give hfds/NAME or hfds/NAME:CONFIG")
-    options: dict[str, Any] = {}
+    path, colon, config = name.rpartition(":")
+    # A colon in a path, as in "C:/images", is not that of a configuration.
+    if not colon or re.search(r"[/\\]", config) or len(path) < 2:
+        path, config = name, ""
+    if path.startswith("~"):
+        path = os.path.expanduser(path)
+    options: dict[str, Any] = {"streaming": True} if streaming else {}
     if "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters:  # datasets < 4
         options["trust_remote_code"] = False
-    is_local = Path(path).exists()
+    is_local = os.path.exists(path)
     try:
         with quiet_datasets(bars=not is_local):  # a download shows its progress
             found = datasets.load_dataset(
@@ -74,11 +94,11 @@ def open_hub(name: str, request: Request) -> ArrowSource:
     except Exception as error:  # the readers of all formats, the network and the hub raise what they like
         raise UserError(f"{origin} cannot be loaded ({reason_of(error)})") from error
     if is_local and isinstance(found, Mapping):
-        check_local_splits(Path(path), list(found), origin=origin)
-    return _open(found, origin, request)
+        _check_local_splits(Path(path), list(found), origin=origin)
+    return found
 
 
-def check_local_splits(folder: Path, found: Sequence[str], *, origin: str) -> None:
+def _check_local_splits(folder: Path, found: Sequence[str], *, origin: str) -> None:
     """Refuse a local folder with splits that ``datasets``, which knows few words for them, did not find.
 
     Args:

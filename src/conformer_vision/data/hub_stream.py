@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformer_vision.errors import UserError, reason_of
 
-from .arrow import Columns, choose_splits, find_columns, quiet_datasets, without_place
-from .hub import check_local_splits
+from .arrow import Columns, choose_splits, find_columns, without_place
+from .hub import load
 from .names import SPLIT_COLUMNS, is_column
 from .sharded import Row, Shard, ShardStream, open_shards
 from .splits import Request, Split
@@ -36,7 +34,7 @@ def open_hub_stream(name: str, request: Request) -> ShardStream:
     import datasets
 
     origin = f"hfids/{name}"
-    found = _load(name, request)
+    found = load(name, request, origin=origin, streaming=True)
     splits = choose_splits(list(found), origin=origin)
     features = _features(found[next(iter(splits.values()))], origin=origin)
     columns = find_columns(features, origin=origin)
@@ -46,7 +44,8 @@ def open_hub_stream(name: str, request: Request) -> ShardStream:
             f"{origin}: the labels in column {columns.label!r} have no names; store them as ClassLabel, "
             "or give classes"
         )
-    if (named := [name for name in features if is_column(name, SPLIT_COLUMNS[:1])]) and "val" not in splits:
+    named = [name for name in features if is_column(name, SPLIT_COLUMNS[:1])]
+    if named and "val" not in splits:
         raise UserError(
             f"{origin} names splits in column {named[0]!r}, by which a stream is not divided; "
             f"give hfds/{name}, or a set with the splits in files of their own"
@@ -83,27 +82,6 @@ class _Rows(Shard):
                 key = without_place(path) if isinstance(path, str) else f"{self._number} {count}"
                 yield Row(f"{self.name} row {count}", key, image, label)
                 count += 1
-
-
-def _load(name: str, request: Request) -> dict[str, datasets.IterableDataset]:
-    import datasets
-
-    path, colon, config = name.rpartition(":")
-    # A colon in a path, as in "C:/images", is not that of a configuration.
-    if not colon or re.search(r"[/\\]", config) or len(path) < 2:
-        path, config = name, ""
-    try:
-        with quiet_datasets():
-            found = datasets.load_dataset(
-                str(Path(path).expanduser()) if path.startswith("~") else path,
-                config or None,
-                streaming=True,
-                cache_dir=None if request.data_dir is None else str(request.data_dir),
-            )
-    except Exception as error:  # the hub's, fsspec's, the builder's
-        raise UserError(f"hfids/{name} cannot be opened ({reason_of(error)})") from error
-    check_local_splits(Path(path).expanduser(), list(found), origin=f"hfids/{name}")
-    return {str(split): rows for split, rows in found.items()}
 
 
 def _features(rows: datasets.IterableDataset, *, origin: str) -> Mapping[str, Any]:

@@ -190,6 +190,15 @@ def is_column(name: str, wanted: Sequence[str]) -> bool:
     return _plain(name) in wanted
 
 
+def may_hold_splits(name: str) -> bool:
+    """Tell whether `find_words` may want a column."""
+    return is_column(name, SPLIT_COLUMNS) or _is_flag(name)
+
+
+def _is_flag(name: str) -> bool:
+    return _plain(name).startswith("is") and _kind(_plain(name)[2:]) is not None
+
+
 def find_words(
     columns: Collection[str], words: Callable[[str], Sequence[str] | None], *, origin: str
 ) -> Sequence[str] | None:
@@ -204,7 +213,7 @@ def find_words(
         origin: what an error calls the set.
 
     Raises:
-        UserError: several columns say it.
+        UserError: several columns say it, or one like ``is_valid``.
     """
     known, *others = SPLIT_COLUMNS
     found = {name: read for name in _named(columns, known) if (read := words(name)) is not None}
@@ -215,6 +224,11 @@ def find_words(
                 found[name] = read
     if len(found) > 1:
         raise UserError(f"{origin}: the columns {some_names(found)} all name splits; rename all but one")
+    flags = [name for name in columns if _is_flag(name)]
+    if flags and not found:
+        raise UserError(
+            f"{origin}: the column {flags[0]!r} looks like a split; write a column split with train and val"
+        )
     return next(iter(found.values()), None)
 
 

@@ -16,7 +16,7 @@ from conformer_vision.errors import UserError, words
 from conformer_vision.extras import naming_extras
 
 from .base import ImageSource
-from .find import find_parquet, is_photo_name
+from .find import PARQUET_SUFFIXES, find_parquet, is_photo_name
 from .images import BrokenImageError, open_image
 from .splits import Request, Split, Splitting
 
@@ -102,7 +102,7 @@ def _is_parquet(path: Path) -> bool:
     if path.is_dir():
         return bool(find_parquet(path))
     if path.is_file():
-        return _ends(path, ".parquet", ".pq") or _head(path).startswith(b"PAR1")
+        return _ends(path, *PARQUET_SUFFIXES) or _head(path).startswith(b"PAR1")
     return glob.has_magic(str(path))
 
 

@@ -12,7 +12,7 @@ from conformer_vision.errors import UserError, reason_of
 
 from .arrow import ArrowSource, Block, find_columns, open_blocks, quiet_datasets
 from .find import find_parquet, natural_key
-from .names import SPLIT_COLUMNS, group_files, is_column
+from .names import group_files, may_hold_splits
 from .splits import Request, Split
 
 if TYPE_CHECKING:
@@ -104,9 +104,7 @@ def _header(path: Path) -> tuple[datasets.Features, int]:
     except Exception as error:  # the metadata is JSON that anyone may have written
         raise UserError(f"{path}: its Hugging Face metadata cannot be read ({reason_of(error)})") from error
     columns = find_columns(features, origin=str(path))
-    used = [
-        name for name in features if name in (columns.image, columns.label) or is_column(name, SPLIT_COLUMNS)
-    ]
+    used = [name for name in features if name in (columns.image, columns.label) or may_hold_splits(name)]
     return Features({name: features[name] for name in used}), rows
 
 
