@@ -3,12 +3,15 @@
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from torch import Tensor
 
@@ -136,6 +139,47 @@ def _wait_for_saves(process: ForkServerProcess, checkpoint: Path, count: int) ->
         now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         count -= now != seen
         seen = now
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs processes as Linux has them")
+@pytest.mark.parametrize(
+    ("harm", "status", "said"),
+    [
+        (signal.SIGKILL, 2, "error: a reading process was ended by SIGKILL: systems do that when memory"),
+        (signal.SIGBUS, 2, "error: a reading process was ended by SIGBUS: memory or a disk is full"),
+        (signal.SIGSTOP, 143, "stopped; continue with: conformer-vision train"),
+    ],
+    ids=str,
+)
+def test_a_reading_process_that_ends_or_hangs(
+    harm: signal.Signals,
+    status: int,
+    said: str,
+    whole: Path,
+    config: TrainConfig,
+    tmp_path: Path,
+    weights: Weights,
+) -> None:
+    """One line, and the state is kept; SIGTERM ends the run that waits for a process that hangs."""
+    run, output, recipe = tmp_path / "run", tmp_path / "output.txt", tmp_path / "recipe.yaml"
+    recipe.write_text(config.to_yaml())
+    process = start("train", f"--recipe={recipe}", f"--output={run}", output=output)
+    _wait_for_saves(process, run / "last.ckpt", 1)
+    hurt = psutil.Process(process.pid).children()[0]
+    hurt.send_signal(harm)
+    if harm == signal.SIGSTOP:
+        time.sleep(2)
+        process.terminate()
+    process.join(90)
+    lines = output.read_text().splitlines()
+    with suppress(psutil.NoSuchProcess):
+        hurt.kill()
+    assert process.exitcode == status, lines
+    (line,) = [line for line in lines if line.startswith(("error", "stopped", "Traceback"))]
+    assert line.startswith(said)
+    assert line.endswith(f"--resume {run}")
+    assert not list(run.rglob(".*.tmp*"))
+    assert same(weights(resume(run)), weights(whole))
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(

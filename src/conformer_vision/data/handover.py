@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import math
 import multiprocessing
@@ -15,8 +14,10 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import ProcessError
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +103,8 @@ def pack(images: list[Tensor], numbers: Tensor, broken: list[str]) -> Parcel | R
 def _from_memory(pickled: bytes) -> Batch | ReadingError:
     try:
         images, numbers, broken = pickle.loads(pickled)
-    except Exception as error:  # the process has ended, or this one has no memory or descriptors left
+    # The process has ended, or this one has no memory or descriptors left.
+    except (OSError, EOFError, RuntimeError, MemoryError, ProcessError) as error:
         return reading_error("a batch", error)
     return Batch(images, numbers[0], numbers[1], broken)
 
@@ -138,6 +140,8 @@ def _prefix(main_process: int | None) -> str:
 # ---- the processes ---------------------------------------------------------------------------------
 
 _WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+_owner = 0
+"""The process that has started them."""
 
 
 def prepare_worker(worker: int) -> None:
@@ -195,6 +199,12 @@ def started_or_ended() -> Iterator[None]:
 
 def remember(workers: Iterable[BaseProcess]) -> None:
     """End these processes with this one, if they are still running."""
+    global _owner
+    if _owner != os.getpid():
+        _owner = os.getpid()
+        _WORKERS.clear()
+        # Before multiprocessing's own hook, which would send a SIGTERM and wait for ever.
+        Finalize(None, _end_workers, exitpriority=10)
     _WORKERS.update(workers)
 
 
@@ -214,15 +224,10 @@ def lost(workers: Iterable[BaseProcess]) -> ReadingError | None:
     return None
 
 
-@atexit.register
 def _end_workers() -> None:
-    """Kill the workers, before multiprocessing's own hook would send a SIGTERM and wait for ever.
-
-    They only read, so nothing is lost.
-    """
+    """Kill the workers; they only read, so nothing is lost."""
     for worker in list(_WORKERS):
         if worker.is_alive():
             worker.kill()
-    if _WORKERS:
-        for path in Path(tempfile.gettempdir()).glob(f"{_prefix(os.getpid())}*"):
-            path.unlink(missing_ok=True)
+    for path in Path(tempfile.gettempdir()).glob(f"{_prefix(os.getpid())}*"):
+        path.unlink(missing_ok=True)

@@ -186,6 +186,7 @@ class RunFolder(Callback):
         return "RunFolder"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interrupt.take_over()
         self.started = True
         self._saved = time.monotonic()
 

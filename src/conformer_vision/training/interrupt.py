@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -55,6 +55,7 @@ class InterruptFlag:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._waiting_since: float | None = None
+        self._handle: Callable[[int, FrameType | None], None] | None = None
 
     @property
     def is_set(self) -> bool:
@@ -94,14 +95,24 @@ class InterruptFlag:
         if slurm_job() is not None:
             numbers.append(signal.SIGUSR1)
         before = {number: signal.signal(number, handle) for number in numbers}
+        self._handle = handle
         try:
             yield
         finally:
+            self._handle = None
             over.set()
             if self.is_set:
                 insisting.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def take_over(self) -> None:
+        """Replace lightning's handler of SIGTERM, within `listen`.
+
+        It would end validation without saving, and call other processes from within the handler.
+        """
+        if self._handle is not None:
+            signal.signal(signal.SIGTERM, self._handle)
 
     def _waits_too_long(self) -> bool:
         since = self._waiting_since
