@@ -195,6 +195,8 @@ def test_folders_that_may_be_splits_or_classes(
     ):
         root = class_folders(tmp_path / f"classes{number}", folders.split())
         assert set(opened(root).classes) == set(folders.split())
+    root = class_folders(tmp_path / "tiny", ["bullet train/images", "ox/images", "test tube/images"])
+    assert opened(root).classes == ("bullet train", "ox", "test tube")  # as Tiny-ImageNet's folders are
     root = class_folders(tmp_path / "left", ["train/a", "train/b", "val/a", "val/b", "unlabelled"])
     assert len(opened(root, "train")) == 6
     assert f"{root}: left alone, as no split: unlabelled" in caplog.text

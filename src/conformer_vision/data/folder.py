@@ -238,7 +238,7 @@ def _split_folders(tree: _Tree, root: str) -> dict[Split, str]:
     for name in folders:
         folder = os.path.join(root, name)
         inside = tree.folders(folder)
-        if inside and parse_split(name) is not None and not tree.loose(folder):
+        if len(inside) > 1 and parse_split(name) is not None and not tree.loose(folder):
             raise UserError(
                 f"{tree.show(root)}: {one_line(name)} may be a split or a class beside {some_names(beside)}; "
                 "keep train and val alone in a folder, or give the class another name"

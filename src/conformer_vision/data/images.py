@@ -20,7 +20,7 @@ from conformer_vision.errors import UserError, one_line, reason_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-with suppress(ImportError):  # HEIC, where the package is installed
+with suppress(ImportError, OSError):  # HEIC, where the package is installed and finds its library
     import pillow_heif
 
     pillow_heif.register_heif_opener()
