@@ -164,10 +164,26 @@ def _load_file(path: Path, arch: str | None) -> tuple[nn.Module, ModelSpec]:
         model, spec = _load_weights(beside)
         load_checkpoint(model, path)
         return model, spec
-    found = describe_checkpoint(read_checkpoint(path), label=str(path), arch=arch)
+    checkpoint = read_checkpoint(path)
+    if arch is None and (kept := _spec_within(checkpoint, path)) is not None:
+        model = _build(kept, path)
+        if kept.model in VARIANTS:  # built without memory; others may have buffers that no file holds
+            model = model.to_empty(device="cpu")
+        load_checkpoint(model, path)
+        return model.eval(), kept
+    found = describe_checkpoint(checkpoint, label=str(path), arch=arch)
     model = timm.create_model(found.model, num_classes=found.num_classes, in_chans=found.in_chans)
     load_checkpoint(model, path)
     return model.eval(), _spec_of(found.model, model, *_names_of(found, path), in_chans=found.in_chans)
+
+
+def _spec_within(checkpoint: Mapping[str, object], path: Path) -> ModelSpec | None:
+    """Return the specification in a run's checkpoint, which may have been copied out of its folder."""
+    callbacks = checkpoint.get("callbacks")
+    for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        if isinstance(state, Mapping) and isinstance(text := state.get(METADATA_KEY), str):
+            return _read_spec({METADATA_KEY: text}, path)
+    return None
 
 
 def _names_of(found: Foreign, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

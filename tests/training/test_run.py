@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def test_run_folder(run: Path, config: TrainConfig) -> None:
     with Image.open(run / "curves.png") as curves:
         curves.verify()
         assert min(curves.size) > 300
+
+
+def test_a_checkpoint_alone_says_how_to_build_its_network(run: Path, tmp_path: Path) -> None:
+    shutil.copy(run / "last.ckpt", tmp_path / "copied.ckpt")
+    model, spec = load_model(tmp_path / "copied.ckpt")
+    expected, same = load_model(run / "last.safetensors")
+    assert spec == same
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_metrics(run: Path, images: Path) -> None:

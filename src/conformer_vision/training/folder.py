@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from ..runs import (
     TOP_FOLDER,
     mark_config,
 )
-from ..spec import ModelSpec
+from ..spec import METADATA_KEY, ModelSpec
 from ..weights import save_weights
 from .averaging import Averaging
 from .callbacks import Recorder, Row
@@ -285,8 +286,12 @@ class RunFolder(Callback):
             self._drawn = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        top = [list(item) for item in self._top]
-        return {"best": list(self._best), "best_scores": self._best_scores, "top": top}
+        return {
+            METADATA_KEY: self.network.spec.to_json(),  # a copy of the checkpoint is enough to predict
+            "best": list(self._best),
+            "best_scores": self._best_scores,
+            "top": [list(item) for item in self._top],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = tuple(state_dict["best"])
@@ -308,8 +313,10 @@ def _drop_state(checkpoint: Path) -> None:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     kept = {key: value for key, value in state.items() if key not in _ONLY_TO_TRAIN_ON}
     try:
+        buffer = BytesIO()  # torch's own writer aborts the process where the disk is full
+        torch.save(kept, buffer)
         with atomic_path(checkpoint) as temporary:
-            torch.save(kept, temporary)
+            temporary.write_bytes(buffer.getbuffer())
     except UserError as error:  # the run is complete with it
         note(f"the optimizer's state stays: {error}")
 
