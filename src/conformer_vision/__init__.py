@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from .inference import Predictor as Predictor
     from .inference import evaluate as evaluate
     from .models import VARIANTS as VARIANTS
+    from .models import AttentionFeatures as AttentionFeatures
     from .models import BranchFeatures as BranchFeatures
     from .models import BranchLogits as BranchLogits
+    from .models import ClassMaps as ClassMaps
     from .models import Conformer as Conformer
     from .models import ConformerConfig as ConformerConfig
     from .models.checkpoints import load_checkpoint as load_checkpoint

@@ -120,17 +120,87 @@ class ModelContract:
             assert torch.equal(features, model.forward_features(x))
             seen.clear()
             early = model.forward_intermediates(x, indices=[1], intermediates_only=True, stop_early=True)
-        assert levels[0].tokens is None
         assert max(seen) == model.feature_depths[1], "stopped early"
         assert torch.equal(early[0], maps[1])
         with torch.no_grad():
             model(x)
-        for level, number in zip(levels[1:], model.feature_depths[1:], strict=True):
+        for level, number in zip(levels, model.feature_depths, strict=True):
+            if number == 0:
+                assert level.tokens is None
+                continue
             assert torch.equal(level.map, seen[number][0])
             assert torch.equal(level.tokens, seen[number][1])
+        strides = [info["reduction"] for info in model.feature_info]
+        assert strides == [strides[0] * 2**level for level in range(len(strides))]
+        for level, stride in zip(maps, strides, strict=True):
+            assert maps[0].shape[2] * strides[0] == level.shape[2] * stride
         torch.testing.assert_close(normed[-1].tokens, model.norm(levels[-1].tokens))
+        assert torch.equal(normed[-1].map, features)
+        assert normed[-1].map.shape[1] == model.feature_info[-1]["num_chs_norm"] == model.num_features
         assert [level.shape[1] for level in maps] == [info["num_chs"] for info in model.feature_info]
         assert all(torch.equal(one.map, other) for one, other in zip(levels, maps, strict=True))
+
+    def test_any_block_by_its_number(self, shared: Conformer, x: Tensor) -> None:
+        with torch.no_grad():
+            every = shared.forward_intermediates(
+                x, blocks=[4, 0, 1, 2], return_tokens=True, intermediates_only=True, stop_early=True
+            )
+            levels = shared.forward_intermediates(x, return_tokens=True, intermediates_only=True)
+        assert len(every) == 4 and every[0].tokens is None, "in the order of the network"
+        assert torch.equal(every[2].map, levels[shared.feature_depths.index(2)].map)
+        with pytest.raises(ValueError, match="no block 6; use 1 to 5"):
+            shared.forward_intermediates(x, blocks=[6])
+        with pytest.raises(ValueError, match="not both"):
+            shared.forward_intermediates(x, indices=[1], blocks=[1])
+
+    # ---- where -----------------------------------------------------------------------------------
+
+    def test_attention_is_that_of_the_forward_pass(self, shared: Conformer, x: Tensor) -> None:
+        seen: list[Tensor] = []
+        plain = copy.deepcopy(shared)
+        plain.set_fused_attention(False)
+        for block in plain.blocks:
+            block.transformer.attn.attn_drop.register_forward_hook(lambda *call: seen.append(call[2]))
+        with torch.no_grad():
+            plain(x)
+            attention, blocks, features = shared.forward_attention(x, return_features=True)
+            for actual, expected in zip(attention, seen, strict=True):
+                torch.testing.assert_close(actual, expected)
+                torch.testing.assert_close(actual.sum(-1), torch.ones_like(actual[..., 0]))
+            torch.testing.assert_close(shared.forward_head(features), shared(x))
+            assert len(blocks) == len(shared.blocks)
+            assert torch.equal(shared.forward_attention(x)[-1], attention[-1])
+        assert shared.blocks[0].transformer.attn.fused_attn, "the model stays as it is"
+
+    def test_class_maps(self, shared: Conformer, x: Tensor) -> None:
+        with torch.no_grad():
+            maps, branches = shared.class_maps(x), shared.forward_branches(x)
+            torch.testing.assert_close(maps.conv.mean((2, 3)) + shared.conv_head.bias, branches.conv)
+            patch = shared.config.patch_size
+            grid = [-(-side // patch) for side in self.size]
+            assert list(maps.trans.shape) == [2, 5, *grid]
+
+    @pytest.mark.parametrize("output_stride", [32, 16, 8])
+    def test_output_stride(self, output_stride: int, shared: Conformer, x: Tensor) -> None:
+        model = self.build(output_stride=output_stride)
+        model.load_state_dict(shared.state_dict())
+        natural = shared.feature_info[-1]["reduction"]
+        maps = model.forward_intermediates(x, intermediates_only=True)
+        sides = [-(-side // model.config.patch_size) * model.config.patch_size for side in self.size]
+        for info, level in zip(model.feature_info, maps, strict=True):
+            assert info["reduction"] <= max(output_stride, 2)
+            if info["module"] != "stem":
+                assert list(level.shape[2:]) == [-(-side // info["reduction"]) for side in sides]
+        if natural <= output_stride:
+            assert torch.equal(model(x), shared(x)), "nothing changes"
+            return
+        features, expected = model.forward_features(x), shared.forward_features(x)
+        step = natural // model.feature_info[-1]["reduction"]
+        if step == 2 and output_stride == shared.config.reduction(2):
+            # Only the last convolution's stride fell away: every other position is the network's own.
+            chs = shared.map_chs
+            assert relative(features[:, :chs, ::2, ::2], expected[:, :chs]) < 1e-5
+            assert relative(features[:, chs:, 0, 0], expected[:, chs:, 0, 0]) < 1e-5
 
     # ---- training --------------------------------------------------------------------------------
 
@@ -178,10 +248,11 @@ class ModelContract:
     @pytest.mark.parametrize("level", range(5))
     def test_pruning_leaves_nothing_without_use(self, level: int, shared: Conformer, x: Tensor) -> None:
         model = copy.deepcopy(shared)
+        level = min(level, len(model.feature_depths) - 1)
         with torch.no_grad():
             expected = model.forward_intermediates(x, indices=[level], intermediates_only=True)[0]
         depth = model.feature_depths[level]
-        model.prune_intermediate_layers([level])
+        model.prune_intermediate_layers([level], prune_norm=True)
         assert len(model.blocks) == depth
         features = model.forward_features(x)
         torch.testing.assert_close(features, expected)
@@ -194,7 +265,8 @@ class ModelContract:
 
     def test_pruning_nothing_changes_nothing(self, shared: Conformer, x: Tensor) -> None:
         model = copy.deepcopy(shared)
-        assert model.prune_intermediate_layers([4], prune_head=False) == [4]
+        last = len(model.feature_depths) - 1
+        assert model.prune_intermediate_layers([last], prune_head=False) == [last]
         assert torch.equal(model(x), shared(x))
 
     def test_folding_changes_no_answer(self, shared: Conformer) -> None:

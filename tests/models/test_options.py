@@ -143,8 +143,8 @@ def test_options_leave_names_alone() -> None:
 def test_features_only_with_hooks_and_chosen_levels() -> None:
     x = images(1, 3, 64, 96)
     getter = timm.create_model(SMALL, features_only=True, out_indices=(1, 3)).eval()
-    assert [tuple(map_.shape[2:]) for map_ in getter(x)] == [(32, 48), (8, 12)]
-    assert getter.feature_info.reduction() == [2, 8]
+    assert [tuple(map_.shape[2:]) for map_ in getter(x)] == [(16, 24), (4, 6)]
+    assert getter.feature_info.reduction() == [4, 16]
     hooks = timm.create_model(SMALL, features_only=True, feature_cls="hook").eval()
     assert [map_.shape[1] for map_ in hooks(x)] == hooks.feature_info.channels()
 

@@ -73,6 +73,7 @@ class Bottleneck(nn.Module):
         out_chs: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
         project: bool = False,
         drop_path: float = 0.0,
         device: Any = None,
@@ -85,7 +86,9 @@ class Bottleneck(nn.Module):
         self.conv1 = nn.Conv2d(in_chs, mid_chs, 1, bias=False, **dd)
         self.bn1: nn.Module = norm(mid_chs)
         self.act1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(mid_chs, mid_chs, 3, stride=stride, padding=1, bias=False, **dd)
+        self.conv2 = nn.Conv2d(
+            mid_chs, mid_chs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False, **dd
+        )
         self.bn2: nn.Module = norm(mid_chs)
         self.act2 = nn.ReLU()
         self.conv3 = nn.Conv2d(mid_chs, out_chs, 1, bias=False, **dd)
@@ -232,8 +235,17 @@ def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.M
     new_stage = first or config.stage(index - 1) != stage
     in_chs = config.stem_width if first else config.width(config.stage(index - 1))
     depth_share = index / (config.depth - 1)
+    # The convolution that would halve the map still sees the map before it, at that map's dilation.
+    before = stage - 1 if new_stage and not first else stage
 
-    bottleneck = Bottleneck(in_chs, chs, stride=2 if new_stage and not first else 1, project=new_stage, **dd)
+    bottleneck = Bottleneck(
+        in_chs,
+        chs,
+        stride=config.reduction(stage) // config.reduction(before),
+        dilation=config.dilation(before),
+        project=new_stage,
+        **dd,
+    )
     transformer = Block(
         config.embed_dim,
         config.num_heads,
@@ -255,7 +267,8 @@ def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.M
         fusion=Bottleneck(
             chs,
             chs,
-            stride=2 if last else 1,
+            stride=config.reduction(stage + 1) // config.reduction(stage) if last else 1,
+            dilation=config.dilation(stage),
             project=last,
             drop_path=config.conv_drop_path_rate * depth_share,
             **dd,

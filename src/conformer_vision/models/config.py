@@ -30,6 +30,8 @@ class ConformerConfig:
         drop_path_rate: stochastic depth of the transformer blocks, growing linearly from 0 to this.
         conv_drop_path_rate: the same in the fusion bottlenecks (in OpenMMLab, not in the official code).
         zero_init_last: start each bottleneck as its shortcut, with the scale of its last BatchNorm at zero.
+        output_stride: largest reduction of the feature map: 32 (as published), 16 or 8. Where a halving
+            falls away, the 3x3 convolutions behind it are dilated, so any weights fit.
     """
 
     patch_size: int = 16
@@ -49,10 +51,13 @@ class ConformerConfig:
     drop_path_rate: float = 0.0
     conv_drop_path_rate: float = 0.0
     zero_init_last: bool = False
+    output_stride: int = 32
 
     def __post_init__(self) -> None:
         if self.stem_stride not in (1, 2, 4):
             raise ValueError(f"stem_stride={self.stem_stride} is not possible; use 1, 2 or 4")
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride={self.output_stride} is not possible; use 32, 16 or 8")
         if self.patch_size < 1 or self.patch_size % (4 * self.stem_stride):
             unit = 4 * self.stem_stride
             near = max(unit, round(self.patch_size / unit) * unit)
@@ -92,9 +97,14 @@ class ConformerConfig:
 
     @property
     def feature_depths(self) -> list[int]:
-        """Blocks behind each of the five feature levels; (4, 4, 4) gives 0 (the stem), 4, 8, 11, 12."""
+        """Blocks behind each of the feature levels; (4, 4, 4) gives 0 (the stem), 4, 8, 11, 12.
+
+        The stem of a variant for small images has the first stage's stride. It is no level of its own there:
+        clients such as segmentation_models.pytorch want every level to halve the one before.
+        """
         first, second, _ = self.depths
-        return [0, first, first + second, self.depth - 1, self.depth]
+        levels = [first, first + second, self.depth - 1, self.depth]
+        return [0, *levels] if self.stem_stride == 4 else levels
 
     def stage(self, block: int) -> int:
         """Stage (0, 1, 2) of a block counted from 0."""
@@ -104,6 +114,14 @@ class ConformerConfig:
         """Channels of the CNN branch in a stage."""
         return int(64 * self.channel_ratio) << stage
 
+    def reduction(self, stage: int) -> int:
+        """Side of the image over that of the map in a stage; stage 3 is the map of the very last block."""
+        return min(self.stem_stride << stage, self.output_stride)
+
+    def dilation(self, stage: int) -> int:
+        """Dilation of the 3x3 convolutions on a stage's map: it makes up for the halvings left out before."""
+        return (self.stem_stride << stage) // self.reduction(stage)
+
     def tokens_to_map(self, stage: int) -> int:
         """Cells of a stage's map along one side of a patch: the ratio that the couplings bridge."""
-        return self.patch_size // (self.stem_stride << stage)
+        return self.patch_size // self.reduction(stage)

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
-from timm.models._features import feature_take_indices
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from conformer_vision.models.blocks import Bottleneck, FCUDown, FCUUp, Stem, build_block
 from conformer_vision.models.checkpoints import checkpoint_filter_fn
 from conformer_vision.models.config import ConformerConfig
+from conformer_vision.models.inner import InnerOutputs
 from conformer_vision.models.recompute import Recompute, parse_recompute, run_again_in_backward
 
-__all__ = ["BranchFeatures", "BranchLogits", "Conformer", "checkpoint_filter_fn"]
+__all__ = ["BranchLogits", "Conformer", "checkpoint_filter_fn"]
 
 
 class BranchLogits(NamedTuple):
@@ -32,18 +32,12 @@ class BranchLogits(NamedTuple):
     trans: Tensor
 
 
-class BranchFeatures(NamedTuple):
-    """The branches' features after a block: map (B, C, H, W), tokens (B, 1 + N, D), class token first."""
-
-    map: Tensor
-    tokens: Tensor | None
-
-
-class Conformer(nn.Module):
+class Conformer(InnerOutputs):
     """The network (figure 2), with timm's model surface.
 
     `model(x)` returns one tensor of logits (B, num_classes), or the pooled features of both branches
-    (B, num_features) if there are no classes. `forward_branches` returns the logits of each head.
+    (B, num_features) if there are no classes. `forward_branches` returns the logits of each head. What is
+    inside (maps, tokens, attention, class maps) comes from the methods of `InnerOutputs`.
     """
 
     def __init__(
@@ -80,9 +74,7 @@ class Conformer(nn.Module):
         self.pad_to = config.tokens_to_map(0)
 
         self.stem = Stem(in_chans, config.stem_width, stride=config.stem_stride, **dd)
-        self.stem_pool: nn.Module = nn.Identity()
-        if config.stem_stride == 4:
-            self.stem_pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.stem_pool = nn.MaxPool2d(3, stride=2, padding=1) if config.stem_stride == 4 else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim, **dd))
         self.patch_embed: nn.Module = nn.Conv2d(
             config.stem_width, config.embed_dim, self.pad_to, stride=self.pad_to, **dd
@@ -92,19 +84,19 @@ class Conformer(nn.Module):
         self.head_drop = nn.Dropout(config.drop_rate)
 
         self.feature_depths = config.feature_depths
-        widths = [config.stem_width] + [
-            config.width(config.stage(depth - 1)) for depth in self.feature_depths[1:]
-        ]
-        stem_reduction = min(config.stem_stride, 2)
-        reductions = [stem_reduction] + [config.stem_stride * ratio for ratio in (1, 2, 4, 8)]
-        modules = ["stem"] + [f"blocks.{depth - 1}" for depth in self.feature_depths[1:]]
-        self.feature_info: list[dict[str, Any]] = [
-            {"num_chs": chs, "reduction": reduction, "module": module}
-            for chs, reduction, module in zip(widths, reductions, modules, strict=True)
-        ]
-
-        self.map_chs = widths[-1]
+        self.map_chs = config.width(2)
         self.num_features = self.head_hidden_size = self.map_chs + config.embed_dim
+        self.feature_info: list[dict[str, Any]] = [
+            {
+                "num_chs": config.width(config.stage(depth - 1)) if depth else config.stem_width,
+                "reduction": config.reduction(stage) if depth else 2,
+                "module": f"blocks.{depth - 1}" if depth else "stem",
+            }
+            for depth, stage in zip(self.feature_depths, range(4 - len(self.feature_depths), 4), strict=True)
+        ]
+        # With `norm=True`, the last level is the tensor of `forward_features`.
+        self.feature_info[-1]["num_chs_norm"] = self.num_features
+
         self.conv_head: nn.Module = nn.Identity()
         self.trans_head: nn.Module | None = nn.Identity()
         self._set_heads(num_classes, global_pool)
@@ -198,86 +190,6 @@ class Conformer(nn.Module):
         if self.distilled_training and self.training and not torch.jit.is_scripting():
             return cast(Tensor, branches)  # both heads, as `set_distilled_training` asks
         return self.fuse_logits(branches)
-
-    # ---- intermediate features -----------------------------------------------------------------
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-        return_tokens: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the maps of feature levels: the stem and blocks 4, 8, 11, 12 at strides 2, 4, 8, 16, 32.
-
-        Args:
-            x: Images (B, in_chans, H, W).
-            indices: The last n levels if int, all if None, else the numbers of the levels.
-            norm: Normalise the tokens that `return_tokens` adds; maps have no final norm.
-            stop_early: Stop after the last of these levels.
-            output_fmt: "NCHW".
-            intermediates_only: Do not return the final features.
-            return_tokens: Return `BranchFeatures` (map, tokens) per level; the stem's tokens are None.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError("output_fmt must be 'NCHW'; use return_tokens=True for tokens")
-        take_indices, max_index = feature_take_indices(len(self.feature_depths), indices)
-        depths = [self.feature_depths[level] for level in take_indices]
-        stop = self.feature_depths[max_index] if stop_early else len(self.blocks)
-
-        x = self.stem(x)
-        maps: list[Tensor] = []
-        tokens_of: list[Tensor | None] = []
-        if 0 in depths:
-            maps.append(x)
-            tokens_of.append(None)
-        features = x
-        if stop > 0:
-            x, tokens = self._embed(x)
-            x, tokens, kept = self._run_blocks(x, tokens, stop, depths)
-            for level_map, level_tokens in kept:
-                maps.append(level_map)
-                tokens_of.append(level_tokens)
-            features = self._features(x, tokens)
-
-        if not torch.jit.is_scripting() and return_tokens:
-            if norm and self.norm is not None:
-                tokens_of = [None if each is None else self.norm(each) for each in tokens_of]
-            pairs = [BranchFeatures(*pair) for pair in zip(maps, tokens_of, strict=True)]
-            return cast(list[Tensor], pairs if intermediates_only else (features, pairs))
-        if intermediates_only:  # no expression: TorchScript wants one type of it
-            return maps
-        return features, maps
-
-    def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
-    ) -> list[int]:
-        """Delete what the maps of the levels `indices` do not need, so that every parameter left is used.
-
-        The class token's norm goes with the heads (`prune_norm`, `prune_head`) or with the last blocks; the
-        features are then the last map alone. Return the numbers of the levels.
-        """
-        take_indices, max_index = feature_take_indices(len(self.feature_depths), indices)
-        depth = self.feature_depths[max_index]
-        cut = depth < len(self.blocks)
-        if not (cut or prune_norm or prune_head):
-            return take_indices
-        self.blocks = self.blocks[:depth]
-        self.feature_depths = self.feature_depths[: max_index + 1]
-        if depth == 0:
-            self.stem_pool = nn.Identity()
-            self.patch_embed = nn.Identity()
-            self.cls_token = None  # type: ignore[assignment]  # no token is made any more
-        self.norm = None
-        self.map_chs = self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-        self.reset_classifier(0, "" if prune_head or cut else None)
-        return take_indices
 
     # ---- heads ---------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class _Variant:
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """Describe input and weights as timm does."""
-        stride = 8 * self.config.stem_stride
+        stride = self.config.reduction(3)
         return {
             "url": _OPENMMLAB + self.weights if self.weights else "",
             "num_classes": 1000,
@@ -131,7 +131,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Conformer
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3, 4), "feature_cls": "getter"},
+        feature_cfg={"out_indices": tuple(range(len(config.feature_depths))), "feature_cls": "getter"},
         **kwargs,
     )
     if file is not None:
