@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from command_line import start
 from conformer_vision.training import TrainConfig, train
+from conformer_vision.training.processes import ended
 from option_tools import rows_of
 
 Tiny = Callable[..., TrainConfig]
@@ -73,8 +76,8 @@ def run_two(config: TrainConfig, folder: Path, *, launcher: str) -> Path:
     return run
 
 
-def run_pair(config: TrainConfig, folder: Path) -> Path:
-    """The run by two processes with what torchrun tells its own; these have the libraries already."""
+def start_pair(config: TrainConfig, folder: Path) -> tuple[Path, list[ForkServerProcess], list[Path]]:
+    """Start two processes with what torchrun tells its own; these have the libraries already."""
     folder.mkdir()
     recipe, run = folder / "recipe.yaml", folder / "run"
     recipe.write_text(config.to_yaml())
@@ -92,6 +95,12 @@ def run_pair(config: TrainConfig, folder: Path) -> Path:
         )
         for rank, output in enumerate(outputs)
     ]
+    return run, processes, outputs
+
+
+def run_pair(config: TrainConfig, folder: Path) -> Path:
+    """The run by such a pair."""
+    run, processes, outputs = start_pair(config, folder)
     for process in processes:
         process.join(100)
     written = "".join(output.read_text() for output in outputs)
@@ -131,3 +140,32 @@ def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights
         del mine[name], other[name]
     close(mine, other, rtol=1e-4)
     assert rows_of(two)[-1]["train_loss"] == pytest.approx(rows_of(one)[-1]["train_loss"], rel=1e-3)
+
+
+@pytest.mark.xdist_group("pair")
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_is_one_line(tiny: Tiny, tmp_path: Path, killed: int) -> None:
+    """The other one ends too, and what was saved is kept."""
+    config = tiny(**PLAIN | {"epochs": 400, "save_minutes": 1e-9, "batch_size": 4})
+    run, processes, outputs = start_pair(config, tmp_path / "two")
+    while not (run / "last.ckpt").exists() and all(process.is_alive() for process in processes):
+        time.sleep(0.01)
+    processes[killed].kill()
+    other = processes[1 - killed]
+    other.join(60)
+    lines = outputs[1 - killed].read_text().splitlines()
+    assert other.exitcode == 2, lines
+    (line,) = [line for line in lines if "error" in line or "Traceback" in line]
+    assert line == f"error: another process of this training has ended; continue with --resume {run}"
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] > 0
+
+
+def test_how_a_process_has_ended_that_this_one_started() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert ended([process]) is None
+        process.kill()
+        process.wait()
+        assert ended([process]) == "process 1 of 2 was ended by SIGKILL"
+    with subprocess.Popen(["false"]) as process:
+        process.wait()
+        assert ended([process]) == "process 1 of 2 ended with status 1"

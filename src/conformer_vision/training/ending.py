@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning
 
 from ..data.images import ReadingError
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..memory import is_out_of_memory, out_of_memory
 from ..runs import LAST_CHECKPOINT
 from .folder import RunFolder
@@ -58,7 +58,7 @@ def _reason(error: Exception, trainer: lightning.Trainer) -> str | None:
         return out_of_memory(error)
     if trainer.world_size > 1 and is_lost_process(error):
         lost = trainer.strategy.lost if isinstance(trainer.strategy, Processes) else None
-        return lost or f"another process of this training has ended ({first_line(error)})"
+        return lost or "another process of this training has ended"
     return None
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 from ..console import note
 
@@ -80,29 +83,31 @@ class InterruptFlag:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        over = threading.Event()
-        insisting = threading.Thread(target=self._insist, args=(over,), daemon=True)
+        receiving, sending = socket.socketpair()
+        insisting = threading.Thread(target=self._insist, args=(receiving,), daemon=True)
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self._waits_too_long():
                 raise InterruptedWaiting
-            if self.signal is None:
-                self.signal = number
-                insisting.start()
+            self.signal = self.signal or number
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         numbers = [signal.SIGINT, signal.SIGTERM]
         if slurm_job() is not None:
             numbers.append(signal.SIGUSR1)
+        sending.setblocking(False)
+        insisting.start()
         before = {number: signal.signal(number, handle) for number in numbers}
+        wakeup = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
         self._handle = handle
         try:
             yield
         finally:
             self._handle = None
-            over.set()
-            if self.is_set:
-                insisting.join()
+            signal.set_wakeup_fd(wakeup)
+            sending.close()
+            insisting.join()
+            receiving.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -118,16 +123,30 @@ class InterruptFlag:
         since = self._waiting_since
         return self.is_set and since is not None and time.monotonic() - since > PATIENCE
 
-    def _insist(self, over: threading.Event) -> None:
-        """Signal again while images are awaited; end the process if it waits where no handler runs."""
+    def _insist(self, received: socket.socket) -> None:
+        """Signal again while images are awaited; end the process if it waits where no handler runs.
+
+        Python's handlers do not run while a library waits, say for another process, but the numbers of
+        signals are received at once.
+        """
+        numbers = b""
+        while not set(numbers) & {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}:
+            if not (numbers := received.recv(64)):
+                return
+        received.settimeout(PATIENCE / 10)
         busy, used = time.monotonic(), time.process_time()
-        while not over.wait(PATIENCE / 10):
+        while True:
+            with suppress(TimeoutError):
+                if not received.recv(64):
+                    return
             if self._waits_too_long():
                 os.kill(os.getpid(), signal.SIGTERM)
             if time.process_time() - used > PATIENCE / 100:
                 busy, used = time.monotonic(), time.process_time()
-            elif time.monotonic() - busy > 3 * PATIENCE:  # in a library, for a process that does not answer
+            elif time.monotonic() - busy > 2 * PATIENCE:
                 note("stopped while waiting for another process; what was saved before is kept")
+                for child in psutil.Process().children(recursive=True):
+                    child.kill()
                 os._exit(128 + (self.signal or signal.SIGTERM))
 
 

@@ -98,7 +98,7 @@ class Processes(DDPStrategy):
     def lost(self) -> str | None:
         """How a process has ended that this one started, if one has."""
         assert isinstance(self._launcher, _Launcher)
-        return _ended(self._launcher.procs)
+        return ended(self._launcher.procs)
 
 
 class _Launcher(_SubprocessScriptLauncher):
@@ -113,18 +113,19 @@ class _Launcher(_SubprocessScriptLauncher):
 
 def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """End this process and the others where one has ended and this one waits for it in vain."""
-    while (ended := _ended(processes)) is None:
+    while (line := ended(processes)) is None:
         if all(process.poll() == 0 for process in processes):
             return
         time.sleep(0.2)
     time.sleep(_PATIENCE)
     for process in processes:
         process.kill()
-    note(f"error: {ended}; what was saved before is kept")
+    note(f"error: {line}; what was saved before is kept")
     os._exit(2)
 
 
-def _ended(processes: Sequence[subprocess.Popen[bytes]]) -> str | None:
+def ended(processes: Sequence[subprocess.Popen[bytes]]) -> str | None:
+    """Say how the first of the processes has ended that did not end well, if one has."""
     for rank, process in enumerate(processes, start=1):
         if code := process.poll():
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
