@@ -148,7 +148,9 @@ def test_a_run_says_what_it_does(
     run = train(config)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"data: {images}"
-    assert lines[1].startswith(f"images: {count} for training, {36 - count} for validation")
+    assert lines[1] == f"images: {count} for training, {36 - count} for validation"
+    assert lines[2].startswith("split: ")
+    del lines[2]
     assert lines[2] == "classes: 3 (blue, green, red)"
     assert lines[3].startswith("model: conformer_nano_patch8_64, 2.8 M parameters, 32x32 pixels")
     assert lines[4] == "initial weights: none, training from scratch"

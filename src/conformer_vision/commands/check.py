@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_splitting, splitting_of
-from conformer_vision.console import emit, note, say, show_table
+from conformer_vision.console import emit, note, say, show_table, width
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
@@ -139,7 +140,9 @@ def _print(result: CheckResult) -> None:
         for kind, count in result.counts.items():
             if count:
                 examples = result.examples(kind)[:_MOST_EXAMPLES]
-                more = [f"and {count - len(examples):,} more"] if count > len(examples) else []
+                if width() is not None:  # a terminal has no room for two paths beside each other
+                    examples = [re.sub(" ([=~]) ", r"\n  \1 ", example) for example in examples]
+                more = [f"and {count - _MOST_EXAMPLES:,} more"] if count > _MOST_EXAMPLES else []
                 rows.append((MEANINGS[kind][0], "\n".join([*examples, *more]), f"{count:,}"))
         show_table(("finding", "examples", "count"), rows, left=2)
     for split in result.splits:

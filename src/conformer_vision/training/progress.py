@@ -53,10 +53,11 @@ def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note
     cut = data.splitting
     split = f"fold {cut.fold} of {cut.folds}"
     if cut.folds is None:
-        split = f"the data's own split, else val_fraction {cut.val_fraction:g}"
+        split = f"the data's own, else val_fraction {cut.val_fraction:g}"
     return [
         f"data: {describe(data.data)}",
-        f"images: {images} ({split})",
+        f"images: {images}",
+        f"split: {split}",
         f"classes: {len(spec.classes)} ({some_names(spec.classes, most=4)})",
         f"model: {spec.model}, {parameters:.1f} M parameters, {height}x{width} pixels",
         f"initial weights: {weights}",
