@@ -131,7 +131,7 @@ def test_broken_validation_image_is_named_and_not_counted(
         for name in ("blue", "red"):
             (data / part / name).mkdir(parents=True)
             for number in numbers:
-                source = images / name / f"{number}.png"
+                source = sorted((images / name).iterdir())[number]
                 (data / part / name / f"{number}.png").write_bytes(source.read_bytes())
     (data / "val" / "red" / "10.png").write_bytes(b"broken")
     run = train(tiny(data=str(data), max_broken=0.05, output=str(tmp_path / "run")))

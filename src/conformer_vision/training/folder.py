@@ -138,9 +138,10 @@ def _remove_if_unused(folder: Path) -> None:
 class RunFolder(Callback):
     """Keeps the run folder current: after every epoch, every few minutes, and when a signal ends the run.
 
-    The best epoch has the highest fused top-1 and, of equals, the lowest validation loss. This must be the
-    last callback, so that what it saves holds what the others did in a step. lightning's `ModelCheckpoint`
-    does not serve here: it writes neither atomically nor weights that load without unpickling.
+    The best epoch has the highest fused top-1 and, of equals, the lowest validation loss. This must come
+    after all callbacks that have a state, so that what it saves holds what they did in a step, and before
+    what prints. lightning's `ModelCheckpoint` does not serve here: it writes neither atomically nor weights
+    that load without unpickling.
 
     Args:
         folder: the run folder.
