@@ -17,7 +17,7 @@ from conformer_vision import __version__
 from conformer_vision.commands import train
 from conformer_vision.console import lost, note, open_streams
 from conformer_vision.environment import prepare_process
-from conformer_vision.errors import UserError, command_line_words
+from conformer_vision.errors import UserError, command_line_words, machine_error
 from conformer_vision.extras import naming_extras
 from conformer_vision.parsing import PROGRAM, Parser, build_parser
 
@@ -68,6 +68,11 @@ def _status(arguments: list[str]) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         return train.stopped(interrupt)
+    except Exception as error:
+        if (line := machine_error(error)) is None:
+            raise
+        note(f"error: {line}")
+        return 2
 
 
 def _run(arguments: list[str]) -> int:

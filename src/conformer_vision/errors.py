@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -94,3 +95,17 @@ def nearest(name: object, known: Iterable[str]) -> str:
     """Return ``; did you mean NAME?``, or nothing if no known name is similar."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def machine_error(error: BaseException) -> str | None:
+    """Return the line for an error that means that the machine has no memory or descriptors left.
+
+    None for any other error.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many open files; raise the limit (ulimit -n)"
+    text = str(error).lower()
+    lacks = "out of memory" in text or "allocate memory" in text  # of torch, on a GPU and on the CPU
+    if isinstance(error, MemoryError) or (lacks and isinstance(error, (RuntimeError, OSError))):
+        return f"memory has run out ({first_line(error)}); give a smaller batch_size, input_size or model"
+    return None

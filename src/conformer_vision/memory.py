@@ -14,27 +14,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .errors import UserError, first_line, option
+from .errors import UserError, option
 
 _PER_VALUE = 100_000
 """Bytes that a forward and backward pass takes at most for a value of the input, in any usual network."""
 _LIBRARIES = 250 << 20
 """Bytes that the libraries take for themselves when a computation is first run."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory has run out, on a GPU or in main memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error).lower() for words in ("out of memory", "can't allocate memory")
-    )
-
-
-def out_of_memory(error: BaseException) -> str:
-    """Return the line for such an error."""
-    smaller = f"{option('batch_size')}, {option('input_size')} or {option('model')}"
-    return f"memory has run out ({first_line(error)}); give a smaller {smaller}"
 
 
 # ---- what there is ---------------------------------------------------------------------------------
@@ -99,7 +84,7 @@ def _group_memory(group: Path) -> float:
 
 
 def check_batch(
-    model: nn.Module,
+    build: Callable[[], nn.Module],
     compute: Callable[[nn.Module, Tensor], object],
     shape: tuple[int, ...],
     *,
@@ -111,7 +96,7 @@ def check_batch(
     """Refuse a batch that main memory cannot hold, as the system would end the process.
 
     Args:
-        model: on the CPU.
+        build: gives the model, on the CPU; it is not changed.
         compute: what is done with a copy of the model and a batch of images.
         shape: (B, C, H, W) of the batch.
         processes: so many do this at the same time on this machine.
@@ -131,6 +116,7 @@ def check_batch(
         read_ahead = batches * 4 * number * math.prod(image)
         return needed_memory(model, compute, (number, *image)) + read_ahead
 
+    model = build()
     try:
         need = needed(images)
     except Exception:  # a network that cannot be followed
@@ -163,7 +149,7 @@ def needed_memory(
         with FakeCopyMode(fake):
             probe = deepcopy(model)
         with fake:
-            images = torch.empty(shape)
+            images = torch.empty(shape, device=next(model.parameters(), torch.empty(0)).device)
             with _Memory() as memory:
                 compute(probe, images)
     return int(1.05 * memory.peak) + _LIBRARIES

@@ -254,6 +254,15 @@ def _read_spec(metadata: dict[str, str] | None, path: Path) -> ModelSpec:
         raise UserError(f"{path}: {error}") from error
 
 
+def build_empty(spec: ModelSpec) -> nn.Module:
+    """Build the network of a specification; a Conformer's weights take no memory and have no values.
+
+    Raises:
+        UserError: timm knows no such model, or refuses an argument.
+    """
+    return _build(spec, Path(spec.model))
+
+
 def _build(spec: ModelSpec, path: Path) -> nn.Module:
     # Only names of the registry: timm also takes "hf-hub:..." and "local-dir:...", which fetch things.
     if not timm.is_model(spec.model):

@@ -141,14 +141,14 @@ def test_batch_size_auto(
     capsys: pytest.CaptureFixture[str],
     without_curves: None,
 ) -> None:
-    """A step takes no more than the 33 images and two passes allow; the kept recipe has the number."""
+    """A step takes no more than the images and two passes allow; the kept recipe has the number."""
     there(1e12)
     run = train(tiny(batch_size="auto", accumulate=2, max_steps=1, output=str(tmp_path / "run")))
-    assert "batch_size: 32\n" in capsys.readouterr().out
-    assert "batch_size: 32\n" in (run / "config.yaml").read_text()
+    assert "batch_size: 16\n" in capsys.readouterr().out
+    assert "batch_size: 16\n" in (run / "config.yaml").read_text()
     with pytest.raises(UserError, match="batch_size auto is for one process"):
         train(tiny(batch_size="auto", devices=2, output=str(tmp_path / "other")))
-    assert prepare(tiny(batch_size="auto", accumulate=3)).data.batch_size == 24, "of 33 images 11 are a third"
+    assert prepare(tiny(batch_size="auto", accumulate=3)).data.batch_size == 24, "of 31 images 10 are a third"
 
 
 def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:

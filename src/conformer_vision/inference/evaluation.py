@@ -151,6 +151,8 @@ def evaluate_images(
     broken: list[str] = []
     seen = read = 0
     start = time.perf_counter()
+    images = batch_size if isinstance(source, ImageStream) else min(batch_size, len(source))
+    trained.check_batch(images, read_ahead=2 * workers)
     for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
         broken += batch.broken
         kept = (batch.labels >= 0).nonzero().flatten()

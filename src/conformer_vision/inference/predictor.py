@@ -112,7 +112,9 @@ class Predictor:
             raise UserError(f"top_k {top_k}: must be 1 or more")
         images = named_images(inputs)
         if isinstance(inputs, (str, os.PathLike, list, tuple)):  # names only: find mistakes before any work
-            images = iter(list(images))
+            listed = list(images)
+            self._trained.check_batch(min(self._batch_size, len(listed)))
+            images = iter(listed)
         return self._stream(images, min(top_k, len(self.classes)))
 
     def _stream(self, images: Iterator[NamedImage], top_k: int) -> Iterator[Prediction]:

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.runtimes import FUSED, Runtime, open_runtime
+from conformer_vision.inference.runtimes.base import heads
+from conformer_vision.memory import check_batch
 from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.runs import ModelSource, find_model
 from conformer_vision.spec import ModelSpec
@@ -47,6 +49,16 @@ class TrainedModel:
         self.device = self.runtime.device
         self.transform = evaluation_transform(self.spec)
 
+    def check_batch(self, images: int, *, read_ahead: int = 0) -> None:
+        """Check that main memory holds so many images at once, and batches that are read ahead.
+
+        Raises:
+            UserError: It does not.
+        """
+        if images and self.device.type == "cpu":
+            shape = (images, *self.spec.input_size)
+            check_batch(self.runtime.network, _compute, shape, batches=2 + read_ahead)
+
     def probabilities(self, batch: Tensor) -> dict[str, Tensor]:
         """Compute the probabilities per head, each (B, K); those of ``fused`` at the model's temperature.
 
@@ -57,6 +69,11 @@ class TrainedModel:
             head: (logits / self.spec.temperature if head == FUSED else logits).softmax(dim=1)
             for head, logits in self.runtime(batch).items()
         }
+
+
+def _compute(model: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        heads(model, images)
 
 
 def _resized(spec: ModelSpec, input_size: InputSize, runtime: Runtime) -> ModelSpec:

@@ -10,8 +10,7 @@ from pathlib import Path
 import lightning
 
 from ..data.images import ReadingError
-from ..errors import UserError
-from ..memory import is_out_of_memory, out_of_memory
+from ..errors import UserError, machine_error
 from ..runs import LAST_CHECKPOINT
 from .folder import RunFolder
 from .interrupt import Interrupted, TrainingInterrupted
@@ -54,8 +53,8 @@ def _reason(error: Exception, trainer: lightning.Trainer) -> str | None:
     """Return what the machine lacked, None for an error of another kind."""
     if isinstance(error, ReadingError):
         return str(error)
-    if is_out_of_memory(error):
-        return out_of_memory(error)
+    if (line := machine_error(error)) is not None:
+        return line
     if trainer.world_size > 1 and is_lost_process(error):
         lost = trainer.strategy.lost if isinstance(trainer.strategy, Processes) else None
         return lost or "another process of this training has ended"

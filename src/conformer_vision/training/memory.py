@@ -11,8 +11,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, option
-from ..memory import available_memory, is_out_of_memory, needed_memory
+from ..errors import UserError, machine_error, option
+from ..memory import available_memory, needed_memory
 
 _SHARE = 0.85
 """Share of the free memory to fill; the rest is for data loading, validation and fragmentation."""
@@ -107,7 +107,7 @@ def _fits_on_gpu(
         try:
             step(model, torch.zeros(size, *image_shape, device=device))
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if machine_error(error) is None:
                 raise
             return False
         finally:

@@ -176,7 +176,7 @@ def check_memory(network: Network, config: DataConfig, hardware: HardwareConfig,
     here, machines = count_processes(hardware)
     images = images_per_batch(batch_size, here * machines, config.accumulate)
     check_batch(
-        network.model,
+        lambda: network.model,
         partial(training_step, precision=hardware.precision),
         (images, *network.spec.input_size),
         processes=here,
@@ -199,7 +199,7 @@ def check_size(model: nn.Module, spec: ModelSpec, *, name: str, size: tuple[int,
         UserError: it does not; the message calls the size `name`.
     """
     height, width = size
-    check_batch(model, _predict, (1, spec.in_chans, height, width), name=name)
+    check_batch(lambda: model, _predict, (1, spec.in_chans, height, width), name=name)
     training = model.training
     model.eval()
     try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.models import Conformer
 from conformer_vision.spec import ModelSpec
+from conformer_vision.weights import build_empty
 
 FUSED = "fused"
 """The head of the prediction: a Conformer's fused logits, any other network's only ones."""
@@ -39,6 +40,10 @@ class Runtime(ABC):
         Args:
             images: (B, C, H, W) as the evaluation transform gives them.
         """
+
+    def network(self) -> nn.Module:
+        """Return the network that is computed, as a model of timm, to look at."""
+        return build_empty(self.spec)
 
 
 class ExportRuntime(Runtime):
