@@ -179,7 +179,8 @@ def test_a_reading_process_that_ends_or_hangs(
     assert line.startswith(said)
     assert line.endswith(f"--resume {run}")
     assert not list(run.rglob(".*.tmp*"))
-    assert same(weights(resume(run)), weights(whole))
+    assert same(weights(resume(run, workers=0)), weights(whole))
+    assert "workers: 0\n" in (run / "config.yaml").read_text()
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(

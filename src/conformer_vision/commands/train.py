@@ -33,7 +33,9 @@ def build_parser() -> Parser:
     parser = plain_parser("Train a classifier and write its run folder.", most_used=MOST_USED)
     add_recipe(parser)
     parser.add_argument(
-        "--resume", metavar="RUN", help="Continue an interrupted run; allows only --progress beside it."
+        "--resume",
+        metavar="RUN",
+        help="Continue an interrupted run; allows only --progress and --workers beside it.",
     )
     add_options(parser)
     return parser
@@ -130,7 +132,7 @@ def _is_newer(path: Path, other: Path) -> bool:
 
 def resume(folder: str, arguments: list[str]) -> int:
     """Continue the run in a folder; `arguments` is the command line without the program."""
-    known = {"--resume", "--progress"}
+    known = {"--resume", "--progress", "--workers"}
     for argument in arguments[1:]:
         if argument.startswith("--") and argument.partition("=")[0] not in known:
             raise UserError(
@@ -140,10 +142,11 @@ def resume(folder: str, arguments: list[str]) -> int:
     parser = plain_parser("Continue an interrupted run.")
     parser.add_argument("--resume")
     parser.add_argument("--progress", type=Progress | None)
+    parser.add_argument("--workers", type=int | None)
     options = parser.parse_args(arguments[1:])
     from conformer_vision.training import run as training_run
 
-    _finish(training_run.resume(folder, progress=options.progress))
+    _finish(training_run.resume(folder, progress=options.progress, workers=options.workers))
     return 0
 
 

@@ -89,6 +89,7 @@ def resume(
     *,
     progress: Progress | None = None,
     data: Dataset[Any] | None = None,
+    workers: int | None = None,
     auto_resume: bool = False,
 ) -> Path:
     """Continue an interrupted run in its folder, from its last checkpoint to the end of its configuration.
@@ -101,6 +102,7 @@ def resume(
         folder: a run folder, or its last.ckpt.
         progress: how to show progress, if not as before.
         data: the data of the run, if it was a Python object, which no file records.
+        workers: number of reading processes, if not as before; it changes nothing else.
         auto_resume: as in `OutputConfig`.
 
     Raises:
@@ -108,7 +110,8 @@ def resume(
         TrainingInterrupted: as `train`.
     """
     folder = run_of(folder)
-    changes = {"output": str(folder), "auto_resume": auto_resume, "progress": progress, "data": data}
+    changes: dict[str, Any] = {"output": str(folder), "auto_resume": auto_resume, "progress": progress}
+    changes |= {"data": data, "workers": workers}
     given = {name: value for name, value in changes.items() if value is not None}
     config = read_config(folder / CONFIG_FILE).with_options(**given)
     if is_complete(folder, config.schedule):
