@@ -12,8 +12,10 @@ from collections.abc import Callable
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    from conformer_vision.cli import main as run
-
+    try:
+        from conformer_vision.cli import main as run
+    except KeyboardInterrupt:  # an impatient Ctrl-C
+        return 130
     return run()
 
 

@@ -110,3 +110,16 @@ def test_a_library_that_prints_does_not_end_the_command(
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, timeout=60, check=False)
     lines = (tmp_path / "err").read_text().splitlines()
     assert (done.returncode, lines[-2:]) == (0, [lost, str(descriptor)])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")
+@pytest.mark.parametrize(("arguments", "status"), [("models", 2), ("models --json", 2), ("--version", 0)])
+def test_a_result_that_cannot_be_written_is_an_error(arguments: str, status: int) -> None:
+    """Not so where argparse prints and ends, nor for `train`, whose result is a folder."""
+    command = [sys.executable, "-m", "conformer_vision", *arguments.split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    line = "error: cannot write the output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (status, line if status else "")

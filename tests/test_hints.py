@@ -1,5 +1,7 @@
 """What the command line answers to those who know other programs, and to slips."""
 
+from pathlib import Path
+
 import pytest
 
 from command_line import one_line, run
@@ -21,6 +23,7 @@ OPTIONS = {
         "image-size": "input_size",
         "num_workers": "workers",
         "j": "workers",
+        "e": "epochs",
         "gpus": "devices",
         "gpu": "device",
         "arch": "model",
@@ -104,6 +107,12 @@ def test_values_and_options_that_do_not_fit(arguments: list[str], hint: str) -> 
 )
 def test_commands(given: str, meant: str) -> None:
     assert one_line(run(given, "x")) == f"error: unknown command {given!r}; did you mean {meant}?\n"
+
+
+def test_an_image_alone_is_for_predict(tmp_path: Path) -> None:
+    path = tmp_path / "my photo.jpg"
+    path.touch()
+    assert f"did you mean predict '{path}'?" in one_line(run(path))
 
 
 def test_an_unknown_command_without_a_neighbour() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -102,6 +103,8 @@ def _unknown_command(line: str, parser: Parser) -> str | None:
         return None
     meant = command_meant(match[1], [name.strip(" '") for name in match[2].split(",")])
     hint = f"did you mean {meant}?" if meant else f"see {parser.command} --help"
+    if os.path.exists(match[1]):
+        hint = f"did you mean predict {shlex.quote(match[1])}?"
     return f"unknown command {match[1]!r}; {hint}"
 
 
