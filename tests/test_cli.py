@@ -160,8 +160,8 @@ def test_train_in_a_process_of_its_own(trained: Path, tmp_path: Path) -> None:
     assert (done.status, done.err) == (0, "")
     lines = done.out.splitlines()
     words = [line.partition(" ")[0] for line in lines]
-    assert words[5:] == ["note:", "device:", "output:", "epoch", "best:", "weakest", "next:", "run"]
-    assert lines[7].startswith("epoch 1/30  loss ")
+    assert words[6:] == ["note:", "device:", "output:", "epoch", "best:", "weakest", "next:", "run"]
+    assert lines[9].startswith("epoch 1/30  loss ")
     assert lines[-1] == f"run folder: {folder}"
     first, second = (load_file(path / "last.safetensors") for path in (trained, folder))
     assert all(torch.equal(first[name], second[name]) for name in first), "the same in another process"
