@@ -70,8 +70,8 @@ class HelpFormatter(DefaultHelpFormatter):
     def _format_action(self, action: argparse.Action) -> str:
         if action.help == _NESTED_FILE:
             return ""  # jsonargparse would read a group of options from a file; recipes do that
-        if action.metavar == "{true,false,null}":
-            action.metavar = "{true,false}"  # no word for what is left open
+        if action.metavar in ("{true,false}", "{true,false,null}"):
+            action.metavar = "[true|false]"  # which may stand alone
         if action.dest == "print_config":
             action.help = "Print the configuration and exit."
         return str(super()._format_action(action))
