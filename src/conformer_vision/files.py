@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conformer_vision.errors import UserError
@@ -18,7 +18,8 @@ os.umask(_UMASK)
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files of `atomic_path` that a killed process left in a folder."""
     for path in Path(folder).glob(f".????????????{_MARK}*"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager
@@ -40,4 +41,5 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a read-only file system too, where there is none
+            temporary.unlink()

@@ -7,6 +7,8 @@ Nothing in a file is ever executed.
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -126,8 +128,10 @@ def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: str | Pat
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise UserError(f"cannot write {path}: {error}") from error
+        except SafetensorError as error:  # it names a temporary file of its own
+            number = re.search(r"os error (\d+)", str(error))
+            reason = os.strerror(int(number[1])) if number else error
+            raise UserError(f"cannot write {path}: {reason}") from error
 
 
 @contextmanager

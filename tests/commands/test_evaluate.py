@@ -1,6 +1,9 @@
 """The subcommand evaluate: its options reach `evaluate`, and its exit status says what was skipped."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,23 @@ def test_the_numbers_come_out_though_the_image_cannot_be_written(
             command(run, "--split", "all", "--confusion_matrix", run / "none" / "confusion.png", *form)
         out = capsys.readouterr().out
         assert json.loads(out)["samples"] == 16 if form else "16 images" in out and " taken for " in out
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a mount of its own")
+def test_a_read_only_run(run: Path) -> None:
+    """A process for whom the run's file system is read-only, as root needs to see one."""
+    evaluating = (
+        f"{sys.executable} -m conformer_vision evaluate {run} --data {run.parent / 'data'} --device cpu"
+    )
+    script = f"""mount --bind {run} {run} && mount -o remount,bind,ro {run} || exit 77
+        {command} && exec {command} --confusion_matrix {run / "confusion.png"}"""
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=100)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no mounts here")
+    assert done.returncode == 2
+    assert done.stdout.count(" per second") == 2
+    line = f"error: cannot write {run / 'confusion.png'}: Read-only file system\n"
+    assert done.stderr == line
 
 
 def test_broken_images_are_exit_status_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
