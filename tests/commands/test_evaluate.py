@@ -72,11 +72,9 @@ def test_the_numbers_come_out_though_the_image_cannot_be_written(
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a mount of its own")
 def test_a_read_only_run(run: Path) -> None:
     """A process for whom the run's file system is read-only, as root needs to see one."""
-    evaluating = (
-        f"{sys.executable} -m conformer_vision evaluate {run} --data {run.parent / 'data'} --device cpu"
-    )
+    evaluating = f"{sys.executable} -m conformer_vision evaluate {run} --data {run.parent / 'data'}"
     script = f"""mount --bind {run} {run} && mount -o remount,bind,ro {run} || exit 77
-        {command} && exec {command} --confusion_matrix {run / "confusion.png"}"""
+        {evaluating} && exec {evaluating} --confusion_matrix {run / "confusion.png"}"""
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=100)
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("no mounts here")
