@@ -90,6 +90,7 @@ def check_batch(
     *,
     processes: int = 1,
     batches: int = 1,
+    reserve: int = 0,
     name: str = "batch_size",
     total: int | None = None,
 ) -> None:
@@ -101,6 +102,7 @@ def check_batch(
         shape: (B, C, H, W) of the batch.
         processes: so many do this at the same time on this machine.
         batches: so many batches of images are held, with those read ahead.
+        reserve: bytes that are needed besides.
         name: what the message calls the batch; of a single image, its size.
         total: value of `batch_size`, where it is made of several such batches.
 
@@ -114,7 +116,7 @@ def check_batch(
 
     def needed(number: int) -> int:
         read_ahead = batches * 4 * number * math.prod(image)
-        return needed_memory(model, compute, (number, *image)) + read_ahead
+        return needed_memory(model, compute, (number, *image)) + read_ahead + reserve
 
     model = build()
     try:

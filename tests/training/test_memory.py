@@ -41,6 +41,8 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets how many bytes the machine has left."""
 
     def make(size: float) -> None:
+        monkeypatch.setattr(memory, "RESERVE", 0)
+        monkeypatch.setattr(memory, "PER_WORKER", 0)
         monkeypatch.setattr(memory, "available_memory", lambda: size)
         monkeypatch.setattr(machine, "available_memory", lambda: size)
 

@@ -17,6 +17,8 @@ from ..memory import available_memory, needed_memory
 _SHARE = 0.85
 """Share of the free memory to fill; the rest is for data loading, validation and fragmentation."""
 _FIRST, _LARGEST = 2, 4096
+RESERVE, PER_WORKER = 400 << 20, 50 << 20
+"""Bytes that a run takes besides its steps, for validation, checkpoints and curves, and for each worker."""
 
 
 def peak_memory(device: torch.device) -> int:
@@ -97,7 +99,7 @@ def _fits_in_main_memory(
     model: nn.Module, image_shape: tuple[int, ...], step: Step, device: torch.device
 ) -> Callable[[int], bool]:
     two, four = (needed_memory(model, step, (images, *image_shape)) for images in (2, 4))
-    return lambda size: two + (size - 2) * (four - two) / 2 <= _SHARE * available_memory()
+    return lambda size: RESERVE + two + (size - 2) * (four - two) / 2 <= _SHARE * available_memory()
 
 
 def _fits_on_gpu(

@@ -21,6 +21,7 @@ from ..models import VARIANTS, Conformer, ConformerConfig
 from ..models.checkpoints import load_checkpoint
 from ..models.freezing import freeze
 from ..spec import ModelSpec
+from . import memory
 from .groups import DataConfig, HardwareConfig, ModelConfig
 from .memory import largest_batch, training_step
 from .processes import count_processes
@@ -181,6 +182,7 @@ def check_memory(network: Network, config: DataConfig, hardware: HardwareConfig,
         (images, *network.spec.input_size),
         processes=here,
         batches=2 + 2 * config.workers,  # every worker reads two ahead
+        reserve=memory.RESERVE + config.workers * memory.PER_WORKER,
         total=batch_size,
     )
 
