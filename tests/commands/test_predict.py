@@ -174,7 +174,14 @@ def test_a_reader_that_has_enough(model: Path, folder: Path) -> None:
 def test_ctrl_c_keeps_the_answers_so_far(model: Path, folder: Path) -> None:
     images = [str(folder / "1.png")] * 3000
     command = [*COMMAND, "predict", str(model), *images, "--batch_size=1", "--device=cpu", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        # A shell lets what it starts in the background ignore Ctrl-C, these tests as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout is not None and process.stderr is not None
     with process.stdout as out, process.stderr as err:
         head = out.readline() + out.readline()

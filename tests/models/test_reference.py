@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import training_step
 from conformer_pairs import build_pair, count_macs, plain_config
 from conformer_vision import VARIANTS, Conformer, load_checkpoint
 from conformer_vision.models.checkpoints import to_official
-from macs import count_parameters
 from plain_conformer import PUBLISHED, ReferenceConformer, build_reference, randomize_
 
 NANO = [name for name in VARIANTS if "nano" in name]
@@ -28,6 +27,10 @@ SIZES = [(name, (33, 50)) for name in VARIANTS] + [
     (name, (97, 64))
     for name in ("conformer_nano_patch16_224", "conformer_tiny_patch16_224", "conformer_small_patch32_224")
 ]
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:

@@ -58,7 +58,7 @@ def test_few_are_skipped_and_many_end_the_run(
     line = str(caught.value)
     assert "\n" not in line
     assert "3 of 36 images are broken, more than max_broken 0.08 allows; the first: " in line
-    assert "conformer-vision check" in line
+    assert "check(data)" in line
 
 
 def test_most_are_broken(tiny: Tiny, damaged: Callable[[int], Path], tmp_path: Path) -> None:

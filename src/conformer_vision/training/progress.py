@@ -53,7 +53,7 @@ def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note
     cut = data.splitting
     split = f"fold {cut.fold} of {cut.folds}"
     if cut.folds is None:
-        split = f"the data's own, else val_fraction {cut.val_fraction:g}"
+        split = f"the data's own; without one, val_fraction {cut.val_fraction:g}"
     return [
         f"data: {describe(data.data)}",
         f"images: {images}",
@@ -149,8 +149,8 @@ class Lines(Callback):
         seconds = steps * per_step + validations * per_validation
         limit = self.schedule.clock.left + self.schedule.clock.reserve
         if limit < seconds:
-            return f"about {_time(limit)}, as max_minutes says; a step takes {per_step:.2g} s"
-        return f"about {_time(seconds)} for {steps} steps of {per_step:.2g} s"
+            return f"about {_time(limit)}, as max_minutes says; a step takes {per_step:.3g} s"
+        return f"about {_time(seconds)} for {steps} steps of {per_step:.3g} s"
 
 
 class EpochBar(RichProgressBar):
