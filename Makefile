@@ -43,7 +43,7 @@ demo: $(STAMP) ## train on handwritten digits, evaluate, predict; classify photo
 	$(BIN)/conformer-vision predict $(DEMO) $(DEMO)/images
 	$(BIN)/python examples/write_photos.py $(DEMO)/photos
 	$(BIN)/conformer-vision predict $(DEMO)/photos
-	@echo "The images in $(DEMO)/images are named after their classes. The confusion matrix is $(DEMO)/confusion_matrix.png."
+	@echo "The images in $(DEMO)/images are named after their classes. The report is $(DEMO)/report.html."
 
 test: $(STAMP) ## run the whole test suite
 	$(RUN_TESTS)
