@@ -191,7 +191,8 @@ class InnerOutputs(nn.Module):
             ValueError: The model was cut to its stem, or the attention of a block was replaced by a module
                 that does not show its weights.
         """
-        self._require_tokens("attention")
+        if len(self.blocks) == 0:
+            raise ValueError("this model was cut to its stem and has no attention")
         recorder, attention = recording_attention(self)
         keep = list(range(1, len(self.blocks) + 1))
         first, tokens = recorder._embed(recorder.stem(x))
@@ -236,7 +237,3 @@ class InnerOutputs(nn.Module):
         module: Any = self.blocks[number - 1]
         last: nn.Module = module.bottleneck.act3 if number == 1 else module.fusion.act3
         return last
-
-    def _require_tokens(self, what: str) -> None:
-        if len(self.blocks) == 0:
-            raise ValueError(f"this model was cut to its stem and has no {what}")
