@@ -19,15 +19,17 @@ def in_fork(function: Callable[[], Any], *limits: Callable[[], None]) -> Any:
     receiving, sending = os.pipe()
     child = os.fork()
     if not child:
-        try:
-            for limit in limits:
-                limit()
-            answer = (True, function())
-        except BaseException:
-            answer = (False, traceback.format_exc())
-        with open(sending, "wb") as file:
-            pickle.dump(answer, file)
-        os._exit(0)
+        try:  # whatever happens, this process must not go on with the tests
+            try:
+                for limit in limits:
+                    limit()
+                answer = (True, function())
+            except BaseException:
+                answer = (False, traceback.format_exc())
+            with open(sending, "wb") as file:
+                pickle.dump(answer, file)
+        finally:
+            os._exit(0)
     os.close(sending)
     with open(receiving, "rb") as file:
         content = file.read()
