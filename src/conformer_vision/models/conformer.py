@@ -110,9 +110,13 @@ class Conformer(InnerOutputs):
 
     def forward_branches(self, x: Tensor) -> BranchLogits:
         """Turn images (B, in_chans, H, W) into the logits of the CNN head and the transformer head."""
+        return self.branch_logits(self.forward_features(x))
+
+    def branch_logits(self, features: Tensor) -> BranchLogits:
+        """Turn the tensor of `forward_features` into the logits of both heads."""
         if self.trans_head is None or self.global_pool == "":
             raise ValueError("without its class token or its pooling this model has no two heads")
-        conv, trans = self._pool(self.forward_features(x))
+        conv, trans = self._pool(features)
         return BranchLogits(self.conv_head(conv), self.trans_head(trans))
 
     def fuse_logits(self, branches: BranchLogits) -> Tensor:

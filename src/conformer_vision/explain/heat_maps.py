@@ -1,0 +1,145 @@
+"""Heat maps of a batch: one table of methods, one function.
+
+Shapes: B images of H x W pixels, T classes asked for per image, K classes of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conformer_vision.errors import UserError, nearest
+from conformer_vision.explain.base import Activation, at_image_size
+from conformer_vision.explain.by_torchcam import by_torchcam
+from conformer_vision.explain.class_activation import attention_cam, cam
+from conformer_vision.explain.occlusion import occlusion
+from conformer_vision.explain.rollout import gradient_rollout, rollout
+from conformer_vision.models import Conformer
+
+__all__ = ["METHODS", "HeatMaps", "Method", "heat_maps"]
+
+Compute = Callable[[nn.Module, Tensor, Tensor, Sequence[int] | None], Activation]
+
+
+class Method(NamedTuple):
+    """One way to a heat map."""
+
+    compute: Compute
+    """(model, images (B, C, H, W), classes (B, T), blocks) to an `Activation`."""
+    head: str
+    """The head whose answer it explains: conv, trans or fused."""
+    summary: str
+    """For people, in one line."""
+    takes_blocks: bool = False
+    conformer_only: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "cam": Method(cam, "conv", "class maps of the convolution head, exact"),
+    "attention-cam": Method(
+        attention_cam,
+        "conv",
+        "class maps spread by the attention of the transformer branch",
+        takes_blocks=True,
+        conformer_only=True,
+    ),
+    "rollout": Method(rollout, "trans", "attention over all blocks, the same for every class"),
+    "gradient-rollout": Method(gradient_rollout, "trans", "attention that raises the transformer head's logit"),
+    "occlusion": Method(occlusion, "fused", "loss of the logit when a part is covered; slow"),
+    "gradcam": Method(by_torchcam("GradCAM"), "fused", "last map weighed by mean gradients"),
+    "gradcam++": Method(by_torchcam("GradCAMpp"), "fused", "the same for several objects of a class"),
+    "xgradcam": Method(by_torchcam("XGradCAM"), "fused", "last map weighed by gradients times activations"),
+    "layercam": Method(by_torchcam("LayerCAM"), "fused", "last map weighed by gradients cell by cell"),
+    "scorecam": Method(by_torchcam("ScoreCAM"), "fused", "last map weighed by masked images; slow"),
+}
+
+
+class HeatMaps(NamedTuple):
+    """Where the evidence for some classes lies."""
+
+    maps: Tensor
+    """(B, T, H, W), in the method's own unit; higher is more evidence, below zero is evidence against."""
+    scores: Tensor
+    """(B, T): the logit of each class, from the head that the method explains."""
+
+
+def heat_maps(
+    model: nn.Module,
+    images: Tensor,
+    classes: Tensor | Sequence[int] | int,
+    *,
+    method: str = "cam",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    blocks: Sequence[int] | None = None,
+) -> HeatMaps:
+    """Return heat maps at the size of the images.
+
+    Args:
+        model: A Conformer, folded or not, or another timm model, in eval mode.
+        images: Normalised images (B, C, H, W) of any size that the model takes.
+        classes: Class numbers: one or several for all images, or (B, T) for each its own.
+        method: A name of `METHODS`.
+        scales: Sizes at which the images are looked at, as multiples of their own; maps and scores are
+            averaged.
+        flip: Look at the mirrored images too, at every scale.
+        blocks: Numbers, from 1, of the blocks whose attention ``attention-cam`` takes; all by default.
+
+    Raises:
+        UserError: No such method, class or block, a model that the method cannot explain, or one in training
+            mode, whose answers are random.
+    """
+    chosen = _method(method, model, blocks)
+    numbers = _class_numbers(classes, len(images), getattr(model, "num_classes", None))
+    if model.training:
+        raise UserError("the model is in training mode, where its answers are random; call model.eval()")
+    if not scales or min(scales) <= 0:
+        raise UserError(f"scales {list(scales)}: give one or more positive numbers")
+    size = images.shape[2], images.shape[3]
+    maps, scores = [], []
+    for scale in scales:
+        edges = [max(round(edge * scale), 1) for edge in size]
+        scaled = images if scale == 1 else F.interpolate(images, edges, mode="bicubic", antialias=True)
+        for mirrored in (False, True) if flip else (False,):
+            found = chosen.compute(model, scaled.flip(3) if mirrored else scaled, numbers, blocks)
+            full = at_image_size(found.maps, found.cells, (scaled.shape[2], scaled.shape[3]))
+            full = full.flip(3) if mirrored else full
+            maps.append(full if scale == 1 else F.interpolate(full, size, mode="bilinear"))
+            scores.append(found.scores)
+    return HeatMaps(torch.stack(maps).mean(0), torch.stack(scores).mean(0))
+
+
+def _method(name: str, model: nn.Module, blocks: Sequence[int] | None) -> Method:
+    """Return the method, once it is known to suit the model."""
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise UserError(f"method {name!r}: must be one of {known}{nearest(name, METHODS)}")
+    method = METHODS[name]
+    if method.conformer_only and not isinstance(model, Conformer):
+        raise UserError(f"method {name} couples the branches of a Conformer, which {type(model).__name__} has not")
+    if blocks is not None and not method.takes_blocks:
+        takers = ", ".join(name for name, each in METHODS.items() if each.takes_blocks)
+        raise UserError(f"method {name} has no choice of blocks; leave it out, or use {takers}")
+    depth = len(model.blocks) if isinstance(model, Conformer) else 0
+    for number in blocks or ():
+        if not 1 <= number <= depth:
+            raise UserError(f"blocks {list(blocks or ())}: there is no block {number}; use 1 to {depth}")
+    return method
+
+
+def _class_numbers(classes: Tensor | Sequence[int] | int, images: int, outputs: int | None) -> Tensor:
+    """Return class numbers (B, T)."""
+    numbers = torch.as_tensor(classes).long()
+    if numbers.ndim < 2:
+        numbers = numbers.reshape(1, -1).expand(images, -1)
+    if numbers.ndim != 2 or len(numbers) != images or not numbers.numel():
+        raise UserError(f"classes {tuple(numbers.shape)}: give numbers for all {images} images, or a row for each")
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or (outputs is not None and high >= outputs):
+        wrong = low if low < 0 else high
+        raise UserError(f"class {wrong}: the model has the classes 0 to {(outputs or 0) - 1}")
+    return numbers
