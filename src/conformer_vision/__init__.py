@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .check import check as check
     from .data import ImageDataModule as ImageDataModule
     from .data import Splitting as Splitting
+    from .explain import Explainer as Explainer
+    from .explain import Explanation as Explanation
+    from .explain import explain as explain
+    from .explain import heat_maps as heat_maps
     from .export import export as export
     from .inference import Evaluation as Evaluation
     from .inference import Prediction as Prediction

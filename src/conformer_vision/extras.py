@@ -22,6 +22,7 @@ _EXTRAS = {
     "sklearn": "train",
     "torchmetrics": "train",
     "imagehash": "check",
+    "torchcam": "explain",
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",

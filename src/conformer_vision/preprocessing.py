@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -77,12 +78,16 @@ class _Shortened:
         long, short = max(height, width), min(height, width)
         self._most = max(min(_MOST_ELONGATED, short), -(-long // short))
 
+    def box(self, size: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
+        """Return left and top edge and the size of what is kept of an image of width and height `size`."""
+        most = self._most * min(size)
+        width, height = (min(edge, most) for edge in size)
+        return (size[0] - width) // 2, (size[1] - height) // 2, (width, height)
+
     def __call__(self, image: Image.Image) -> Image.Image:
-        most = self._most * min(image.size)
-        if max(image.size) <= most:
+        left, top, (width, height) = self.box(image.size)
+        if (width, height) == image.size:
             return image
-        width, height = (min(edge, most) for edge in image.size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
 
     def __repr__(self) -> str:
@@ -102,3 +107,47 @@ class _ToNormalizedTensor:
 
     def __repr__(self) -> str:
         return f"ToNormalizedTensor(scale={self._scale}, shift={self._shift})"
+
+
+class Box(NamedTuple):
+    """A part of an image: its edges in pixels, not always whole; they lie outside where it was padded."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def seen_part(preprocessing: Preprocessing, size: tuple[int, int]) -> Box:
+    """Return the part of an image that the evaluation transform shows to the network.
+
+    Args:
+        preprocessing: What prepares the image.
+        size: Width and height of the image.
+    """
+    _, height, width = preprocessing.input_size
+    left, top, shortened = _Shortened(height, width).box(size)
+    edges = []
+    resized = _resized(preprocessing, shortened)
+    for start, before, after, kept in zip((left, top), shortened, resized, (width, height), strict=True):
+        # timm and torchvision crop from the middle, and pad what is too small.
+        first = round((after - kept) / 2) if after >= kept else -((kept - after) // 2)
+        scale = before / after
+        edges.append((start + first * scale, start + (first + kept) * scale))
+    (left_edge, right_edge), (top_edge, bottom_edge) = edges
+    return Box(left_edge, top_edge, right_edge, bottom_edge)
+
+
+def _resized(preprocessing: Preprocessing, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the width and height that timm resizes an image to before the crop."""
+    _, height, width = preprocessing.input_size
+    wide, high = (math.floor(edge / preprocessing.crop_pct) for edge in (width, height))
+    if preprocessing.crop_mode == "squash":
+        return wide, high
+    ratios = size[0] / wide, size[1] / high
+    if preprocessing.crop_mode == "border":
+        return round(size[0] / max(ratios)), round(size[1] / max(ratios))
+    if wide != high:
+        return round(size[0] / min(ratios)), round(size[1] / min(ratios))
+    longer = int(wide * max(size) / min(size))  # torchvision rounds down
+    return (wide, longer) if size[0] <= size[1] else (longer, wide)

@@ -52,7 +52,9 @@ def at_centres(maps: Tensor, cells: Cells, other: Cells, grid: tuple[int, int]) 
 def _resample(maps: Tensor, cells: Cells, axes: list[Tensor]) -> Tensor:
     """Interpolate at places, in pixels, along the rows and along the columns."""
     numbers = maps.shape[2:]
-    rows, columns = (_mixing(number, cells, axis).to(maps) for number, axis in zip(numbers, axes, strict=True))
+    rows, columns = (
+        _mixing(number, cells, axis).to(maps) for number, axis in zip(numbers, axes, strict=True)
+    )
     return rows @ maps @ columns.T
 
 

@@ -27,7 +27,9 @@ def cam(model: nn.Module, images: Tensor, classes: Tensor, blocks: Sequence[int]
 
 
 @torch.no_grad()
-def attention_cam(model: nn.Module, images: Tensor, classes: Tensor, blocks: Sequence[int] | None) -> Activation:
+def attention_cam(
+    model: nn.Module, images: Tensor, classes: Tensor, blocks: Sequence[int] | None
+) -> Activation:
     """Spread the positive class maps of the convolution head by attention (TransCAM, Li et al. 2022).
 
     On the grid of the patch tokens, a map is multiplied by the attention between patches, averaged over the

@@ -23,7 +23,7 @@ class Attention(NamedTuple):
     """The attention of every block, with what the methods need beside it."""
 
     weights: list[Tensor]
-    """Per block (B, heads, P + N, P + N): P prefix tokens first, of which the very first is the class token."""
+    """Per block (B, heads, P + N, P + N): P prefix tokens first, and the class token before the others."""
     prefix: int
     """P."""
     grid: tuple[int, int]
@@ -51,8 +51,8 @@ def class_maps_of(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Cel
     features = network.forward_features(images)
     head = network.get_classifier()
     refusal = UserError(
-        f"{type(model).__name__} has no exact class maps, which need a head of one Linear layer on the mean of a "
-        "feature map; use gradcam or occlusion"
+        f"{type(model).__name__} has no exact class maps, for which the head must be one Linear layer on the "
+        "mean of a feature map; use gradcam or occlusion"
     )
     if not isinstance(head, nn.Linear) or features.ndim != 4 or features.shape[1] != head.in_features:
         raise refusal
@@ -87,12 +87,14 @@ def attention_of(model: nn.Module, images: Tensor) -> Attention:
         assert isinstance(inside, AttentionFeatures)
         patch = model.config.patch_size
         grid = -(-height // patch), -(-width // patch)
-        return Attention(inside.attention, 1, grid, patch_cells(patch), model.branch_logits(inside.features).trans)
+        return Attention(
+            inside.attention, 1, grid, patch_cells(patch), model.branch_logits(inside.features).trans
+        )
     network: Any = model
     prefix = getattr(model, "num_prefix_tokens", 0)
     if prefix < 1 or getattr(network, "global_pool", "") != "token" or not hasattr(model, "blocks"):
         raise UserError(
-            f"{type(model).__name__} has no class token that attends to patches; use cam, gradcam or occlusion"
+            f"{type(model).__name__} has no class token that attends to patches; use gradcam or occlusion"
         )
     recorder, weights_of = recording_attention(model, "attn")
     logits = recorder(images)

@@ -67,4 +67,5 @@ def _identity(inside: Attention) -> Tensor:
 
 def _of_class_token(joint: Tensor, inside: Attention) -> Tensor:
     """Return the class token's row over the patches, as maps (B, rows, columns)."""
-    return joint[:, 0, inside.prefix :].unflatten(1, inside.grid)
+    row: Tensor = joint[:, 0, inside.prefix :].unflatten(1, inside.grid)
+    return row

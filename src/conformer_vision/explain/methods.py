@@ -34,6 +34,8 @@ class Method(NamedTuple):
     """The head whose answer it explains: conv, trans or fused."""
     summary: str
     """For people, in one line."""
+    signed: bool = True
+    """Whether zero means no evidence and less is evidence against; else only differences count."""
     takes_blocks: bool = False
     conformer_only: bool = False
 
@@ -44,17 +46,19 @@ METHODS: dict[str, Method] = {
         attention_cam,
         "conv",
         "class maps spread by the attention of the transformer branch",
+        signed=False,
         takes_blocks=True,
         conformer_only=True,
     ),
-    "rollout": Method(rollout, "trans", "attention over all blocks, the same for every class"),
-    "gradient-rollout": Method(gradient_rollout, "trans", "attention that raises the transformer head's logit"),
+    "rollout": Method(rollout, "trans", "attention over all blocks, the same for every class", signed=False),
+    "gradient-rollout": Method(
+        gradient_rollout, "trans", "attention that raises the transformer head's logit", signed=False
+    ),
     "occlusion": Method(occlusion, "fused", "loss of the logit when a part is covered; slow"),
     "gradcam": Method(by_torchcam("GradCAM"), "fused", "last map weighed by mean gradients"),
     "gradcam++": Method(by_torchcam("GradCAMpp"), "fused", "the same for several objects of a class"),
     "xgradcam": Method(by_torchcam("XGradCAM"), "fused", "last map weighed by gradients times activations"),
     "layercam": Method(by_torchcam("LayerCAM"), "fused", "last map weighed by gradients cell by cell"),
-    "scorecam": Method(by_torchcam("ScoreCAM"), "fused", "last map weighed by masked images; slow"),
 }
 
 
@@ -120,7 +124,9 @@ def _method(name: str, model: nn.Module, blocks: Sequence[int] | None) -> Method
         raise UserError(f"method {name!r}: must be one of {known}{nearest(name, METHODS)}")
     method = METHODS[name]
     if method.conformer_only and not isinstance(model, Conformer):
-        raise UserError(f"method {name} couples the branches of a Conformer, which {type(model).__name__} has not")
+        raise UserError(
+            f"method {name} couples the branches of a Conformer, which {type(model).__name__} has not"
+        )
     if blocks is not None and not method.takes_blocks:
         takers = ", ".join(name for name, each in METHODS.items() if each.takes_blocks)
         raise UserError(f"method {name} has no choice of blocks; leave it out, or use {takers}")
@@ -137,7 +143,9 @@ def _class_numbers(classes: Tensor | Sequence[int] | int, images: int, outputs: 
     if numbers.ndim < 2:
         numbers = numbers.reshape(1, -1).expand(images, -1)
     if numbers.ndim != 2 or len(numbers) != images or not numbers.numel():
-        raise UserError(f"classes {tuple(numbers.shape)}: give numbers for all {images} images, or a row for each")
+        raise UserError(
+            f"classes {tuple(numbers.shape)}: give numbers for all {images} images, or a row for each"
+        )
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or (outputs is not None and high >= outputs):
         wrong = low if low < 0 else high
