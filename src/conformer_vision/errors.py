@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -46,12 +47,12 @@ def option(name: str, value: object = None) -> str:
     if value is None:
         return words(f"--{name}", name)
     plain = value if isinstance(value, int | float) else str(value)
-    return words(f"--{name} {plain}", f"{name}={plain!r}")
+    return words(f"--{name} {shlex.quote(str(plain))}", f"{name}={plain!r}")
 
 
 def resuming(folder: object) -> str:
     """Return how to continue the run in a folder."""
-    return words(f"--resume {folder}", f"resume({str(folder)!r})")
+    return words(f"--resume {shlex.quote(str(folder))}", f"resume({str(folder)!r})")
 
 
 def reason_of(error: BaseException) -> str:

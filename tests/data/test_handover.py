@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 
 from batches import failure, same
 from conformer_vision.data import evaluation_loader, training_loader
-from conformer_vision.data.handover import Batch
+from conformer_vision.data.handover import Batch, WaitingEnded
 from conformer_vision.data.images import ReadingError, open_image
 from conformer_vision.data.loader import ImageLoader
 from conformer_vision.errors import UserError
@@ -120,6 +121,56 @@ def test_a_killed_worker_is_one_line(
     printed = capfd.readouterr()
     by_us = [line for line in printed.err.strip("\n\0").splitlines() if not line.startswith(TORCH_ON_SIGNALS)]
     assert (printed.out, by_us) == ("", [])
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """A wait that ends after a moment."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise WaitingEnded
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+@pytest.mark.parametrize("taken", [0, 2], ids="after {} batches".format)
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_a_worker_that_hangs_is_given_up(kind: str, taken: int, reads_on: bool) -> None:
+    """In an epoch that is not the first, as later ones wait for the workers to be ready."""
+    make = {"training": _training, "evaluation": lambda workers, change: loader(workers, change=change)}[kind]
+    reading, here = make(2, change=transform), make(0, change=transform)
+    reading.reads_on = lambda: reads_on
+    assert same(list(reading), expected := list(here)), "the first epoch"
+    if kind == "training":
+        reading.position = here.position = lambda: (4, 3)
+        expected = list(here)
+    workers = reading._workers()
+    batches = []
+    if taken:
+        following = iter(reading)
+        batches += [next(following) for _ in range(taken)]
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGSTOP)
+    reading.waiting = impatient
+    if not taken:
+        following = iter(reading)
+    if reads_on:
+        batches += following
+        assert same(batches, expected)
+    else:
+        with pytest.raises(WaitingEnded):
+            batches += following
+    for worker in workers:
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,7 @@ def start(*arguments: object, output: Path, **environment: str) -> ForkServerPro
 
 def _command(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    tempfile.tempdir = None  # which the fork server may have looked up
     rank_zero_only.rank = int(environment.get("RANK", 0))  # which lightning reads when it is imported
     multiprocessing.set_start_method(
         "fork", force=True

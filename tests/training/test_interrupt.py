@@ -4,17 +4,21 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from conformer_vision.data import loader
 from conformer_vision.errors import UserError
-from conformer_vision.training import TrainConfig, TrainingInterrupted, train
+from conformer_vision.training import TrainConfig, TrainingInterrupted, interrupt, train
 from conformer_vision.training.interrupt import InterruptFlag, requeue, slurm_job
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_model
@@ -185,6 +189,60 @@ def test_second_interrupt_ends_at_once(tiny: Tiny, tmp_path: Path, monkeypatch: 
     assert not isinstance(caught.value, TrainingInterrupted)
     assert not (tmp_path / "run").exists(), "there is nothing in it to go on from"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs processes as Linux has them")
+@pytest.mark.parametrize(
+    ("training", "batch", "wait", "steps"),
+    [(True, 3, 3, 1), (True, 4, 4, 2), (False, 2, 8, 3)],
+    ids=["between two steps", "within a step", "in validation"],
+)
+def test_a_reading_process_that_hangs_costs_nothing(
+    training: bool,
+    batch: int,
+    wait: int,
+    steps: int,
+    tiny: Tiny,
+    tmp_path: Path,
+    weights: Callable[..., dict[str, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing was saved before; the main process reads what a step or a validation lacks."""
+    read, waiting = loader._Transformed.__getitems__, InterruptFlag.waiting
+    reads = waits = 0
+
+    def hanging(self: Any, draws: list[Any]) -> Any:
+        nonlocal reads
+        if get_worker_info() is not None and self._replace_broken == training:
+            reads += 1
+            if reads == batch:
+                time.sleep(1000)
+        return read(self, draws)
+
+    def ending(self: InterruptFlag) -> Any:
+        nonlocal waits
+        waits += 1
+        if waits == wait:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return waiting(self)
+
+    def config(run: str, workers: int) -> TrainConfig:
+        options = {"epochs": 2, "max_steps": None, "val_fraction": 0.25, "accumulate": 2}
+        return tiny(**options, workers=workers, output=str(tmp_path / run))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupt, "PATIENCE", 2.0)
+        patch.setattr(loader._Transformed, "__getitems__", hanging)
+        patch.setattr(InterruptFlag, "waiting", ending)
+        with pytest.raises(TrainingInterrupted) as caught:
+            train(config("run", 1))
+    run = caught.value.folder
+    assert run is not None and caught.value.signal == signal.SIGTERM
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == steps
+    assert len(rows_of(run)) == 1 if steps == 3 else not (run / "metrics.csv").exists()
+    assert not psutil.Process().children()
+    mine, other = weights(resume(run, workers=0)), weights(train(config("whole", 0)))
+    assert all(torch.equal(mine[name], other[name]) for name in other)
 
 
 class Trap:

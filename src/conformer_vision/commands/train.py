@@ -156,11 +156,15 @@ def stopped(interrupt: KeyboardInterrupt) -> int:
     if folder is None:
         return 128 + number
     from conformer_vision.training.interrupt import requeue, slurm_job
+    from conformer_vision.training.processes import is_first
+
+    if not is_first():
+        return 128 + number
 
     job = slurm_job()
     if number != signal.SIGINT and job is not None and getattr(interrupt, "auto_resume", False):
         line = f"stopped; requeued job {job}" if requeue(job) else f"stopped; job {job} cannot be requeued"
     else:
-        line = f"stopped; continue with: {PROGRAM} train --resume {folder}"
+        line = f"stopped; continue with: {PROGRAM} train --resume {shlex.quote(str(folder))}"
     note(line)
     return 128 + number

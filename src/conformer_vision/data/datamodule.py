@@ -92,6 +92,8 @@ class ImageDataModule(lightning.LightningDataModule):
         self.data_dir = data_dir
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
         """As in `ImageLoader`."""
+        self.reads_on: Callable[[], bool] = lambda: False
+        """As in `ImageLoader`."""
         self._images: tuple[ImageSource | ImageStream, ImageSource | ImageStream] | None = None
 
     @property
@@ -152,7 +154,7 @@ class ImageDataModule(lightning.LightningDataModule):
             repeats=self.aug_repeats,
             epoch_images=self.epoch_images,
         )
-        loader.waiting = self.waiting
+        loader.waiting, loader.reads_on = self.waiting, self.reads_on
         trainer = self.trainer
         if trainer is not None:
             batches = trainer.fit_loop.epoch_loop.batch_progress.current
@@ -170,7 +172,7 @@ class ImageDataModule(lightning.LightningDataModule):
             workers=self.workers,
             share=share,
         )
-        loader.waiting = self.waiting
+        loader.waiting, loader.reads_on = self.waiting, self.reads_on
         return loader
 
     def _accumulate(self) -> int:

@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,10 @@ _CRASHED = "an image may have crashed its decoder; conformer-vision check finds 
 
 _shared = True
 """Whether this process hands over batches in shared memory."""
+
+
+class WaitingEnded(Exception):  # noqa: N818  # not an error
+    """Raised from within a wait for images, say by a signal handler, to end a wait that takes too long."""
 
 
 class Batch(NamedTuple):
@@ -197,6 +202,22 @@ def started_or_ended() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def no_child_handler() -> Iterator[None]:
+    """Keep torch's handler of SIGCHLD out: it raises wherever the main process is, say within a step.
+
+    Without it, a worker that has ended is found when a batch is awaited.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def remember(workers: Iterable[BaseProcess]) -> None:
     """End these processes with this one, if they are still running."""
     global _owner
@@ -204,7 +225,7 @@ def remember(workers: Iterable[BaseProcess]) -> None:
         _owner = os.getpid()
         _WORKERS.clear()
         # Before multiprocessing's own hook, which would send a SIGTERM and wait for ever.
-        Finalize(None, _end_workers, exitpriority=10)
+        Finalize(None, end_workers, exitpriority=10)
     _WORKERS.update(workers)
 
 
@@ -224,8 +245,13 @@ def lost(workers: Iterable[BaseProcess]) -> ReadingError | None:
     return None
 
 
-def _end_workers() -> None:
-    """Kill the workers; they only read, so nothing is lost."""
+def end_workers() -> None:
+    """Kill the workers of this process; they only read, so nothing is lost.
+
+    torch would first wait ten seconds for each that hangs.
+    """
+    if _owner != os.getpid():
+        return
     for worker in list(_WORKERS):
         if worker.is_alive():
             worker.kill()

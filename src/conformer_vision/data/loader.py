@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
+from multiprocessing.util import get_temp_dir
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +24,11 @@ from .base import ImageSource
 from .handover import (
     Batch,
     Parcel,
+    WaitingEnded,
     check_descriptors,
+    end_workers,
     lost,
+    no_child_handler,
     pack,
     prepare_worker,
     remember,
@@ -56,7 +58,9 @@ class ImageLoader(DataLoader[Any]):
     Attributes:
         position: in training: returns the epoch and the number of its first batch, both from 0, when
             an iteration begins. None makes each iteration the next whole epoch.
-        waiting: makes the context in which the loader waits for a batch, for instance to end a wait.
+        waiting: makes the context in which the loader waits for a batch. It may raise `WaitingEnded` within.
+        reads_on: whether this process then reads what is left itself, as the caller cannot end there. Without
+            it, `WaitingEnded` goes on to the caller. The workers have been ended in either case.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class ImageLoader(DataLoader[Any]):
             raise UserError(f"workers {workers}: must be 0 or more")
         self.position: Callable[[], tuple[int, int]] | None = None
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.reads_on: Callable[[], bool] = lambda: False
         self._order = order
         self._next_epoch = 0
         batches: dict[str, Any] = {"batch_sampler": order}
@@ -95,13 +100,21 @@ class ImageLoader(DataLoader[Any]):
             epoch, start = (self._next_epoch, 0) if self.position is None else self.position()
             self._next_epoch = epoch + 1
             self._order.begin(epoch, start)
-        with self._failures_named():
-            batches = self._begin()
-        if isinstance(self._order, StreamOrder) and self._order.endless:
-            batches = islice(batches, len(self) - start)
+        batches: Iterator[Batch | UserError] | None = None
+        taken = 0
         while True:
-            with self._failures_named(), self.waiting():
-                batch = next(batches, None)
+            try:
+                with self._failures_named(), self.waiting():
+                    batches = batches or self._begin(start)
+                    batch = next(batches, None)
+            except WaitingEnded:
+                end_workers()
+                self._iterator = None
+                if isinstance(self._order, StreamOrder) or not self.reads_on():
+                    raise
+                batches = map(self._read_here, islice(self._order, taken, None))
+                continue
+            taken += 1
             if batch is None:
                 return
             if isinstance(batch, UserError):
@@ -112,14 +125,15 @@ class ImageLoader(DataLoader[Any]):
                     del batch  # its traceback holds this frame; the cycle would keep the workers alive
             yield batch
 
-    def _begin(self) -> Iterator[Batch | UserError]:
-        """Start the workers, or as many as the machine can start."""
+    def _begin(self, start: int) -> Iterator[Batch | UserError]:
+        """Start the workers, or as many as the machine can start, and let them read from a batch on."""
         wanted = self.num_workers
         while True:
             try:
                 if self.num_workers and self._iterator is None:
                     check_descriptors(self.num_workers)
-                with _no_advice(), started_or_ended(), _no_child_handler():
+                    get_temp_dir()  # the workers inherit it; those of their own would stay if they are killed
+                with _no_advice(), started_or_ended(), no_child_handler():
                     batches: Iterator[Batch | UserError] = super().__iter__()
             except OSError as error:  # no more processes, descriptors or semaphores
                 if not self.num_workers:
@@ -130,7 +144,15 @@ class ImageLoader(DataLoader[Any]):
             remember(self._workers())
             if self.num_workers < wanted:
                 note(f"reading with {self.num_workers} workers instead of {wanted}: {reason}")
+            if isinstance(self._order, StreamOrder) and self._order.endless:
+                batches = islice(batches, len(self) - start)
             return batches
+
+    def _read_here(self, draws: list[Draw]) -> Batch | UserError:
+        assert isinstance(self.dataset, _Transformed)
+        batch = _collate(self.dataset.__getitems__(draws))
+        assert not isinstance(batch, Parcel)
+        return batch
 
     def _workers(self) -> list[Any]:
         return list(getattr(self._iterator, "_workers", ()))
@@ -372,19 +394,3 @@ def _no_advice() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         yield
-
-
-@contextmanager
-def _no_child_handler() -> Iterator[None]:
-    """Keep torch's handler of SIGCHLD out: it raises wherever the main process is, say within a step.
-
-    Without it, a worker that has ended is found when a batch is awaited.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)

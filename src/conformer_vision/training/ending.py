@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning
 
 from ..data.images import ReadingError
-from ..errors import UserError, machine_error
+from ..errors import UserError, machine_error, resuming
 from ..runs import LAST_CHECKPOINT
 from .folder import RunFolder
 from .interrupt import Interrupted, TrainingInterrupted
@@ -43,7 +43,7 @@ def named_errors(
             _raise_damaged(error, run_folder, checkpoint)
         if interrupt.is_set and not isinstance(error, ReadingError):
             raise interrupted() from error  # another process had stopped before this one
-        again = f"; continue with --resume {folder}" if (folder / LAST_CHECKPOINT).is_file() else ""
+        again = f"; continue with {resuming(folder)}" if (folder / LAST_CHECKPOINT).is_file() else ""
         raise UserError(f"{reason}{again}") from error
     except Exception as error:
         _raise_damaged(error, run_folder, checkpoint)

@@ -18,6 +18,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..console import note
+from ..data.handover import end_workers
 from ..data.images import ReadingError
 from ..errors import UserError, resuming
 from ..files import atomic_path, remove_leftovers
@@ -228,6 +229,7 @@ class RunFolder(Callback):
         if (isinstance(exception, Interrupted) and not awaiting) or (awaiting and _is_between_steps(trainer)):
             self._write(trainer)
             self._draw(trainer)
+        end_workers()  # one that hangs would hold up lightning, which ends them in its turn
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.recorder.rows:
@@ -301,12 +303,20 @@ class RunFolder(Callback):
         self._top = [(float(top1), float(loss), str(name)) for top1, loss, name in state_dict["top"]]
 
 
+def must_read_on(trainer: Trainer) -> bool:
+    """Tell whether a run that awaits its next batch must get it before it can stop without losing a step.
+
+    It is within its validation or between accumulated batches, or other processes wait for it in the step.
+    """
+    within = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches > 0
+    return trainer.validating or within or trainer.world_size > 1
+
+
 def _is_between_steps(trainer: Trainer) -> bool:
-    """Whether a run that awaits its next batch can go on from here: no other process is within a step."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    training = trainer.training and trainer.world_size == 1
+    """Tell whether a run that awaits its next batch can go on from here."""
     # At the beginning of an epoch the end of the one before has been written.
-    return training and done > 0 and done % trainer.accumulate_grad_batches == 0
+    began = trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
+    return trainer.training and began and not must_read_on(trainer)
 
 
 def _drop_state(checkpoint: Path) -> None:

@@ -16,6 +16,7 @@ from types import FrameType
 import psutil
 
 from ..console import note
+from ..data.handover import WaitingEnded
 
 PATIENCE = 10.0
 """Seconds that a wait may take after a signal: for images, or for another process."""
@@ -25,8 +26,8 @@ class Interrupted(Exception):  # noqa: N818  # not an error
     """Raised between two steps after a signal; on a KeyboardInterrupt lightning would end the process."""
 
 
-class InterruptedWaiting(Interrupted):
-    """Raised while images were awaited; other processes of the training do not know of it."""
+class InterruptedWaiting(Interrupted, WaitingEnded):
+    """Raised while images are awaited; other processes of the training do not know of it."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):

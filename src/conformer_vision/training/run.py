@@ -30,7 +30,7 @@ from .callbacks import Limits, Recorder
 from .config import TrainConfig
 from .continuing import check_same, run_of, with_absolute_paths
 from .ending import named_errors
-from .folder import RunFolder, claimed, write_config
+from .folder import RunFolder, claimed, must_read_on, write_config
 from .groups import DataConfig, HardwareConfig, OptimizerConfig, Progress, RegularizationConfig
 from .guard import Guard
 from .loggers import start_loggers
@@ -140,7 +140,7 @@ def _run(config: TrainConfig, *, resumed: Path | None = None) -> Path:
                 callbacks=callbacks,
             )
             data.trainer = trainer
-            data.waiting = run_folder.interrupt.waiting
+            data.waiting, data.reads_on = run_folder.interrupt.waiting, partial(must_read_on, trainer)
             # At least once an epoch; lightning has the attribute without declaring it.
             trainer.log_every_n_steps = min(50, len(data.train_dataloader()))  # type: ignore[attr-defined]
             if checkpoint is not None:
