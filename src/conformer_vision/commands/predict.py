@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
 import signal
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
 from conformer_vision.commands.options import add_arch, add_inference, add_input_size
 from conformer_vision.console import emit, lost, note, printable, say, shorten, width
 from conformer_vision.errors import UserError
@@ -33,18 +33,7 @@ _LEAST_COLUMNS = 40
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
     parser = plain_parser("Classify images with a trained model.")
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="[MODEL] IMAGE_OR_FOLDER",
-        help="Images or folders of images. A model first, or with --model; without one the bundled weights "
-        "are used.",
-    )
-    parser.add_argument(
-        "--model",
-        type=str | None,
-        help="Run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights.",
-    )
+    add_model_and_images(parser, exports=True)
     parser.add_argument("--top_k", type=int, default=3, help="Number of classes per image.")
     add_inference(parser, batch_size=32)
     add_input_size(parser)
@@ -63,7 +52,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     from conformer_vision.inference import Predictor
     from conformer_vision.inference.inputs import named_images
 
-    model, inputs = _split(options.model, options.inputs)
+    model, inputs = split_inputs(options.model, options.inputs)
     images = [image.name for image in named_images(inputs)]
     predictor = Predictor(
         model,
@@ -82,30 +71,6 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         writer = _plain_lines() if columns is None else _aligned_lines(images, max(columns, _LEAST_COLUMNS))
     with writer as write:
         return _print(predictions, write, number=len(images))
-
-
-def _split(model: str | None, inputs: list[str]) -> tuple[str | None, list[str]]:
-    """Return the model, None for the bundled weights, and the images.
-
-    Raises:
-        UserError: A model without images, or one among the images.
-    """
-    from conformer_vision.runs import is_model, is_run_folder
-
-    first, rest = inputs[0], inputs[1:]
-    # A first name that does not exist is a model, so that a mistyped run does not pass for an image.
-    names_model = is_model(first) or (bool(rest) and (not os.path.exists(first) or os.path.isdir(first)))
-    if model is None and names_model:
-        model, inputs = first, rest
-    if not inputs:
-        raise UserError(f"{first} is a model; give images or folders of images after it")
-    for name in inputs:
-        if is_model(name) or is_run_folder(name):
-            remedy = (
-                f"give it first, or with --model {name}" if model is None else f"the model here is {model}"
-            )
-            raise UserError(f"{name} is a model, not an image; {remedy}")
-    return model, inputs
 
 
 def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> int:

@@ -1,0 +1,55 @@
+"""Arguments of subcommands that take a model, or none, and images after it."""
+
+from __future__ import annotations
+
+import os
+
+from jsonargparse import ArgumentParser
+
+from conformer_vision.errors import UserError
+
+
+def add_model_and_images(parser: ArgumentParser, *, exports: bool) -> None:
+    """Add the arguments that `split_inputs` takes apart.
+
+    Args:
+        parser: Gets the arguments.
+        exports: Whether the model may be an exported file.
+    """
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="[MODEL] IMAGE_OR_FOLDER",
+        help="Images or folders of images. A model first, or with --model; without one the bundled weights "
+        "are used.",
+    )
+    kinds = "checkpoint, ONNX or OpenVINO file," if exports else "checkpoint,"
+    parser.add_argument(
+        "--model",
+        type=str | None,
+        help=f"Run folder, weights, {kinds} or the name of published weights.",
+    )
+
+
+def split_inputs(model: str | None, inputs: list[str]) -> tuple[str | None, list[str]]:
+    """Return the model, None for the bundled weights, and the images.
+
+    Raises:
+        UserError: A model without images, or one among the images.
+    """
+    from conformer_vision.runs import is_model, is_run_folder
+
+    first, rest = inputs[0], inputs[1:]
+    # A first name that does not exist is a model, so that a mistyped run does not pass for an image.
+    names_model = is_model(first) or (bool(rest) and (not os.path.exists(first) or os.path.isdir(first)))
+    if model is None and names_model:
+        model, inputs = first, rest
+    if not inputs:
+        raise UserError(f"{first} is a model; give images or folders of images after it")
+    for name in inputs:
+        if is_model(name) or is_run_folder(name):
+            remedy = (
+                f"give it first, or with --model {name}" if model is None else f"the model here is {model}"
+            )
+            raise UserError(f"{name} is a model, not an image; {remedy}")
+    return model, inputs
