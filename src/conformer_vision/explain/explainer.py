@@ -40,6 +40,8 @@ class ClassAnswer(NamedTuple):
     """What the heads say of a class."""
 
     label: str
+    number: int
+    """Its place among the outputs of the model; two classes may share a label."""
     probabilities: dict[str, float]
     """By head: ``fused``, and ``conv`` and ``trans`` of a Conformer."""
 
@@ -281,7 +283,7 @@ class Explainer:
     def answer(self, number: int, shown: Shown) -> ClassAnswer:
         """Return what the heads say of a class."""
         shares = {head: values[number].item() for head, values in shown.answers.items()}
-        return ClassAnswer(self.spec.labels[number], shares)
+        return ClassAnswer(self.spec.labels[number], number, shares)
 
 
 def _of_whole(preprocessing: Preprocessing, size: tuple[int, int]) -> Preprocessing:
