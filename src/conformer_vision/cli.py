@@ -37,6 +37,7 @@ SUBCOMMANDS = (
     "report",
     "evaluate",
     "predict",
+    "explain",
     "export",
     "benchmark",
     "models",

@@ -43,3 +43,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # of a read-only file system too, where there is none
             temporary.unlink()
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder for results, and those above it; one that exists is as good.
+
+    Raises:
+        UserError: It cannot be made, or it is a file.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file of that name exists" if folder.exists() else error.strerror or str(error)
+        raise UserError(f"cannot make the folder {folder}: {reason}") from error
+    return folder

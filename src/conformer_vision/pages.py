@@ -55,7 +55,15 @@ def data_uri(image: Image.Image, *, edge: int) -> str:
     image = image.copy()
     image.thumbnail((edge, edge))
     # At this size PNG costs no more than JPEG, and every pixel counts.
-    kind = "png" if max(image.size) <= edge // 2 else "jpeg"
+    return png_uri(image) if max(image.size) <= edge // 2 else _uri(image, "jpeg", quality=82)
+
+
+def png_uri(image: Image.Image) -> str:
+    """Encode an image as a ``data:`` URI without loss."""
+    return _uri(image, "png", optimize=True)
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = BytesIO()
-    image.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
+    image.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -18,7 +18,7 @@ def by_torchcam(name: str) -> Callable[[nn.Module, Tensor, Tensor, Sequence[int]
 
     def method(model: nn.Module, images: Tensor, classes: Tensor, blocks: Sequence[int] | None) -> Activation:
         kind = getattr(require("torchcam.methods"), name)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             images = images.clone().requires_grad_()
             try:
                 extractor = kind(model, cam_module(model), input_shape=tuple(images.shape[1:]))

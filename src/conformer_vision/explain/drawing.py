@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from conformer_vision.explain.explainer import Explanation
+from conformer_vision.preprocessing import Box
 
 # Dark violet over red to pale yellow, even in lightness, for readers with any colour vision too.
 _COLOURS = np.array(
@@ -60,8 +63,24 @@ def _opacity(evidence: NDArray[np.float32]) -> NDArray[np.float32]:
     return opacity
 
 
-def explained(explanation: Explanation, label: str | None = None) -> Image.Image:
-    """Lay the evidence for a class over the image of an explanation."""
+def explained(explanation: Explanation, label: str | None = None, *, edge: int = 1600) -> Image.Image:
+    """Lay the evidence for a class over the image of an explanation.
+
+    Args:
+        explanation: From `Explainer`.
+        label: One of its classes; the first by default.
+        edge: Longest edge of the answer in pixels; larger images are made smaller.
+
+    Raises:
+        UserError: The class was not explained, or the image could not be read.
+    """
+    image = explanation.image
+    if image is not None and max(image.size) > edge:
+        scale = edge / max(image.size)
+        small = image.resize([max(round(side * scale), 1) for side in image.size])
+        explanation = replace(
+            explanation, image=small, seen=Box(*(scale * place for place in explanation.seen))
+        )
     evidence = explanation.evidence(label)  # refuses an image that could not be read
     assert explanation.image is not None
     return overlay(explanation.image, evidence)

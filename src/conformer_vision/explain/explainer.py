@@ -27,7 +27,7 @@ from conformer_vision.weights import load_model
 UNIT = 32
 """The edges of a whole image's input are multiples of it, so that no patch lies across an edge."""
 MOST_ANSWERS = 5
-"""Classes whose probabilities an explanation has, at least."""
+"""Most probable classes that an explanation names."""
 MOST_ELONGATED = 6
 """Largest ratio of the edges of a whole image's input; longer images are squeezed to it."""
 
@@ -217,23 +217,44 @@ class Explainer:
             raise UserError(f"top_k {top_k}: must be 1 or more")
         numbers = None if classes is None else self.class_numbers(classes)
         for shown in self.show(inputs):
-            if shown.image is None:
-                yield Explanation(shown.name, error=shown.error)
-                continue
-            best = shown.best(max(top_k, MOST_ANSWERS))
-            chosen = numbers or best[:top_k]
-            found = heat_maps(
-                self.model, shown.batch, chosen, method=method, scales=scales, flip=flip, blocks=blocks
-            )
-            yield Explanation(
-                shown.name,
-                image=shown.image,
-                seen=shown.seen,
-                top=tuple(self.answer(number, shown) for number in best),
-                classes=tuple(self.answer(number, shown) for number in chosen),
-                maps=found.maps[0].float().cpu(),
-                method=method,
-            )
+            chosen = numbers if numbers is not None or shown.image is None else shown.best(top_k)
+            options = {"method": method, "scales": scales, "flip": flip, "blocks": blocks}
+            yield self.explanation(shown, chosen or [], **options)  # type: ignore[arg-type]
+
+    def explanation(
+        self,
+        shown: Shown,
+        numbers: Sequence[int],
+        *,
+        method: str = "cam",
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        blocks: Sequence[int] | None = None,
+    ) -> Explanation:
+        """Explain one image.
+
+        Args:
+            shown: From `show`; an image that could not be read has an explanation with its error.
+            numbers: Numbers of the classes to explain.
+            method: As for `explain`, like the rest.
+            scales: See `heat_maps`.
+            flip: See `heat_maps`.
+            blocks: See `heat_maps`.
+        """
+        if shown.image is None:
+            return Explanation(shown.name, error=shown.error)
+        found = heat_maps(
+            self.model, shown.batch, numbers, method=method, scales=scales, flip=flip, blocks=blocks
+        )
+        return Explanation(
+            shown.name,
+            image=shown.image,
+            seen=shown.seen,
+            top=tuple(self.answer(number, shown) for number in shown.best(MOST_ANSWERS)),
+            classes=tuple(self.answer(number, shown) for number in numbers),
+            maps=found.maps[0].float().cpu(),
+            method=method,
+        )
 
     def show(self, inputs: ImageInput | Iterable[ImageInput]) -> Iterator[Shown]:
         """Yield the images as the network is shown them, with its answers."""

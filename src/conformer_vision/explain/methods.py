@@ -98,23 +98,41 @@ def heat_maps(
             mode, whose answers are random.
     """
     chosen = _method(method, model, blocks)
-    numbers = _class_numbers(classes, len(images), getattr(model, "num_classes", None))
     if model.training:
         raise UserError("the model is in training mode, where its answers are random; call model.eval()")
     if not scales or min(scales) <= 0:
         raise UserError(f"scales {list(scales)}: give one or more positive numbers")
+    with torch.inference_mode(False):  # what is made in that mode has no gradients, which some methods need
+        numbers = _class_numbers(classes, len(images), getattr(model, "num_classes", None)).to(images.device)
+        images = images.clone() if images.is_inference() else images
+        views = [
+            _view(chosen.compute, model, images, numbers, blocks, scale=scale, mirrored=mirrored)
+            for scale in scales
+            for mirrored in ((False, True) if flip else (False,))
+        ]
+        maps, scores = (torch.stack(each).mean(0) for each in zip(*views, strict=True))
+    return HeatMaps(maps, scores)
+
+
+def _view(
+    compute: Compute,
+    model: nn.Module,
+    images: Tensor,
+    numbers: Tensor,
+    blocks: Sequence[int] | None,
+    *,
+    scale: float,
+    mirrored: bool,
+) -> HeatMaps:
+    """Look at the images once, enlarged and mirrored; return maps at their own size and side."""
     size = images.shape[2], images.shape[3]
-    maps, scores = [], []
-    for scale in scales:
+    if scale != 1:
         edges = [max(round(edge * scale), 1) for edge in size]
-        scaled = images if scale == 1 else F.interpolate(images, edges, mode="bicubic", antialias=True)
-        for mirrored in (False, True) if flip else (False,):
-            found = chosen.compute(model, scaled.flip(3) if mirrored else scaled, numbers, blocks)
-            full = at_image_size(found.maps, found.cells, (scaled.shape[2], scaled.shape[3]))
-            full = full.flip(3) if mirrored else full
-            maps.append(full if scale == 1 else F.interpolate(full, size, mode="bilinear"))
-            scores.append(found.scores)
-    return HeatMaps(torch.stack(maps).mean(0), torch.stack(scores).mean(0))
+        images = F.interpolate(images, edges, mode="bicubic", antialias=True)
+    found = compute(model, images.flip(3) if mirrored else images, numbers, blocks)
+    full = at_image_size(found.maps, found.cells, (images.shape[2], images.shape[3]))
+    full = full.flip(3) if mirrored else full
+    return HeatMaps(full if scale == 1 else F.interpolate(full, size, mode="bilinear"), found.scores)
 
 
 def _method(name: str, model: nn.Module, blocks: Sequence[int] | None) -> Method:
@@ -124,8 +142,9 @@ def _method(name: str, model: nn.Module, blocks: Sequence[int] | None) -> Method
         raise UserError(f"method {name!r}: must be one of {known}{nearest(name, METHODS)}")
     method = METHODS[name]
     if method.conformer_only and not isinstance(model, Conformer):
+        kind = type(model).__name__
         raise UserError(
-            f"method {name} couples the branches of a Conformer, which {type(model).__name__} has not"
+            f"method {name} needs the two branches of a Conformer, not {kind}; use cam or gradcam"
         )
     if blocks is not None and not method.takes_blocks:
         takers = ", ".join(name for name, each in METHODS.items() if each.takes_blocks)

@@ -40,7 +40,7 @@ def gradient_rollout(
     One backward pass per class.
     """
     # The gradient must reach the attention, whatever the caller froze or switched off.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         inside = attention_of(model, images.clone().requires_grad_())
         maps = []
         for column in classes.unbind(1):

@@ -1,0 +1,172 @@
+"""A page that shows where a model looks: heat maps of both branches and of their coupling, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from conformer_vision import pages
+from conformer_vision.errors import UserError
+from conformer_vision.explain import Explainer, couplings, heat_maps
+from conformer_vision.explain.drawing import heat_image, veil
+from conformer_vision.explain.explainer import ClassAnswer, Shown, relative
+from conformer_vision.explain.methods import METHODS
+from conformer_vision.models import Conformer
+from conformer_vision.preprocessing import Box
+from conformer_vision.report.page import percent, short
+
+EDGE = 480
+"""Longest edge of an image on the page, in pixels."""
+HEAT_EDGE = 96
+"""Longest edge of a heat map on the page; the browser enlarges it smoothly."""
+TITLES = {"conv": "Convolution branch", "trans": "Transformer branch", "coupled": "Both, coupled"}
+CONFORMER = {"conv": "cam", "trans": "gradient-rollout", "coupled": "attention-cam"}
+"""The method that shows each of these for a Conformer."""
+OTHERS = ("cam", "gradient-rollout", "occlusion")
+"""For another model: the first of these that it takes."""
+
+
+class Place(NamedTuple):
+    """Where the part that the network was shown lies on the image, in per cent of its edges."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+_WHOLE = Place(0, 0, 100, 100)
+
+
+class BlockRow(NamedTuple):
+    """One block on the slider; images as ``data:`` URIs."""
+
+    number: int
+    map: str
+    tokens: str
+    attention: str
+
+
+class ClassRow(NamedTuple):
+    """One class: what the heads say, and a heat map for each title."""
+
+    answer: ClassAnswer
+    heat: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image on the page, or the line that says why it is not shown."""
+
+    name: str
+    error: str | None = None
+    image: str = ""
+    size: tuple[int, int] = (0, 0)
+    place: Place = _WHOLE
+    classes: tuple[ClassRow, ...] = ()
+    blocks: tuple[BlockRow, ...] = ()
+
+    @property
+    def ratio(self) -> str:
+        """The proportions of what the network was shown."""
+        width, height = self.size
+        return f"{self.place.width * width:.0f} / {self.place.height * height:.0f}"
+
+
+def panel(explainer: Explainer, shown: Shown, numbers: Sequence[int]) -> Panel:
+    """Return what the page shows of an image; the image itself is not kept.
+
+    Args:
+        explainer: The model.
+        shown: The image, from `Explainer.show`.
+        numbers: Numbers of the classes to choose from.
+    """
+    if shown.image is None:
+        return Panel(shown.name, error=shown.error)
+    return Panel(
+        shown.name,
+        image=pages.data_uri(shown.image, edge=EDGE),
+        size=shown.image.size,
+        place=_place(shown.seen, shown.image.size),
+        classes=tuple(_class_rows(explainer, shown, numbers)),
+        blocks=tuple(_block_rows(explainer.model, shown.batch)),
+    )
+
+
+def _class_rows(explainer: Explainer, shown: Shown, numbers: Sequence[int]) -> Iterator[ClassRow]:
+    found = _evidence(explainer.model, shown.batch, numbers)
+    for row, number in enumerate(numbers):
+        heat = {title: pages.png_uri(veil(maps[row])) for title, maps in found.items()}
+        yield ClassRow(explainer.answer(number, shown), heat)
+
+
+def _evidence(
+    model: nn.Module, batch: Tensor, numbers: Sequence[int]
+) -> dict[str, list[NDArray[np.float32]]]:
+    """Return small heat maps in [0, 1] by title, in the order of the classes."""
+    if isinstance(model, Conformer):
+        methods = CONFORMER
+        maps = {title: heat_maps(model, batch, numbers, method=name).maps for title, name in methods.items()}
+    else:
+        name, found = _first_possible(model, batch, numbers)
+        methods, maps = {name: name}, {name: found}
+    return {
+        title: [_small(values) for values in relative(maps[title][0], signed=METHODS[name].signed)]
+        for title, name in methods.items()
+    }
+
+
+def _first_possible(model: nn.Module, batch: Tensor, numbers: Sequence[int]) -> tuple[str, Tensor]:
+    for name in OTHERS[:-1]:
+        try:
+            return name, heat_maps(model, batch, numbers, method=name).maps
+        except UserError:
+            continue
+    return OTHERS[-1], heat_maps(model, batch, numbers, method=OTHERS[-1]).maps
+
+
+def _block_rows(model: nn.Module, batch: Tensor) -> Iterator[BlockRow]:
+    if not isinstance(model, Conformer):
+        return
+    for view in couplings(model, batch).blocks:
+        values = (view.map_after, view.tokens_after, view.attention)
+        images = [heat_image(_small(relative(each[0], signed=False))) for each in values]
+        yield BlockRow(view.block, *map(pages.png_uri, images))
+
+
+def _small(values: Tensor) -> NDArray[np.float32]:
+    """Return values (h, w), averaged to at most `HEAT_EDGE` cells an edge."""
+    scale = min(1.0, HEAT_EDGE / max(values.shape))
+    if scale < 1:
+        rows, columns = (max(round(edge * scale), 1) for edge in values.shape)
+        values = torch.nn.functional.adaptive_avg_pool2d(values[None, None], (rows, columns))[0, 0]
+    small: NDArray[np.float32] = values.cpu().float().numpy()
+    return small
+
+
+def _place(seen: Box, size: tuple[int, int]) -> Place:
+    width, height = size
+    return Place(
+        100 * seen.left / width,
+        100 * seen.top / height,
+        100 * (seen.right - seen.left) / width,
+        100 * (seen.bottom - seen.top) / height,
+    )
+
+
+def write_explained(path: str | Path, shown: Sequence[Panel], *, model: str) -> None:
+    """Write the page.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    context = {"panels": shown, "model": model, "titles": TITLES, "methods": METHODS, "conformer": CONFORMER}
+    filters: dict[str, Callable[..., str]] = {"percent": percent, "short": short}
+    pages.write_page(path, pages.render(__package__, "explained.html.j2", context, filters=filters))
