@@ -16,10 +16,12 @@ from conformer_vision.models.config import ConformerConfig
 from conformer_vision.models.fold import fold_norm
 
 __all__ = [
+    "Blocks",
     "Bottleneck",
     "CoupledBlock",
     "FCUDown",
     "FCUUp",
+    "GlobalPool2d",
     "Stem",
     "UncoupledBlock",
     "build_block",
@@ -224,6 +226,33 @@ class CoupledBlock(nn.Module):
         tokens = self.transformer(tokens + torch.cat([counterpart, patches], dim=1))
         x, _ = self.fusion(x, self.fcu_up(tokens, height, width, x))
         return x, tokens
+
+
+class Blocks(nn.ModuleList):
+    """The blocks of a network, which calls them itself: they take and give map and tokens."""
+
+    @torch.jit.unused
+    def forward(self, x: Tensor) -> Tensor:
+        """Refuse to run as a layer of a sequence.
+
+        fastai cuts a network that it gets as a function behind the last child but the pooling, and chains
+        the children before it. Without this, it would silently train the stem alone.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError(
+            "a Conformer cannot be cut into a sequence of its children: its blocks take map and tokens;"
+            " give its name instead of its function: vision_learner(dls, 'conformer_small_patch16_224')"
+        )
+
+
+class GlobalPool2d(nn.Module):
+    """The mean of a map over its positions: (B, C, H, W) to (B, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take a map (B, C, H, W), give its mean (B, C)."""
+        return x.mean((2, 3))
 
 
 def build_block(config: ConformerConfig, index: int, dd: dict[str, Any]) -> nn.Module:

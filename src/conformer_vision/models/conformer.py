@@ -16,13 +16,12 @@ from timm.layers import trunc_normal_
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from conformer_vision.models.blocks import Bottleneck, FCUDown, FCUUp, Stem, build_block
-from conformer_vision.models.checkpoints import checkpoint_filter_fn
+from conformer_vision.models.blocks import Blocks, Bottleneck, FCUDown, FCUUp, GlobalPool2d, Stem, build_block
 from conformer_vision.models.config import ConformerConfig
 from conformer_vision.models.inner import InnerOutputs
 from conformer_vision.models.recompute import Recompute, parse_recompute, run_again_in_backward
 
-__all__ = ["BranchLogits", "Conformer", "checkpoint_filter_fn"]
+__all__ = ["BranchLogits", "Conformer"]
 
 
 class BranchLogits(NamedTuple):
@@ -79,8 +78,9 @@ class Conformer(InnerOutputs):
         self.patch_embed: nn.Module = nn.Conv2d(
             config.stem_width, config.embed_dim, self.pad_to, stride=self.pad_to, **dd
         )
-        self.blocks = nn.ModuleList(build_block(config, index, dd) for index in range(config.depth))
+        self.blocks = Blocks(build_block(config, index, dd) for index in range(config.depth))
         self.norm: nn.Module | None = nn.LayerNorm(config.embed_dim, **dd)
+        self.map_pool = GlobalPool2d()
         self.head_drop = nn.Dropout(config.drop_rate)
 
         self.feature_depths = config.feature_depths
@@ -172,7 +172,7 @@ class Conformer(InnerOutputs):
 
     def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Split the tensor of `forward_features` into the pooled map (B, C) and the class token (B, D)."""
-        conv = self.head_drop(x[:, : self.map_chs].mean((2, 3)))
+        conv = self.head_drop(self.map_pool(x[:, : self.map_chs]))
         trans = self.head_drop(x[:, self.map_chs :, 0, 0])
         return conv, trans
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
@@ -12,6 +13,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from conformer_vision.models.checkpoints import checkpoint_filter_fn, fetch_pretrained
 from conformer_vision.models.config import ConformerConfig
 from conformer_vision.models.conformer import Conformer
+from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 __all__ = ["SHIPPED", "VARIANTS"]
 
@@ -108,14 +110,20 @@ VARIANTS: dict[str, ConformerConfig] = {name: variant.config for name, variant i
 _configs: dict[str, Any] = {
     name + (".in1k" if each.weights else ""): each.pretrained_cfg for name, each in _TABLE.items()
 }
+with safe_open(_SHIPPED_FILE, framework="pt") as _file:
+    _shipped = ModelSpec.from_json(_file.metadata()[METADATA_KEY])
 _configs[SHIPPED] = _configs.pop(SHIPPED.partition(".")[0]) | {
     "file": str(_SHIPPED_FILE),
-    "num_classes": 20,
+    "num_classes": _shipped.num_classes,
+    "label_names": _shipped.classes,
+    "label_descriptions": dict(zip(_shipped.classes, _shipped.descriptions, strict=True)),
     "crop_pct": 1.0,
     "test_input_size": (3, 72, 72),
 }
 default_cfgs = generate_default_cfgs(_configs)
 
+_OF_WEIGHTS = ("tag", "label_names", "label_descriptions")
+"""What a pretrained configuration says of the weights; a network without them does not have it."""
 _CONFIG_FIELDS = {field.name for field in fields(ConformerConfig)}
 
 
@@ -134,9 +142,11 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Conformer
         feature_cfg={"out_indices": tuple(range(len(config.feature_depths))), "feature_cls": "getter"},
         **kwargs,
     )
-    if file is not None:
-        cfg: Any = model.pretrained_cfg
-        cfg.pop("file", None)  # where it lies on this machine says nothing of the model
+    cfg: Any = model.pretrained_cfg
+    cfg.pop("file", None)  # where it lies on this machine says nothing of the model
+    if not pretrained:
+        for name in _OF_WEIGHTS:
+            cfg.pop(name, None)
     return model
 
 
