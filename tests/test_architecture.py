@@ -12,7 +12,7 @@ LONGEST = 400
 LAYERS = [
     {"console", "environment", "errors", "extras", "files", "help", "hints", "lazy", "parsing"},
     {"memory", "pages", "spec", "preprocessing", "models"},
-    {"runs", "weights"},
+    {"hf", "runs", "weights"},
     {"data"},
     {"training", "inference"},
     {"report", "export", "check", "benchmark"},

@@ -24,7 +24,11 @@ TORCH_KINDS = ("reference", "eager", "folded", *COMPILE_MODES)
 """What PyTorch runs in its own process, from weights; the reference is the plain formulation."""
 KINDS = (
     *TORCH_KINDS,
-    *(name for name, entry in FORMATS.items() if entry.runtime is not None and name not in TORCH_KINDS),
+    *(
+        name
+        for name, entry in FORMATS.items()
+        if entry.runtime is not None and not entry.folder and name not in TORCH_KINDS
+    ),
 )
 DEFAULT_RUNTIMES = ("eager", "compiled", "folded", "onnx", "openvino")
 DEFAULT_PEERS = (

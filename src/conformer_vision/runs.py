@@ -29,6 +29,9 @@ CURVES_FILE = "curves.png"
 REPORT_FILE = "report.html"
 BROKEN_FILE = "broken_images.txt"
 NOT_FINITE_FILE = "not_finite.json"
+HF_CONFIG = "config.json"
+HF_WEIGHTS = "model.safetensors"
+"""The two files that make a folder one of the Hugging Face Hub."""
 _OWN_FILES = {
     *(CONFIG_FILE, CLASSES_FILE, BEST_WEIGHTS, LAST_WEIGHTS, LAST_CHECKPOINT, METRICS_FILE),
     *(CURVES_FILE, REPORT_FILE, RESULTS_FILE, BROKEN_FILE, NOT_FINITE_FILE),
@@ -36,7 +39,7 @@ _OWN_FILES = {
 RUN_MARKER = "# A run of conformer-vision"
 """Begins the first line of a run's ``config.yaml``; other programs' files of that name do not have it."""
 
-Kind = Literal["weights", "checkpoint", "onnx", "openvino", "published"]
+Kind = Literal["weights", "checkpoint", "onnx", "openvino", "hf", "published"]
 _KINDS: dict[str, Kind] = {
     ".safetensors": "weights",
     **dict.fromkeys((".ckpt", ".pth", ".pt", ".bin", ".tar"), "checkpoint"),
@@ -55,7 +58,7 @@ class ModelSource:
 
     kind: Kind
     path: Path
-    """The file, or the name of published weights."""
+    """The file, the folder of kind ``hf``, or the name of published weights."""
     arch: str | None = None
     """Architecture of a checkpoint that does not say it, by its name in timm's registry."""
 
@@ -87,6 +90,8 @@ def _find(path_or_name: str | Path) -> ModelSource:
     path = Path(path_or_name)
     if os.path.isdir(path):  # of os.path, since pathlib raises errors for names that are too long
         if (weights := find_weights(path)) is None:
+            if is_hf_folder(path):
+                return ModelSource("hf", path)
             raise UserError(f"{path} holds neither {BEST_WEIGHTS} nor {LAST_WEIGHTS}; is it a run folder?")
         if weights.name != BEST_WEIGHTS:
             _log.warning("%s has no %s (training ended early); using %s", path, BEST_WEIGHTS, LAST_WEIGHTS)
@@ -111,13 +116,18 @@ def is_model(path_or_name: str | Path) -> bool:
     """Tell whether a path or name means a model, by its suffix where it does not exist."""
     path = Path(path_or_name)
     if os.path.isdir(path):
-        return find_weights(path) is not None
+        return find_weights(path) is not None or is_hf_folder(path)
     return path.suffix.lower() in (*_KINDS, *_NOT_OPENED) or _is_published(path_or_name)
 
 
 def find_weights(folder: Path) -> Path | None:
     """Return the best weights of a run folder, else its last ones, else None."""
     return next((folder / name for name in (BEST_WEIGHTS, LAST_WEIGHTS) if (folder / name).is_file()), None)
+
+
+def is_hf_folder(folder: Path) -> bool:
+    """Tell whether a folder is one of the Hugging Face Hub, with safetensors and its configuration."""
+    return all((folder / name).is_file() for name in (HF_CONFIG, HF_WEIGHTS))
 
 
 def is_run_folder(folder: str | Path) -> bool:

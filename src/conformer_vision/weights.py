@@ -25,12 +25,20 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, nearest, option, reason_of, words
 from conformer_vision.files import atomic_path
+from conformer_vision.hf import read_spec, to_pretrained_cfg
 from conformer_vision.models import VARIANTS, Conformer
 from conformer_vision.models.checkpoints import check_fit, is_safetensors, load_checkpoint, read_checkpoint
 from conformer_vision.models.foreign import Foreign, describe_checkpoint
 from conformer_vision.models.published import create_published, imagenet_classes
 from conformer_vision.preprocessing import Transform, evaluation_transform
-from conformer_vision.runs import CLASSES_FILE, LAST_CHECKPOINT, ModelSource, find_model, find_weights
+from conformer_vision.runs import (
+    CLASSES_FILE,
+    HF_WEIGHTS,
+    LAST_CHECKPOINT,
+    ModelSource,
+    find_model,
+    find_weights,
+)
 from conformer_vision.spec import METADATA_KEY, ModelSpec, Preprocessing
 
 _log = logging.getLogger(__name__)
@@ -50,11 +58,12 @@ def load(path_or_name: str | Path, *, arch: str | None = None) -> LoadedModel:
     """Load a trained model with its specification and its evaluation transform.
 
     Args:
-        path_or_name: A run folder, a weights file, a checkpoint, or the name of published weights
-            (``conformer_small_patch16_224``, ``resnet50.a1_in1k``), which are downloaded once. A checkpoint
-            is a run's own ``last.ckpt``, or a file in the authors', OpenMMLab's or timm's layout. Its classes
-            are those it names, those of a ``classes.txt`` beside it (one name per line), or ImageNet's;
-            otherwise they are numbered, with a logged warning.
+        path_or_name: A run folder, a weights file, a checkpoint, a folder of the Hugging Face Hub with a
+            classifier of timm, or the name of published weights (``conformer_small_patch16_224``,
+            ``resnet50.a1_in1k``), which are downloaded once. A checkpoint is a run's own ``last.ckpt``, or a
+            file in the authors', OpenMMLab's or timm's layout. Its classes are those it names, those of a
+            ``classes.txt`` beside it (one name per line), or ImageNet's; otherwise they are numbered, with a
+            logged warning.
         arch: timm's name of a checkpoint's architecture, where its content does not tell.
 
     Raises:
@@ -70,6 +79,8 @@ def load_model(path_or_name: str | Path | ModelSource) -> tuple[nn.Module, Model
     source = path_or_name if isinstance(path_or_name, ModelSource) else find_model(path_or_name)
     if source.kind in ("weights", "checkpoint"):
         return _load_file(source.path, source.arch)
+    if source.kind == "hf":
+        return _load_hf(source.path)
     if source.kind == "published":
         return _load_published(str(source.path))
     runner = words("predict", "Predictor")
@@ -148,13 +159,25 @@ def _opened(path: Path) -> Iterator[Any]:
 def _load_published(name: str) -> tuple[nn.Module, ModelSpec]:
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.file:  # bundled with the package, specification included
-        return _load_weights(Path(cfg.file))
+        bundled, spec = _load_weights(Path(cfg.file))
+        described = {key: value for key, value in cfg.to_dict().items() if key != "file"}
+        bundled.pretrained_cfg = bundled.default_cfg = described  # type: ignore[assignment]
+        return bundled, spec
     model: Any = create_published(name)
     if (named := imagenet_classes(model.num_classes)) is None:
         raise UserError(
             f"{name} has {model.num_classes} classes whose names are not known; only ImageNet's are"
         )
     return model, _spec_of(name.partition(".")[0], model, *named)
+
+
+def _load_hf(folder: Path) -> tuple[nn.Module, ModelSpec]:
+    """Load a folder of the Hugging Face Hub; code in it is not run."""
+    spec = read_spec(folder)
+    path = folder / HF_WEIGHTS
+    with _opened(path) as file:  # transformers saves the names that its wrapper has
+        weights = {name.removeprefix("timm_model."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _fill(weights, spec, path), spec
 
 
 def _load_file(path: Path, arch: str | None) -> tuple[nn.Module, ModelSpec]:
@@ -238,15 +261,22 @@ def _has_spec(path: Path) -> bool:
 def _load_weights(path: Path) -> tuple[nn.Module, ModelSpec]:
     with _opened(path) as file:
         spec = _read_spec(file.metadata(), path)
-        model = _build(spec, path)
-        expected = model.state_dict()
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        remedy = "the file is damaged or was changed; export or train the model again"
-        check_fit(weights, expected, label=str(path), model=spec.model, remedy=remedy)
-        # Copies: in the file's memory they are not aligned, and libraries round otherwise there.
-        weights = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in weights.items()}
-        model.load_state_dict(weights, assign=spec.model in VARIANTS)
-    return model.eval(), spec
+        return _fill(weights, spec, path), spec
+
+
+def _fill(weights: Mapping[str, Tensor], spec: ModelSpec, path: Path) -> nn.Module:
+    """Build the network of a specification and fill it with the weights of an open file."""
+    model = _build(spec, path)
+    expected = model.state_dict()
+    remedy = "the file is damaged or was changed; export or train the model again"
+    check_fit(weights, expected, label=str(path), model=spec.model, remedy=remedy)
+    # Copies: in the file's memory they are not aligned, and libraries round otherwise there.
+    weights = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in weights.items()}
+    model.load_state_dict(weights, assign=spec.model in VARIANTS)
+    cfg: Any = getattr(model, "pretrained_cfg", {})
+    model.pretrained_cfg = model.default_cfg = to_pretrained_cfg(spec, cfg)  # type: ignore[assignment]
+    return model.eval()
 
 
 def _read_spec(metadata: dict[str, str] | None, path: Path) -> ModelSpec:

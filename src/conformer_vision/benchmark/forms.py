@@ -43,7 +43,7 @@ FORMS: dict[str, Form] = {
         *(
             Form(entry.name, precision)
             for entry in FORMATS.values()
-            if entry.runtime is not None
+            if entry.runtime is not None and not entry.folder  # which holds the weights as trained
             for precision in entry.precisions
         ),
     )

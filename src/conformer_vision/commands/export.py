@@ -23,7 +23,16 @@ def build_parser() -> Parser:
     parser.add_argument("--format", required=True, choices=list(FORMATS), help="Format of the file.")
     parser.add_argument("--precision", default="fp32", choices=get_args(Precision), help="Of the arithmetic.")
     parser.add_argument(
-        "--output", metavar="FILE", type=str | None, help="The file; in the run folder by default."
+        "--output",
+        metavar="FILE",
+        type=str | None,
+        help="The file, or the folder of format hf; in the run folder by default.",
+    )
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="NAME",
+        type=str | None,
+        help="Repository on the Hugging Face Hub (user/name) to send the folder of format hf to.",
     )
     parser.add_argument(
         "--data",
@@ -52,6 +61,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         data=options.data,
         calibration_images=options.calibration_images,
         arch=options.arch,
+        push_to_hub=options.push_to_hub,
         say=note,
     )
     _print(exported)

@@ -58,7 +58,13 @@ def relative_difference(actual: Tensor, expected: Tensor) -> float:
 
 
 def compare(
-    written: Logits, model: nn.Module, spec: ModelSpec, images: Tensor, *, precision: Precision
+    written: Logits,
+    model: nn.Module,
+    spec: ModelSpec,
+    images: Tensor,
+    *,
+    precision: Precision,
+    temperature: float = 1.0,
 ) -> Difference:
     """Compare a file with its model: on all images at once, on one alone, and on images of another size.
 
@@ -68,6 +74,7 @@ def compare(
         spec: The model's specification.
         images: (B, C, H, W), real ones as the model takes them.
         precision: Precision of the file.
+        temperature: Divisor of the model's logits that is in the file's heads.
 
     Raises:
         UserError: The answers differ by more than the precision explains, or the file cannot be run.
@@ -79,7 +86,7 @@ def compare(
     relative, probability, same = 0.0, 0.0, []
     for batch in batches:
         with torch.inference_mode():
-            expected = heads(model, batch)
+            expected = {head: logits / temperature for head, logits in heads(model, batch).items()}
         try:
             actual = written(batch)
         except Exception as error:  # every runtime has its own

@@ -40,6 +40,8 @@ class Format:
     """Libraries of the extra ``export`` that writing needs."""
     companion: str | None = None
     """Suffix of the second file beside the first, where there is one."""
+    folder: bool = False
+    """Whether it is a folder of files; it then has no suffix, and its temperature is in the heads."""
 
     def check(self, precision: Precision) -> None:
         """Refuse what cannot be written here.
@@ -58,7 +60,9 @@ class Format:
         check_installed(*self.libraries)
 
     def files(self, path: Path) -> list[Path]:
-        """Return the files of an export whose main file is ``path``."""
+        """Return the files of an export whose main file, or folder, is ``path``."""
+        if self.folder:
+            return sorted(path.iterdir())
         return [path] if self.companion is None else [path, path.with_suffix(self.companion)]
 
 
@@ -78,6 +82,7 @@ FORMATS: dict[str, Format] = {
             ".bin",
         ),
         Format("torch-export", "torch_export", ".pt2", ("fp32", "fp16", "bf16"), None),
+        Format("hf", "hf", "", ("fp32",), "hf", folder=True),
     )
 }
 
@@ -107,8 +112,8 @@ def write_network(
     Args:
         model: Any model of timm's registry; left as it was.
         spec: The model's specification, which goes into the file.
-        path: The file, with the format's suffix; not written atomically. A format of two files, as
-            OpenVINO's, writes the second beside it.
+        path: The file, with the format's suffix, or the folder; not written atomically. A format of two
+            files, as OpenVINO's, writes the second beside it.
         format: A name in `FORMATS`.
         precision: Precision of the arithmetic.
         calibration: For int8: prepared images (B, C, H, W), which give the ranges of the activations.

@@ -23,6 +23,7 @@ from conformer_vision.weights import load_model
 
 from .compare import Difference, compare, open_written
 from .formats import Format, Precision, find_format, write_network
+from .hf import check_folder, check_repository, push, replace_folder
 from .images import prepared, sample_photos
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Exported:
     """What `export` wrote, and how good it is."""
 
     path: Path
+    """The file or folder."""
     format: str
     precision: Precision
     size: int
@@ -58,29 +60,34 @@ def export(
     data: Data | None = None,
     calibration_images: int = 128,
     arch: str | None = None,
+    push_to_hub: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Write a trained model in another format, and check the file against the model.
 
     Args:
         model: A run folder, weights file, checkpoint, or the name of published weights.
-        format: ``folded``, ``onnx``, ``openvino`` or ``torch-export``.
+        format: ``folded``, ``onnx``, ``openvino``, ``torch-export`` or ``hf``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; not every format has all of them.
         output: The file. Defaults to ``model.SUFFIX`` or ``model-PRECISION.SUFFIX`` in the run folder, and
             for published weights to ``NAME.SUFFIX`` or ``NAME-PRECISION.SUFFIX`` in the working directory.
+            For ``hf`` the folder, by default ``model-hf`` or ``NAME-hf``.
         data: Labelled images, as training takes them; defaults to those in the run's ``config.yaml``. int8 is
             calibrated on the training images and evaluated on the validation images.
         calibration_images: Number of images that int8 is calibrated on.
         arch: timm's name of a checkpoint's architecture, where its content does not tell; see `load`.
+        push_to_hub: For ``hf``: the repository on the Hugging Face Hub (``user/name``) to send the folder to.
         say: Receives each step as one line.
 
     Raises:
         UserError: An unknown format or precision, a missing library, no trained model, int8 without images, a
             file that cannot be written, or one whose answers are not the model's. Nothing is left behind, and
-            a file that was at ``output`` stays.
+            a file that was at ``output`` stays. Or the Hub cannot be reached; the folder is then there.
     """
     entry = find_format(format)
     entry.check(precision)
+    if push_to_hub is not None:
+        check_repository(push_to_hub, entry)
     if calibration_images < 1:
         raise UserError(f"calibration_images {calibration_images}: must be 1 or more")
     source = find_model(model, arch=arch)
@@ -101,7 +108,10 @@ def export(
             network, spec, written, format=format, precision=precision, calibration=calibration
         )
         say("checking the file")
-        difference = compare(open_written(written, entry), network, spec, checked, precision=precision)
+        temperature = spec.temperature if entry.folder else 1.0
+        difference = compare(
+            open_written(written, entry), network, spec, checked, precision=precision, temperature=temperature
+        )
         accuracy = None
         if precision == "int8" and images is not None:
             say("evaluating the model and the file on the validation images")
@@ -112,7 +122,12 @@ def export(
                 for file, name in ((source.path, arch), (written, None))
             )
             accuracy = before, after
-        _move(written, target)
+        if entry.folder:
+            replace_folder(written, target)
+        else:
+            _move(written, target)
+    if push_to_hub is not None:
+        say(f"sent to {push(target, push_to_hub)}")
     size = sum(path.stat().st_size for path in entry.files(target))
     return Exported(target, format, precision, size, difference, kept, accuracy)
 
@@ -149,7 +164,7 @@ def _find_images(
 def _target(source: ModelSource, entry: Format, precision: Precision, *, folder: Path) -> Path:
     name = source.path.name
     stem = "model" if folder.is_dir() else name if source.kind == "published" else source.path.stem
-    if entry.runtime == "weights":  # which the weights themselves are called too
+    if entry.runtime == "weights" or entry.folder:  # "model" is what the weights or another file are called
         stem += f"-{entry.name}"
     if precision != "fp32":
         stem += f"-{precision}"
@@ -157,11 +172,13 @@ def _target(source: ModelSource, entry: Format, precision: Precision, *, folder:
 
 
 def _check_target(target: Path, entry: Format, source: ModelSource) -> None:
-    if target.suffix.lower() != entry.suffix:
+    if not entry.folder and target.suffix.lower() != entry.suffix:
         raise UserError(f"output {target}: files of the format {entry.name} end in {entry.suffix}")
     if not target.parent.is_dir():
         raise UserError(f"output {target}: the folder {target.parent} does not exist; create it first")
-    if target.is_dir() or not os.access(target.parent, os.W_OK):
+    if entry.folder:
+        check_folder(target)
+    if (target.is_dir() and not entry.folder) or not os.access(target.parent, os.W_OK):
         raise UserError(f"output {target} cannot be written; give another place with {option('output')}")
     if target.exists() and source.path.exists() and target.samefile(source.path):
         raise UserError(f"output {target} is the model itself; give another name with {option('output')}")

@@ -19,6 +19,7 @@ __all__ = ["FUSED", "Runtime", "open_runtime"]
 _RUNTIMES: dict[Kind, Callable[[ModelSource, str | torch.device], Runtime]] = {
     "weights": WeightsRuntime,
     "checkpoint": WeightsRuntime,
+    "hf": WeightsRuntime,
     "published": WeightsRuntime,
     "onnx": OnnxRuntime,
     "openvino": OpenVinoRuntime,
@@ -29,7 +30,8 @@ def open_runtime(model: str | Path | ModelSource, *, device: str | torch.device 
     """Open a trained model for inference, in the runtime that its kind of file needs.
 
     Args:
-        model: A run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights.
+        model: A run folder, weights, checkpoint, ONNX or OpenVINO file, folder of the Hugging Face Hub, or
+            the name of published weights.
         device: ``auto`` (CUDA where there is one and the runtime can use it), or a torch device.
 
     Raises:
