@@ -10,12 +10,17 @@ RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgro
 # The oldest libraries that the metadata allows, which need Python 3.11 or 3.12.
 OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
+# The libraries that use Conformers as a backbone or read its exports; constraints-clients.txt has their versions.
+CLIENTS := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/.installed
+CLIENT_LIBRARIES := accelerate captum fastai grad-cam lightly-train peft pycocotools segmentation-models-pytorch \
+	torchcam transformers
 # What has to work with all libraries that the metadata allows: models, weights, prediction, training.
 SHORT_TESTS := tests/models/test_variants.py tests/models/test_checkpoints.py tests/models/test_recompute.py \
 	tests/models/test_compilers.py tests/test_weights.py tests/inference/test_predictor.py tests/training/test_run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-short test-oldest timm-suite lint format bench figures package clean
+.PHONY: help install demo test test-short test-oldest test-clients timm-suite lint format bench figures package clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -31,6 +36,13 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 	@$(PYTHON) -c 'import sys; sys.exit("The oldest libraries need Python 3.11 or 3.12: make test-oldest PYTHON=/path/to/python3.11" if sys.version_info >= (3, 13) else 0)'
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[train,check]' hypothesis pytest pytest-timeout pytest-xdist
+	@touch $@
+
+$(CLIENTS_STAMP): pyproject.toml constraints.txt constraints-clients.txt
+	@echo "Making the environment in $(CLIENTS). The first time takes a few minutes and 7 GB."
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet -c constraints.txt -c constraints-clients.txt -e '.[train]' \
+		pytest pytest-timeout pytest-xdist $(CLIENT_LIBRARIES)
 	@touch $@
 
 install: $(STAMP) ## make the environment in .venv
@@ -53,6 +65,9 @@ test-short: $(STAMP) ## run the tests of models, weights, prediction and trainin
 
 test-oldest: $(OLDEST_STAMP) ## run the same tests with the oldest libraries that the metadata allows, in .venv-oldest
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup $(SHORT_TESTS)
+
+test-clients: $(CLIENTS_STAMP) ## run the tests with transformers, fastai, smp and the others, in .venv-clients
+	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n $(JOBS) tests/clients
 
 timm-suite: $(STAMP) ## run timm's own model tests on every Conformer (downloads timm's source distribution)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite/run.py -n $(JOBS)
