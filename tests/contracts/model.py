@@ -43,7 +43,7 @@ class ModelContract:
     """Inherit it, and name the variant."""
 
     name: ClassVar[str]
-    options: ClassVar[dict[str, Any]] = {}  # what makes a wide variant narrow
+    options: ClassVar[dict[str, Any]] = {}  # that make the variant narrow
     size: ClassVar[tuple[int, int]] = (64, 52)  # not square, and padded to the variants' patches
 
     def build(self, **options: Any) -> Conformer:
@@ -65,7 +65,8 @@ class ModelContract:
     # ---- shapes and outputs ----------------------------------------------------------------------
 
     def test_takes_any_size_and_number_of_channels(self) -> None:
-        model = timm.create_model(self.name, num_classes=7, in_chans=4, device="meta").eval()
+        options = SMALL | self.options | {"num_classes": 7, "in_chans": 4}
+        model = timm.create_model(self.name, **options, device="meta").eval()
         for size in ((32, 32), (33, 47), (224, 64), (65, 127)):
             patches = [-(-side // model.config.patch_size) * model.config.patch_size for side in size]
             x = torch.empty(2, 4, *size, device="meta")

@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def folded(variant: str) -> Conformer:
     """A folded network with every statistic, weight and bias away from its initial value."""
     torch.manual_seed(0)
-    model = timm.create_model(variant, num_classes=5, **VARIANTS[variant])
+    model = timm.create_model(variant, num_classes=5, depths=(2, 1, 2), **VARIANTS[variant])
     assert isinstance(model, Conformer)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -27,8 +27,9 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ["conformer_nano_patch4_32", "conformer_small_patch32_224"])
 def test_agrees_with_the_plain_formulation(name: str, layout: torch.memory_format) -> None:
+    """The contract has every variant against itself, unfolded; test_reference.py has that."""
     model, reference = build_pair(name, seed=1, num_classes=5)
     folded = model.eval().fold().to(memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(2, 3, 65, 50, generator=torch.Generator().manual_seed(2))
@@ -62,7 +63,7 @@ def test_any_size_and_option(
 ) -> None:
     options = {"upsample": upsample, "head_fusion": head_fusion, "in_chans": in_chans}
     options["double_class_token"] = doubled
-    model = trained(name, num_classes=3, **options).double()
+    model = trained(name, num_classes=3, depths=(2, 1, 2), **options).double()
     images = torch.randn(batch, in_chans, height, width, dtype=torch.float64)
     with torch.no_grad():
         assert relative(model.fold()(images), model(images)) < 1e-12
@@ -115,8 +116,8 @@ def test_every_part_of_the_last_block_is_needed() -> None:
             assert positions is not None and bool((positions.abs().sum(1) > 0).all())
 
 
-@pytest.mark.parametrize("name", ["conformer_nano_patch8_64", "conformer_tiny_patch16_224"])
-def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    name = "conformer_nano_patch8_64"
     model = trained(name, num_classes=5)
     spec = ModelSpec(name, classes=CLASSES, temperature=1.5)
     path = tmp_path / "folded.safetensors"

@@ -83,14 +83,18 @@ class Golden:
 
 
 GOLDENS = [Golden.read(path) for path in sorted((PARITY / "golden").glob("*.npz"))]
-# Those with statistics and a training step first: pytest groups by position, so weights are computed once.
-GOLDENS.sort(key=lambda golden: golden.name.startswith("mmpretrain"))
 FULL_GOLDENS = [golden for golden in GOLDENS if not golden.name.startswith("mmpretrain")]
 assert FULL_GOLDENS, f"{PARITY} holds no goldens"
-every_golden = pytest.mark.parametrize("golden", GOLDENS, ids=lambda golden: golden.name, scope="module")
-every_full_golden = pytest.mark.parametrize(
-    "golden", FULL_GOLDENS, ids=lambda golden: golden.name, scope="module"
-)
+
+
+def each(goldens: list[Golden]) -> pytest.MarkDecorator:
+    """Parametrize by goldens; one process makes the weights of a golden, once."""
+    groups = [pytest.param(g, id=g.name, marks=pytest.mark.xdist_group(f"golden {g.name}")) for g in goldens]
+    return pytest.mark.parametrize("golden", groups, scope="module")
+
+
+every_golden = each(GOLDENS)
+every_full_golden = each(FULL_GOLDENS)
 both_precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
 
@@ -191,8 +195,9 @@ def test_training_step(golden: Golden, dtype: torch.dtype) -> None:
     assert means == pytest.approx(expected["running_mean_norm"], rel=STATISTICS[dtype])
 
 
-@every_golden
+@each(list({golden.variant: golden for golden in GOLDENS}.values()))
 def test_openmmlab_layout_holds_the_same_weights(golden: Golden) -> None:
+    """Once per variant: that its names have others."""
     keys = json.loads((PARITY / f"keys_mmpretrain_{golden.variant}.json").read_text())
     assert {openmmlab_name(name) for name in official_weights(golden)} == keys.keys()
     expected = build(golden, torch.float32).state_dict()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from conformer_vision.timm import main
+
 SCRIPT = """
 import multiprocessing, pickle, sys
 import beside
@@ -26,17 +28,13 @@ if __name__ == "__main__":
 """
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "conformer_vision.timm", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
-
-
 def test_script_runs_as_under_python(tmp_path: Path) -> None:
     scripts = tmp_path / "scripts"
     scripts.mkdir()
     (scripts / "beside.py").touch()
     (scripts / "script.py").write_text(SCRIPT)
-    done = run("scripts/script.py", "--model", "x", folder=tmp_path)
+    command = [sys.executable, "-m", "conformer_vision.timm", "scripts/script.py", "--model", "x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     first, second = done.stdout.splitlines()
     assert first == f"['scripts/script.py', '--model', 'x'] scripts/script.py {scripts.resolve()} Conformer"
     assert second == "Conformer"  # in a spawned process
@@ -50,7 +48,10 @@ def test_script_runs_as_under_python(tmp_path: Path) -> None:
         (("no.py",), "error: cannot read the script no.py (No such"),
     ],
 )
-def test_mistake_is_one_line(arguments: tuple[str, ...], line: str, tmp_path: Path) -> None:
-    done = run(*arguments, folder=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
+def test_mistake_is_one_line(
+    arguments: tuple[str, ...], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["conformer_vision/timm.py", *arguments])
+    assert main() == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(line) and err.count("\n") == 1
