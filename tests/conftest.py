@@ -1,15 +1,25 @@
 """Fixtures that every test may use."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from command_line import TINY, run
+from conformer_vision.training import folder
 from exports import make_exports
 from image_sets import opened
 from write_images import write_images
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage more rarely, and not in what the libraries hold: it took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +28,14 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the folder ../shared (goldens and real images), which is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_curves() -> Iterator[None]:
+    """Draw no curves: it takes longer than two steps of training. training/test_run.py looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "draw_curves", lambda rows, path: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from command_line import COMMAND, ENVIRONMENT, MODEL, TINY, class_folders, run, spawn
+from command_line import MODEL, ONE_SERVER, TINY, class_folders, run, spawn, start
 from conformer_vision.commands import train
 from conformer_vision.training.config import AUGMENT_OPTIONS, OPTIONS
 
@@ -207,31 +208,21 @@ def test_stopped_by_a_signal(
     assert jobs == ([job] if asked else [])
 
 
+@ONE_SERVER
 def test_interrupt_and_resume(tmp_path: Path) -> None:
     data = class_folders(tmp_path / "data", a=20, b=20)
     folder = tmp_path / "run"
     options = ["--batch_size=8", "--epochs=400", "--workers=1", "--device=cpu", f"--output={folder}"]
     options.append("--report=false")
-    process = subprocess.Popen(
-        [*COMMAND, "train", f"--data={data}", *MODEL, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        start_new_session=True,  # Ctrl-C reaches the whole group, workers included
-    )
-    try:
-        assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        assert any(line.startswith("epoch 1/400") for line in lines)
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == 130, err
-    assert err == f"stopped; continue with: conformer-vision train --resume {folder}\n"
+    output = tmp_path / "output.txt"
+    process = start("train", f"--data={data}", *MODEL, *options, output=output)
+    while process.is_alive() and "\nepoch 1/400" not in (output.read_text() if output.exists() else ""):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches the whole group, workers included
+    process.join(60)
+    written = output.read_text()
+    assert process.exitcode == 130, written
+    assert written.endswith(f"\nstopped; continue with: conformer-vision train --resume {folder}\n")
 
     def epochs() -> list[int]:
         with (folder / "metrics.csv").open(newline="") as file:

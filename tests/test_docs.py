@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from conformer_vision import cli
+from command_line import NETWORK
+from conformer_vision import TrainConfig, cli
 from conformer_vision.commands import train
 from conformer_vision.errors import UserError
 from exports import WITH_EXPORTS, make_run, shared_graphs
@@ -41,8 +43,10 @@ WITH_PYTHON = [
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of one page build on each other."""
+    """Blocks of one page build on each other. Networks that they train are narrower here."""
     monkeypatch.chdir(tmp_path)
+    from_options = TrainConfig.from_options
+    monkeypatch.setattr(TrainConfig, "from_options", partial(from_options, model_kwargs=NETWORK))
     Image.new("RGB", (48, 40), "white").save("holiday.jpg")
     Path("runs").mkdir()
     make_run(Path("runs/photos"))

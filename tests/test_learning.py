@@ -15,6 +15,7 @@ from PIL import Image
 import learning
 import robustness
 from ablations import NANO, Uncoupled
+from command_line import NETWORK
 from conformer_vision.models.blocks import Bottleneck
 from conformer_vision.weights import load_model
 from release import release
@@ -49,7 +50,7 @@ def experiment(**changes: object) -> learning.Experiment:
         "report": False,
         "device": "cpu",
         "progress": "plain",
-        "model_kwargs": {"depths": [2, 1, 2]},
+        "model_kwargs": NETWORK,
     }
     return learning.Experiment("table", "A name", 1, options | changes, test="train.parquet", moved=True)
 

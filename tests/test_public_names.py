@@ -39,7 +39,7 @@ def test_every_name_is_there(package: object) -> None:
 
 
 ORDERS = """
-import inspect, itertools, os, pydoc, sys
+import inspect, os, pydoc, sys
 import sklearn.model_selection, timm, torch, torchmetrics
 STEPS = {
     "import conformer_vision.export": "conformer_vision.export",
@@ -53,7 +53,8 @@ def mistake(function, *arguments, **options):
         function(*arguments, **options)
     except UserError as error:
         return str(error)
-for order in itertools.permutations(STEPS, 2):
+for order in ((0, 1), (1, 0), (2, 3), (3, 2), (0, 3), (2, 1)):  # of one package, then across both
+    order = [list(STEPS)[number] for number in order]
     if not (child := os.fork()):
         names = {}
         for step in order:

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' and OpenMMLab's code in `predict`, `evaluate` and `export`: real processes."""
+"""Checkpoints of the authors' and OpenMMLab's code in `predict`, `evaluate` and `export`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor
 
-from command_line import spawn
+from command_line import run, spawn
 from conformer_vision.models.checkpoints import to_official, to_openmmlab
 from image_sets import write_folders
 
@@ -34,8 +34,8 @@ def openmmlab(weights: dict[str, Tensor]) -> object:
     return {"meta": {"dataset_meta": {"classes": CLASSES}}, "state_dict": to_openmmlab(weights)}
 
 
-@pytest.mark.timeout(300)
 def test_predict_evaluate_and_export(tmp_path: Path) -> None:
+    """The first in a process of its own, which knows the models by itself."""
     torch.manual_seed(0)
     weights = timm.create_model(MODEL, num_classes=3).state_dict()
     torch.save(authors(weights), tmp_path / "authors.pth")
@@ -47,19 +47,19 @@ def test_predict_evaluate_and_export(tmp_path: Path) -> None:
     assert numbered.status == 0 and "the names of the 3 classes" in numbered.err
     (by_number,) = json.loads(numbered.out)
     assert set(by_number["labels"]) == {"0", "1", "2"}
-    named = spawn("predict", tmp_path / "openmmlab.pth", image, *options)
+    named = run("predict", tmp_path / "openmmlab.pth", image, *options)
     assert (named.status, named.err) == (0, "")
     (by_name,) = json.loads(named.out)
     assert by_name["labels"] == [CLASSES[int(number)] for number in by_number["labels"]]
     assert by_name["probabilities"] == pytest.approx(by_number["probabilities"])
 
-    done = spawn("evaluate", tmp_path / "openmmlab.pth", "--data", data, "--split", "all", *options)
+    done = run("evaluate", tmp_path / "openmmlab.pth", "--data", data, "--split", "all", *options)
     assert (done.status, done.err) == (0, "")
     assert json.loads(done.out)["confusion"]["bee"] == {by_name["labels"][0]: 1}
 
-    done = spawn("export", tmp_path / "openmmlab.pth", "--format", "folded", "--arch", MODEL)
+    done = run("export", tmp_path / "openmmlab.pth", "--format", "folded", "--arch", MODEL)
     assert done.status == 0, done.err
-    exported = spawn("predict", tmp_path / "openmmlab-folded.safetensors", image, *options)
+    exported = run("predict", tmp_path / "openmmlab-folded.safetensors", image, *options)
     (same,) = json.loads(exported.out)
     assert same["labels"] == by_name["labels"]
     assert same["probabilities"] == pytest.approx(by_name["probabilities"], abs=1e-4)

@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 from PIL import Image
 from rich.cells import cell_len
 
-from command_line import COMMAND, ENVIRONMENT, class_folders, one_line, run
+from command_line import COMMAND, ENVIRONMENT, ONE_SERVER, class_folders, one_line, run, start
 from conformer_vision.cli import main
 from conformer_vision.models import variants
 from conformer_vision.spec import ModelSpec
@@ -148,15 +150,19 @@ def test_a_terminal_gets_columns_that_fit(
     assert (len(lines) > len(starts)) == (columns < 100), "answers without room go below"
 
 
+def test_a_console_without_unicode(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = {}
+    for name, errors in (("stdout", "strict"), ("stderr", "backslashreplace")):
+        written[name] = io.BytesIO()
+        stream = io.TextIOWrapper(written[name], encoding="cp1252", errors=errors, write_through=True)
+        monkeypatch.setattr(sys, name, stream)
+    arguments = ["predict", model, folder / "1.png", folder / "4.png", "--device=cpu", "--json"]
+    status = main([str(argument) for argument in arguments])
+    assert (status, written["stderr"].getvalue().count(b"\n")) == (1, 2)
+    assert set(json.loads(written["stdout"].getvalue().decode("cp1252"))[0]["labels"]) == set(CLASSES)
+
+
 # ---- as processes ----------------------------------------------------------------------------------
-
-
-def test_a_console_without_unicode(model: Path, folder: Path) -> None:
-    command = [*COMMAND, "predict", model, folder / "1.png", folder / "4.png", "--device=cpu", "--json"]
-    environment = ENVIRONMENT | {"PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=100, check=False)
-    assert (done.returncode, done.stderr.count(b"\n")) == (1, 2)
-    assert set(json.loads(done.stdout.decode("cp1252"))[0]["labels"]) == set(CLASSES)
 
 
 def test_a_reader_that_has_enough(model: Path, folder: Path) -> None:
@@ -170,23 +176,17 @@ def test_a_reader_that_has_enough(model: Path, folder: Path) -> None:
         assert (process.wait(100), err.read()) == (0, b"")
 
 
+@ONE_SERVER
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-def test_ctrl_c_keeps_the_answers_so_far(model: Path, folder: Path) -> None:
-    images = [str(folder / "1.png")] * 3000
-    command = [*COMMAND, "predict", str(model), *images, "--batch_size=1", "--device=cpu", "--json"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
-        # A shell lets what it starts in the background ignore Ctrl-C, these tests as well.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert process.stdout is not None and process.stderr is not None
-    with process.stdout as out, process.stderr as err:
-        head = out.readline() + out.readline()
-        process.send_signal(signal.SIGINT)
-        answers = json.loads(head + out.read())
-        assert process.wait(100) == 130
-        assert 0 < len(answers) < 3000
-        assert err.read().decode() == f"stopped after {len(answers):,} of 3,000 images\n"
+def test_ctrl_c_keeps_the_answers_so_far(model: Path, folder: Path, tmp_path: Path) -> None:
+    images, output = [folder / "1.png"] * 3000, tmp_path / "output.txt"
+    process = start("predict", model, *images, "--batch_size=1", "--device=cpu", "--json", output=output)
+    while process.is_alive() and (not output.exists() or output.read_text().count("\n") < 2):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    answers, stopped, end = re.split(r"(stopped .*\n)", output.read_text())  # of both streams
+    count = len(json.loads(answers + end))
+    assert 0 < count < 3000
+    assert stopped == f"stopped after {count:,} of 3,000 images\n"

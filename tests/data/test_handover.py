@@ -106,8 +106,10 @@ TORCH_ON_SIGNALS = "ERROR: Unexpected "
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGBUS", "SIGSEGV"])
 def test_a_killed_worker_is_one_line(
-    name: str, alone: list[Batch], capfd: pytest.CaptureFixture[str]
+    name: str, alone: list[Batch], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # So long torch waits at the end for each process that is left.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
     reading = loader()
 
     def killing() -> Iterator[Batch]:

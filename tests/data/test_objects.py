@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
+from command_line import NETWORK
 from conformer_vision.data import BrokenImageError, open_images
 from conformer_vision.data.images import as_rgb
 from conformer_vision.data.opening import describe
@@ -152,6 +153,7 @@ def test_training_and_evaluating_from_python(tmp_path: Path) -> None:
     config = TrainConfig.from_options(
         data=dataset,
         model="conformer_nano_patch4_32",
+        model_kwargs=NETWORK,
         batch_size=8,
         epochs=2,
         max_steps=2,

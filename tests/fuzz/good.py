@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("ant", "bee", "cat")
+NETWORK = {"depths": [2, 1, 2], "channel_ratio": 0.5, "embed_dim": 32, "num_heads": 2, "stem_width": 16}
 TINY: dict[str, Any] = {
     "model": "conformer_nano_patch8_64",
-    "model_kwargs": {"depths": [2, 1, 2]},
+    "model_kwargs": NETWORK,
     "input_size": 32,
     "batch_size": 8,
     "workers": 0,
@@ -176,6 +177,8 @@ data: {data}
 model: conformer_nano_patch8_64
 model_kwargs:
   depths: [2, 1, 2]
+  embed_dim: 40
+  channel_ratio: 0.5
 input_size: 32
 epochs: 2
 max_steps: 2

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conformer_vision.training import TrainConfig, folder
+from command_line import NETWORK
+from conformer_vision.training import TrainConfig
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 PREFIXES = {"red": "l", "green": "ax", "blue": "bd"}
@@ -18,7 +19,7 @@ PREFIXES = {"red": "l", "green": "ax", "blue": "bd"}
 TINY: dict[str, Any] = {
     "model": "conformer_nano_patch8_64",
     "pretrained": False,
-    "model_kwargs": {"depths": [2, 1, 2], "zero_init_last": False},
+    "model_kwargs": NETWORK,
     "input_size": 32,
     "batch_size": 8,
     "max_steps": 2,
@@ -50,12 +51,6 @@ def tiny(images: Path) -> Callable[..., TrainConfig]:
         return TrainConfig.from_options(**{"data": str(images)} | TINY | changes)
 
     return make
-
-
-@pytest.fixture
-def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than an epoch here; test_run.py looks at the image."""
-    monkeypatch.setattr(folder, "draw_curves", lambda rows, path: None)
 
 
 def _weights(run: Path, name: str = "last.safetensors") -> dict[str, torch.Tensor]:

@@ -14,7 +14,6 @@ from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.broken import BrokenImages
 from option_tools import shows
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 TRAINER: Any = SimpleNamespace(is_global_zero=True)
 

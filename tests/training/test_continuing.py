@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from command_line import MODEL, class_folders, spawn
+from command_line import MODEL, ONE_SERVER, class_folders, start
 from conformer_vision.data.opening import absolute_spec
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, train
@@ -21,7 +21,6 @@ from conformer_vision.training.recipe import read_config
 from conformer_vision.training.run import resume
 from option_tools import rows_of
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 
 
@@ -187,16 +186,23 @@ def test_folders_begun_in_the_same_second_differ(tmp_path: Path, monkeypatch: py
     assert all(folder.name.startswith("m-20260102-030405") for folder in folders)
 
 
+@ONE_SERVER
 def test_two_trainings_of_one_output(tmp_path: Path) -> None:
     """In two processes at once: one trains, the other ends with one line and changes nothing."""
     data, run = class_folders(tmp_path / "data", a=8, b=8), tmp_path / "run"
     command = ["train", f"--data={data}", *MODEL, "--batch_size=4", "--epochs=3", "--workers=0"]
     command += ["--device=cpu", "--report=false", f"--output={run}"]
-    with ThreadPoolExecutor(2) as threads:
-        ended = sorted(threads.map(lambda _: spawn(*command), range(2)), key=lambda done: done.status)
-    assert [done.status for done in ended] == [0, 2], ended
-    assert ended[1].err.count("\n") == 1
-    assert "is being written by another training" in ended[1].err or "is not empty" in ended[1].err
+    outputs = [tmp_path / f"{number}.txt" for number in range(2)]
+    processes = [start(*command, output=output) for output in outputs]
+    for process in processes:
+        process.join(60)
+    written = {
+        process.exitcode: output.read_text() for process, output in zip(processes, outputs, strict=True)
+    }
+    assert written.keys() == {0, 2}, written
+    line = written[2].splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "is being written by another training" in line or "is not empty" in line
     assert [row["epoch"] for row in rows_of(run)] == [1, 2, 3]
     assert yaml.safe_load((run / "config.yaml").read_text())["data"] == str(data)
     assert not list(run.glob(".*"))

@@ -21,7 +21,6 @@ from conformer_vision.training.run import resume
 from conformer_vision.weights import load_model
 from option_tools import rows_of
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 Weights = Callable[..., dict[str, Tensor]]
 AT = 5

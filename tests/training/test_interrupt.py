@@ -26,7 +26,6 @@ from conformer_vision.training.run import resume
 from conformer_vision.weights import load_model
 from option_tools import rows_of
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 
 

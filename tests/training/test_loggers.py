@@ -13,7 +13,6 @@ from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.loggers import start_loggers
 from option_tools import shows
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 
 

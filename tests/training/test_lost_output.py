@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import pytest
 
-from command_line import COMMAND, ENVIRONMENT, MODEL, class_folders
+from command_line import COMMAND, ENVIRONMENT, MODEL, ONE_SERVER, class_folders, start
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, folder, progress, train
 from conformer_vision.training.run import resume
@@ -19,18 +19,36 @@ from option_tools import rows_of
 Tiny = Callable[..., TrainConfig]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell and /dev/full")
-@pytest.mark.parametrize("redirection", ["2>&1 | head -n 1", "> /dev/full 2> /dev/full", ">&- 2>&-"])
-def test_the_run_is_complete(redirection: str, tmp_path: Path) -> None:
-    data, run = class_folders(tmp_path / "data", a=8, b=8), tmp_path / "run"
+def options(folder: Path, run: Path) -> list[str]:
+    data = class_folders(folder / "data", a=8, b=8)
     options = [f"--data={data}", *MODEL, "--batch_size=4", "--epochs=3", "--workers=1", "--device=cpu"]
-    options += ["--report=false", f"--output={run}"]
-    line = f"set -o pipefail; {shlex.join([*COMMAND, 'train', *options])} {redirection}"
+    return [*options, "--report=false", f"--output={run}"]
+
+
+def assert_complete(run: Path) -> None:
+    assert [row["epoch"] for row in rows_of(run)] == [1, 2, 3]
+    assert '"finished": true' in (run / "results.json").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize("redirection", ["2>&1 | head -n 1", ">&- 2>&-"])
+def test_the_run_is_complete(redirection: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    line = f"set -o pipefail; {shlex.join([*COMMAND, 'train', *options(tmp_path, run)])} {redirection}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) <= 1
-    assert [row["epoch"] for row in rows_of(run)] == [1, 2, 3]
-    assert '"finished": true' in (run / "results.json").read_text()
+    assert_complete(run)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@ONE_SERVER
+def test_the_run_is_complete_on_a_full_disk(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("train", *options(tmp_path, run), output=Path("/dev/full"))
+    process.join(100)
+    assert process.exitcode == 0
+    assert_complete(run)
 
 
 RESNET: dict[str, Any] = {"model": "test_resnet", "model_kwargs": {}, "max_steps": None, "epochs": 1}
@@ -63,7 +81,6 @@ def test_curves_that_cannot_be_drawn_end_nothing(
     assert (run / "results.json").is_file()
 
 
-@pytest.mark.usefixtures("without_curves")
 def test_a_first_checkpoint_that_cannot_be_written(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

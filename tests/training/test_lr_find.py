@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from command_line import MODEL
 from conformer_vision.cli import main
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
@@ -105,10 +106,10 @@ def test_its_bar_is_for_a_terminal(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "lr.png"
-    options = ["--model=conformer_nano_patch8_64", "--model_kwargs.depths=[2,1,2]", "--input_size=32"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 1\nlr: 0.5\nsave_top_k: 3\nmixup: 0.2\n")
-    options += [
+    options = [
+        *MODEL,
         f"--recipe={recipe}",
         "--batch_size=8",
         "--workers=0",

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from option_tools import shows
 Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 MB = 1 << 20
+RESNET: dict[str, Any] = {"model": "test_resnet", "model_kwargs": {}}  # of fewer operations
 
 
 class Layers(nn.Module):
@@ -88,6 +91,9 @@ def test_steps_are_tried_on_a_gpu_until_memory_runs_out(
     error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
+    freed: list[int] = []
+    # In a process of so many libraries each collection takes a second.
+    monkeypatch.setattr(memory, "gc", SimpleNamespace(collect=lambda: freed.append(1)))
 
     def step(model: nn.Module, images: Tensor, *, precision: str) -> None:
         tried.append(len(images))
@@ -98,6 +104,7 @@ def test_steps_are_tried_on_a_gpu_until_memory_runs_out(
     gpu = torch.device("meta")  # as good as one, without a count of its memory
     assert largest(gpu) == 32
     assert tried == [2, 4, 8, 16, 32, 64]
+    assert len(freed) == len(tried), "after every step"
     error = RuntimeError("shape mismatch")
     with pytest.raises(RuntimeError, match="shape mismatch"):
         largest(gpu)
@@ -142,20 +149,18 @@ def test_batch_size_auto(
     there: Callable[[float], None],
     tmp_path: Any,
     capsys: pytest.CaptureFixture[str],
-    without_curves: None,
 ) -> None:
     """A step takes no more than the images and two passes allow; the kept recipe has the number."""
     there(1e12)
-    run = train(tiny(batch_size="auto", accumulate=2, max_steps=1, output=str(tmp_path / "run")))
+    auto = partial(tiny, **RESNET, batch_size="auto")
+    run = train(auto(accumulate=2, max_steps=1, output=str(tmp_path / "run")))
     train_images = len(opened(tiny().data.data, split="train", val_fraction=0.1))
     line = f"batch_size: {2 * 2 ** ((train_images // 2).bit_length() - 1)}\n"
     assert line in capsys.readouterr().out
     assert line in (run / "config.yaml").read_text()
     with pytest.raises(UserError, match="batch_size auto is for one process"):
-        train(tiny(batch_size="auto", devices=2, output=str(tmp_path / "other")))
-    assert prepare(tiny(batch_size="auto", accumulate=3)).data.batch_size == 24, (
-        "of about 33 images, 11 are a third"
-    )
+        train(auto(devices=2, output=str(tmp_path / "other")))
+    assert prepare(auto(accumulate=3)).data.batch_size == 24, "of about 33 images, 11 are a third"
 
 
 def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
@@ -179,17 +184,18 @@ def test_a_batch_that_does_not_fit_is_refused(
 ) -> None:
     monkeypatch.setattr(machine, "_LIBRARIES", 0)
     there(1e8)
+    config = partial(tiny, **RESNET, input_size=160)
     line = r"^batch_size 32: needs 0\.\d GB of memory, of which 0\.1 GB are left; give (\d+) or less$"
     with pytest.raises(UserError, match=line) as caught:
-        prepare(tiny(input_size=64, **changes))
+        prepare(config(**changes))
     match = re.search(line, str(caught.value))
     assert match
     fits = int(match[1])
     assert 2 < fits < 32
-    assert prepare(tiny(input_size=64, **changes | {"batch_size": fits})).data.batch_size == fits
+    assert prepare(config(**changes | {"batch_size": fits})).data.batch_size == fits
     there(1e7)
     with pytest.raises(UserError, match="; give a smaller input_size or model"):
-        prepare(tiny(input_size=64, **changes))
+        prepare(config(**changes))
 
 
 def test_an_image_that_does_not_fit_is_refused(tiny: Tiny, there: Callable[[float], None]) -> None:

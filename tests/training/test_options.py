@@ -24,7 +24,6 @@ from conformer_vision.training.network import build_model
 from conformer_vision.training.schedule import Clock
 from option_tools import first_batch, loaders, module, opened, rates, shows
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 
 
@@ -134,8 +133,9 @@ def published(tmp_path: Path) -> Path:
 @shows("pretrained")
 def test_pretrained(tiny: Tiny, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "fetch_pretrained", lambda url, **_: published)
-    loaded = build_model(tiny(model="conformer_tiny_patch16_224", pretrained=True).model, 3)
-    drawn = build_model(tiny(model="conformer_tiny_patch16_224").model, 3)
+    changes = {"model": "conformer_tiny_patch16_224", "model_kwargs": {"depths": [2, 1, 2]}}
+    loaded = build_model(tiny(**changes, pretrained=True).model, 3)
+    drawn = build_model(tiny(**changes).model, 3)
     torch.manual_seed(7)
     weights = timm.create_model("conformer_tiny_patch16_224", depths=[2, 1, 2])
     torch.testing.assert_close(loaded.get_parameter("cls_token"), weights.get_parameter("cls_token"))

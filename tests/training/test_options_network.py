@@ -23,7 +23,6 @@ from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_model
 from option_tools import VIT, batch, group_rates, module, rates, rows_of, shows
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 Weights = Callable[..., dict[str, Tensor]]
 

@@ -28,7 +28,6 @@ from conformer_vision.training.schedule import Clock
 from conformer_vision.training.trainer import build_trainer
 from option_tools import VIT, rows_of, shows
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 
 # ---- where it computes -----------------------------------------------------------------------------

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from command_line import NETWORK
 from conformer_vision import ClassifierModule
 from conformer_vision.errors import UserError
 from conformer_vision.training.guard import Guard, TrainingDivergedError
 from conformer_vision.training.seeding import StepSeeds
 
 MODELS: dict[str, dict[str, Any]] = {
-    "conformer_nano_patch8_64": {"depths": (2, 1, 2), "zero_init_last": False},
+    "conformer_nano_patch8_64": NETWORK,
     "test_resnet": {},
 }
 

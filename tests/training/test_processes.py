@@ -1,10 +1,7 @@
 """Several processes train as one: two that talk over gloo, started as users start them."""
 
-import os
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
@@ -15,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from command_line import start
+from command_line import ONE_SERVER, spawn, start
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.processes import ended
 from option_tools import rows_of
@@ -39,48 +36,37 @@ NO_BATCHNORM: dict[str, Any] = {
 }
 
 
-def run_two(config: TrainConfig, folder: Path, *, launcher: str) -> Path:
-    """The run by two processes."""
+def recipe_of(config: TrainConfig, folder: Path) -> Path:
     folder.mkdir()
     recipe = folder / "recipe.yaml"
     recipe.write_text(config.to_yaml())
+    return recipe
+
+
+def run_two(config: TrainConfig, folder: Path) -> Path:
+    """The run by two processes, one of which the command starts."""
     run = folder / "run"
-    command = ["train", f"--recipe={recipe}", f"--output={run}"]
-    if launcher == "torchrun":
-        start = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            "-m",
-            "conformer_vision",
-        ]
-    else:
-        start = ["-m", "conformer_vision"]
-        command += ["--devices=2"]
-    process = subprocess.Popen(
-        [sys.executable, *start, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        output, error = process.communicate(timeout=100)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)  # torchrun ends those that it has started
-        raise
-    assert process.returncode == 0, error
-    assert output.count("run folder:") == 1
+    done = spawn("train", f"--recipe={recipe_of(config, folder)}", f"--output={run}", "--devices=2")
+    assert done.status == 0, done.err
+    assert done.out.count("run folder:") == 1
+    return run
+
+
+def run_by_torchrun(config: TrainConfig, folder: Path) -> Path:
+    """The run by two processes that torchrun's agent starts."""
+    run, output = folder / "run", folder / "output.txt"
+    recipe = recipe_of(config, folder)
+    process = start("train", f"--recipe={recipe}", f"--output={run}", output=output, torchrun=True)
+    process.join(100)
+    process.kill()
+    assert process.exitcode == 0, output.read_text()
+    assert output.read_text().count("run folder:") == 1
     return run
 
 
 def start_pair(config: TrainConfig, folder: Path) -> tuple[Path, list[ForkServerProcess], list[Path]]:
     """Start two processes with what torchrun tells its own; these have the libraries already."""
-    folder.mkdir()
-    recipe, run = folder / "recipe.yaml", folder / "run"
-    recipe.write_text(config.to_yaml())
+    recipe, run = recipe_of(config, folder), folder / "run"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -117,19 +103,22 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], *, rtol: float) -> None:
         torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("launcher", ["own", "torchrun"])
-def test_two_processes_train_as_one(tiny: Tiny, tmp_path: Path, weights: Weights, launcher: str) -> None:
+@ONE_SERVER
+@pytest.mark.parametrize("launch", [run_two, run_by_torchrun])
+def test_two_processes_train_as_one(
+    tiny: Tiny, tmp_path: Path, weights: Weights, launch: Callable[[TrainConfig, Path], Path]
+) -> None:
     """The same global batch gives the same weights and metrics, where no BatchNorm sees a part of it."""
     config = tiny(**PLAIN | NO_BATCHNORM, output=str(tmp_path / "one"))
     one = train(config)
-    two = run_two(tiny(**PLAIN | NO_BATCHNORM), tmp_path / "two", launcher=launcher)
+    two = launch(tiny(**PLAIN | NO_BATCHNORM), tmp_path / "two")
     close(weights(two), weights(one), rtol=2e-5)
     for mine, other in zip(rows_of(two), rows_of(one), strict=True):
         for name in ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1_fused"):
             assert mine[name] == pytest.approx(other[name], rel=1e-4), name
 
 
-@pytest.mark.xdist_group("pair")  # the libraries are loaded once
+@ONE_SERVER
 def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights) -> None:
     """Each process's BatchNorm sees its half of the batch, as one process does that takes two passes."""
     one = train(tiny(**PLAIN, accumulate=2, output=str(tmp_path / "one")))
@@ -142,7 +131,7 @@ def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights
     assert rows_of(two)[-1]["train_loss"] == pytest.approx(rows_of(one)[-1]["train_loss"], rel=1e-3)
 
 
-@pytest.mark.xdist_group("pair")
+@ONE_SERVER
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_is_one_line(tiny: Tiny, tmp_path: Path, killed: int) -> None:
     """The other one ends too, and what was saved is kept."""

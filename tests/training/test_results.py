@@ -18,7 +18,6 @@ from conformer_vision.training.run import resume
 from conformer_vision.weights import load
 from option_tools import opened, rows_of, shows
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 Tiny = Callable[..., TrainConfig]
 STATE = {"optimizer_states", "lr_schedulers", "current_model_state"}
 
@@ -152,7 +151,7 @@ def test_a_run_says_what_it_does(
     assert lines[2].startswith("split: ")
     del lines[2]
     assert lines[2] == "classes: 3 (blue, green, red)"
-    assert lines[3].startswith("model: conformer_nano_patch8_64, 2.8 M parameters, 32x32 pixels")
+    assert lines[3].startswith("model: conformer_nano_patch8_64, 0.2 M parameters, 32x32 pixels")
     assert lines[4] == "initial weights: none, training from scratch"
     assert f"output: {run}" in lines[5:]
     names = [line.partition(":")[0].partition(" 1/1")[0] for line in lines[5:]]

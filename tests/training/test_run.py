@@ -12,16 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from command_line import NETWORK
 from conformer_vision import evaluate
 from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
 from conformer_vision.runs import RUN_MARKER
-from conformer_vision.training import TrainConfig, train
+from conformer_vision.training import TrainConfig, folder, train
+from conformer_vision.training.curves import draw_curves
 from conformer_vision.training.recipe import read_config, recipes
 from conformer_vision.weights import load_model
 from option_tools import opened, rows_of, same
 
-pytestmark = pytest.mark.usefixtures("without_curves")  # but for `run`, whose training is before
 Tiny = Callable[..., TrainConfig]
 Weights = Callable[..., dict[str, Tensor]]
 FILES = {
@@ -46,7 +47,9 @@ def config(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def run(config: TrainConfig) -> Path:
-    return train(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "draw_curves", draw_curves)  # elsewhere replaced: tests/conftest.py
+        return train(config)
 
 
 def test_run_folder(run: Path, config: TrainConfig) -> None:
@@ -111,7 +114,7 @@ def test_shipped_recipes_train(name: str, images: Path, tmp_path: Path) -> None:
     run = train(
         config.with_options(
             pretrained=False,
-            model_kwargs={"depths": [2, 1, 2]},
+            model_kwargs=NETWORK,
             batch_size=8,
             input_size=32,
             max_steps=2,
