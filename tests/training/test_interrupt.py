@@ -229,6 +229,7 @@ def test_a_reading_process_that_hangs_costs_nothing(
         options = {"epochs": 2, "max_steps": None, "val_fraction": 0.25, "accumulate": 2}
         return tiny(**options, workers=workers, output=str(tmp_path / run))
 
+    others = set(psutil.Process().children())  # of other tests
     with monkeypatch.context() as patch:
         patch.setattr(interrupt, "PATIENCE", 2.0)
         patch.setattr(loader._Transformed, "__getitems__", hanging)
@@ -239,7 +240,7 @@ def test_a_reading_process_that_hangs_costs_nothing(
     assert run is not None and caught.value.signal == signal.SIGTERM
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == steps
     assert len(rows_of(run)) == 1 if steps == 3 else not (run / "metrics.csv").exists()
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= others
     mine, other = weights(resume(run, workers=0)), weights(train(config("whole", 0)))
     assert all(torch.equal(mine[name], other[name]) for name in other)
 
