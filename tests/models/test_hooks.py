@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ Change = Callable[[nn.Module, str], None]
 
 class Nano(ModelContract):
     name = "conformer_nano_patch8_64"
+    options: ClassVar = {"channel_ratio": 0.375, "embed_dim": 40}
     __test__ = False  # only builds models here
 
 

@@ -18,7 +18,8 @@ def small(**options: object) -> Conformer:
     """A small model with fixed weights: the options differ, the weights do not."""
     torch.manual_seed(0)
     # A bottleneck that starts as its shortcut would hide what happens inside it.
-    model = timm.create_model(SMALL, **{"num_classes": 5, "zero_init_last": False} | options)
+    shape = {"num_classes": 5, "channel_ratio": 0.375, "embed_dim": 40, "zero_init_last": False}
+    model = timm.create_model(SMALL, **shape | options)
     assert isinstance(model, Conformer)
     return model.eval()
 
@@ -79,7 +80,8 @@ def test_zero_init_last_starts_bottlenecks_as_shortcuts() -> None:
     model = small(zero_init_last=True)
     assert all(not block.bottleneck.bn3.weight.any() for block in model.blocks)
     assert all(bool(block.bottleneck.bn3.weight.all()) for block in small().blocks)
-    bottleneck, x = model.blocks[1].bottleneck, images(1, 96, 8, 8)
+    bottleneck = model.blocks[1].bottleneck
+    x = images(1, bottleneck.conv1.in_channels, 8, 8)
     torch.testing.assert_close(bottleneck(x)[0], x.relu())
 
 

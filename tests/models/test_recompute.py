@@ -20,7 +20,7 @@ NAME = "conformer_nano_patch8_64"
 
 def build(**options: object) -> Conformer:
     torch.manual_seed(0)
-    model: Conformer = timm.create_model(NAME, **SMALL | options)
+    model: Conformer = timm.create_model(NAME, channel_ratio=0.375, embed_dim=40, **SMALL | options)
     return model.train()
 
 
