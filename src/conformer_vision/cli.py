@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision import __version__
 from conformer_vision.commands import train
-from conformer_vision.console import lost, note, open_streams
+from conformer_vision.console import lost, note, open_streams, warnings_noted
 from conformer_vision.environment import prepare_process
 from conformer_vision.errors import UserError, command_line_words, machine_error
 from conformer_vision.extras import naming_extras
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a process of its own
         open_streams()
         prepare_process()
-    status = _status(arguments)
+    with warnings_noted():
+        status = _status(arguments)
     if (error := lost()) is None or isinstance(error, BrokenPipeError) or arguments[:1] == ["train"]:
         return status  # the reader has enough; a run is complete in its folder
     note(f"error: cannot write the output: {error.strerror or error}")
