@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
-from conformer_vision.commands.options import add_arch, add_inference
+from conformer_vision.commands.options import add_arch, add_inference, add_input_size
 from conformer_vision.console import note, say
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
@@ -76,7 +76,7 @@ def build_parser() -> Parser:
         "--cut", type=list[int] | None, default=None, help="Blocks, from 2, to cut there; all by default."
     )
     add_inference(parser)
-    parser.add_argument("--input_size", type=int | None, default=None, help="Pixels of the square input.")
+    add_input_size(parser)
     add_arch(parser)
     return parser
 

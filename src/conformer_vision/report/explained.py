@@ -94,25 +94,32 @@ def panel(explainer: Explainer, shown: Shown, numbers: Sequence[int]) -> Panel:
         shown.name,
         image=pages.data_uri(shown.image, edge=EDGE),
         size=shown.image.size,
-        place=_place(shown.seen, shown.image.size),
+        place=place_of(shown.seen, shown.image.size),
         classes=tuple(_class_rows(explainer, shown, numbers)),
         blocks=tuple(_block_rows(explainer.model, shown.batch)),
     )
 
 
 def _class_rows(explainer: Explainer, shown: Shown, numbers: Sequence[int]) -> Iterator[ClassRow]:
-    found = _evidence(explainer.model, shown.batch, numbers)
+    found = evidence(explainer.model, shown.batch, numbers)
     for row, number in enumerate(numbers):
         heat = {title: pages.png_uri(veil(maps[row])) for title, maps in found.items()}
         yield ClassRow(explainer.answer(number, shown), heat)
 
 
-def _evidence(
-    model: nn.Module, batch: Tensor, numbers: Sequence[int]
+def evidence(
+    model: nn.Module, batch: Tensor, numbers: Sequence[int], *, views: int = len(CONFORMER)
 ) -> dict[str, list[NDArray[np.float32]]]:
-    """Return small heat maps in [0, 1] by title, in the order of the classes."""
+    """Return small heat maps in [0, 1] by title, in the order of the classes.
+
+    Args:
+        model: A Conformer, or another model, which has one view.
+        batch: One image (1, C, H, W).
+        numbers: Numbers of the classes.
+        views: How many of a Conformer's views, in the order of `TITLES`.
+    """
     if isinstance(model, Conformer):
-        methods = CONFORMER
+        methods = dict(list(CONFORMER.items())[:views])
         maps = {title: heat_maps(model, batch, numbers, method=name).maps for title, name in methods.items()}
     else:
         name, found = _first_possible(model, batch, numbers)
@@ -151,7 +158,8 @@ def _small(values: Tensor) -> NDArray[np.float32]:
     return small
 
 
-def _place(seen: Box, size: tuple[int, int]) -> Place:
+def place_of(seen: Box, size: tuple[int, int]) -> Place:
+    """Return where a part of an image of width and height `size` lies, in per cent."""
     width, height = size
     return Place(
         100 * seen.left / width,
