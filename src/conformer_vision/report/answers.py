@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from conformer_vision.explain import Explainer
 from conformer_vision.explain.drawing import veil
 from conformer_vision.inference import Prediction
 from conformer_vision.report.explained import Place, evidence, place_of
-from conformer_vision.report.page import percent, short
+from conformer_vision.report.formats import FILTERS
 
 MOST = 500
 """Images on the page, the least sure ones: each takes about 20 kB."""
@@ -57,8 +57,7 @@ def write_answers(
         "model": model,
         "explained": explainer is not None,
     }
-    filters: dict[str, Callable[..., str]] = {"percent": percent, "short": short}
-    pages.write_page(path, pages.render(__package__, "answers.html.j2", context, filters=filters))
+    pages.write_page(path, pages.render(__package__, "answers.html.j2", context, filters=FILTERS))
 
 
 def _card(prediction: Prediction, explainer: Explainer | None) -> Card:

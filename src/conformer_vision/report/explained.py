@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +20,11 @@ from conformer_vision.explain.explainer import ClassAnswer, Shown, relative
 from conformer_vision.explain.methods import METHODS
 from conformer_vision.models import Conformer
 from conformer_vision.preprocessing import Box
-from conformer_vision.report.page import percent, short
+from conformer_vision.report.formats import FILTERS
 
 EDGE = 480
 """Longest edge of an image on the page, in pixels."""
-HEAT_EDGE = 96
+HEAT_EDGE = 48
 """Longest edge of a heat map on the page; the browser enlarges it smoothly."""
 TITLES = {"conv": "Convolution branch", "trans": "Transformer branch", "coupled": "Both, coupled"}
 CONFORMER = {"conv": "cam", "trans": "gradient-rollout", "coupled": "attention-cam"}
@@ -176,5 +176,4 @@ def write_explained(path: str | Path, shown: Sequence[Panel], *, model: str) -> 
         UserError: The file cannot be written.
     """
     context = {"panels": shown, "model": model, "titles": TITLES, "methods": METHODS, "conformer": CONFORMER}
-    filters: dict[str, Callable[..., str]] = {"percent": percent, "short": short}
-    pages.write_page(path, pages.render(__package__, "explained.html.j2", context, filters=filters))
+    pages.write_page(path, pages.render(__package__, "explained.html.j2", context, filters=FILTERS))
