@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -175,5 +179,15 @@ def write_explained(path: str | Path, shown: Sequence[Panel], *, model: str) -> 
     Raises:
         UserError: The file cannot be written.
     """
-    context = {"panels": shown, "model": model, "titles": TITLES, "methods": METHODS, "conformer": CONFORMER}
+    script = files(__package__).joinpath("explained.js").read_text(encoding="utf-8")
+    context = {
+        "panels": shown,
+        "model": model,
+        "titles": TITLES,
+        "methods": METHODS,
+        "conformer": CONFORMER,
+        "script": Markup(script),
+        # Browsers run no other script, whatever a class or a file is called.
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
     pages.write_page(path, pages.render(__package__, "explained.html.j2", context, filters=FILTERS))
