@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -105,7 +105,7 @@ def _write_page(path: str, predictions: list[Prediction], predictor: Predictor, 
 
 
 def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> int:
-    """Print the answers as they come, until the reader has gone or Ctrl-C; return the exit status."""
+    """Print the answers as they come, until the reader has gone, Ctrl-C or SIGTERM; return the status."""
     done = broken = 0
     try:
         for prediction in predictions:
@@ -117,9 +117,9 @@ def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> i
                 done += 1
             if lost():
                 break
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         note(f"stopped after {done:,} of {number:,} images")
-        return 130
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     if broken:
         note(f"{broken} of the images could not be read")
     return 1 if broken else 0
@@ -127,15 +127,19 @@ def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> i
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off to the end of the block, so that no answer is printed in part."""
-    came: list[tuple[int, FrameType | None]] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    """Put Ctrl-C and SIGTERM off to the end of the block, so that no answer is printed in part."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if came and callable(handler):
-            handler(*came[0])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _answers(prediction: Prediction) -> list[str]:
@@ -190,7 +194,7 @@ def _json_list() -> Iterator[Write]:
     emit("[")
     try:
         yield write
-    finally:  # it stays a list after Ctrl-C
+    finally:  # it stays a list after Ctrl-C and SIGTERM
         emit("\n]\n")
 
 
