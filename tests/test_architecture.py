@@ -15,7 +15,6 @@ LAYERS = [
     {"hf", "runs", "weights"},
     {"data"},
     {"training", "inference"},
-    {"explain"},
     {"report", "export", "check", "benchmark"},
     {"commands"},
     {"cli", "timm"},

@@ -105,8 +105,7 @@ class ImageLoader(DataLoader[Any]):
         while True:
             try:
                 with self._failures_named(), self.waiting():
-                    if batches is None:  # its truth would be its length, which a stream does not have
-                        batches = self._begin(start)
+                    batches = batches or self._begin(start)
                     batch = next(batches, None)
             except WaitingEnded:
                 end_workers()

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from .explainer import Explainer as Explainer
     from .explainer import Explanation as Explanation
     from .explainer import explain as explain
+    from .localization import Localization as Localization
+    from .localization import Localizer as Localizer
+    from .localization import localize as localize
     from .methods import METHODS as METHODS
     from .methods import HeatMaps as HeatMaps
     from .methods import heat_maps as heat_maps
