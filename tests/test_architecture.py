@@ -15,6 +15,7 @@ LAYERS = [
     {"hf", "runs", "weights"},
     {"data"},
     {"training", "inference"},
+    {"explain"},
     {"report", "export", "check", "benchmark"},
     {"commands"},
     {"cli", "timm"},

@@ -6,18 +6,20 @@ Nothing slow is imported at the top: ``--help`` waits for neither torch nor timm
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from types import FrameType
+from typing import NoReturn, Protocol, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision import __version__
 from conformer_vision.commands import train
-from conformer_vision.console import lost, note, open_streams
+from conformer_vision.console import lost, note, open_streams, warnings_noted
 from conformer_vision.environment import prepare_process
-from conformer_vision.errors import UserError, command_line_words, machine_error
+from conformer_vision.errors import Terminated, UserError, command_line_words, machine_error
 from conformer_vision.extras import naming_extras
 from conformer_vision.parsing import PROGRAM, Parser, build_parser
 
@@ -53,11 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a process of its own
         open_streams()
         prepare_process()
-    status = _status(arguments)
+        end_at_sigterm()
+    with warnings_noted():
+        status = _status(arguments)
     if (error := lost()) is None or isinstance(error, BrokenPipeError) or arguments[:1] == ["train"]:
         return status  # the reader has enough; a run is complete in its folder
     note(f"error: cannot write the output: {error.strerror or error}")
     return status or 2
+
+
+def end_at_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _status(arguments: list[str]) -> int:

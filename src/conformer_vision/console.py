@@ -9,28 +9,54 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import logging
 import os
 import re
-import shutil
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ERRORS = "json_escapes"
 _SHORTEST = 12
+_NARROWEST = 20
+_HANGING = "  "
 _UNLIMITED = 10_000
 
 
 def say(line: str = "") -> None:
-    """Print a line to stdout; line breaks and other control characters in it are escaped."""
-    emit(f"{_one_line(line)}\n")
+    """Print a line to stdout; line breaks and other control characters in it are escaped.
+
+    On a terminal that is too narrow for it the paths in the line are shortened, or it is wrapped between
+    words.
+    """
+    line, columns = _one_line(line), _columns(sys.stdout)
+    if columns is not None:
+        line = _with_shorter_paths(line, columns) or _wrapped(line, columns)
+    emit(f"{line}\n")
 
 
 def note(line: str) -> None:
-    """Print a line to stderr, as `say` does: what is not part of the result."""
-    _write(sys.stderr, f"{_one_line(line)}\n")
+    """Print a line to stderr: what is not part of the result.
+
+    On a terminal it is wrapped between words, and what is longer than a line is shortened.
+    """
+    line, columns = _one_line(line), _columns(sys.stderr)
+    _write(sys.stderr, f"{line if columns is None else _wrapped(line, columns)}\n")
+
+
+def show_command(label: str, *words: str, result: bool = True) -> None:
+    """Print a command to type, to stdout if it is part of the result; nothing in it is shortened.
+
+    Where a terminal is too narrow, it goes on in the next line as shells have it.
+    """
+    stream = sys.stdout if result else sys.stderr
+    parts = [label, *(shlex.quote(_one_line(word)) for word in words)]
+    columns = _columns(stream)
+    text = " ".join(parts) if columns is None else _filled(parts, columns, end=" \\")
+    _write(stream, f"{text}\n")
 
 
 def emit(text: str) -> None:
@@ -84,7 +110,23 @@ class _Cell:
 
 def width() -> int | None:
     """Return the columns of the terminal (``COLUMNS`` where set), None for a file or pipe."""
-    return shutil.get_terminal_size((0, 0)).columns or None
+    return _given_columns() or _columns(sys.stdout)
+
+
+def _given_columns() -> int | None:
+    given = os.environ.get("COLUMNS", "")
+    return int(given) if given.isdecimal() and int(given) else None
+
+
+def _columns(stream: TextIO | None) -> int | None:
+    """Return the columns of the terminal that a stream writes to, None where it does not."""
+    try:
+        if stream is None or not stream.isatty():
+            return None
+        columns = _given_columns() or os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):  # closed, or no file of the system
+        return None
+    return max(columns, _NARROWEST) if columns else None
 
 
 def fit(text: str, columns: int) -> str:
@@ -92,19 +134,56 @@ def fit(text: str, columns: int) -> str:
 
     A line without paths may still be longer; its words are not, so that it wraps between them.
     """
+    fitting = _with_shorter_paths(text, columns)
+    if fitting is not None:
+        return fitting
+    words = text.split(" ")
+    if any(map(_is_path, words)):
+        return shorten(text, columns)
+    return " ".join(shorten(word, columns) for word in words)
+
+
+def _with_shorter_paths(text: str, columns: int) -> str | None:
+    """Shorten the paths in a line until it can be printed in columns; None where that is not enough."""
     from rich.cells import cell_len
 
     words = text.split(" ")
     paths = {word for word in words if _is_path(word)}
-    if not paths:
-        return " ".join(shorten(word, columns) for word in words)
     longest = max(map(cell_len, words))
     for most in (longest, *range(min(longest, columns), _SHORTEST - 1, -1)):
         cut = {word: shorten(word, max(most, cell_len(_name(word)) + 1)) for word in paths}
         line = " ".join(cut.get(word, word) for word in words)
         if cell_len(line) <= columns:
             return line
-    return shorten(line, columns)
+        if not paths:
+            break
+    return None
+
+
+def _wrapped(line: str, columns: int) -> str:
+    return _filled([shorten(word, columns - len(_HANGING)) for word in line.split(" ")], columns)
+
+
+def _filled(words: Sequence[str], columns: int, *, end: str = "") -> str:
+    """Break text between words so that it can be printed in columns; what follows the first line is indented.
+
+    Args:
+        words: of the text; a longer word has a line of its own.
+        columns: room for a line.
+        end: what a line ends with that another one follows.
+    """
+    from rich.cells import cell_len
+
+    lines: list[str] = []
+    line = words[0]
+    for word, following in zip(words[1:], [*words[2:], None], strict=True):
+        room = columns if following is None else columns - len(end)
+        if cell_len(f"{line} {word}") <= room:
+            line = f"{line} {word}"
+        else:
+            lines.append(line + end)
+            line = _HANGING + word
+    return "\n".join([*lines, line])
 
 
 def _is_path(word: str) -> bool:
@@ -158,6 +237,22 @@ def _write(stream: TextIO | None, text: str) -> None:
     with suppress(OSError, ValueError):  # it may have been closed
         stream.write(text.encode(encoding, _ERRORS).decode(encoding))
         stream.flush()
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+@contextmanager
+def warnings_noted() -> Iterator[None]:
+    """Print what the package logs within the block as notes."""
+    logger, handler = logging.getLogger(__package__), _Notes(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 # ---- the streams of the command's own process ------------------------------------------------------

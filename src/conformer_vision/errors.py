@@ -6,6 +6,7 @@ import difflib
 import errno
 import re
 import shlex
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,12 @@ class UserError(ValueError):
     The message is one line that names the file or value and the remedy. The command line
     prints it without a traceback and exits with status 2.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+    signal = signal.SIGTERM
 
 
 _at_command_line = False

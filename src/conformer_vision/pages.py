@@ -15,6 +15,9 @@ from conformer_vision.files import atomic_path
 if TYPE_CHECKING:
     from PIL import Image
 
+_TINY = 48
+"""At this size PNG costs no more than JPEG, and every pixel counts."""
+
 
 def render(
     package: str,
@@ -54,8 +57,7 @@ def data_uri(image: Image.Image, *, edge: int) -> str:
     """
     image = image.copy()
     image.thumbnail((edge, edge))
-    # At this size PNG costs no more than JPEG, and every pixel counts.
-    return png_uri(image) if max(image.size) <= edge // 2 else _uri(image, "jpeg", quality=82)
+    return png_uri(image) if max(image.size) <= _TINY else _uri(image, "jpeg", quality=82)
 
 
 def png_uri(image: Image.Image) -> str:

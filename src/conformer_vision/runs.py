@@ -62,6 +62,11 @@ class ModelSource:
     arch: str | None = None
     """Architecture of a checkpoint that does not say it, by its name in timm's registry."""
 
+    @property
+    def exported(self) -> bool:
+        """Whether it is an exported file, whose inside cannot be looked at."""
+        return self.kind in ("onnx", "openvino")
+
 
 def find_model(path_or_name: str | Path, *, arch: str | None = None) -> ModelSource:
     """Decide what a path to a model, or the name of one, means.

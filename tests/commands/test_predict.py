@@ -178,15 +178,28 @@ def test_a_reader_that_has_enough(model: Path, folder: Path) -> None:
 
 @ONE_SERVER
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-def test_ctrl_c_keeps_the_answers_so_far(model: Path, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "form"),
+    [(signal.SIGINT, "json"), (signal.SIGTERM, "json"), (signal.SIGTERM, "csv")],
+    ids=str,
+)
+def test_a_signal_keeps_the_answers_so_far(
+    number: signal.Signals, form: str, model: Path, folder: Path, tmp_path: Path
+) -> None:
     images, output = [folder / "1.png"] * 3000, tmp_path / "output.txt"
-    process = start("predict", model, *images, "--batch_size=1", "--device=cpu", "--json", output=output)
+    process = start("predict", model, *images, "--batch_size=1", "--device=cpu", f"--{form}", output=output)
     while process.is_alive() and (not output.exists() or output.read_text().count("\n") < 2):
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == 130
+    assert process.exitcode == 128 + number
     answers, stopped, end = re.split(r"(stopped .*\n)", output.read_text())  # of both streams
-    count = len(json.loads(answers + end))
+    if form == "json":
+        count = len(json.loads(answers + end))
+    else:
+        rows = list(csv.reader(answers.splitlines()))
+        assert {len(row) for row in rows} == {5} and answers.endswith("\n")
+        count = sum(row[1] == "1" for row in rows)
+        assert len(rows) == 1 + 3 * count
     assert 0 < count < 3000
     assert stopped == f"stopped after {count:,} of 3,000 images\n"

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from conformer_vision.cli import main
+from conformer_vision.cli import end_at_sigterm, main
 from conformer_vision.training import interrupt
 
 NETWORK: dict[str, Any] = {
@@ -116,6 +116,7 @@ def _command(
 ) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
+    end_at_sigterm()
     interrupt.PATIENCE = patience
     os.environ.update(environment)
     tempfile.tempdir = None  # which the fork server may have looked up

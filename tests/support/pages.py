@@ -5,7 +5,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
-VOID = {"meta", "link", "img", "br", "hr", "use"}
+VOID = {"meta", "link", "img", "br", "hr", "input", "use"}
 
 
 class Page(HTMLParser):

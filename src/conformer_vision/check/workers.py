@@ -74,7 +74,7 @@ class WorkerPool:
         for process in [process for process in self._processes if process.chunk]:
             self._drop(process)  # of an iteration that was given up
         while len(self._processes) < min(self._workers, len(chunks)):
-            self._processes.append(_Process(self._shared, self._timeout))
+            self._start()
         while True:
             for process in self._processes:
                 if chunks and not process.chunk:
@@ -93,7 +93,11 @@ class WorkerPool:
                 else:
                     chunks.extendleft([item] for item in reversed(chunk))
                 self._drop(process)
-                self._processes.append(_Process(self._shared, self._timeout))
+                self._start()
+
+    def _start(self) -> None:
+        with _signals_blocked():  # until leaving the block would end the process
+            self._processes.append(_Process(self._shared, self._timeout))
 
     def _drop(self, process: _Process) -> None:
         process.end()
@@ -113,8 +117,7 @@ class _Process:
         arguments = (_serve, far_end, shared, timeout)
         # Called through the command's module, the process does not import torch with the package.
         self._process = context.Process(target=conformer_vision_command.call, args=arguments, daemon=True)
-        with _interrupts_blocked():
-            self._process.start()
+        self._process.start()
         far_end.close()
 
     def give(self, function: Callable[[C, int], R], chunk: Sequence[int]) -> None:
@@ -158,10 +161,10 @@ class _Process:
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Let a process that is started ignore Ctrl-C from its first moment."""
+def _signals_blocked() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off; a process that is started within does not get them either."""
     masks = hasattr(signal, "pthread_sigmask")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if masks else set()
     try:
         yield
     finally:
@@ -175,6 +178,8 @@ def _interrupts_blocked() -> Iterator[None]:
 def _serve(connection: Connection, shared: Any, timeout: float) -> None:
     """Answer each chunk with the list of its results, or with the error that a function raised."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connection.send(True)
     with open(os.devnull, "w") as nowhere:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
-from conformer_vision.commands.options import add_arch, add_inference
-from conformer_vision.console import note, say
+from conformer_vision.commands.options import add_arch, add_inference, add_input_size
+from conformer_vision.console import lost, note, say
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
@@ -76,7 +76,7 @@ def build_parser() -> Parser:
         "--cut", type=list[int] | None, default=None, help="Blocks, from 2, to cut there; all by default."
     )
     add_inference(parser)
-    parser.add_argument("--input_size", type=int | None, default=None, help="Pixels of the square input.")
+    add_input_size(parser)
     add_arch(parser)
     return parser
 
@@ -127,6 +127,8 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
             path = out / f"{stem}-couplings.png"
             save_couplings(explainer, shown, path, cut=options.cut)
             say(f"{shown.name}: couplings, see {path}")
+        if lost():
+            break  # the reader has enough
         if len(on_page) < _MOST_ON_PAGE:
             on_page.append(panel(explainer, shown, chosen or shown.best(max(options.top_k, _CHOICE))))
     if on_page:

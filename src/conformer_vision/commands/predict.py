@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -23,7 +23,7 @@ from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
 if TYPE_CHECKING:
-    from conformer_vision.inference import Prediction
+    from conformer_vision.inference import Prediction, Predictor
 
     Write = Callable[[Prediction], None]
 
@@ -41,6 +41,13 @@ def build_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="Print a JSON list.")
     parser.add_argument("--jsonl", action="store_true", help="Print one JSON object per line.")
     parser.add_argument("--csv", action="store_true", help="Print CSV with one row per class of an image.")
+    parser.add_argument(
+        "--page",
+        metavar="FILE.html",
+        type=str | None,
+        default=None,
+        help="Also write a page: the unsure images first, with heat maps.",
+    )
     return parser
 
 
@@ -69,12 +76,36 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         writer = {"json": _json_list, "jsonl": _json_lines, "csv": _csv}[formats[0]]()
     else:
         writer = _plain_lines() if columns is None else _aligned_lines(images, max(columns, _LEAST_COLUMNS))
+    kept: list[Prediction] = []
     with writer as write:
-        return _print(predictions, write, number=len(images))
+        status = _print(_keeping(predictions, kept if options.page else None), write, number=len(images))
+    if options.page:
+        _write_page(options.page, kept, predictor, options)
+    return status
+
+
+def _keeping(predictions: Iterable[Prediction], kept: list[Prediction] | None) -> Iterator[Prediction]:
+    for prediction in predictions:
+        if kept is not None:
+            kept.append(prediction)
+        yield prediction
+
+
+def _write_page(path: str, predictions: list[Prediction], predictor: Predictor, options: Namespace) -> None:
+    """Write the page, for the images that were done; an export has no heat maps on it."""
+    from conformer_vision.explain import Explainer
+    from conformer_vision.report.answers import write_answers
+
+    explainer = None
+    if not predictor.exported:
+        size = options.input_size
+        explainer = Explainer(predictor.model, device=options.device, input_size=size, arch=options.arch)
+    write_answers(path, predictions, model=predictor.model, explainer=explainer)
+    note(f"page: {path}")
 
 
 def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> int:
-    """Print the answers as they come, until the reader has gone or Ctrl-C; return the exit status."""
+    """Print the answers as they come, until the reader has gone, Ctrl-C or SIGTERM; return the status."""
     done = broken = 0
     try:
         for prediction in predictions:
@@ -86,9 +117,9 @@ def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> i
                 done += 1
             if lost():
                 break
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         note(f"stopped after {done:,} of {number:,} images")
-        return 130
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     if broken:
         note(f"{broken} of the images could not be read")
     return 1 if broken else 0
@@ -96,15 +127,19 @@ def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> i
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off to the end of the block, so that no answer is printed in part."""
-    came: list[tuple[int, FrameType | None]] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    """Put Ctrl-C and SIGTERM off to the end of the block, so that no answer is printed in part."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if came and callable(handler):
-            handler(*came[0])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _answers(prediction: Prediction) -> list[str]:
@@ -159,7 +194,7 @@ def _json_list() -> Iterator[Write]:
     emit("[")
     try:
         yield write
-    finally:  # it stays a list after Ctrl-C
+    finally:  # it stays a list after Ctrl-C and SIGTERM
         emit("\n]\n")
 
 

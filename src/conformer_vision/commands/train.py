@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from conformer_vision.console import note, say
+from conformer_vision.console import note, say, show_command
 from conformer_vision.data.opening import DIGITS
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import PROGRAM, Parser
@@ -122,7 +121,7 @@ def _finish(folder: Path) -> None:
             note(f"no report: {error}")
     if report.is_file():
         say(f"report: {report}")
-    say(f"next: {PROGRAM} predict {shlex.quote(str(folder))} IMAGE")
+    show_command("next:", PROGRAM, "predict", str(folder), "IMAGE")
     say(f"run folder: {folder}")
 
 
@@ -160,11 +159,9 @@ def stopped(interrupt: KeyboardInterrupt) -> int:
 
     if not is_first():
         return 128 + number
-
     job = slurm_job()
     if number != signal.SIGINT and job is not None and getattr(interrupt, "auto_resume", False):
-        line = f"stopped; requeued job {job}" if requeue(job) else f"stopped; job {job} cannot be requeued"
+        note(f"stopped; requeued job {job}" if requeue(job) else f"stopped; job {job} cannot be requeued")
     else:
-        line = f"stopped; continue with: {PROGRAM} train --resume {shlex.quote(str(folder))}"
-    note(line)
+        show_command("stopped; continue with:", PROGRAM, "train", "--resume", str(folder), result=False)
     return 128 + number

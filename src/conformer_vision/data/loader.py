@@ -105,7 +105,8 @@ class ImageLoader(DataLoader[Any]):
         while True:
             try:
                 with self._failures_named(), self.waiting():
-                    batches = batches or self._begin(start)
+                    if batches is None:  # its truth would be its length, which a stream does not have
+                        batches = self._begin(start)
                     batch = next(batches, None)
             except WaitingEnded:
                 end_workers()

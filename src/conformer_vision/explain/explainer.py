@@ -18,6 +18,7 @@ from conformer_vision.errors import UserError, nearest
 from conformer_vision.explain.methods import METHODS, heat_maps
 from conformer_vision.inference.inputs import ImageInput, named_images
 from conformer_vision.inference.runtimes.base import FUSED, heads, resolve_device
+from conformer_vision.inference.trained_model import InputSize
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.preprocessing import Box, evaluation_pipeline, seen_part
 from conformer_vision.runs import find_model
@@ -156,7 +157,7 @@ class Explainer:
         model: A run folder, weights, a checkpoint, or the name of published weights; the bundled weights by
             default.
         device: ``auto`` (CUDA where there is one) or a torch device.
-        input_size: Pixels of the square input instead of the model's own.
+        input_size: Pixels of the square input, or (height, width), instead of the model's own.
         whole: Show the network the whole image, in its own proportions. By default it is shown what
             `Predictor` shows it, which is cropped where the model's preprocessing crops.
         arch: timm's name of a checkpoint's architecture, where its content does not tell.
@@ -170,19 +171,20 @@ class Explainer:
         model: str | Path | None = None,
         *,
         device: str | torch.device = "auto",
-        input_size: int | None = None,
+        input_size: InputSize | None = None,
         whole: bool = False,
         arch: str | None = None,
     ) -> None:
         source = find_model(SHIPPED if model is None else model, arch=arch)
-        if source.kind in ("onnx", "openvino"):
+        if source.exported:
             raise UserError(
                 f"{source.path} is an export, which hides what is inside; give the run folder or its weights"
             )
         self.device = resolve_device(device)
         network, self.spec = load_model(source)
         if input_size is not None:
-            self.spec = replace(self.spec, input_size=(self.spec.in_chans, input_size, input_size))
+            height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+            self.spec = replace(self.spec, input_size=(self.spec.in_chans, height, width))
         self.model = network.to(self.device)
         self.path = source.path
         self.whole = whole

@@ -5,6 +5,7 @@ The paper's figures 1 and 4 show such maps of the two branches beside those of s
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def save_couplings(
         "all couplings" if len(cut) == depth - 1 else f"couplings of block {', '.join(map(str, sorted(cut)))}"
     )
     _draw(lower, apart, _CUT, f"Without {what}: {_answers(explainer, apart)}")
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # A script that the font lacks is drawn as boxes; do not fill the terminal with warnings.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, format="png", dpi=110)
 
 
@@ -71,7 +74,8 @@ def _answers(explainer: Explainer, found: Couplings) -> str:
 def _draw(part: object, found: Couplings, rows: dict[str, str], title: str) -> None:
     """Draw one row per quantity and one column per block."""
     panel: object = part
-    panel.suptitle(title, fontsize=10, ha="left", x=0.01)  # type: ignore[attr-defined]
+    heading = panel.suptitle(title, fontsize=10, ha="left", x=0.01)  # type: ignore[attr-defined]
+    heading.set_parse_math(False)  # a "$" in a name is a dollar
     axes = panel.subplots(len(rows), len(found.blocks), squeeze=False)  # type: ignore[attr-defined]
     for row, (label, name) in enumerate(rows.items()):
         for column, view in enumerate(found.blocks):

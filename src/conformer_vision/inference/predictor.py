@@ -75,6 +75,7 @@ class Predictor:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
         source = find_model(SHIPPED if model is None else model, arch=arch)
+        self._exported = source.exported
         self._trained = TrainedModel(source, device=device, input_size=input_size)
         self._batch_size = batch_size
         self._readers = min(4, os.cpu_count() or 1)
@@ -83,6 +84,11 @@ class Predictor:
     def model(self) -> str:
         """The file that the model comes from, or the name of published weights."""
         return str(self._trained.path)
+
+    @property
+    def exported(self) -> bool:
+        """Whether the model is an exported file, whose inside cannot be looked at."""
+        return self._exported
 
     @property
     def classes(self) -> tuple[str, ...]:

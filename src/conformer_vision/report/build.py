@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from conformer_vision.data import ImageSource, ImageStream
 from conformer_vision.errors import UserError, option
+from conformer_vision.explain import Explainer
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.evaluation import Answers, evaluate_images
 from conformer_vision.inference.labelled import LabelledImages, read_run_data
@@ -113,7 +114,14 @@ def examine(
         outcome=outcome,
         worst=worst,
         study=study,
-        images=thumbnails(shown, outcome, source, trained=trained, batch_size=batch_size, workers=workers),
+        images=thumbnails(
+            shown,
+            outcome,
+            source,
+            explainer=Explainer(folder, device=device),
+            batch_size=batch_size,
+            workers=workers,
+        ),
         notes=notes,
     )
 

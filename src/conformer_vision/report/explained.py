@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -20,11 +24,11 @@ from conformer_vision.explain.explainer import ClassAnswer, Shown, relative
 from conformer_vision.explain.methods import METHODS
 from conformer_vision.models import Conformer
 from conformer_vision.preprocessing import Box
-from conformer_vision.report.page import percent, short
+from conformer_vision.report.formats import FILTERS
 
 EDGE = 480
 """Longest edge of an image on the page, in pixels."""
-HEAT_EDGE = 96
+HEAT_EDGE = 48
 """Longest edge of a heat map on the page; the browser enlarges it smoothly."""
 TITLES = {"conv": "Convolution branch", "trans": "Transformer branch", "coupled": "Both, coupled"}
 CONFORMER = {"conv": "cam", "trans": "gradient-rollout", "coupled": "attention-cam"}
@@ -94,25 +98,32 @@ def panel(explainer: Explainer, shown: Shown, numbers: Sequence[int]) -> Panel:
         shown.name,
         image=pages.data_uri(shown.image, edge=EDGE),
         size=shown.image.size,
-        place=_place(shown.seen, shown.image.size),
+        place=place_of(shown.seen, shown.image.size),
         classes=tuple(_class_rows(explainer, shown, numbers)),
         blocks=tuple(_block_rows(explainer.model, shown.batch)),
     )
 
 
 def _class_rows(explainer: Explainer, shown: Shown, numbers: Sequence[int]) -> Iterator[ClassRow]:
-    found = _evidence(explainer.model, shown.batch, numbers)
+    found = evidence(explainer.model, shown.batch, numbers)
     for row, number in enumerate(numbers):
         heat = {title: pages.png_uri(veil(maps[row])) for title, maps in found.items()}
         yield ClassRow(explainer.answer(number, shown), heat)
 
 
-def _evidence(
-    model: nn.Module, batch: Tensor, numbers: Sequence[int]
+def evidence(
+    model: nn.Module, batch: Tensor, numbers: Sequence[int], *, views: int = len(CONFORMER)
 ) -> dict[str, list[NDArray[np.float32]]]:
-    """Return small heat maps in [0, 1] by title, in the order of the classes."""
+    """Return small heat maps in [0, 1] by title, in the order of the classes.
+
+    Args:
+        model: A Conformer, or another model, which has one view.
+        batch: One image (1, C, H, W).
+        numbers: Numbers of the classes.
+        views: How many of a Conformer's views, in the order of `TITLES`.
+    """
     if isinstance(model, Conformer):
-        methods = CONFORMER
+        methods = dict(list(CONFORMER.items())[:views])
         maps = {title: heat_maps(model, batch, numbers, method=name).maps for title, name in methods.items()}
     else:
         name, found = _first_possible(model, batch, numbers)
@@ -151,7 +162,8 @@ def _small(values: Tensor) -> NDArray[np.float32]:
     return small
 
 
-def _place(seen: Box, size: tuple[int, int]) -> Place:
+def place_of(seen: Box, size: tuple[int, int]) -> Place:
+    """Return where a part of an image of width and height `size` lies, in per cent."""
     width, height = size
     return Place(
         100 * seen.left / width,
@@ -167,6 +179,15 @@ def write_explained(path: str | Path, shown: Sequence[Panel], *, model: str) -> 
     Raises:
         UserError: The file cannot be written.
     """
-    context = {"panels": shown, "model": model, "titles": TITLES, "methods": METHODS, "conformer": CONFORMER}
-    filters: dict[str, Callable[..., str]] = {"percent": percent, "short": short}
-    pages.write_page(path, pages.render(__package__, "explained.html.j2", context, filters=filters))
+    script = files(__package__).joinpath("explained.js").read_text(encoding="utf-8")
+    context = {
+        "panels": shown,
+        "model": model,
+        "titles": TITLES,
+        "methods": METHODS,
+        "conformer": CONFORMER,
+        "script": Markup(script),
+        # Browsers run no other script, whatever a class or a file is called.
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    pages.write_page(path, pages.render(__package__, "explained.html.j2", context, filters=FILTERS))

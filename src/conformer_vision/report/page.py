@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import platform
 import shlex
-from collections.abc import Callable
-from datetime import timedelta
 from importlib.metadata import version
 from statistics import median
 from typing import Any, NamedTuple
@@ -19,7 +17,9 @@ from conformer_vision import pages
 from conformer_vision.inference.confusion import Confusion, confused_pairs, shown_classes
 from conformer_vision.report.analysis import class_rows
 from conformer_vision.report.charts import curves, reliability_diagram
+from conformer_vision.report.explained import TITLES
 from conformer_vision.report.findings import Findings
+from conformer_vision.report.formats import FILTERS
 from conformer_vision.runs import CONFIG_FILE
 
 MAX_MATRIX = 40
@@ -54,45 +54,7 @@ class Guess(NamedTuple):
 
 def render(findings: Findings) -> str:
     """Render the page as HTML that needs no other file."""
-    filters: dict[str, Callable[..., str]] = {
-        "percent": percent,
-        "points": points,
-        "number": number,
-        "duration": duration,
-        "short": short,
-    }
-    return pages.render(__package__, "report.html.j2", _context(findings), filters=filters)
-
-
-def percent(share: float | None) -> str:
-    """Format 0.1234 as ``12.3 %``, None as a dash."""
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def points(share: float) -> str:
-    """Format with one more digit than `percent`, for calibration errors, which are small."""
-    return f"{100 * share:.2f} %"
-
-
-def number(value: float | None) -> str:
-    """Format four significant digits, or a whole number with commas; None and NaN as a dash."""
-    if value is None or math.isnan(value):
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def duration(seconds: float | None) -> str:
-    """Format hours, minutes and seconds as ``1:02:03``, None and NaN as a dash."""
-    if seconds is None or math.isnan(seconds):
-        return "–"
-    return str(timedelta(seconds=round(seconds)))
-
-
-def short(name: str) -> str:
-    """Return the last two parts of a path; other names are unchanged."""
-    return "/".join(name.replace("\\", "/").split("/")[-2:])
+    return pages.render(__package__, "report.html.j2", _context(findings), filters=FILTERS)
 
 
 def _context(findings: Findings) -> dict[str, Any]:
@@ -120,6 +82,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "class_rows": class_rows(evaluation.confusion, evaluation.classes),
         "errors": sum(pair.images for pair in confused_pairs(evaluation.confusion)),
         "cases": CASES,
+        "titles": TITLES,
         "guesses": _guesses(findings),
         "training": _training(findings),
         "commands": _commands(findings),

@@ -1,0 +1,75 @@
+"""A page of predictions: the unsure images first, counts per class, heat maps on demand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from conformer_vision import pages
+from conformer_vision.data import BrokenImageError, open_image
+from conformer_vision.explain import Explainer
+from conformer_vision.explain.drawing import veil
+from conformer_vision.inference import Prediction
+from conformer_vision.report.explained import Place, evidence, place_of
+from conformer_vision.report.formats import FILTERS
+
+MOST = 500
+"""Images on the page, the least sure ones: each takes about 20 kB."""
+EDGE = 192
+"""Longest edge of a thumbnail, in pixels."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image and its prediction; without an image where it could not be read again."""
+
+    prediction: Prediction
+    thumbnail: str
+    heat: tuple[str, Place] | None
+    """The heat map to lay over it, and where."""
+
+
+def write_answers(
+    path: str | Path, predictions: Sequence[Prediction], *, model: str, explainer: Explainer | None
+) -> None:
+    """Write the page.
+
+    Args:
+        path: The page.
+        predictions: Of files; those with an error are listed by themselves.
+        model: What made them.
+        explainer: The same model, for heat maps; None for an export, which has none.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    good = sorted(
+        (each for each in predictions if each.error is None), key=lambda each: each.probabilities[0]
+    )
+    context = {
+        "cards": [_card(each, explainer) for each in good[:MOST]],
+        "left_out": max(len(good) - MOST, 0),
+        "total": len(predictions),
+        "counts": Counter(each.labels[0] for each in good).most_common(),
+        "broken": [each.error for each in predictions if each.error is not None],
+        "model": model,
+        "explained": explainer is not None,
+    }
+    pages.write_page(path, pages.render(__package__, "answers.html.j2", context, filters=FILTERS))
+
+
+def _card(prediction: Prediction, explainer: Explainer | None) -> Card:
+    """Read the image again, for the page, and find the evidence for its first class."""
+    if explainer is None:
+        try:
+            return Card(prediction, pages.data_uri(open_image(prediction.name), edge=EDGE), None)
+        except BrokenImageError:  # readable a minute ago
+            return Card(prediction, "", None)
+    (shown,) = explainer.show(prediction.name)
+    if shown.image is None:
+        return Card(prediction, "", None)
+    ((heat,),) = evidence(explainer.model, shown.batch, shown.best(1), views=1).values()
+    place = place_of(shown.seen, shown.image.size)
+    return Card(prediction, pages.data_uri(shown.image, edge=EDGE), (pages.png_uri(veil(heat)), place))

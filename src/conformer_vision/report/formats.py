@@ -1,0 +1,48 @@
+"""How the pages write numbers and names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+
+
+def percent(share: float | None) -> str:
+    """Format 0.1234 as ``12.3 %``, None as a dash."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def points(share: float) -> str:
+    """Format with one more digit than `percent`, for calibration errors, which are small."""
+    return f"{100 * share:.2f} %"
+
+
+def number(value: float | None) -> str:
+    """Format four significant digits, or a whole number with commas; None and NaN as a dash."""
+    if value is None or math.isnan(value):
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Format hours, minutes and seconds as ``1:02:03``, None and NaN as a dash."""
+    if seconds is None or math.isnan(seconds):
+        return "–"
+    return str(timedelta(seconds=round(seconds)))
+
+
+def short(name: str) -> str:
+    """Return the last two parts of a path; other names are unchanged."""
+    return "/".join(name.replace("\\", "/").split("/")[-2:])
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "percent": percent,
+    "points": points,
+    "number": number,
+    "duration": duration,
+    "short": short,
+}
+"""By their names in the templates."""
