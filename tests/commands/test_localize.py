@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from command_line import one_line, run
+from conformer_vision.errors import Terminated
 from conformer_vision.explain import Explainer, Explanation, Localizer
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
@@ -145,8 +146,14 @@ def test_mistakes_leave_nothing(model: Path, folder: Path, tmp_path: Path) -> No
     assert [file.name for file in out.iterdir()] == ["mine.txt"]
 
 
-def test_ctrl_c_keeps_what_is_done(
-    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("interrupt", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_what_is_done_is_kept(
+    interrupt: type[BaseException],
+    status: int,
+    model: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     localize = Localizer.localize
 
@@ -154,11 +161,11 @@ def test_ctrl_c_keeps_what_is_done(
         found = localize(self, *arguments, **options)
         yield next(found)
         yield next(found)
-        raise KeyboardInterrupt
+        raise interrupt
 
     monkeypatch.setattr(Localizer, "localize", interrupted)
     done = run("localize", model, folder, "--out", tmp_path / "out", "--method=occlusion", "--device=cpu")
-    assert done.status == 130
+    assert done.status == status
     assert done.err == "stopped after 2 of 5 images\n"
     assert len(content(tmp_path / "out")["images"]) == 2
 

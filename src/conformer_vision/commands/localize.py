@@ -1,8 +1,12 @@
-"""The subcommand ``localize``: boxes and masks of classes, printed image by image and written at the end."""
+"""The subcommand ``localize``: boxes and masks of classes, printed image by image and written at the end.
+
+Ctrl-C and SIGTERM end it early: what was found until then is written.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -102,24 +106,22 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     if fit is not None:
         _print_fit(fit)
     found: list[Localization] = []
-    stopped = False
+    stopped = 0
     try:
         for localization in localizer.localize(names, classes=options.classes, top_k=options.top_k):
-            if (
-                not found
-            ):  # from here on nothing is left to refuse, and the folder shows that it can be written
+            if not found:  # nothing is left to refuse
                 folder = make_folder(options.out)
             found.append(localization)
             _print(localization)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         note(f"stopped after {len(found):,} of {len(names):,} images")
+        stopped = 128 + getattr(interrupt, "signal", signal.SIGINT)
         if not found:
-            return 130
-        stopped = True
+            return stopped
     status = name_broken([each.error for each in found if each.error is not None])
     path = write_folder(found, folder, explainer.spec, method=options.method, threshold=localizer.threshold)
     say(f"boxes and masks: {path}")
-    return 130 if stopped else status
+    return stopped or status
 
 
 def _print_fit(fit: Fit) -> None:
