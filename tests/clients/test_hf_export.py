@@ -11,14 +11,14 @@ import timm
 import torch
 from PIL import Image
 
-from clients import HEIGHT, WIDTH, WITHOUT, fresh_process
+from clients import HEIGHT, WIDTH, WITHOUT, fresh_process, images, three_steps
 from conformer_vision import Predictor, load
 from conformer_vision.export.run import export
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.spec import ModelSpec
 from exports import SPEC, write_run
 
-pytest.importorskip("transformers", reason=WITHOUT)
+transformers = pytest.importorskip("transformers", reason=WITHOUT)
 
 CLASSES = ("cat", "dog", "owl", "fox", "bee")
 CALIBRATED = replace(SPEC, classes=CLASSES, temperature=1.7, crop_pct=0.875)
@@ -99,6 +99,19 @@ def test_the_bundled_weights(tmp_path: Path, photo: Path) -> None:
     assert found["labels"]["0"] == "goldfish" and len(found["labels"]) == 20
     assert found["answers"] == pytest.approx(ours(SHIPPED, photo), abs=1e-4)
     assert load(folder).spec.classes == load(SHIPPED).spec.classes, "codes as well as their names"
+
+
+def test_fine_tuning_the_export(tmp_path: Path) -> None:
+    """With the code from the folder, other classes and gradient checkpointing."""
+    folder = export(write_run(tmp_path / "run", CALIBRATED), format="hf").path
+    model = transformers.AutoModelForImageClassification.from_pretrained(
+        folder, trust_remote_code=True, num_labels=3, ignore_mismatched_sizes=True
+    )
+    assert type(model.timm_model).__module__.startswith("transformers_modules")
+    model.gradient_checkpointing_enable()
+    assert model.timm_model.grad_checkpointing == "full"
+    target = torch.tensor([0, 2])
+    three_steps(model, lambda: model(pixel_values=images(), labels=target).loss)
 
 
 HUB = """
