@@ -89,7 +89,7 @@ bench: $(STAMP) ## measure multiply-adds, speed and memory beside the plain form
 
 figures: $(STAMP) ## draw the figures of docs/ again
 	$(BIN)/python docs/figures/architecture.py
-	$(BIN)/python docs/figures/predictions.py
+	$(BIN)/python docs/figures/where.py
 
 package: $(STAMP) ## build the wheel into dist/ and check what is in it
 	rm -rf dist

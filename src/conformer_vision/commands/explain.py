@@ -60,7 +60,8 @@ def build_parser() -> Parser:
     parser.add_argument("--flip", action="store_true", help="Average with the mirrored image.")
     parser.add_argument(
         "--blocks",
-        type=list[int] | None,
+        nargs="+",
+        type=int,
         default=None,
         help="Blocks, from 1, whose attention attention-cam takes; all by default.",
     )
@@ -73,7 +74,7 @@ def build_parser() -> Parser:
         help="Also draw what the branches exchange in every block, and the same with the couplings cut.",
     )
     parser.add_argument(
-        "--cut", type=list[int] | None, default=None, help="Blocks, from 2, to cut there; all by default."
+        "--cut", nargs="+", type=int, default=None, help="Blocks, from 2, to cut there; all by default."
     )
     add_inference(parser)
     add_input_size(parser)
