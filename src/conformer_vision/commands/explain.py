@@ -53,7 +53,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--scales",
-        type=list[float],
+        nargs="+",
+        type=float,
         default=[1.0],
         help="Sizes to average over, as multiples of the input's.",
     )
