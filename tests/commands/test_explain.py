@@ -12,6 +12,7 @@ from PIL import Image
 
 from command_line import one_line, run
 from conformer_vision.weights import save_model
+from exports import FILES
 from pages import Page
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
@@ -125,13 +126,19 @@ def test_a_page_of_predictions(trained: Path, photos: Path, tmp_path: Path) -> N
     assert len(firsts) == 4 and firsts == sorted(firsts)
 
 
+@pytest.mark.xdist_group("export")
 def test_the_page_of_an_export_says_that_it_has_no_heat_maps(
-    trained: Path, photos: Path, tmp_path: Path
+    exported: Path, photos: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnxruntime")
-    model = tmp_path / "model.onnx"
-    assert run("export", trained, "--format", "onnx", "--output", model).status == 0
-    done = run("predict", model, photos / "wide.jpg", "--page", tmp_path / "answers.html", "--device", "cpu")
+    done = run(
+        "predict",
+        exported / FILES["onnx"],
+        photos / "wide.jpg",
+        "--page",
+        tmp_path / "answers.html",
+        "--device",
+        "cpu",
+    )
     assert done.status == 0
     page = Page(tmp_path / "answers.html")
     page.check_complete()
