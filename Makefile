@@ -14,7 +14,7 @@ OLDEST_STAMP := $(OLDEST)/.installed
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.installed
 CLIENT_LIBRARIES := accelerate captum fastai grad-cam lightly-train peft pycocotools segmentation-models-pytorch \
-	torchcam transformers
+	transformers
 # What has to work with all libraries that the metadata allows: models, weights, prediction, training.
 SHORT_TESTS := tests/models/test_variants.py tests/models/test_checkpoints.py tests/models/test_recompute.py \
 	tests/models/test_compilers.py tests/test_weights.py tests/inference/test_predictor.py tests/training/test_run.py
@@ -41,7 +41,7 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 $(CLIENTS_STAMP): pyproject.toml constraints.txt constraints-clients.txt
 	@echo "Making the environment in $(CLIENTS). The first time takes a few minutes and 7 GB."
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet -c constraints.txt -c constraints-clients.txt -e '.[train]' \
+	$(CLIENTS)/bin/python -m pip install --quiet -c constraints.txt -c constraints-clients.txt -e '.[train,explain]' \
 		pytest pytest-timeout pytest-xdist $(CLIENT_LIBRARIES)
 	@touch $@
 

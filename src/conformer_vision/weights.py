@@ -197,11 +197,12 @@ def _load_file(path: Path, arch: str | None) -> tuple[nn.Module, ModelSpec]:
         if kept.model in VARIANTS:  # built without memory; others may have buffers that no file holds
             model = model.to_empty(device="cpu")
         load_checkpoint(model, path)
-        return model.eval(), kept
+        return _described(model.eval(), kept), kept
     found = describe_checkpoint(checkpoint, label=str(path), arch=arch)
     model = timm.create_model(found.model, num_classes=found.num_classes, in_chans=found.in_chans)
     load_checkpoint(model, path)
-    return model.eval(), _spec_of(found.model, model, *_names_of(found, path), in_chans=found.in_chans)
+    spec = _spec_of(found.model, model, *_names_of(found, path), in_chans=found.in_chans)
+    return _described(model.eval(), spec), spec
 
 
 def _spec_within(checkpoint: Mapping[str, object], path: Path) -> ModelSpec | None:
@@ -274,9 +275,14 @@ def _fill(weights: Mapping[str, Tensor], spec: ModelSpec, path: Path) -> nn.Modu
     # Copies: in the file's memory they are not aligned, and libraries round otherwise there.
     weights = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in weights.items()}
     model.load_state_dict(weights, assign=spec.model in VARIANTS)
-    cfg: Any = getattr(model, "pretrained_cfg", {})
-    model.pretrained_cfg = model.default_cfg = to_pretrained_cfg(spec, cfg)  # type: ignore[assignment]
-    return model.eval()
+    return _described(model.eval(), spec)
+
+
+def _described(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """Let timm's description of a model be that of its weights, not of others for the same network."""
+    built: Any = getattr(model, "pretrained_cfg", {})
+    model.pretrained_cfg = model.default_cfg = to_pretrained_cfg(spec, built)  # type: ignore[assignment]
+    return model
 
 
 def _read_spec(metadata: dict[str, str] | None, path: Path) -> ModelSpec:

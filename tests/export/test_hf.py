@@ -98,6 +98,7 @@ def test_the_model_card(folder: Path) -> None:
     _, header, text = (folder / "README.md").read_text().split("---\n", 2)
     metadata = yaml.safe_load(header)
     assert metadata["pipeline_tag"] == "image-classification" and metadata["library_name"] == "transformers"
+    assert "license" not in metadata, "who trained it says that"
     assert "Classes: cat, dog, owl, fox, bee" in text and "trust_remote_code=True" in text
 
 
@@ -173,6 +174,18 @@ def test_another_model_of_timm(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = load(tmp_path / "run").model(x) / 0.5
         torch.testing.assert_close(load(folder).model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name; what is exported of the folder is named after it."""
+    monkeypatch.chdir(tmp_path)
+    folder = export(SHIPPED, format="hf").path
+    assert folder == Path(f"{SHIPPED}-hf") and config_of(folder)["label_names"][0] == "goldfish"
+    assert yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["license"] == "apache-2.0"
+    assert load(folder).spec.classes == load(SHIPPED).spec.classes
+    again = export(folder, format="folded").path
+    assert again == Path(f"{SHIPPED}-hf-folded.safetensors")
+    assert load(again).spec.labels[0] == "goldfish"
 
 
 def test_weights_describe_themselves(trained: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -75,7 +75,8 @@ def write(
         config.setdefault("auto_map", {})["AutoImageProcessor"] = "image_processing_grey.GreyImageProcessor"
     path.mkdir()
     (path / HF_WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
-    texts = {HF_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n", _CARD: _card(spec, config)}
+    card = _card(spec, code=bool(code), license=described.get("license"))
+    texts = {HF_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n", _CARD: card}
     for name, text in (texts | code).items():
         (path / name).write_text(text, encoding="utf-8")
     return ()
@@ -192,10 +193,10 @@ def _fold_temperature(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
-def _card(spec: ModelSpec, config: dict[str, Any]) -> str:
+def _card(spec: ModelSpec, *, code: bool, license: str | None) -> str:  # noqa: A002 - the Hub's word
     """Return the model card: metadata that the Hub reads, and how to load the model."""
-    code = "auto_map" in config
     data = ModelCardData(
+        license=license,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "conformer-vision"],

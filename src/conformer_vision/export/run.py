@@ -163,7 +163,8 @@ def _find_images(
 
 def _target(source: ModelSource, entry: Format, precision: Precision, *, folder: Path) -> Path:
     name = source.path.name
-    stem = "model" if folder.is_dir() else name if source.kind == "published" else source.path.stem
+    named = source.kind in ("published", "hf")
+    stem = name if named else "model" if folder.is_dir() else source.path.stem
     if entry.runtime == "weights" or entry.folder:  # "model" is what the weights or another file are called
         stem += f"-{entry.name}"
     if precision != "fp32":
