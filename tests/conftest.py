@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from command_line import TINY, run
 from conformer_vision.training import folder
@@ -16,8 +17,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_configure() -> None:
-    """Look for garbage more rarely: it took a tenth of the time."""
+    """Look for garbage more rarely: it took a tenth of the time.
+
+    Compute in one thread, as the processes do that tests start: sums depend on the number of threads.
+    """
     gc.set_threshold(20_000, 20, 20)
+    torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:

@@ -184,11 +184,11 @@ def _load_file(path: Path, arch: str | None) -> tuple[nn.Module, ModelSpec]:
     """Load weights with a specification, a run's own checkpoint with one beside it, or another checkpoint."""
     if _has_spec(path):
         model, spec = _load_weights(path)
-        if arch not in (None, spec.model):
-            raise UserError(f"{path} is a {spec.model}; leave {option('arch', arch)} out")
+        _check_arch(arch, spec, path)
         return model, spec
     if path.name == LAST_CHECKPOINT and (beside := find_weights(path.parent)) is not None:
         model, spec = _load_weights(beside)
+        _check_arch(arch, spec, path)
         load_checkpoint(model, path)
         return model, spec
     checkpoint = read_checkpoint(path)
@@ -200,9 +200,21 @@ def _load_file(path: Path, arch: str | None) -> tuple[nn.Module, ModelSpec]:
         return _described(model.eval(), kept), kept
     found = describe_checkpoint(checkpoint, label=str(path), arch=arch)
     model = timm.create_model(found.model, num_classes=found.num_classes, in_chans=found.in_chans)
-    load_checkpoint(model, path)
+    try:
+        load_checkpoint(model, path)
+    except UserError as error:
+        if arch is None:
+            raise
+        raise UserError(
+            f"{path} holds the weights of another model than {arch}; name the right one with {option('arch')}"
+        ) from error
     spec = _spec_of(found.model, model, *_names_of(found, path), in_chans=found.in_chans)
     return _described(model.eval(), spec), spec
+
+
+def _check_arch(arch: str | None, spec: ModelSpec, path: Path) -> None:
+    if arch not in (None, spec.model):
+        raise UserError(f"{path} is a {spec.model}; leave {option('arch', arch)} out")
 
 
 def _spec_within(checkpoint: Mapping[str, object], path: Path) -> ModelSpec | None:

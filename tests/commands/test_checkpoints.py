@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor
 
-from command_line import run, spawn
+from command_line import one_line, run, spawn
 from conformer_vision.models.checkpoints import to_official, to_openmmlab
 from image_sets import write_folders
 
@@ -57,6 +57,15 @@ def test_predict_evaluate_and_export(tmp_path: Path) -> None:
     assert (done.status, done.err) == (0, "")
     assert json.loads(done.out)["confusion"]["bee"] == {by_name["labels"][0]: 1}
 
+    wrong = ("--arch", "conformer_tiny_patch16_224")
+    for arguments in (
+        ("export", tmp_path / "openmmlab.pth", "--format", "folded"),
+        ("predict", tmp_path / "openmmlab.pth", image),
+        ("evaluate", tmp_path / "openmmlab.pth", "--data", data),
+    ):
+        assert one_line(run(*arguments, *wrong)).endswith(
+            f"holds the weights of another model than {wrong[1]}; name the right one with --arch\n"
+        )
     done = run("export", tmp_path / "openmmlab.pth", "--format", "folded", "--arch", MODEL)
     assert done.status == 0, done.err
     exported = run("predict", tmp_path / "openmmlab-folded.safetensors", image, *options)

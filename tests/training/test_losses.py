@@ -63,21 +63,3 @@ def test_shares_of_the_heads() -> None:
         wanted = share * cross_entropy(conv, target) + (1 - share) * cross_entropy(trans, target)
         loss = BranchLoss(nn.CrossEntropyLoss(), conv_share=share)
         torch.testing.assert_close(loss(BranchLogits(conv, trans), TARGET), wanted)
-
-
-def test_mutual_distillation() -> None:
-    """Half of both Kullback-Leibler divergences; each head learns from the other, which stays as it is."""
-    conv, trans = logits(0).requires_grad_(), logits(1).requires_grad_()
-    p, q = conv.detach().softmax(1), trans.detach().softmax(1)
-    apart = ((q * (q / p).log()).sum(1).mean() + (p * (p / q).log()).sum(1).mean()) / 2
-    plain = BranchLoss(nn.CrossEntropyLoss())
-    mutual = BranchLoss(nn.CrossEntropyLoss(), mutual=2.0)
-    added = mutual(BranchLogits(conv, trans), TARGET) - plain(BranchLogits(conv, trans), TARGET)
-    torch.testing.assert_close(added, 2 * apart, rtol=1e-5, atol=1e-6)
-    added.backward()
-    # The gradient of KL(q || softmax(x)) by x is softmax(x) - q, over the images' number.
-    assert conv.grad is not None
-    assert trans.grad is not None
-    torch.testing.assert_close(conv.grad, (p - q) / len(p), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(trans.grad, (q - p) / len(p), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mutual(conv, TARGET), plain(conv, TARGET))

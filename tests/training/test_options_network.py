@@ -237,7 +237,7 @@ def test_a_model_without_recomputation(tiny: Tiny) -> None:
 # ---- loss and input --------------------------------------------------------------------------------
 
 
-@shows("conv_loss_share", "mutual_distillation")
+@shows("conv_loss_share")
 def test_losses_of_the_heads(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClassifierModule, "log", lambda *_, **__: None)
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
@@ -253,10 +253,8 @@ def test_losses_of_the_heads(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Non
     alone = [float(nn.functional.cross_entropy(head, labels)) for head in (conv, trans)]
     assert whole == pytest.approx(sum(alone) / 2)
     assert loss(conv_loss_share=0.25)[0] == pytest.approx(0.25 * alone[0] + 0.75 * alone[1])
-    assert loss(mutual_distillation=1.0)[0] > whole
-    for name, value in (("conv_loss_share", 0.4), ("mutual_distillation", 0.5)):
-        with pytest.raises(UserError, match=f"{name} is for the two heads of a Conformer"):
-            module(tiny(model="resnet18", model_kwargs={}, **{name: value}))
+    with pytest.raises(UserError, match="conv_loss_share is for the two heads of a Conformer"):
+        module(tiny(model="resnet18", model_kwargs={}, conv_loss_share=0.4))
 
 
 @shows("progressive_from")

@@ -6,10 +6,10 @@ import logging
 import operator
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 
 
@@ -115,7 +116,7 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
     numbers = _labels(dataset, own, origin)
     names, index = match_classes(own, request.classes, origin=origin)
     labels = np.asarray(numbers)
-    files = _files(dataset)
+    files = _listed(dataset, _files)
     rows = request.splitting.rows(
         labels, request.split, origin=origin, classes=own, names=str if files is None else files.__getitem__
     )
@@ -140,7 +141,7 @@ def _class_names(dataset: Any, origin: str) -> list[str]:
 
 def _labels(dataset: Any, classes: Sequence[str], origin: str) -> list[int]:
     """Return the index of every item's class."""
-    stored = _targets(dataset)
+    stored = _listed(dataset, _targets)
     if stored is None or len(stored) != len(dataset):
         _logger.warning(
             "%s has no list of its labels (targets); all %d items are read for them", origin, len(dataset)
@@ -149,12 +150,17 @@ def _labels(dataset: Any, classes: Sequence[str], origin: str) -> list[int]:
     return [_number(label, classes, f"{origin} row {row}") for row, label in enumerate(stored)]
 
 
-def _targets(dataset: Any) -> list[Any] | None:
-    """Return the labels as torchvision's datasets list them, also through ``torch.utils.data.Subset``."""
+def _listed(dataset: Any, read: Callable[[Any], list[_T] | None]) -> list[_T] | None:
+    """Read what a dataset lists of its items, also through ``torch.utils.data.Subset``."""
     inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
-    if inner is not None and indices is not None:
-        found = _targets(inner)
-        return None if found is None else [found[index] for index in indices]
+    if inner is None or indices is None:
+        return read(dataset)
+    found = _listed(inner, read)
+    return None if found is None else [found[index] for index in indices]
+
+
+def _targets(dataset: Any) -> list[Any] | None:
+    """Return the labels as torchvision's datasets list them."""
     stored = getattr(dataset, "targets", getattr(dataset, "labels", None))
     if stored is None or not hasattr(stored, "__len__"):
         return None
@@ -163,11 +169,7 @@ def _targets(dataset: Any) -> list[Any] | None:
 
 
 def _files(dataset: Any) -> list[str] | None:
-    """Return the files of the items as torchvision's folders list them, also through a ``Subset``."""
-    inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
-    if inner is not None and indices is not None:
-        found = _files(inner)
-        return None if found is None else [found[index] for index in indices]
+    """Return the files of the items as torchvision's folders list them."""
     listed = getattr(dataset, "samples", getattr(dataset, "imgs", None))
     if not isinstance(listed, (list, tuple)) or len(listed) != len(dataset):
         return None

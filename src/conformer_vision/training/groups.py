@@ -262,15 +262,13 @@ class RegularizationConfig(Group):
     """Alpha of CutMix; 0 is off."""
     conv_loss_share: float = 0.5
     """Weight of the convolution head's loss; the transformer head has the rest."""
-    mutual_distillation: float = 0.0
-    """Weight of a loss that pulls the two heads towards each other's predictions."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of the training images."""
 
     def _check(self) -> None:
         self._require("at least 0 and below 1", lambda value: 0 <= value < 1, "label_smoothing")
         self._require("between 0 and 1", lambda value: 0 <= value <= 1, "conv_loss_share")
-        self._require_not_negative("mixup", "cutmix", "mutual_distillation")
+        self._require_not_negative("mixup", "cutmix")
 
 
 @dataclass(frozen=True)

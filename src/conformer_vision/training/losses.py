@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -18,20 +17,16 @@ class BranchLoss(nn.Module):
         criterion: loss of one head, `(logits (B, K), target) -> scalar`, for the targets it takes: hard (B,)
             or soft (B, K).
         conv_share: share of the first of two heads, the convolution head of `BranchLogits`, in [0, 1].
-        mutual: weight of a loss that pulls each head's prediction towards the other's: the mean
-            Kullback-Leibler divergence of each head from the other, with no gradient through the other
-            (Zhang et al., "Deep Mutual Learning", CVPR 2018, equations 4 to 6). For two heads.
 
     Example:
         >>> model.set_distilled_training(True)  # training-mode forward returns both branches
         >>> loss = BranchLoss(nn.CrossEntropyLoss())(model(images), target)
     """
 
-    def __init__(self, criterion: nn.Module, *, conv_share: float = 0.5, mutual: float = 0.0) -> None:
+    def __init__(self, criterion: nn.Module, *, conv_share: float = 0.5) -> None:
         super().__init__()
         self.criterion = criterion
         self.conv_share = conv_share
-        self.mutual = mutual
 
     def forward(self, output: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
         """Return the loss of logits (B, K), or of a sequence of them such as `BranchLogits`."""
@@ -41,14 +36,4 @@ class BranchLoss(nn.Module):
         losses: list[Tensor] = [self.criterion(logits, target) for logits in output]
         if len(losses) != 2:
             return sum(losses[1:], losses[0]) / len(losses)
-        total = self.conv_share * losses[0] + (1 - self.conv_share) * losses[1]
-        if self.mutual:
-            conv, trans = output
-            total = total + self.mutual * (_divergence(conv, trans) + _divergence(trans, conv)) / 2
-        return total
-
-
-def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the images of KL(teacher || student), both (B, K); the teacher gets no gradient."""
-    wanted = F.log_softmax(teacher.detach().float(), dim=1)
-    return F.kl_div(F.log_softmax(logits.float(), dim=1), wanted, reduction="batchmean", log_target=True)
+        return self.conv_share * losses[0] + (1 - self.conv_share) * losses[1]

@@ -21,17 +21,12 @@ def build_loss(config: RegularizationConfig, model: nn.Module) -> BranchLoss:
     Raises:
         UserError: an option for the two heads of a Conformer, and the model has one head.
     """
-    for name, used in (
-        ("conv_loss_share", config.conv_loss_share != 0.5),
-        ("mutual_distillation", config.mutual_distillation > 0),
-    ):
-        if used and not hasattr(model, "forward_branches"):
-            raise UserError(f"{name} is for the two heads of a Conformer; this model has one head")
+    if config.conv_loss_share != 0.5 and not hasattr(model, "forward_branches"):
+        raise UserError("conv_loss_share is for the two heads of a Conformer; this model has one head")
     mixes = config.mixup or config.cutmix  # MixUp smooths the targets that it mixes
     return BranchLoss(
         nn.CrossEntropyLoss(label_smoothing=0.0 if mixes else config.label_smoothing),
         conv_share=config.conv_loss_share,
-        mutual=config.mutual_distillation,
     )
 
 
