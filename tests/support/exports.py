@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import wraps
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from command_line import run
-from conformer_vision.export import onnx
+from conformer_vision.export import graph, onnx, torch_export
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 
@@ -72,25 +73,32 @@ def make_run(folder: Path) -> Path:
     return folder
 
 
-_GRAPHS: dict[tuple[str, bool, bytes], Any] = {}
+_MADE: dict[tuple[str, str, str, bytes], Any] = {}
+
+
+def _once(make: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(make)
+    def made(model: torch.nn.Module, spec: ModelSpec, precision: Any) -> Any:
+        kind = "fp32" if precision == "int8" else precision  # int8 starts from float32
+        key = (make.__name__, spec.model, kind, sha256(save(model.state_dict())).digest())
+        if key not in _MADE:
+            _MADE[key] = make(model, spec, precision)
+        return deepcopy(_MADE[key])
+
+    return made
 
 
 @contextmanager
 def shared_graphs() -> Iterator[None]:
-    """Make the ONNX graph of each model once, which takes longer than all that is done with it.
+    """Make the program and the ONNX graph of each model once, which takes longer than all else.
 
     OpenVINO's files and int8 start from the graph in float32.
     """
-    build = onnx.build_graph
-
-    def build_once(model: torch.nn.Module, spec: ModelSpec, precision: Any) -> Any:
-        key = (spec.model, precision == "fp16", sha256(save(model.state_dict())).digest())
-        if key not in _GRAPHS:
-            _GRAPHS[key] = build(model, spec, precision)
-        return deepcopy(_GRAPHS[key])
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx, "build_graph", build_once)
+        build_program = _once(graph.build_program)
+        patch.setattr(onnx, "build_program", build_program)
+        patch.setattr(torch_export, "build_program", build_program)
+        patch.setattr(onnx, "build_graph", _once(onnx.build_graph))
         yield
 
 
