@@ -84,6 +84,7 @@ class SourceContract:
         )
         assert train and val and sorted(train + val) == sorted(both)
         assert self.names(self.open(spec, "val", val_fraction=0.25)) == val
+        assert self.open(spec, "val").is_cut == (not self.own_splits)
         if not self.own_splits:
             assert self.names(self.open(spec, "val", val_fraction=0.25, seed=1)) != val
             assert len(both) / 12 <= len(val) <= len(both) / 2
@@ -108,6 +109,7 @@ class SourceContract:
         for fold in range(4):
             train, val = (self.open(spec, split, folds=4, fold=fold) for split in ("train", "val"))
             assert not set(self.names(train)) & set(self.names(val))
+            assert val.is_cut and SubsetSource(val, [0]).is_cut
             assert set(train.labels) == set(range(len(train.classes)))
             held_out += self.names(val)
         assert sorted(held_out) == sorted(self.names(self.open(spec, folds=4)))

@@ -178,8 +178,9 @@ def test_folders_that_may_be_splits_or_classes(
     tmp_path: Path, class_folders: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     messages = {
-        "Train/cat Train/dog extra/cat": "Train may be a split or a class beside extra",
-        "train/cat train/dog train_extra/cat": "train may be a split or a class beside train_extra",
+        "Train/cat Train/dog extra/cat": "it is unclear whether Train is a split or a class like extra; call",
+        "train/cat train/dog train_extra/cat": "whether train is a split or a class like train_extra; call",
+        "train_a/1 train_a/2 train_b/1 train_b/2": "whether train_a, train_b are splits or classes",
         "cat/train cat/test dog/train dog/test": "cat holds splits inside a class; put the splits first",
         "train/cat training/cat test/cat": "it is unclear which of",
         "train test bus": "train holds images but no class folders",

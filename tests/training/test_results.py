@@ -1,6 +1,7 @@
 """What a run leaves and prints at its end, and that a complete run stays as it is."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from conformer_vision import evaluate
 from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, train
+from conformer_vision.training.network import build_network
+from conformer_vision.training.progress import opening_lines
 from conformer_vision.training.results import by_class, closing_lines, read_results, scores
 from conformer_vision.training.run import resume
 from conformer_vision.weights import load
 from option_tools import opened, rows_of, shows
+from streamed import write_shards
 
 Tiny = Callable[..., TrainConfig]
 STATE = {"optimizer_states", "lr_schedulers", "current_model_state"}
@@ -148,14 +152,33 @@ def test_a_run_says_what_it_does(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"data: {images}"
     assert lines[1] == f"images: {count} for training, {36 - count} for validation"
-    assert lines[2].startswith("split: ")
-    del lines[2]
+    assert lines.pop(2) == "split: val_fraction 0.1 of each class is for validation, as the data has no split"
     assert lines[2] == "classes: 3 (blue, green, red)"
     assert lines[3].startswith("model: conformer_nano_patch8_64, 0.2 M parameters, 32x32 pixels")
     assert lines[4] == "initial weights: none, training from scratch"
     assert f"output: {run}" in lines[5:]
     names = [line.partition(":")[0].partition(" 1/1")[0] for line in lines[5:]]
     assert names[-4:] == ["time", "epoch", "best", "weakest class"]
+
+
+def test_a_run_says_where_its_validation_images_come_from(tiny: Tiny, images: Path, tmp_path: Path) -> None:
+    def lines(**changes: Any) -> list[str]:
+        config = tiny(**changes)
+        data = opened(config)
+        network = build_network(config.model, config.hardware, data.classes)
+        return opening_lines(data, network, weights="", note="")[1:3]
+
+    for part in ("train", "val"):
+        shutil.copytree(images, tmp_path / "own" / part)
+    assert lines(data=str(tmp_path / "own")) == [
+        "images: 36 for training, 36 for validation",
+        "split: the data's own",
+    ]
+    assert lines(folds=3, fold=1)[1] == "split: fold 1 of 3 is for validation"
+    assert lines(data=write_shards(tmp_path / "stream", [12, 12])) == [
+        "images: a stream for training, a stream for validation",
+        "split: val_fraction 0.1 of each class is for validation, as the data has no split",
+    ]
 
 
 def test_long_epochs_print_without_a_bar(

@@ -317,7 +317,9 @@ def open_blocks(
     rows = request.splitting.rows(
         labels, request.split, origin=origin, classes=own, names=_namer(blocks, starts), parts=rows_of
     )
-    return ArrowSource(blocks, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]])
+    source = ArrowSource(blocks, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]])
+    source.is_cut = request.splitting.cuts(rows_of)
+    return source
 
 
 def _by_column(blocks: Sequence[Block], starts: Sequence[int], origin: str) -> dict[Split, NDArray[np.int64]]:

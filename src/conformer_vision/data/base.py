@@ -25,9 +25,11 @@ class ImageSource(ABC):
         labels: one label per image.
         mirrorable: whether an image mirrored left to right is still of its class.
         passed_over: files beside the images that are not read.
+        is_cut: whether a `Splitting` cut the images, as the set has no such split of its own.
     """
 
     mirrorable = True
+    is_cut = False
     passed_over: Sequence[str] = ()
 
     def __init__(self, classes: Sequence[str], labels: Iterable[int]) -> None:
@@ -73,7 +75,7 @@ class SubsetSource(ImageSource):
     def __init__(self, source: ImageSource, rows: Sequence[int] | NDArray[np.int64]) -> None:
         self._source = source
         self._rows = tuple(map(int, rows))
-        self.mirrorable = source.mirrorable
+        self.mirrorable, self.is_cut = source.mirrorable, source.is_cut
         super().__init__(source.classes, (source.labels[row] for row in self._rows))
 
     def image(self, index: int) -> Image.Image:

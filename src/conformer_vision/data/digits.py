@@ -38,7 +38,7 @@ def open_digits(name: str, request: Request) -> DatasetSource:
     digits = _Digits()
     rows = request.splitting.rows(digits.targets, request.split, origin=name, classes=digits.classes)
     names, index = match_classes(digits.classes, request.classes, origin=name)
-    return DatasetSource(
+    source = DatasetSource(
         {name: digits},
         digits.targets,
         rows=rows,
@@ -46,3 +46,5 @@ def open_digits(name: str, request: Request) -> DatasetSource:
         labels=np.asarray(index)[digits.targets[rows]],
         mirrorable=False,  # a mirrored 2 is not a 2
     )
+    source.is_cut = True
+    return source

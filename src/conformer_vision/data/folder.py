@@ -113,13 +113,15 @@ def open_folder(root: Path, request: Request, *, shown: Path | None = None) -> F
             labels, split, origin=tree.show(tree.root), classes=own, names=found.inside.__getitem__
         ).tolist()
     paths = [found.paths[row] for row in rows]
-    return FileSource(
+    source = FileSource(
         names,
         paths,
         [index[labels[row]] for row in rows],
         names=None if shown is None else [tree.renamed(path) for path in paths],
         passed_over=[tree.renamed(path) for path in (*found.passed_over, *found.loose)],
     )
+    source.is_cut = is_cut
+    return source
 
 
 @dataclass(frozen=True)
@@ -235,14 +237,18 @@ def _split_folders(tree: _Tree, root: str) -> dict[Split, str]:
         return parts
     if parts and not any(_has_images(tree, root, name) for name in beside):
         return parts
+    unclear = [name for name in folders if parse_split(name) is not None and _may_be_split(tree, root, name)]
+    if unclear:
+        others = [name for name in folders if name not in unclear]
+        what = "is a split or a class" if len(unclear) == 1 else "are splits or classes"
+        raise UserError(
+            f"{tree.show(root)}: it is unclear whether {some_names(unclear)} {what}"
+            f"{f' like {some_names(others)}' if others else ''}; call the splits train and val and keep them "
+            "alone in a folder, or rename the class"
+        )
     for name in folders:
         folder = os.path.join(root, name)
         inside = tree.folders(folder)
-        if len(inside) > 1 and parse_split(name) is not None and not tree.loose(folder):
-            raise UserError(
-                f"{tree.show(root)}: {one_line(name)} may be a split or a class beside {some_names(beside)}; "
-                "keep train and val alone in a folder, or give the class another name"
-            )
         if len(find_splits(inside, origin=tree.show(folder))) == 2:
             raise UserError(
                 f"{tree.show(folder)} holds splits inside a class; put the splits first, as "
@@ -258,6 +264,12 @@ def _split_folders(tree: _Tree, root: str) -> dict[Split, str]:
             some_names(next(iter(inner)), most=3),
         )
     return {}
+
+
+def _may_be_split(tree: _Tree, root: str, name: str) -> bool:
+    """Tell whether a folder could hold the class folders of a split."""
+    folder = os.path.join(root, name)
+    return len(tree.folders(folder)) > 1 and not tree.loose(folder)
 
 
 def _has_images(tree: _Tree, root: str, name: str) -> bool:

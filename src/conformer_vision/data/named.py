@@ -79,15 +79,18 @@ def open_named(name: str, request: Request) -> ImageSource:
         rows = splitting.rows(labels, split, origin=f"torch/{key}", classes=classes, names=called)
     picked = np.asarray(index)[labels[rows]]
     if key in _FILES:
-        return FileSource(names, [paths[row] for row in rows], picked.tolist())
-    return DatasetSource(
-        {f"torch/{key} {'train' if part == 'train' else 'test'}": data for part, data in parts.items()},
-        labels,
-        rows=rows,
-        classes=names,
-        labels=picked,
-        mirrorable=key not in _CHARACTERS,
-    )
+        source: ImageSource = FileSource(names, [paths[row] for row in rows], picked.tolist())
+    else:
+        source = DatasetSource(
+            {f"torch/{key} {'train' if part == 'train' else 'test'}": data for part, data in parts.items()},
+            labels,
+            rows=rows,
+            classes=names,
+            labels=picked,
+            mirrorable=key not in _CHARACTERS,
+        )
+    source.is_cut = splitting.folds is not None
+    return source
 
 
 def _files(key: str, parts: Sequence[Any]) -> tuple[list[str], list[str], NDArray[np.int64]]:

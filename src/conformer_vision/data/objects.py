@@ -120,9 +120,11 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
     rows = request.splitting.rows(
         labels, request.split, origin=origin, classes=own, names=str if files is None else files.__getitem__
     )
-    return DatasetSource(
+    source = DatasetSource(
         {origin: dataset}, numbers, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]]
     )
+    source.is_cut = True
+    return source
 
 
 def _class_names(dataset: Any, origin: str) -> list[str]:

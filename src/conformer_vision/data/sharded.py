@@ -104,6 +104,7 @@ class ShardStream(ImageStream):
         self._own = tuple(own)
         self._labels = labels
         self._cut = cut
+        self.is_cut = cut is not None
         self._splitting = splitting
         counts = [shard.length for shard in shards]
         known = [count for count in counts if count is not None]

@@ -91,7 +91,7 @@ class Splitting:
         import numpy as np
 
         parts = parts or {}
-        if "val" not in parts or (self.folds is not None and "train" in parts):
+        if self.cuts(parts):
             whole = parts.get("train", np.arange(len(labels)))
             if split == "all":
                 return whole
@@ -102,6 +102,10 @@ class Splitting:
         return np.concatenate(
             [parts[part] for part in ("train", "val") if part in parts and split in (part, "all")]
         )
+
+    def cuts(self, parts: Mapping[Split, object]) -> bool:
+        """Tell whether a set with these splits of its own is cut."""
+        return "val" not in parts or (self.folds is not None and "train" in parts)
 
     def number(self, label: str, name: str) -> float:
         """Return the number of an image of a class, from 0 to 1, 1 excluded."""

@@ -30,11 +30,13 @@ class ImageStream(ABC):
         classes: the class names; a label is an index into them.
         mirrorable: whether an image keeps its class when it is mirrored left to right.
         length: number of images in the split, about where the split is cut; None if unknown.
+        is_cut: as in `ImageSource`.
     """
 
     classes: tuple[str, ...]
     mirrorable: bool = True
     length: int | None = None
+    is_cut: bool = False
 
     @abstractmethod
     def read(self, *, seed: int | None, part: int, parts: int, start: int = 0) -> Iterator[StreamedImage]:

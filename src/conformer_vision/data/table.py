@@ -59,12 +59,14 @@ def open_table(path: Path, request: Request) -> FileSource:
         names=table.name,
         parts=parts,
     )
-    return FileSource(
+    source = FileSource(
         names,
         [_resolve(path.parent, table.images[row]) for row in rows],
         [index[label] for label in labels[rows]],
         places=[table.where(row) for row in rows],
     )
+    source.is_cut = request.splitting.cuts(parts)
+    return source
 
 
 def split_parts(

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from ..console import say
 from ..data import ImageDataModule
+from ..data.base import ImageSource
 from ..data.opening import describe
 from ..data.stream import ImageStream
 from ..errors import some_names
@@ -46,23 +47,33 @@ def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note
     model, spec = network
     height, width = spec.input_size[1:]
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    if isinstance(train, ImageStream) or isinstance(val, ImageStream):
-        images = "a stream"
-    else:
-        images = f"{len(train):,} for training, {len(val):,} for validation"
-    cut = data.splitting
-    split = f"fold {cut.fold} of {cut.folds}"
-    if cut.folds is None:
-        split = f"the data's own; without one, val_fraction {cut.val_fraction:g}"
     return [
         f"data: {describe(data.data)}",
-        f"images: {images}",
-        f"split: {split}",
+        f"images: {_number(train)} for training, {_number(val)} for validation",
+        f"split: {_split(data)}",
         f"classes: {len(spec.classes)} ({some_names(spec.classes, most=4)})",
         f"model: {spec.model}, {parameters:.1f} M parameters, {height}x{width} pixels",
         f"initial weights: {weights}",
         *([f"note: {note}"] if note else []),
     ]
+
+
+def _number(images: ImageSource | ImageStream) -> str:
+    if isinstance(images, ImageSource):
+        return f"{len(images):,}"
+    if images.length is None:
+        return "a stream"
+    return f"a stream of {'about ' * images.is_cut}{images.length:,}"
+
+
+def _split(data: ImageDataModule) -> str:
+    """Say where the validation images come from."""
+    cut = data.splitting
+    if not data.val_images.is_cut:
+        return "the data's own"
+    if cut.folds is not None:
+        return f"fold {cut.fold} of {cut.folds} is for validation"
+    return f"val_fraction {cut.val_fraction:g} of each class is for validation, as the data has no split"
 
 
 def device_line(trainer: Trainer) -> str:
