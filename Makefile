@@ -67,7 +67,7 @@ test-oldest: $(OLDEST_STAMP) ## run the same tests with the oldest libraries tha
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup $(SHORT_TESTS)
 
 test-clients: $(CLIENTS_STAMP) ## run the tests with transformers, fastai, smp and the others, in .venv-clients
-	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n $(JOBS) tests/clients
+	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n $(JOBS) --timeout 300 tests/clients
 
 timm-suite: $(STAMP) ## run timm's own model tests on every Conformer (downloads timm's source distribution)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite/run.py -n $(JOBS)

@@ -57,7 +57,7 @@ def test_captum(model: Any) -> None:
     )
     torch.testing.assert_close(map_of_layer[0] / map_of_layer.max(), exact(model), rtol=1e-3, atol=1e-3)
     found, error = attr.IntegratedGradients(model).attribute(
-        x, target=CLASS, n_steps=24, internal_batch_size=4, return_convergence_delta=True
+        x, target=CLASS, n_steps=8, internal_batch_size=2, return_convergence_delta=True
     )
     with torch.inference_mode():
         change = (model(x) - model(torch.zeros_like(x)))[0, CLASS]
