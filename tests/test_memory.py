@@ -1,7 +1,9 @@
 """Memory: what a machine or a container has left, and what a computation would take."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from command_line import one_line, run
 from conformer_vision import Predictor, memory
 from conformer_vision.errors import UserError, machine_error
-from conformer_vision.memory import available_memory, needed_memory
+from conformer_vision.memory import available_memory, check_batch, needed_memory
+from conformer_vision.training.memory import training_step
 from image_sets import opened
 
 GB = 1 << 30
@@ -66,6 +69,8 @@ def test_a_container_or_a_job_has_less(machine: Callable[..., float]) -> None:
         "memory/docker/x/memory.stat": f"total_inactive_file {GB}",
     }
     assert machine("4:memory:/docker/x\n0::/\n", one) == 3, "version 1"
+    unlimited = one | {"memory/docker/x/memory.limit_in_bytes": str((1 << 63) - 4096)}
+    assert machine("4:memory:/docker/x\n0::/\n", unlimited) == 8, "version 1 without a limit"
     inside = {name.replace("docker/x/", ""): content for name, content in one.items()}
     assert machine("4:cpu,memory:/docker/x\n", inside) == 3, "seen from inside"
 
@@ -90,6 +95,47 @@ def test_need_grows_with_the_images_and_shrinks_with_recomputation() -> None:
 
     assert needed_memory(model, predict, (6, 3, 32, 32)) < six
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("conformer_nano_patch4_32", {"depths": (2, 1, 2)}),
+        ("conformer_small_patch16_224", {"depths": (2, 1, 2)}),
+        ("resnet18", {}),
+        ("vit_tiny_patch16_224", {"depth": 2, "img_size": 64}),
+    ],
+)
+def test_the_batch_that_is_advised_fits_and_no_larger_one(
+    name: str, kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timm.create_model(name, num_classes=3, **kwargs)
+    compute = partial(training_step, precision="32")
+    needs = cache(lambda images: needed_memory(model, compute, (images, 3, 64, 64)))
+    monkeypatch.setattr(memory, "needed_memory", lambda model, compute, shape: needs(shape[0]))
+    left = 0
+
+    def need(images: int) -> int:
+        return needs(images) + 2 * 12 * images * 64**2 + (1 << 20)
+
+    def check(images: int, **options: Any) -> str:
+        monkeypatch.setattr(memory, "available_memory", lambda: left)
+        try:
+            check_batch(lambda: model, compute, (images, 3, 64, 64), batches=2, reserve=1 << 20, **options)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    left = (need(5) + need(6)) // 2
+    assert check(6).endswith("; give 5 or less") and not check(5)
+    line = check(6, total=24)
+    assert line.startswith("batch_size 24: needs ") and line.endswith("; give 20 or less"), "accumulated"
+    left = need(1)
+    assert check(6).endswith("; give 1") and not check(1)
+    left = need(1) - 1
+    for images in (1, 6):
+        assert check(images).startswith(f"batch_size {images}: needs ")
+        assert check(images).endswith("are left; give a smaller input_size or model")
 
 
 def test_need_is_that_of_the_tensors_at_once() -> None:

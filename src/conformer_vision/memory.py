@@ -126,14 +126,33 @@ def check_batch(
     if need <= there:
         return
     line = f"needs {_gb(need * processes)} of memory, of which {_gb(there * processes)} are left"
-    if images == 1:
+    if name != "batch_size":
         raise UserError(f"{name} {image[1]}x{image[2]}: {line}; give a smaller one")
-    each = (need - needed(images // 2)) / (images - images // 2)
-    fits = int(images - (need - there) / each) * ((total or images) // images)
-    remedy = (
-        f"give {fits} or less" if fits > 0 else f"give a smaller {option('input_size')} or {option('model')}"
-    )
-    raise UserError(f"{name} {total or images}: {line}; {remedy}")
+    fits = _most(needed, there, below=images, need=need) * ((total or images) // images)
+    remedy = f"give {fits} or less" if fits > 1 else "give 1"
+    if fits < 1:
+        remedy = f"give a smaller {option('input_size')} or {option('model')}"
+    raise UserError(f"batch_size {total or images}: {line}; {remedy}")
+
+
+def _most(needed: Callable[[int], int], there: float, *, below: int, need: int) -> int:
+    """Return the largest number of images that fits, 0 for none; the need is nearly linear in it.
+
+    Args:
+        needed: the need of a number of images.
+        there: what there is.
+        below: a number that does not fit.
+        need: its need.
+    """
+    fits, used = 0, 0
+    while below - fits > 1:
+        guess = fits + int((there - used) / (need - used) * (below - fits)) if fits else 1
+        guess = min(max(guess, fits + 1), below - 1)
+        if (of_guess := needed(guess)) <= there:
+            fits, used = guess, of_guess
+        else:
+            below, need = guess, of_guess
+    return fits
 
 
 def needed_memory(
