@@ -6,7 +6,7 @@
 
 The second command trains the networks (table `localization` of experiments.yaml), the third evaluates every
 method that a network has. Each row is stored in results/ when it is complete, so the same command goes on
-where it was stopped; rows that are stored are printed as they are.
+where it was stopped; rows that are stored are printed as they are. Allow about an hour of a core per network.
 
 All metrics are for known classes: the map of a class that is in the image is compared with its objects. A
 class in an image is one case, so an image with two objects counts twice. Images are shown whole.
@@ -53,9 +53,9 @@ from localization_metrics import (
     times_as_long,
 )
 
-SLOW = {"occlusion": 100}
+SLOW = {"occlusion": 50}
 """Method -> images of a split that it is evaluated on, spread over it evenly: a row says how many."""
-CURVE_IMAGES = 200
+CURVE_IMAGES = 100
 """Images that deletion and insertion are evaluated on, spread evenly too."""
 BATCH = 16
 _TIMED_BATCH = 8
