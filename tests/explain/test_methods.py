@@ -344,6 +344,8 @@ def test_mistakes(model: Conformer, options: dict[str, Any], line: str) -> None:
         ("vit_tiny_patch16_224", "cam", "VisionTransformer has no exact class maps"),
         ("mobilenetv3_small_050", "cam", "MobileNetV3 has no exact class maps"),
         ("convnext_atto", "cam", "ConvNeXt has no exact class maps"),
+        ("vit_tiny_patch16_224", "gradcam", "VisionTransformer ends in no feature map"),
+        ("swin_tiny_patch4_window7_224", "layercam", "SwinTransformer ends in no feature map"),
     ],
 )
 def test_methods_that_a_model_does_not_have(name: str, method: str, line: str) -> None:

@@ -20,8 +20,9 @@ def by_torchcam(name: str) -> Callable[[nn.Module, Tensor, Tensor, Sequence[int]
         kind = getattr(require("torchcam.methods"), name)
         with torch.enable_grad():
             images = images.clone().requires_grad_()
+            target = cam_module(model, images)
             try:
-                extractor = kind(model, cam_module(model), input_shape=tuple(images.shape[1:]))
+                extractor = kind(model, target, input_shape=tuple(images.shape[1:]))
             except ValueError as error:
                 raise UserError(f"{type(model).__name__} has no feature map that torchcam finds") from error
             with extractor:

@@ -104,6 +104,17 @@ def attention_of(model: nn.Module, images: Tensor) -> Attention:
     return Attention(weights, prefix, (height // patch, width // patch), patch_cells(patch), logits)
 
 
-def cam_module(model: nn.Module) -> nn.Module | None:
-    """Return the module whose output is a Conformer's last map; None leaves the choice to the library."""
-    return model.cam_layer() if isinstance(model, Conformer) else None
+@torch.no_grad()
+def cam_module(model: nn.Module, images: Tensor) -> nn.Module | None:
+    """Return the module whose output is a Conformer's last map; None leaves the choice to the library.
+
+    Raises:
+        UserError: Another model that ends in no map (B, C, h, w); the library would take anything for one.
+    """
+    if isinstance(model, Conformer):
+        return model.cam_layer()
+    network: Any = model
+    features = network.forward_features(images[:1])
+    if features.ndim != 4 or features.shape[1] != network.num_features:
+        raise UserError(f"{type(model).__name__} ends in no feature map; use occlusion, or rollout for a ViT")
+    return None
