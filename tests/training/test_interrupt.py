@@ -1,11 +1,13 @@
 """Ctrl-C and going on: in this process, at chosen steps."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,25 @@ def test_a_reading_process_that_hangs_costs_nothing(
     assert set(psutil.Process().children()) <= others
     mine, other = weights(resume(run, workers=0)), weights(train(config("whole", 0)))
     assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use cannot be removed")
+def test_a_run_folder_that_is_gone_is_one_line_at_once(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers have the sockets of the main process, and are ended too."""
+    run, step, before = tmp_path / "run", ClassifierModule.training_step, active_children()
+
+    def stopping(self: ClassifierModule, batch: Any, batch_idx: int) -> Tensor:
+        shutil.rmtree(run)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", stopping)
+    monkeypatch.setattr(interrupt, "PATIENCE", 1000)
+    with pytest.raises(UserError, match=f"cannot write {run}.*: No such file"):
+        train(tiny(workers=1, epochs=2, max_steps=None, output=str(run)))
+    assert active_children() == before
 
 
 class Trap:

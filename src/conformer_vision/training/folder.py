@@ -226,10 +226,12 @@ class RunFolder(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         awaiting = isinstance(exception, (InterruptedWaiting, ReadingError))
-        if (isinstance(exception, Interrupted) and not awaiting) or (awaiting and _is_between_steps(trainer)):
-            self._write(trainer)
-            self._draw(trainer)
-        end_workers()  # one that hangs would hold up lightning, which ends them in its turn
+        try:
+            if _is_between_steps(trainer) if awaiting else isinstance(exception, Interrupted):
+                self._write(trainer)
+                self._draw(trainer)
+        finally:
+            end_workers()  # one that hangs would hold up lightning, which ends them in its turn
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.recorder.rows:

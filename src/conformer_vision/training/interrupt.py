@@ -106,8 +106,9 @@ class InterruptFlag:
         finally:
             self._handle = None
             signal.set_wakeup_fd(wakeup)
-            sending.close()
+            sending.shutdown(socket.SHUT_RDWR)  # closing is not enough: workers that were forked have it too
             insisting.join()
+            sending.close()
             receiving.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
