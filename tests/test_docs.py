@@ -93,7 +93,11 @@ def test_commands_are_accepted(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("page", "subcommand"),
-    [("training.md", "train"), ("predict.md", "evaluate predict"), ("explain.md", "explain predict")],
+    [
+        ("training.md", "train"),
+        ("predict.md", "evaluate predict"),
+        ("explain.md", "explain localize predict"),
+    ],
 )
 def test_flags_in_the_text_exist(page: str, subcommand: str) -> None:
     flags = {

@@ -97,10 +97,22 @@ def test_options_reach_the_explainer(
     run("localize", model, image, "--out", tmp_path / "1", "--device=cpu")
     usual = {"classes": None, "top_k": 1, "method": "cam", "scales": [1.0], "flip": False, "blocks": None}
     assert seen.pop() == (True, (3, 64, 64), usual)
-    options = ("--crop", "--scales=[1,1.5]", "--flip", "--method=gradcam", "--input_size=96", "--device=cpu")
+    options = (
+        "--crop",
+        "--scales",
+        "1",
+        "1.5",
+        "--flip",
+        "--method=gradcam",
+        "--input_size=96",
+        "--device=cpu",
+    )
     run("localize", model, image, "--out", tmp_path / "2", *options)
     changed = {"scales": [1.0, 1.5], "flip": True, "method": "gradcam"}
     assert seen.pop() == (False, (3, 96, 96), usual | changed)
+    options = ("--method=attention-cam", "--blocks", "11", "12", "--device=cpu")
+    run("localize", image, "--out", tmp_path / "3", *options)
+    assert seen.pop()[2] == usual | {"method": "attention-cam", "blocks": [11, 12]}
 
 
 def test_a_threshold_is_fitted_on_labelled_boxes(model: Path, folder: Path, tmp_path: Path) -> None:

@@ -54,14 +54,16 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--scales",
-        type=list[float],
+        nargs="+",
+        type=float,
         default=[1.0],
         help="Sizes to average over, as multiples of the input's.",
     )
     parser.add_argument("--flip", action="store_true", help="Average with the mirrored image.")
     parser.add_argument(
         "--blocks",
-        type=list[int] | None,
+        nargs="+",
+        type=int,
         default=None,
         help="Blocks, from 1, whose attention attention-cam takes; all by default.",
     )
