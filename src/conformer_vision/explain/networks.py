@@ -106,10 +106,10 @@ def attention_of(model: nn.Module, images: Tensor) -> Attention:
 
 @torch.no_grad()
 def cam_module(model: nn.Module, images: Tensor) -> nn.Module | None:
-    """Return the module whose output is a Conformer's last map; None leaves the choice to the library.
+    """Return the module whose output is the last feature map; None leaves the choice to the library.
 
     Raises:
-        UserError: Another model that ends in no map (B, C, h, w); the library would take anything for one.
+        UserError: A model that ends in no map (B, C, h, w); the library would take anything for one.
     """
     if isinstance(model, Conformer):
         return model.cam_layer()
@@ -117,4 +117,6 @@ def cam_module(model: nn.Module, images: Tensor) -> nn.Module | None:
     features = network.forward_features(images[:1])
     if features.ndim != 4 or features.shape[1] != network.num_features:
         raise UserError(f"{type(model).__name__} ends in no feature map; use occlusion, or rollout for a ViT")
-    return None
+    levels = getattr(network, "feature_info", None)
+    name = levels[-1].get("module") if isinstance(levels, list) and levels else None
+    return dict(model.named_modules()).get(str(name))
