@@ -35,6 +35,7 @@ Arguments = list[str] | Callable[[Path], list[str]]
 MISTAKES: dict[str, tuple[Arguments, str]] = {
     # data
     "no data": (["train", *TINY], "data is missing"),
+    "empty path": (["train", "--data=", *TINY], "--data is empty"),
     "missing path": (["train", "--data=nothing", *TINY], "nothing does not exist"),
     "empty folder": (on(), "does not exist"),
     "empty class": (on(a=9, b=0), "class folder"),

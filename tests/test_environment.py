@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -135,3 +136,14 @@ def test_drawing_needs_neither_a_home_nor_the_backend_of_a_notebook(backend: str
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "temporary cache directory" not in done.stderr
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder in use cannot be removed")
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    """Libraries of torch end the process there."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"rmdir ../gone; exec {shlex.quote(sys.executable)} -m conformer_vision predict {tmp_path}"
+    done = subprocess.run(["sh", "-c", command], cwd=gone, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the working folder has been removed; change to another one (cd)\n"

@@ -181,6 +181,11 @@ def test_evaluate_and_predict_refuse_what_does_not_fit(
         ),
         (OSError(12, "Cannot allocate memory"), "memory has run out"),
         (OSError(24, "Too many open files"), "too many open files; raise the limit (ulimit -n)"),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            "memory has run out while",
+        ),
+        (ImportError("no module named x"), None),
         (OSError(2, "No such file"), None),
         (RuntimeError("shape mismatch"), None),
     ],

@@ -6,6 +6,7 @@ Nothing slow is imported at the top: ``--help`` waits for neither torch nor timm
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -91,6 +92,10 @@ def _status(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    try:
+        os.getcwd()
+    except OSError as error:  # torch would end the process when it is loaded
+        raise UserError("the working folder has been removed; change to another one (cd)") from error
     known = arguments[:1] if set(arguments[:1]) & set(SUBCOMMANDS) else SUBCOMMANDS
     parser, subparsers = build_parsers(known)
     arguments = [_with_underscores(argument) for argument in arguments]

@@ -113,6 +113,8 @@ def machine_error(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many open files; raise the limit (ulimit -n)"
     text = str(error).lower()
+    if isinstance(error, ImportError) and "failed to map segment" in text:
+        return f"memory has run out while loading libraries ({first_line(error)}); raise ulimit -v"
     lacks = "out of memory" in text or "allocate memory" in text  # of torch, on a GPU and on the CPU
     if isinstance(error, MemoryError) or (lacks and isinstance(error, (RuntimeError, OSError))):
         return f"memory has run out ({first_line(error)}); give a smaller batch_size, input_size or model"

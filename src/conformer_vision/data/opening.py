@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformer_vision.errors import UserError, words
+from conformer_vision.errors import UserError, option, words
 from conformer_vision.extras import naming_extras
 
 from .base import ImageSource
@@ -157,6 +157,8 @@ def open_images(
     if not isinstance(spec, (str, Path)):
         return _call("objects.open_dataset", spec, request)
     if isinstance(spec, str):
+        if not spec:
+            raise UserError(f"{option('data')} is empty; give a folder, a file or the name of a set")
         if spec == DIGITS:
             return _call("digits.open_digits", DIGITS, request)
         prefix, slash, name = spec.partition("/")
