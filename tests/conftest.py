@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from command_line import TINY, run
 from conformer_vision.training import folder
 from exports import make_exports
 from image_sets import opened
 from write_images import write_images
+
+# The same examples in every run: a test that fails today failed yesterday.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

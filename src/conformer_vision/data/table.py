@@ -111,7 +111,7 @@ def _resolve(folder: Path, cell: str) -> str:
     if plain == cell or os.path.lexists(path):
         return path
     other = os.path.join(folder, plain)
-    return other if os.path.lexists(other) else path
+    return other if os.path.isfile(other) else path
 
 
 @dataclass
