@@ -42,7 +42,7 @@ $(CLIENTS_STAMP): pyproject.toml constraints.txt constraints-clients.txt
 	@echo "Making the environment in $(CLIENTS). The first time takes a few minutes and 7 GB."
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet -c constraints.txt -c constraints-clients.txt -e '.[train,explain]' \
-		pytest pytest-timeout pytest-xdist $(CLIENT_LIBRARIES)
+		hypothesis pytest pytest-timeout pytest-xdist $(CLIENT_LIBRARIES)
 	@touch $@
 
 install: $(STAMP) ## make the environment in .venv
@@ -67,7 +67,7 @@ test-oldest: $(OLDEST_STAMP) ## run the same tests with the oldest libraries tha
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup $(SHORT_TESTS)
 
 test-clients: $(CLIENTS_STAMP) ## run the tests with transformers, fastai, smp and the others, in .venv-clients
-	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n $(JOBS) --timeout 300 tests/clients
+	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n $(JOBS) --timeout 300 tests/clients tests/explain/test_localization.py
 
 timm-suite: $(STAMP) ## run timm's own model tests on every Conformer (downloads timm's source distribution)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite/run.py -n $(JOBS)
