@@ -90,6 +90,20 @@ def test_types_of_columns(
     assert parts[0].classes == ("x", "y")
 
 
+@pytest.mark.parametrize("path", [{"folder": "a", "name": "b"}, 7, ["a"]], ids=["struct", "number", "list"])
+def test_paths_that_are_no_text(path: object, encode: Callable[..., bytes], tmp_path: Path) -> None:
+    """Images are read from their bytes and named by their rows; one without bytes is broken."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"bytes": encode((n, 0, 0)) if n else None, "path": path} for n in range(8)]
+    pq.write_table(pa.table({"image": rows, "label": [0, 1] * 4}), tmp_path / "set.parquet")
+    source = opened(tmp_path / "set.parquet", "all")
+    assert source.image(3).getpixel((0, 0)) == (3, 0, 0)
+    with pytest.raises(BrokenImageError, match=r"set.parquet row 0: cannot be read as an image"):
+        source.image(0)
+    parts = [len(opened(tmp_path / "set.parquet", part, val_fraction=0.5)) for part in ("train", "val")]
+    assert sum(parts) == 8 and min(parts) > 0
+
+
 def test_path_that_looks_like_a_pattern(parquet: WriteParquet) -> None:
     path = parquet("[a] *set?/t[r]ain.parquet", [0, 1, 1])
     for spec in (path, path.parent):

@@ -73,9 +73,9 @@ class ArrowSource(ImageSource):
         data, path = (stored.get("bytes"), stored.get("path")) if isinstance(stored, dict) else (stored, None)
         if isinstance(data, str):
             data, path = None, data
-        if data is not None:
-            return bytes(data)
-        if path is None:
+        if isinstance(data, bytes):
+            return data
+        if not isinstance(path, str):  # foreign files store anything under these names
             raise BrokenImageError(f"{self.name(index)}: cannot be read as an image (the row has none)")
         folder = self._origins[block][1]
         return Path(path) if folder is None else folder / path
@@ -165,7 +165,10 @@ class Block:
         stored = self.images.data.column(0)
         if pa.types.is_struct(stored.type) and stored.type.get_field_index("path") >= 0:
             stored = pc.struct_field(stored, "path")
-        paths = stored.to_pylist() if "string" in str(stored.type) else [None] * len(stored)
+        texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        kind = stored.type.value_type if pa.types.is_dictionary(stored.type) else stored.type
+        are_texts = any(is_text(kind) for is_text in texts)
+        paths = stored.to_pylist() if are_texts else [None] * len(stored)
         return [
             f"{self.part}{row}" if path is None else without_place(path) for row, path in enumerate(paths)
         ]
