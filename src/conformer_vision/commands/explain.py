@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
-from conformer_vision.commands.options import add_arch, add_inference, add_input_size
+from conformer_vision.commands.options import add_arch, add_heat_maps, add_inference, add_input_size
 from conformer_vision.console import lost, note, say
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
@@ -51,21 +51,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--top_k", type=int, default=1, help="Number of classes per image, without --classes."
     )
-    parser.add_argument(
-        "--scales",
-        nargs="+",
-        type=float,
-        default=[1.0],
-        help="Sizes to average over, as multiples of the input's.",
-    )
-    parser.add_argument("--flip", action="store_true", help="Average with the mirrored image.")
-    parser.add_argument(
-        "--blocks",
-        nargs="+",
-        type=int,
-        default=None,
-        help="Blocks, from 1, whose attention attention-cam takes; all by default.",
-    )
+    add_heat_maps(parser)
     parser.add_argument(
         "--whole", action="store_true", help="Show the network the whole image, without a crop."
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
-from conformer_vision.commands.options import add_arch, add_inference
+from conformer_vision.commands.options import add_arch, add_heat_maps, add_inference
 from conformer_vision.commands.output import name_broken
 from conformer_vision.console import note, say
 from conformer_vision.extras import check_installed
@@ -52,21 +52,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--crop", action="store_true", help="Show the model what predict shows it, not whole images."
     )
-    parser.add_argument(
-        "--scales",
-        nargs="+",
-        type=float,
-        default=[1.0],
-        help="Sizes to average over, as multiples of the input's.",
-    )
-    parser.add_argument("--flip", action="store_true", help="Average with the mirrored image.")
-    parser.add_argument(
-        "--blocks",
-        nargs="+",
-        type=int,
-        default=None,
-        help="Blocks, from 1, whose attention attention-cam takes; all by default.",
-    )
+    add_heat_maps(parser)
     add_inference(parser)
     parser.add_argument("--input_size", type=int | None, default=None, help="Pixels of the square input.")
     add_arch(parser)

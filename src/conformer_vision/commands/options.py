@@ -46,6 +46,25 @@ def add_arch(parser: ArgumentParser) -> None:
     )
 
 
+def add_heat_maps(parser: ArgumentParser) -> None:
+    """Add the options of `heat_maps` that explain and localize share."""
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        help="Sizes to average over, as multiples of the input's.",
+    )
+    parser.add_argument("--flip", action="store_true", help="Average with the mirrored image.")
+    parser.add_argument(
+        "--blocks",
+        nargs="+",
+        type=int,
+        default=None,
+        help="Blocks, from 1, whose attention attention-cam takes; all by default.",
+    )
+
+
 def add_splitting(parser: ArgumentParser, *, of_run: bool) -> None:
     """Add the options that say how a set is split, and where named sets are.
 
