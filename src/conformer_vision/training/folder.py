@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ from .lock import LOCK_FILE, locked
 from .network import Network
 from .processes import is_first
 from .results import by_class, scores, write_results
+from .state import write_state
 
 _ONLY_TO_TRAIN_ON = ("optimizer_states", "lr_schedulers", "current_model_state")
 CURVES_EVERY_SECONDS = 10
@@ -326,10 +326,8 @@ def _drop_state(checkpoint: Path) -> None:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     kept = {key: value for key, value in state.items() if key not in _ONLY_TO_TRAIN_ON}
     try:
-        buffer = BytesIO()  # torch's own writer aborts the process where the disk is full
-        torch.save(kept, buffer)
         with atomic_path(checkpoint) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+            write_state(kept, temporary)
     except UserError as error:  # the run is complete with it
         note(f"the optimizer's state stays: {error}")
 

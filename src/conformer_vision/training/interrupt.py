@@ -89,6 +89,7 @@ class InterruptFlag:
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self._waits_too_long():
+                self._waiting_since = None  # a second signal must not come between this one and the saving
                 raise InterruptedWaiting
             self.signal = self.signal or number
             signal.signal(signal.SIGINT, signal.default_int_handler)

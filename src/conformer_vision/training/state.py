@@ -1,10 +1,14 @@
-"""Checking a checkpoint before a run resumes from it."""
+"""The state of a run in its folder: written whole, and checked before a run resumes from it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
 from ..errors import UserError, option
@@ -40,3 +44,23 @@ def damaged(path: Path) -> UserError:
         f"{path} is not a whole checkpoint of a run; "
         f"its weights may be: train with {option('checkpoint', path.with_name(LAST_WEIGHTS))}"
     )
+
+
+def write_state(state: Mapping[str, Any], path: str | Path) -> None:
+    """Write a state in torch's format; torch's own writer aborts the process where the disk is full."""
+    buffer = BytesIO()
+    torch.save(dict(state), buffer)
+    Path(path).write_bytes(buffer.getbuffer())
+
+
+class StateWriter(TorchCheckpointIO):
+    """lightning's format, written to the path that is given.
+
+    lightning's own writer goes by the system's folder for temporary files. A process that is killed would
+    leave a whole state there each time, where nothing removes it.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        write_state(checkpoint, path)

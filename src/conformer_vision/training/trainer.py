@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ..errors import UserError, first_line
 from .groups import HardwareConfig
 from .processes import Processes, count_processes
+from .state import StateWriter
 
 _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 
@@ -57,6 +58,7 @@ def build_trainer(
             callbacks=list(callbacks),
             default_root_dir=folder,
             logger=log and DummyLogger(),
+            plugins=[StateWriter()],
             use_distributed_sampler=False,  # our own order shares out the images
             enable_checkpointing=False,  # RunFolder writes: atomically, and weights that need no pickle
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
