@@ -143,3 +143,17 @@ def test_the_page_of_an_export_says_that_it_has_no_heat_maps(
     page = Page(tmp_path / "answers.html")
     page.check_complete()
     assert "An exported file has no heat maps." in page.text and page.tags["img"] == 1
+
+
+def test_output_stride_and_two_folders_of_images(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run("explain", photos / "a", photos / "b", "--out", out, "--output_stride", "8", "--device", "cpu")
+    assert done.status == 0 and done.err.startswith("using the bundled weights")
+    assert sorted(path.suffix for path in out.iterdir()) == [".html", ".png", ".png"]
+    done = run("localize", photos / "a", "--out", tmp_path / "found", "--output_stride", "16")
+    assert one_line(done).startswith("error: --output_stride 16 changes nothing: ")
+    done = run("explain", tmp_path / "empty", photos, "--out", out)
+    assert "empty" in one_line(done)
+    (tmp_path / "empty").mkdir()
+    done = run("explain", tmp_path / "empty", photos, "--out", out)
+    assert "is it a run folder?" in one_line(done)

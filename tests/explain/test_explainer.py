@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,8 @@ from conformer_vision.errors import UserError
 from conformer_vision.explain import Explainer, explained, overlay
 from conformer_vision.explain.explainer import placed, relative
 from conformer_vision.preprocessing import Box, evaluation_pipeline, seen_part
-from conformer_vision.spec import Preprocessing
+from conformer_vision.spec import ModelSpec, Preprocessing
+from conformer_vision.weights import save_model
 
 SIDES = st.integers(20, 250)
 
@@ -149,3 +151,49 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
     onnx.write_bytes(b"")
     with pytest.raises(UserError, match="is an export, which hides what is inside"):
         Explainer(onnx)
+
+
+@pytest.mark.parametrize(
+    ("name", "folded", "cells"),
+    [
+        ("conformer_nano_patch8_64", False, {None: 4, 8: 8}),
+        ("conformer_nano_patch8_64", True, {None: 4, 8: 8}),
+        ("test_resnet", False, {None: 2, 16: 4, 8: 8}),
+    ],
+)
+def test_a_finer_map_of_the_same_weights(
+    name: str, folded: bool, cells: dict[int | None, int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=2).eval()
+    path = tmp_path / "weights.safetensors"
+    written = model.fold() if folded else model
+    save_model(written, ModelSpec(name, classes=("a", "b"), input_size=(3, 64, 64)), path)
+    images = torch.rand(1, 3, 64, 64)
+    for stride, edge in cells.items():
+        explainer = Explainer(path, output_stride=stride)
+        features = explainer.model.forward_features(images)
+        assert features.shape[2:] == (edge, edge), stride
+        state = explainer.model.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in written.state_dict().items())
+        options = {} if stride is None else {"output_stride": stride}
+        built = timm.create_model(name, num_classes=2, **options).eval()
+        built.load_state_dict(model.state_dict())
+        torch.testing.assert_close(explainer.model(images), built(images), rtol=1e-4, atol=1e-5)
+        (explanation,) = explainer.explain(Image.effect_noise((80, 50), 60).convert("RGB"))
+        assert explanation.heat_map().shape == (50, 80)
+
+
+def test_output_strides_that_change_nothing(tmp_path: Path) -> None:
+    for stride, line in (
+        (16, "the last map of this conformer_nano_patch8_64 is 1/16 of .* leave it out, or give 8$"),
+        (32, "changes nothing"),
+        (7, "use 32, 16 or 8"),
+    ):
+        with pytest.raises(UserError, match=f"output_stride={stride}.*{line}"):
+            Explainer(output_stride=stride)
+    path = tmp_path / "vit.safetensors"
+    vit = timm.create_model("test_vit", num_classes=2)
+    save_model(vit, ModelSpec("test_vit", classes=("a", "b"), input_size=(3, 160, 160)), path)
+    with pytest.raises(UserError, match=r"^output_stride=8: test_vit cannot take it; leave it out$"):
+        Explainer(path, output_stride=8)

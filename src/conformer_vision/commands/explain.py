@@ -90,6 +90,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         device=options.device,
         input_size=options.input_size,
         whole=options.whole,
+        output_stride=options.output_stride,
         arch=options.arch,
     )
     if model is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
-from conformer_vision.commands.options import add_arch, add_heat_maps, add_inference
+from conformer_vision.commands.options import add_arch, add_heat_maps, add_inference, add_input_size
 from conformer_vision.commands.output import name_broken
 from conformer_vision.console import note, say
 from conformer_vision.extras import check_installed
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     )
     add_heat_maps(parser)
     add_inference(parser)
-    parser.add_argument("--input_size", type=int | None, default=None, help="Pixels of the square input.")
+    add_input_size(parser)
     add_arch(parser)
     return parser
 
@@ -77,6 +77,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         device=options.device,
         input_size=options.input_size,
         whole=not options.crop,
+        output_stride=options.output_stride,
         arch=options.arch,
     )
     if model is None:

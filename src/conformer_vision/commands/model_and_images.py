@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
@@ -41,7 +42,7 @@ def split_inputs(model: str | None, inputs: list[str]) -> tuple[str | None, list
 
     first, rest = inputs[0], inputs[1:]
     # A first name that does not exist is a model, so that a mistyped run does not pass for an image.
-    names_model = is_model(first) or (bool(rest) and (not os.path.exists(first) or os.path.isdir(first)))
+    names_model = is_model(first) or (bool(rest) and not (os.path.isfile(first) or _holds_images(first)))
     if model is None and names_model:
         model, inputs = first, rest
     if not inputs:
@@ -53,3 +54,10 @@ def split_inputs(model: str | None, inputs: list[str]) -> tuple[str | None, list
             )
             raise UserError(f"{name} is a model, not an image; {remedy}")
     return model, inputs
+
+
+def _holds_images(folder: str) -> bool:
+    """Tell whether it is a folder with images in or below it."""
+    from conformer_vision.data import find_images
+
+    return os.path.isdir(folder) and bool(find_images(Path(folder)))

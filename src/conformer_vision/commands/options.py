@@ -47,7 +47,7 @@ def add_arch(parser: ArgumentParser) -> None:
 
 
 def add_heat_maps(parser: ArgumentParser) -> None:
-    """Add the options of `heat_maps` that explain and localize share."""
+    """Add the options of heat maps that explain and localize share."""
     parser.add_argument(
         "--scales",
         nargs="+",
@@ -62,6 +62,12 @@ def add_heat_maps(parser: ArgumentParser) -> None:
         type=int,
         default=None,
         help="Blocks, from 1, whose attention attention-cam takes; all by default.",
+    )
+    parser.add_argument(
+        "--output_stride",
+        type=int | None,
+        default=None,
+        help="16 or 8 for a finer feature map from the same weights.",
     )
 
 

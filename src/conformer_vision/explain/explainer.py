@@ -20,6 +20,7 @@ from conformer_vision.inference.inputs import ImageInput, named_images
 from conformer_vision.inference.runtimes.base import FUSED, heads, resolve_device
 from conformer_vision.inference.trained_model import InputSize
 from conformer_vision.models.variants import SHIPPED
+from conformer_vision.output_stride import with_output_stride
 from conformer_vision.preprocessing import Box, evaluation_pipeline, seen_part
 from conformer_vision.runs import find_model
 from conformer_vision.spec import Preprocessing
@@ -160,10 +161,12 @@ class Explainer:
         input_size: Pixels of the square input, or (height, width), instead of the model's own.
         whole: Show the network the whole image, in its own proportions. By default it is shown what
             `Predictor` shows it, which is cropped where the model's preprocessing crops.
+        output_stride: Largest reduction of the feature map, 16 or 8, for a finer one from the same weights.
         arch: timm's name of a checkpoint's architecture, where its content does not tell.
 
     Raises:
-        UserError: No such model, or an exported file, which has no gradients and no inner values.
+        UserError: No such model, an exported file, which has no gradients and no inner values, or an output
+            stride that the model cannot take or has already.
     """
 
     def __init__(
@@ -173,6 +176,7 @@ class Explainer:
         device: str | torch.device = "auto",
         input_size: InputSize | None = None,
         whole: bool = False,
+        output_stride: int | None = None,
         arch: str | None = None,
     ) -> None:
         source = find_model(SHIPPED if model is None else model, arch=arch)
@@ -182,6 +186,8 @@ class Explainer:
             )
         self.device = resolve_device(device)
         network, self.spec = load_model(source)
+        if output_stride is not None:
+            network, self.spec = with_output_stride(network, self.spec, output_stride)
         if input_size is not None:
             height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
             self.spec = replace(self.spec, input_size=(self.spec.in_chans, height, width))
