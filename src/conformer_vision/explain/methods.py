@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, nearest
@@ -18,6 +17,7 @@ from conformer_vision.explain.by_torchcam import by_torchcam
 from conformer_vision.explain.class_activation import attention_cam, cam
 from conformer_vision.explain.occlusion import occlusion
 from conformer_vision.explain.rollout import gradient_rollout, rollout
+from conformer_vision.inference.views import View, Views
 from conformer_vision.models import Conformer
 
 __all__ = ["METHODS", "HeatMaps", "Method", "heat_maps"]
@@ -100,39 +100,29 @@ def heat_maps(
     chosen = _method(method, model, blocks)
     if model.training:
         raise UserError("the model is in training mode, where its answers are random; call model.eval()")
-    if not scales or min(scales) <= 0:
-        raise UserError(f"scales {list(scales)}: give one or more positive numbers")
+    looks = Views(tuple(scales), flip)
     with torch.inference_mode(False):  # what is made in that mode has no gradients, which some methods need
         numbers = _class_numbers(classes, len(images), getattr(model, "num_classes", None)).to(images.device)
         images = images.clone() if images.is_inference() else images
-        views = [
-            _view(chosen.compute, model, images, numbers, blocks, scale=scale, mirrored=mirrored)
-            for scale in scales
-            for mirrored in ((False, True) if flip else (False,))
-        ]
-        maps, scores = (torch.stack(each).mean(0) for each in zip(*views, strict=True))
+        found = [_look(chosen.compute, model, images, numbers, blocks, view=view) for view in looks]
+        maps, scores = (torch.stack(each).mean(0) for each in zip(*found, strict=True))
     return HeatMaps(maps, scores)
 
 
-def _view(
+def _look(
     compute: Compute,
     model: nn.Module,
     images: Tensor,
     numbers: Tensor,
     blocks: Sequence[int] | None,
     *,
-    scale: float,
-    mirrored: bool,
+    view: View,
 ) -> HeatMaps:
-    """Look at the images once, enlarged and mirrored; return maps at their own size and side."""
-    size = images.shape[2], images.shape[3]
-    if scale != 1:
-        edges = [max(round(edge * scale), 1) for edge in size]
-        images = F.interpolate(images, edges, mode="bicubic", antialias=True)
-    found = compute(model, images.flip(3) if mirrored else images, numbers, blocks)
-    full = at_image_size(found.maps, found.cells, (images.shape[2], images.shape[3]))
-    full = full.flip(3) if mirrored else full
-    return HeatMaps(full if scale == 1 else F.interpolate(full, size, mode="bilinear"), found.scores)
+    """Look at the images once; return maps at their own size and side."""
+    seen = view.of(images)
+    found = compute(model, seen, numbers, blocks)
+    full = at_image_size(found.maps, found.cells, (seen.shape[2], seen.shape[3]))
+    return HeatMaps(view.undo(full, height=images.shape[2], width=images.shape[3]), found.scores)
 
 
 def _method(name: str, model: nn.Module, blocks: Sequence[int] | None) -> Method:
