@@ -28,13 +28,15 @@ RESULTS_FILE = "results.json"
 CURVES_FILE = "curves.png"
 REPORT_FILE = "report.html"
 BROKEN_FILE = "broken_images.txt"
+FOLDS_FILE = "folds.csv"
+"""The fold of each group, where groups are dealt to folds."""
 NOT_FINITE_FILE = "not_finite.json"
 HF_CONFIG = "config.json"
 HF_WEIGHTS = "model.safetensors"
 """The two files that make a folder one of the Hugging Face Hub."""
 _OWN_FILES = {
     *(CONFIG_FILE, CLASSES_FILE, BEST_WEIGHTS, LAST_WEIGHTS, LAST_CHECKPOINT, METRICS_FILE),
-    *(CURVES_FILE, REPORT_FILE, RESULTS_FILE, BROKEN_FILE, NOT_FINITE_FILE),
+    *(CURVES_FILE, REPORT_FILE, RESULTS_FILE, BROKEN_FILE, NOT_FINITE_FILE, FOLDS_FILE),
 }
 RUN_MARKER = "# A run of conformer-vision"
 """Begins the first line of a run's ``config.yaml``; other programs' files of that name do not have it."""

@@ -200,3 +200,24 @@ def test_real_images(shared_dir: Path) -> None:
     assert result.findings == ()
     assert 5 <= len(result.duplicates) <= 15
     assert result.counts["conflict"] == 0
+
+
+def test_groups_on_both_sides(tmp_path: Path) -> None:
+    write_folders(tmp_path / "set" / "train", {"cat": 4, "dog": 4})
+    write_folders(tmp_path / "set" / "val", {"cat": 2, "dog": 2})
+    for path in (tmp_path / "set").rglob("*.png"):
+        shown = f"{path.parts[-3]}{path.stem}" if path.stem != "1" else "shared"
+        path.rename(path.with_name(f"{shown}_{path.stem}.png"))
+    fix, page = tmp_path / "fix.csv", tmp_path / "page.html"
+    result = check(
+        tmp_path / "set", splitting=Splitting(group=r"(\w+)_\d"), workers=1, fix=fix, page=page, distance=0
+    )
+    assert result.shared_groups == ("shared",)
+    assert (result.counts["shared_group"], result.examples("shared_group")) == (1, ["shared"])
+    assert json.loads(result.to_json())["shared_groups"] == ["shared"]
+    listed = dict(row[:2] for row in csv.reader(fix.open()))
+    for name in ("cat", "dog"):  # its images in train are left out
+        path = tmp_path / "set" / "train" / name / "shared_1.png"
+        assert "its group shared is in val too" in listed.pop(str(path))
+    assert "groups across train and val" in page.read_text()
+    assert check(tmp_path / "set", workers=1, distance=0).shared_groups == ()

@@ -39,6 +39,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "data": ("photos", "photos"),
     "data_dir": ("sets", "sets"),
     "folds": ("5", 5),
+    "group": (r"(p\d+)_", r"(p\d+)_"),
     "exclude": ("list.csv", "list.csv"),
     "sampling": ("balanced", "balanced"),
     "epoch_images": ("100", 100),

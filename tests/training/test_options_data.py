@@ -42,6 +42,15 @@ def test_folds(tiny: Tiny) -> None:
     assert names(tiny(folds=4, fold=0, seed=1)) != names(tiny(folds=4, fold=0))
 
 
+@shows("group")
+def test_group(tiny: Tiny) -> None:
+    """Images 0 and 10 are a group; how groups are cut is in tests/data/test_groups.py."""
+    for options in ({"val_fraction": 0.3}, {"folds": 3, "fold": 1}):
+        train, val = names(tiny(group=r"(\d)\.png", **options))
+        digits = [{name[-5] for name in side} for side in (train, val)]
+        assert len(train) + len(val) == 36 and all(digits) and not digits[0] & digits[1]
+
+
 @shows("data_dir")
 def test_data_dir(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a stream of shards with a relative path lies."""

@@ -15,6 +15,8 @@ MOST_SHOWN = 24
 """Images, or groups of copies, shown per kind of finding."""
 MOST_IN_GROUP = 6
 """Images shown per group."""
+_NAMED = ("missing_class", "passed_over", "shared_group")
+"""Kinds of finding that are names without images."""
 _MOST_CLASSES = 40
 """Bars per split; of more classes, only the largest and smallest have one."""
 
@@ -72,7 +74,7 @@ def _sections(result: CheckResult) -> list[_Section]:
             title, meaning = MEANINGS[kind]
             findings = [found for found in result.findings if found.kind == kind][:MOST_SHOWN]
             groups = [group for group in result.duplicates if kind in group.kinds][:MOST_SHOWN]
-            lines = result.examples(kind)[:MOST_SHOWN] if kind in ("missing_class", "passed_over") else []
+            lines = result.examples(kind)[:MOST_SHOWN] if kind in _NAMED else []
             shown = [(group, _members_shown(group)) for group in groups]
             sections.append(_Section(kind, title, meaning, count, findings, shown, lines))
     return sections

@@ -13,6 +13,10 @@ MEANINGS = {
         "copies across train and val",
         "the model has seen these validation images, so the accuracy is too high",
     ),
+    "shared_group": (
+        "groups across train and val",
+        "images of one group (patient, video, site) are on both sides, so the accuracy is too high",
+    ),
     "conflict": ("copies with different classes", "at most one of the labels is right"),
     "broken": ("broken", "cannot be decoded"),
     "truncated": ("truncated", "the data ends too early or is damaged; training cannot read it"),
@@ -109,6 +113,8 @@ class CheckResult:
     hints: tuple[str, ...]
     """Advice for training on this set, one line each."""
     seconds: float
+    shared_groups: tuple[str, ...] = ()
+    """Groups with images in train and in val."""
 
     @property
     def images(self) -> int:
@@ -121,6 +127,7 @@ class CheckResult:
         found: Counter[str] = Counter(finding.kind for finding in self.findings)
         found.update(kind for group in self.duplicates for kind in group.kinds)
         found["passed_over"] = len(self.passed_over)
+        found["shared_group"] = len(self.shared_groups)
         found["missing_class"] = sum(len(split.missing) for split in self.splits)
         return {kind: found[kind] for kind in MEANINGS}
 
@@ -135,6 +142,8 @@ class CheckResult:
             return [f"{name} in {split.name}" for split in self.splits for name in split.missing]
         if kind == "passed_over":
             return list(self.passed_over)
+        if kind == "shared_group":
+            return list(self.shared_groups)
         if kind in ("leak", "conflict", "redundant"):
             return [_in_one_line(group) for group in self.duplicates if kind in group.kinds]
         return [f"{found.image.name}: {found.detail}" for found in self.findings if found.kind == kind]
@@ -153,6 +162,7 @@ class CheckResult:
             "findings": [asdict(finding) for finding in self.findings],
             "duplicates": [asdict(group) for group in self.duplicates],
             "passed_over": self.passed_over,
+            "shared_groups": self.shared_groups,
             "excluded": [{"name": name, "reason": reason} for name, reason in self.excluded],
             "hints": self.hints,
         }

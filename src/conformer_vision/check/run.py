@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from conformer_vision.data.base import ImageSource
 from conformer_vision.data.exclude import write_exclusions
+from conformer_vision.data.groups import shared_groups
 from conformer_vision.data.images import MAX_PIXELS
 from conformer_vision.data.opening import open_images, require_source
 from conformer_vision.data.splits import Split, Splitting
@@ -93,7 +94,8 @@ def check(
             findings=survey.findings(),
             duplicates=survey.groups(copies),
             passed_over=tuple(passed_over),
-            excluded=survey.exclusions(copies, redundant=fix_duplicates),
+            shared_groups=tuple(shared := shared_groups(parts["train"], parts["val"])),
+            excluded=survey.exclusions(copies, redundant=fix_duplicates, shared=frozenset(shared)),
             hints=balance_hints(summaries[0]),
             seconds=time.monotonic() - began,
         )
@@ -154,10 +156,16 @@ class _Survey:
         gravest = list(MEANINGS)
         return tuple(sorted(groups, key=lambda group: (gravest.index(group.kinds[0]), not group.exact)))
 
-    def exclusions(self, copies: Copies, *, redundant: bool) -> tuple[tuple[str, str], ...]:
+    def exclusions(
+        self, copies: Copies, *, redundant: bool, shared: Collection[str]
+    ) -> tuple[tuple[str, str], ...]:
         reasons: dict[int, list[str]] = {}
         for number, problems in self._problems.items():
             reasons[number] = [f"{kind}: {detail}" for kind, detail in problems if kind in _UNREADABLE]
+        train = self._reader.sources[0]
+        for number, group in enumerate(train.groups or ()):
+            if group in shared:
+                reasons.setdefault(number, []).append(f"its group {group} is in val too")
         for number, reason in exclusions(copies, self.image, redundant=redundant):
             reasons.setdefault(number, []).append(reason)
         return tuple((self.image(n).name, "; ".join(reasons[n])) for n in sorted(reasons) if reasons[n])

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 if TYPE_CHECKING:
     from conformer_vision.data import Splitting
 
-_SPLITTING = ("val_fraction", "seed", "folds", "fold")
+_SPLITTING = ("val_fraction", "seed", "folds", "fold", "group")
 
 
 def add_inference(parser: ArgumentParser, *, batch_size: int | None = None, workers: bool = False) -> None:
@@ -79,6 +79,7 @@ def add_splitting(parser: ArgumentParser, *, of_run: bool) -> None:
         of_run: Whether an option left out takes the value of a run, instead of training's default.
     """
     otherwise = "; the run's own by default" if of_run else ""
+    none = f"{otherwise}, '' for none" if of_run else ""
     parser.add_argument(
         "--val_fraction",
         type=float | None if of_run else float,
@@ -97,6 +98,13 @@ def add_splitting(parser: ArgumentParser, *, of_run: bool) -> None:
         type=int | None if of_run else int,
         default=None if of_run else 0,
         help=f"Fold held out, counted from 0{otherwise}.",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="COLUMN|REGEX",
+        type=str | None,
+        help="Column, or regular expression on the image's path, that says which images belong together: a "
+        f"patient, video or site{none}.",
     )
     parser.add_argument(
         "--data_dir", metavar="FOLDER", type=str | None, help=f"Where named sets are stored{otherwise}."
@@ -118,4 +126,6 @@ def splitting_of(options: Namespace, *, default: Splitting | None = None) -> Spl
     from conformer_vision.data import Splitting
 
     given = {name: options[name] for name in _SPLITTING if options[name] is not None}
+    if default is not None and given.get("group") == "":  # the run's groups are not those of other data
+        given |= {"group": None, "recorded": None}
     return replace(default or Splitting(), **given)

@@ -17,11 +17,13 @@ from PIL import Image
 
 from conformer_vision.errors import UserError, some_names
 
+from .arrow_columns import Columns, find_columns
 from .base import ImageSource, match_classes
 from .find import natural_key
+from .groups import Grouping, taken
 from .images import BrokenImageError, open_image
 from .labels import class_numbers, label_values
-from .names import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, find_splits, find_words, is_column, split_words
+from .names import find_splits, find_words, split_words
 from .splits import Request, Split
 from .table import split_parts
 
@@ -146,9 +148,10 @@ class Block:
         columns = [
             name for name in self.data.features if name not in (self.columns.image, self.columns.label)
         ]
-        return find_words(columns, self._words, origin=self.origin)
+        return find_words(columns, self.values, origin=self.origin)
 
-    def _words(self, name: str) -> list[str] | None:
+    def values(self, name: str) -> list[str] | None:
+        """Return a column as text, empty where it is null; None if it holds lists or the like."""
         feature = self.data.features[name]
         if not hasattr(feature, "dtype"):  # a list or struct
             return None
@@ -159,6 +162,13 @@ class Block:
 
     def names(self) -> list[str]:
         """What the images are called in the set: the path that is stored with each, else its row."""
+        return [
+            f"{self.part}{row}" if path is None else without_place(path)
+            for row, path in enumerate(self.paths())
+        ]
+
+    def paths(self) -> list[str | None]:
+        """The path that is stored with each image."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -168,10 +178,8 @@ class Block:
         texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
         kind = stored.type.value_type if pa.types.is_dictionary(stored.type) else stored.type
         are_texts = any(is_text(kind) for is_text in texts)
-        paths = stored.to_pylist() if are_texts else [None] * len(stored)
-        return [
-            f"{self.part}{row}" if path is None else without_place(path) for row, path in enumerate(paths)
-        ]
+        paths: list[str | None] = stored.to_pylist() if are_texts else [None] * len(stored)
+        return paths
 
     def _column(self, name: str) -> pa.ChunkedArray:
         return self.data.select_columns([name]).with_format("arrow")[:].column(0)
@@ -180,78 +188,6 @@ class Block:
 def without_place(path: str) -> str:
     """Leave of an absolute path what stays when the set is moved."""
     return "/".join(Path(path).parts[-2:]) if os.path.isabs(path) else path
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a set keeps its images and labels; ``class_names`` are those that a ``ClassLabel`` declares."""
-
-    image: str
-    label: str
-    class_names: tuple[str, ...] | None
-
-
-def find_columns(features: Mapping[str, Any], *, origin: str) -> Columns:
-    """The columns of images and labels of a set of ``datasets``.
-
-    Images are a column of type ``Image``, of bytes, of paths, or of a struct with ``bytes`` or ``path``;
-    labels a ``ClassLabel`` or a column of strings or integers. Of several, the one named as in
-    `names.IMAGE_COLUMNS` or `names.LABEL_COLUMNS` is taken; a column of type ``Image`` or ``ClassLabel``
-    may have any name where it is the only one.
-
-    Raises:
-        UserError: a column is missing or holds something else.
-    """
-    from datasets import ClassLabel, Value
-    from datasets import Image as ImageFeature
-
-    typed = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
-    plain = [name for name, feature in features.items() if _holds_images(feature)]
-    declared = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    words = [
-        name
-        for name, feature in features.items()
-        if isinstance(feature, Value) and ("string" in feature.dtype or "int" in feature.dtype)
-    ]
-    image = _pick(typed, [*typed, *plain], IMAGE_COLUMNS, features, origin=origin, holds="images")
-    label = _pick(declared, [*declared, *words], LABEL_COLUMNS, features, origin=origin, holds="labels")
-    names = features[label].names if label in declared else None
-    return Columns(image, label, tuple(names) if names else None)
-
-
-_STORED_AS = {
-    "images": "files' bytes or paths (binary, string, or a struct with the fields bytes and path)",
-    "labels": "integers or strings",
-}
-
-
-def _pick(
-    typed: Sequence[str],
-    usable: Sequence[str],
-    wanted: Sequence[str],
-    features: Mapping[str, Any],
-    *,
-    origin: str,
-    holds: str,
-) -> str:
-    for names in (typed, usable):
-        if any(is_column(name, wanted) for name in names):
-            return find_column(names, wanted, origin=origin, holds=holds)
-        if names is typed and len(typed) == 1:
-            return typed[0]
-    named = find_column(features, wanted, origin=origin, holds=holds)
-    raise UserError(
-        f"{origin}: column {named!r} holds {some_names([str(features[named])])}; {holds} must be stored as "
-        f"{_STORED_AS[holds]}"
-    )
-
-
-def _holds_images(feature: Any) -> bool:
-    from datasets import Value
-
-    if isinstance(feature, Mapping):
-        return any(_holds_images(feature.get(name)) for name in ("bytes", "path"))
-    return isinstance(feature, Value) and ("binary" in feature.dtype or "string" in feature.dtype)
 
 
 def choose_splits(names: Sequence[str], *, origin: str) -> dict[Split, str]:
@@ -317,12 +253,43 @@ def open_blocks(
             value, own, declared=declared is not None, where=block.where, used=used
         )
     names, index = match_classes(own, request.classes, origin=origin)
+    groups = _grouping(blocks, starts, origin, request.splitting.group).groups(
+        request.splitting.group, chosen.tolist(), count=int(starts[-1])
+    )
     rows = request.splitting.rows(
-        labels, request.split, origin=origin, classes=own, names=_namer(blocks, starts), parts=rows_of
+        labels,
+        request.split,
+        origin=origin,
+        classes=own,
+        names=_namer(blocks, starts),
+        parts=rows_of,
+        groups=groups,
     )
     source = ArrowSource(blocks, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]])
-    source.is_cut = request.splitting.cuts(rows_of)
+    source.is_cut, source.groups = request.splitting.cuts(rows_of), taken(groups, rows)
     return source
+
+
+def _grouping(blocks: Sequence[Block], starts: Sequence[int], origin: str, group: str | None) -> Grouping:
+    """Return what the rows can be grouped by: any column but the images', or the paths stored with them."""
+    paths = [] if group is None else [path for block in blocks for path in block.paths()]
+
+    def read(column: str) -> list[str] | None:
+        found = [block.values(column) for block in blocks]
+        return None if None in found else [value for values in found for value in values or ()]
+
+    return Grouping(
+        origin,
+        lambda row: _where(blocks, starts, row),
+        [name for name in blocks[0].data.features if name != blocks[0].columns.image],
+        read,
+        (lambda row: without_place(paths[row] or "").replace("\\", "/")) if any(paths) else None,
+    )
+
+
+def _where(blocks: Sequence[Block], starts: Sequence[int], row: int) -> str:
+    block = bisect_right(starts, row) - 1
+    return blocks[block].where(row - starts[block])
 
 
 def _by_column(blocks: Sequence[Block], starts: Sequence[int], origin: str) -> dict[Split, NDArray[np.int64]]:
@@ -330,11 +297,11 @@ def _by_column(blocks: Sequence[Block], starts: Sequence[int], origin: str) -> d
     if any(word is None for word in words):
         return {}
 
-    def where(row: int) -> str:
-        block = bisect_right(starts, row) - 1
-        return blocks[block].where(row - starts[block])
-
-    return split_parts([word for block in words for word in block or ()], origin=origin, where=where)
+    return split_parts(
+        [word for block in words for word in block or ()],
+        origin=origin,
+        where=lambda row: _where(blocks, starts, row),
+    )
 
 
 def _namer(blocks: Sequence[Block], starts: Sequence[int]) -> Callable[[int], str]:

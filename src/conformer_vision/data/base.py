@@ -26,10 +26,12 @@ class ImageSource(ABC):
         mirrorable: whether an image mirrored left to right is still of its class.
         passed_over: files beside the images that are not read.
         is_cut: whether a `Splitting` cut the images, as the set has no such split of its own.
+        groups: one group per image, such as its patient, where `Splitting.group` says which; else None.
     """
 
     mirrorable = True
     is_cut = False
+    groups: Sequence[str] | None = None
     passed_over: Sequence[str] = ()
 
     def __init__(self, classes: Sequence[str], labels: Iterable[int]) -> None:
@@ -76,6 +78,7 @@ class SubsetSource(ImageSource):
         self._source = source
         self._rows = tuple(map(int, rows))
         self.mirrorable, self.is_cut = source.mirrorable, source.is_cut
+        self.groups = None if source.groups is None else tuple(source.groups[row] for row in self._rows)
         super().__init__(source.classes, (source.labels[row] for row in self._rows))
 
     def image(self, index: int) -> Image.Image:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import match_classes
+from .groups import Grouping
 from .objects import DatasetSource
 from .splits import Request
 
@@ -36,6 +37,7 @@ def open_digits(name: str, request: Request) -> DatasetSource:
         request: which images to open.
     """
     digits = _Digits()
+    Grouping(name, lambda row: f"{name} row {row}").groups(request.splitting.group, (), count=0)
     rows = request.splitting.rows(digits.targets, request.split, origin=name, classes=digits.classes)
     names, index = match_classes(digits.classes, request.classes, origin=name)
     source = DatasetSource(

@@ -19,6 +19,7 @@ from conformer_vision.runs import is_run_folder
 
 from .base import ImageSource, match_classes
 from .find import is_photo_name, natural_key, scan_images, warn_of_passed_over
+from .groups import Grouping, taken
 from .images import open_image
 from .names import find_splits, parse_split
 from .splits import Request, Split
@@ -108,9 +109,17 @@ def open_folder(root: Path, request: Request, *, shown: Path | None = None) -> F
     number = {name: place for place, name in enumerate(own)}
     labels = [number[name] for name in found.classes]
     rows: Sequence[int] = range(len(labels))
+    groups = Grouping(tree.show(tree.root), lambda row: tree.show(found.paths[row]), path=found.path).groups(
+        splitting.group, rows, count=len(rows)
+    )
     if is_cut:
         rows = splitting.rows(
-            labels, split, origin=tree.show(tree.root), classes=own, names=found.inside.__getitem__
+            labels,
+            split,
+            origin=tree.show(tree.root),
+            classes=own,
+            names=found.inside.__getitem__,
+            groups=groups,
         ).tolist()
     paths = [found.paths[row] for row in rows]
     source = FileSource(
@@ -120,7 +129,7 @@ def open_folder(root: Path, request: Request, *, shown: Path | None = None) -> F
         names=None if shown is None else [tree.renamed(path) for path in paths],
         passed_over=[tree.renamed(path) for path in (*found.passed_over, *found.loose)],
     )
-    source.is_cut = is_cut
+    source.is_cut, source.groups = is_cut, taken(groups, rows)
     return source
 
 
@@ -170,6 +179,10 @@ class _Found:
     loose: list[str] = field(default_factory=list)
     """Images outside the class folders."""
     runs: list[str] = field(default_factory=list)
+
+    def path(self, row: int) -> str:
+        """Return the path of an image in the folder of its split: ``CLASS/a/1.png``."""
+        return f"{self.classes[row]}/{self.inside[row]}"
 
     def scan(self, tree: _Tree, root: str) -> None:
         """Add the images of the class folders in a folder."""

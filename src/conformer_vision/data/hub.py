@@ -35,7 +35,7 @@ def open_hub(name: str, request: Request) -> ArrowSource:
     """Read a set of the Hugging Face hub, or a local folder that ``datasets`` can read.
 
     Splits are those of `names.SPLIT_NAMES`; a set without a validation split is split by seed.
-    Columns are found by `arrow.find_columns`. Code that a set brings along is never run.
+    Columns are found by `arrow_columns.find_columns`. Code that a set brings along is never run.
 
     Args:
         name: ``NAME`` or ``NAME:CONFIG``; NAME as the hub has it, or a path with ``./`` or ``/`` in front.

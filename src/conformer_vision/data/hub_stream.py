@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from conformer_vision.errors import UserError, reason_of
 
-from .arrow import Columns, choose_splits, find_columns, without_place
+from .arrow import choose_splits, without_place
+from .arrow_columns import Columns, find_columns
+from .groups import find_group_column
 from .hub import load
 from .names import SPLIT_COLUMNS, is_column
 from .sharded import Row, Shard, ShardStream, open_shards
@@ -50,26 +52,39 @@ def open_hub_stream(name: str, request: Request) -> ShardStream:
             f"{origin} names splits in column {named[0]!r}, by which a stream is not divided; "
             f"give hfds/{name}, or a set with the splits in files of their own"
         )
+    others = [name for name in features if name != columns.image]
+    group = None
+    if request.splitting.group is not None:
+        group = find_group_column(request.splitting.group, others, origin=origin, has_paths=True)
     shards: dict[Split, list[_Rows]] = {}
     for part, split in splits.items():
-        rows = found[split].select_columns([columns.image, columns.label])
+        kept = dict.fromkeys((columns.image, columns.label, *([] if group is None else [group])))
+        rows = found[split].select_columns(list(kept))
         if isinstance(features[columns.image], datasets.Image):
             rows = rows.cast_column(columns.image, datasets.Image(decode=False))
         shards[part] = [
-            _Rows(rows, number, columns, f"{origin} {split}") for number in range(rows.num_shards)
+            _Rows(rows, number, columns, f"{origin} {split}", group) for number in range(rows.num_shards)
         ]
     lengths = {part: _length(found[split], split) for part, split in splits.items()}
-    return open_shards(shards, request, own=own, origin=origin, lengths=lengths)
+    return open_shards(shards, request, own=own, origin=origin, lengths=lengths, columns=others)
 
 
 class _Rows(Shard):
     """One of the shards of a split, by its number."""
 
-    def __init__(self, rows: datasets.IterableDataset, number: int, columns: Columns, split: str) -> None:
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        number: int,
+        columns: Columns,
+        split: str,
+        group: str | None = None,
+    ) -> None:
         self.name = split if rows.num_shards == 1 else f"{split} shard {number}"
         self._rows = rows
         self._number = number
         self._columns = columns
+        self._group = group
 
     def read(self) -> Iterator[Row]:
         """Yield the rows, of which some are read ahead."""
@@ -77,10 +92,13 @@ class _Rows(Shard):
         count = 0
         # `iter` reads the whole shard; `__iter__` would share it among the workers of a DataLoader.
         for batch in rows.iter(_READ_AHEAD):
-            for image, label in zip(batch[self._columns.image], batch[self._columns.label], strict=True):
+            images, labels = batch[self._columns.image], batch[self._columns.label]
+            groups = batch[self._group] if self._group is not None else [None] * len(labels)
+            for image, label, group in zip(images, labels, groups, strict=True):
                 path = image.get("path") if isinstance(image, Mapping) else image
                 key = without_place(path) if isinstance(path, str) else f"{self._number} {count}"
-                yield Row(f"{self.name} row {count}", key, image, label)
+                shown = None if group is None else str(group)
+                yield Row(f"{self.name} row {count}", key, image, label, group=shown)
                 count += 1
 
 

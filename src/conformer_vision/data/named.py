@@ -18,6 +18,7 @@ from conformer_vision.errors import UserError, nearest, reason_of
 
 from .base import ImageSource, match_classes
 from .folder import FileSource, open_folder
+from .groups import Grouping, taken
 from .objects import DatasetSource
 from .splits import Request, Split
 
@@ -75,8 +76,15 @@ def open_named(name: str, request: Request) -> ImageSource:
         labels = np.concatenate([_labels(key, root, data) for data in parts.values()])
     names, index = match_classes(classes, request.classes, origin=f"torch/{key}")
     rows = np.arange(len(labels))
+    # Class and file, as the rest depends on where the set is.
+    path = (lambda row: "/".join(Path(paths[row]).parts[-2:])) if key in _FILES else None
+    groups = Grouping(f"torch/{key}", lambda row: f"torch/{key} row {row}", path=path).groups(
+        splitting.group, rows.tolist(), count=len(rows)
+    )
     if splitting.folds is not None:
-        rows = splitting.rows(labels, split, origin=f"torch/{key}", classes=classes, names=called)
+        rows = splitting.rows(
+            labels, split, origin=f"torch/{key}", classes=classes, names=called, groups=groups
+        )
     picked = np.asarray(index)[labels[rows]]
     if key in _FILES:
         source: ImageSource = FileSource(names, [paths[row] for row in rows], picked.tolist())
@@ -89,7 +97,7 @@ def open_named(name: str, request: Request) -> ImageSource:
             labels=picked,
             mirrorable=key not in _CHARACTERS,
         )
-    source.is_cut = splitting.folds is not None
+    source.is_cut, source.groups = splitting.folds is not None, taken(groups, rows.tolist())
     return source
 
 

@@ -190,6 +190,11 @@ def is_column(name: str, wanted: Sequence[str]) -> bool:
     return _plain(name) in wanted
 
 
+def same_column(name: str, other: str) -> bool:
+    """Tell whether two names of columns differ in case, spaces, underscores and plural alone."""
+    return _plain(name) == _plain(other)
+
+
 def may_hold_splits(name: str) -> bool:
     """Tell whether `find_words` may want a column."""
     return is_column(name, SPLIT_COLUMNS) or _is_flag(name)

@@ -8,6 +8,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from PIL import Image
 from conformer_vision.errors import UserError, one_line, reason_of
 
 from .base import ImageSource, match_classes
+from .groups import Grouping, taken
 from .images import BrokenImageError, as_rgb
 from .splits import Request
 
@@ -117,13 +119,33 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
     names, index = match_classes(own, request.classes, origin=origin)
     labels = np.asarray(numbers)
     files = _listed(dataset, _files)
+    group = request.splitting.group
+    listed = None if group is None else _listed(dataset, partial(_attribute, group))
+    grouping = Grouping(
+        origin,
+        lambda row: f"{origin} row {row}",
+        [] if listed is None or group is None else [group],
+        lambda name: listed,
+        None if files is None else lambda row: files[row].replace("\\", "/"),
+    )
+    if group is not None and listed is None and files is None:
+        raise UserError(
+            f"group {group!r}: {origin} has neither a list of that name, one value per item, nor paths "
+            f"(samples); set dataset.{group if group.isidentifier() else 'patient'} = [...]"
+        )
+    groups = grouping.groups(group, range(len(labels)), count=len(labels))
     rows = request.splitting.rows(
-        labels, request.split, origin=origin, classes=own, names=str if files is None else files.__getitem__
+        labels,
+        request.split,
+        origin=origin,
+        classes=own,
+        names=str if files is None else files.__getitem__,
+        groups=groups,
     )
     source = DatasetSource(
         {origin: dataset}, numbers, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]]
     )
-    source.is_cut = True
+    source.is_cut, source.groups = True, taken(groups, rows.tolist())
     return source
 
 
@@ -168,6 +190,14 @@ def _targets(dataset: Any) -> list[Any] | None:
         return None
     change = getattr(dataset, "target_transform", None)
     return [label if change is None else change(label) for label in stored]
+
+
+def _attribute(name: str, dataset: Any) -> list[str | None] | None:
+    """Return what a dataset lists under a name, one value per item, as text."""
+    stored: Any = getattr(dataset, name, None) if name.isidentifier() else None
+    if isinstance(stored, str | bytes) or not hasattr(stored, "__len__") or len(stored) != len(dataset):
+        return None
+    return [None if value is None else str(value) for value in stored]
 
 
 def _files(dataset: Any) -> list[str] | None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from conformer_vision.errors import UserError, reason_of
 
-from .arrow import ArrowSource, Block, find_columns, open_blocks, quiet_datasets
+from .arrow import ArrowSource, Block, open_blocks, quiet_datasets
+from .arrow_columns import find_columns
 from .find import find_parquet, natural_key
+from .groups import find_group_column
 from .names import group_files, may_hold_splits
 from .splits import Request, Split
 
@@ -34,7 +36,7 @@ def open_parquet(spec: Path, request: Request) -> ArrowSource:
     if request.splitting.folds is not None and "train" in parts:  # the folds cut the training images
         parts = {"all": parts["train"]}
     paths = [path for mine in parts.values() for path in mine]
-    blocks = dict(zip(paths, _read(paths, alone=spec.is_file()), strict=True))
+    blocks = dict(zip(paths, _read(paths, alone=spec.is_file(), group=request.splitting.group), strict=True))
     return open_blocks(
         {part: [blocks[path] for path in mine] for part, mine in parts.items()}, str(spec), request
     )
@@ -51,12 +53,12 @@ def _files(spec: Path) -> list[Path]:
     return found
 
 
-def _read(paths: Sequence[Path], *, alone: bool) -> list[Block]:
+def _read(paths: Sequence[Path], *, alone: bool, group: str | None) -> list[Block]:
     """The files by ``datasets``' reader, each a block of its own; ``alone`` is the file that was given."""
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
 
-    features, lengths = zip(*(_header(path) for path in paths), strict=True)
+    features, lengths = zip(*(_header(path, group) for path in paths), strict=True)
     for path, other in zip(paths, features, strict=True):
         if other != features[0]:  # the reader would cast it, the numbers of other classes too
             raise UserError(
@@ -85,7 +87,7 @@ def _read(paths: Sequence[Path], *, alone: bool) -> list[Block]:
     return blocks
 
 
-def _header(path: Path) -> tuple[datasets.Features, int]:
+def _header(path: Path, group: str | None) -> tuple[datasets.Features, int]:
     """The columns that are used, with their types, and the number of rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -104,7 +106,12 @@ def _header(path: Path) -> tuple[datasets.Features, int]:
     except Exception as error:  # the metadata is JSON that anyone may have written
         raise UserError(f"{path}: its Hugging Face metadata cannot be read ({reason_of(error)})") from error
     columns = find_columns(features, origin=str(path))
-    used = [name for name in features if name in (columns.image, columns.label) or may_hold_splits(name)]
+    others = [name for name in features if name != columns.image]
+    column = None
+    if group is not None:  # whether there are paths to search in, only the rows tell
+        column = find_group_column(group, others, origin=str(path), has_paths=True)
+    named = (columns.image, columns.label, column)
+    used = [name for name in features if name in named or may_hold_splits(name)]
     return Features({name: features[name] for name in used}), rows
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from conformer_vision.errors import UserError, reason_of, some_names
+from conformer_vision.errors import UserError, option, reason_of, some_names
 
 from .base import match_classes
+from .groups import find_group_column, match, plain_name
 from .images import BrokenImageError, open_image
 from .splits import Request, Split, Splitting
 from .stream import ImageStream, StreamedImage
@@ -30,6 +32,8 @@ class Row(NamedTuple):
     label: Any
     problem: str | None = None
     """What the image lacks."""
+    group: str | None = None
+    """What the column of groups holds, where `Splitting.group` names one."""
 
 
 class Shard(ABC):
@@ -84,6 +88,8 @@ class ShardStream(ImageStream):
         splitting: how to cut.
         length: as in `ImageStream`, if it is known without the shards' lengths.
         mirrorable: as in `ImageStream`.
+        searched: whether the group of the splitting is searched in the keys of the images; else the shards
+            give it.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class ShardStream(ImageStream):
         splitting: Splitting,
         length: int | None = None,
         mirrorable: bool = True,
+        searched: bool = False,
     ) -> None:
         self.classes = tuple(classes)
         self.mirrorable = mirrorable
@@ -106,6 +113,7 @@ class ShardStream(ImageStream):
         self._cut = cut
         self.is_cut = cut is not None
         self._splitting = splitting
+        self._pattern = re.compile(plain_name(splitting.group or "")) if searched else None
         counts = [shard.length for shard in shards]
         known = [count for count in counts if count is not None]
         self.length = sum(known) if len(known) == len(counts) else length
@@ -167,13 +175,24 @@ class ShardStream(ImageStream):
             yield _broken(shard.name, problem)
 
     def _holds_out(self, row: Row) -> bool:
+        if (group := self._group(row)) is not None:
+            return self._splitting.number("", group) < self._splitting.val_fraction
         label = plain_label(row.label)
         if isinstance(label, int):
             label = self._own[label] if 0 <= label < len(self._own) else None
         return self._splitting.number(label or "", row.key) < self._splitting.val_fraction
 
+    def _group(self, row: Row) -> str | None:
+        """Return the group of an image; None without groups, or if it has none."""
+        found = row.group
+        if self._pattern is not None and (match := self._pattern.search(plain_name(row.key))):
+            found = match[bool(match.re.groups)]
+        return plain_name(found).strip() or None if found is not None else None
+
     def _image(self, row: Row) -> _Encoded:
         image = row.image
+        if self._splitting.group is not None and self._group(row) is None:
+            return _broken(row.name, f"it has no group ({self._splitting.group!r})")
         data, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, None)
         stored = plain_label(row.label)
         if row.problem is not None:
@@ -198,6 +217,7 @@ def open_shards(
     origin: str,
     lengths: Mapping[Split, int | None] | None = None,
     mirrorable: bool = True,
+    columns: Collection[str] = (),
 ) -> ShardStream:
     """Open one split of a set.
 
@@ -208,14 +228,20 @@ def open_shards(
         origin: what an error calls the set.
         lengths: number of images by split, if they are known without the shards' lengths.
         mirrorable: as in `ImageStream`.
+        columns: those that may hold the group of an image, which the shards then give (`Row.group`).
 
     Raises:
-        UserError: folds, no training images to take, or classes that `match_classes` refuses.
+        UserError: folds, no training images to take, classes that `match_classes` refuses, or a group that
+            none of the first images has.
     """
     split, splitting = request.split, request.splitting
     if splitting.folds is not None:
         raise UserError(f"{origin} is a stream, which cannot be cut into folds; give val_fraction")
     names, index = match_classes(own, request.classes, origin=origin)
+    searched = False
+    if splitting.group is not None:
+        searched = find_group_column(splitting.group, columns, origin=origin, has_paths=True) is None
+        _check_groups(next(iter(shards.values()))[0], splitting.group, origin, searched=searched)
     used = list(shards)
     cut = None if split == "all" or "val" in shards else split
     if "val" in shards:
@@ -232,7 +258,22 @@ def open_shards(
         splitting=splitting,
         length=None if None in counts else sum(filter(None, counts)),
         mirrorable=mirrorable,
+        searched=searched,
     )
+
+
+def _check_groups(shard: Shard, group: str, origin: str, *, searched: bool) -> None:
+    """Refuse a group that none of the first images has, or whose expression takes too long."""
+    try:
+        rows = list(islice(shard.read(), 5))
+    except Exception:  # reading the images will name the damage
+        return
+    found = [row.group for row in rows]
+    if searched:
+        found = match(group, [plain_name(row.key) for row in rows], origin=origin)
+    if rows and not any(found):
+        where = f"the names of the first images, such as {rows[0].key!r}" if searched else "the first images"
+        raise UserError(f"{option('group', group)} is not in {where} of {origin}; correct it")
 
 
 def plain_label(stored: Any) -> int | str | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, some_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,10 @@ class Splitting:
     from it, changes nothing for the other images, with one exception: a class of two or more
     images has at least one on either side.
 
+    With groups it is the groups that have numbers, so that the images of one stay together. Folds of groups
+    are dealt by scikit-learn's ``StratifiedGroupKFold``, which looks at all of them; a run therefore records
+    its folds.
+
     Attributes:
         val_fraction: share to hold out. The lowest number of a class is held out where none is below
             the share, and the highest stays where all are.
@@ -35,6 +39,9 @@ class Splitting:
         folds: number of folds; one is held out in place of a share. None for no folds. Of a set with splits
             of its own, the training images are cut and the validation images are left alone.
         fold: the fold to hold out, from 0.
+        group: a column of the set, or a regular expression that finds a group in each image's path
+            (`groups.Grouping`); None to split image by image.
+        recorded: the fold of each group as a run recorded it; other groups are dealt by their numbers.
 
     Raises:
         UserError: a value out of range.
@@ -44,12 +51,16 @@ class Splitting:
     seed: int = 0
     folds: int | None = None
     fold: int = 0
+    group: str | None = None
+    recorded: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction {self.val_fraction}: must be between 0 and 1, both excluded")
         if self.seed < 0:
             raise UserError(f"seed {self.seed}: must be 0 or more")
+        if self.group is not None and not self.group.strip():
+            raise UserError("group is empty; give a column or a regular expression, or leave it out")
         if self.folds is None:
             if self.fold != 0:
                 raise UserError(f"fold {self.fold}: give the number of folds too")
@@ -69,6 +80,7 @@ class Splitting:
         classes: Sequence[str],
         names: Callable[[int], str] = str,
         parts: Mapping[Split, NDArray[np.int64]] | None = None,
+        groups: Sequence[str] | None = None,
     ) -> NDArray[np.int64]:
         """Select the split's images among all that ``labels`` lists.
 
@@ -81,12 +93,14 @@ class Splitting:
                 gets more images. Its index where it has none.
             parts: indices of the training and validation images of a set with splits of its own.
                 ``train`` is cut where it is alone or folds are asked for.
+            groups: the group of each image; None to split image by image.
 
         Returns:
             Indices, ascending within each part.
 
         Raises:
-            UserError: more folds than any class has images, or no training images to take.
+            UserError: more folds than any class has images, no training images to take, or groups that
+                cannot be parted so that each class is trained.
         """
         import numpy as np
 
@@ -95,7 +109,12 @@ class Splitting:
             whole = parts.get("train", np.arange(len(labels)))
             if split == "all":
                 return whole
-            held_out = self._held_out(np.asarray(labels)[whole], whole, origin, classes, names)
+            mine = np.asarray(labels)[whole]
+            if groups is None:
+                held_out = self._held_out(mine, whole, origin, classes, names)
+            else:
+                grouped = Groups.of(mine, [groups[row] for row in whole.tolist()])
+                held_out = self._hold_out_groups(grouped, origin, classes)
             return whole[held_out if split == "val" else ~held_out]
         if "train" not in parts and (split == "train" or self.folds is not None):
             raise UserError(f"{origin} holds validation images but none for training; add some")
@@ -125,17 +144,80 @@ class Splitting:
         import numpy as np
 
         members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        largest = max(map(len, members), default=0)
-        if self.folds is not None and largest < self.folds:
-            raise UserError(
-                f"folds {self.folds}: no class of {origin} has so many images, the largest has {largest}; "
-                "give fewer"
-            )
+        if self.folds is not None:
+            self._check_largest(max(map(len, members), default=0), origin)
         held_out = np.zeros(len(labels), bool)
         for mine in members:
             called = [names(row) for row in rows[mine].tolist()]
             held_out[mine] = self._choose(np.array(list(self._numbers(classes[labels[mine[0]]], called))))
         return held_out
+
+    def _check_largest(self, images: int, origin: str) -> None:
+        if self.folds is not None and images < self.folds:
+            raise UserError(
+                f"folds {self.folds}: no class of {origin} has so many images, the largest has {images}; "
+                "give fewer"
+            )
+
+    def _hold_out_groups(self, groups: Groups, origin: str, classes: Sequence[str]) -> NDArray[np.bool_]:
+        """Tell which images are held out, group by group."""
+        if self.folds is not None:
+            folds = self.recorded if self.recorded is not None else self.deal(groups, origin, classes)
+            held_out = {
+                name: folds.get(name, int(self.number("", name) * self.folds)) == self.fold
+                for name in groups.names
+            }
+        else:
+            held_out = groups.hold_out([self.number("", name) for name in groups.names], self.val_fraction)
+            if len(groups.labels) and not any(held_out.values()):
+                raise UserError(
+                    f"group {self.group!r} leaves no image of {origin} to validate on: each of its "
+                    f"{len(groups.names):,} groups is the only one of a class"
+                )
+        return groups.spread(held_out)
+
+    def deal(self, groups: Groups, origin: str, classes: Sequence[str]) -> dict[str, int]:
+        """Deal the groups to folds, with the classes as even in all as groups allow.
+
+        Args:
+            groups: those of all images.
+            origin: what an error calls the set.
+            classes: the class names.
+
+        Raises:
+            UserError: fewer groups than folds, or a class that would be missing in the training of a fold.
+        """
+        import warnings
+
+        import numpy as np
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        assert self.folds is not None
+        what = f"folds {self.folds}: group {self.group!r} of {origin}"
+        if len(groups.names) < self.folds:
+            raise UserError(f"{what} has only {len(groups.names)} groups; give fewer folds")
+        self._check_largest(int(np.bincount(groups.labels).max()), origin)
+        if (alone := groups.alone()) is not None:
+            label, name = alone
+            raise UserError(
+                f"{what} puts all images of the class {some_names([classes[label]])} into one group "
+                f"({some_names([name])}), which one fold would have to learn without; leave the class out "
+                "or group otherwise"
+            )
+        cut = StratifiedGroupKFold(self.folds, shuffle=True, random_state=self.seed % 2**32)
+        with warnings.catch_warnings():  # of classes with fewer images than folds
+            warnings.simplefilter("ignore")
+            parts = [val for _, val in cut.split(groups.labels, groups.labels, groups.members)]
+        folds = {groups.names[groups.members[row]]: fold for fold, rows in enumerate(parts) for row in rows}
+        for fold, rows in enumerate(parts):
+            trained = np.setdiff1d(groups.labels, np.delete(groups.labels, rows))
+            if len(trained) or not len(rows):
+                lacks = f"has no image of {some_names([classes[n] for n in trained])} to train on"
+                raise UserError(
+                    f"{what}: fold {fold} {lacks if len(trained) else 'would be empty'}; give fewer folds "
+                    "or another seed"
+                )
+        return folds
 
     def _numbers(self, label: str, names: Sequence[str]) -> Iterator[float]:
         """Yield the number of each image of a class; equal names get different ones."""
@@ -160,6 +242,76 @@ class Splitting:
         elif not held_out.any() and len(numbers) > 1:
             held_out[numbers.argmin()] = True
         return held_out
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Images by class and group.
+
+    Attributes:
+        names: the groups, sorted.
+        labels: (N,), the class of each image.
+        members: (N,), the group of each image, an index into ``names``.
+    """
+
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    members: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, labels: Sequence[int] | NDArray[np.int64], groups: Sequence[str]) -> Groups:
+        """Sort images into groups; ``labels`` and ``groups`` have one item per image."""
+        import numpy as np
+
+        names, members = np.unique(np.array(groups, dtype=object), return_inverse=True)
+        return cls(tuple(names.tolist()), np.asarray(labels, np.int64), members)
+
+    def alone(self) -> tuple[int, str] | None:
+        """Return a class that a single group holds, and that group; None where there is no such class."""
+        for label, members in self._by_class().items():
+            if len(members) == 1:
+                return label, self.names[members[0]]
+        return None
+
+    def hold_out(self, numbers: Sequence[float], share: float) -> dict[str, bool]:
+        """Choose the groups to hold out: those of a number below the share, with two exceptions.
+
+        Each class keeps a group to train on, the one of the highest number. A class of several groups has one
+        held out, the one of the lowest number that leaves every class a group to train on.
+        """
+        held_out = [number < share for number in numbers]
+        by_class = self._by_class()
+        for members in by_class.values():
+            if all(held_out[group] for group in members):
+                held_out[max(members, key=numbers.__getitem__)] = False
+        trained = {label: sum(not held_out[group] for group in by_class[label]) for label in by_class}
+        classes_of: dict[int, list[int]] = {}
+        for label, members in by_class.items():
+            for group in members:
+                classes_of.setdefault(group, []).append(label)
+        for members in by_class.values():
+            if any(held_out[group] for group in members):
+                continue
+            for group in sorted(members, key=numbers.__getitem__):
+                if all(trained[label] > 1 for label in classes_of[group]):
+                    held_out[group] = True
+                    for label in classes_of[group]:
+                        trained[label] -= 1
+                    break
+        return dict(zip(self.names, held_out, strict=True))
+
+    def spread(self, held_out: Mapping[str, bool]) -> NDArray[np.bool_]:
+        """Tell of each image whether its group is held out."""
+        import numpy as np
+
+        return np.array([held_out[name] for name in self.names], bool)[self.members]
+
+    def _by_class(self) -> dict[int, list[int]]:
+        """Return the groups of each class."""
+        found: dict[int, list[int]] = {}
+        for label, group in sorted({*zip(self.labels.tolist(), self.members.tolist(), strict=True)}):
+            found.setdefault(label, []).append(group)
+        return found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from .base import match_classes
 from .csv_file import read_csv
 from .find import natural_key
 from .folder import FileSource
+from .groups import Grouping, taken
 from .labels import class_numbers
 from .names import (
     IMAGE_COLUMNS,
@@ -51,6 +52,8 @@ def open_table(path: Path, request: Request) -> FileSource:
     own = sorted({*words[parts.get("train", used)]}, key=natural_key)
     labels = class_numbers(words, own, declared=False, where=table.where, used=used)
     names, index = match_classes(own, request.classes, origin=str(path))
+    grouping = Grouping(str(path), table.where, table.columns, table.values, table.inner_path)
+    groups = grouping.groups(request.splitting.group, np.flatnonzero(used).tolist(), count=len(table.labels))
     rows = request.splitting.rows(
         labels,
         request.split,
@@ -58,6 +61,7 @@ def open_table(path: Path, request: Request) -> FileSource:
         classes=own,
         names=table.name,
         parts=parts,
+        groups=groups,
     )
     source = FileSource(
         names,
@@ -65,7 +69,7 @@ def open_table(path: Path, request: Request) -> FileSource:
         [index[label] for label in labels[rows]],
         places=[table.where(row) for row in rows],
     )
-    source.is_cut = request.splitting.cuts(parts)
+    source.is_cut, source.groups = request.splitting.cuts(parts), taken(groups, rows)
     return source
 
 
@@ -123,6 +127,19 @@ class _Table:
     labels: list[str] = field(default_factory=list)
     splits: Sequence[str] | None = None
     lines: list[int] = field(default_factory=list)
+    header: Sequence[str] = ()
+    cells: Sequence[Sequence[str]] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name in self.header if name.strip()]
+
+    def values(self, column: str) -> list[str]:
+        place = self.header.index(column)
+        return [cells[place].strip() for cells in self.cells]
+
+    def inner_path(self, row: int) -> str:
+        return self.name(row).replace("\\", "/")
 
     def name(self, row: int) -> str:
         return self.images[row].strip()
@@ -133,12 +150,11 @@ class _Table:
 
 def _read(path: Path) -> _Table:
     header, rows = read_csv(path)
-    columns = [name for name in header if name.strip()]
-    image = header.index(find_column(columns, IMAGE_COLUMNS, origin=str(path), holds="images"))
-    label = header.index(find_column(columns, LABEL_COLUMNS, origin=str(path), holds="labels"))
-    table = _Table(path)
-    cells_of = list(rows)
-    for line, cells in cells_of:
+    listed = list(rows)
+    table = _Table(path, header=header, cells=[cells for _, cells in listed])
+    image = header.index(find_column(table.columns, IMAGE_COLUMNS, origin=str(path), holds="images"))
+    label = header.index(find_column(table.columns, LABEL_COLUMNS, origin=str(path), holds="labels"))
+    for line, cells in listed:
         if not cells[image].strip() or "\0" in cells[image]:
             raise UserError(f"{path} line {line} has no path of an image (column {header[image]!r})")
         if not cells[label].strip():
@@ -148,11 +164,6 @@ def _read(path: Path) -> _Table:
         table.lines.append(line)
     if not table.lines:
         raise UserError(f"{path} holds no rows, only the names of columns")
-
-    def words(name: str) -> list[str]:
-        place = header.index(name)
-        return [cells[place].strip() for _, cells in cells_of]
-
-    others = [name for name in columns if name not in (header[image], header[label])]
-    table.splits = find_words(others, words, origin=str(path))
+    others = [name for name in table.columns if name not in (header[image], header[label])]
+    table.splits = find_words(others, table.values, origin=str(path))
     return table

@@ -43,7 +43,8 @@ def open_webdataset(pattern: str, request: Request) -> ShardStream:
         pattern: a folder of shards, or with ``train`` and ``val`` of shards; a path or http(s)
             address with braces (``shard-{000..009}.tar``); a local glob. Words in the shards' names
             tell the splits apart (`names.group_files`).
-        request: which images to open; relative paths start from its ``data_dir``.
+        request: which images to open; relative paths start from its ``data_dir``. A group of its splitting
+            is a field of the ``.json``, or an expression on KEY.
 
     Raises:
         UserError: no shards, shards that cannot be read, or no class names for shards of a web server.
@@ -60,20 +61,30 @@ def open_webdataset(pattern: str, request: Request) -> ShardStream:
             f"{origin}: no {CLASSES_FILE} beside the shards; put one there, with a class name per line"
         )
     shown = _names(paths)
+    given = request.splitting.group
+    group = given if given is not None and re.fullmatch(r"\w+", given) else None  # a field of the .json
     shards = {
-        part: [_Tar(path, shown[path], info.lengths.get(path)) for path in files]
+        part: [_Tar(path, shown[path], info.lengths.get(path), group) for path in files]
         for part, files in groups.items()
     }
     for mine in shards.values():
         _check_first(mine[0], origin)
     own = info.classes or request.classes or _names_in(next(iter(shards.values())), origin)
-    return open_shards(shards, request, own=own, origin=origin, mirrorable=info.mirrorable)
+    return open_shards(
+        shards,
+        request,
+        own=own,
+        origin=origin,
+        mirrorable=info.mirrorable,
+        columns=() if group is None else (group,),
+    )
 
 
 class _Tar(Shard):
     """A tar, by its path or address."""
 
-    def __init__(self, path: str, name: str, length: int | None) -> None:
+    def __init__(self, path: str, name: str, length: int | None, group: str | None = None) -> None:
+        self.group = group
         self.path = path
         self.name = name
         self.length = length
@@ -105,7 +116,8 @@ class _Tar(Shard):
         elif label is None:
             problem = f"it has no label ({', '.join(_LABELS)})"
         name = next(iter(files.values()))[0] if image is None else image[0]
-        return Row(f"{self.name}/{name}", key, None if image is None else image[1], label, problem)
+        group = None if self.group is None else _field(self.group, files)
+        return Row(f"{self.name}/{name}", key, None if image is None else image[1], label, problem, group)
 
 
 def _label(kind: str, files: Mapping[str, tuple[str, bytes]]) -> int | str | None:
@@ -121,6 +133,16 @@ def _label(kind: str, files: Mapping[str, tuple[str, bytes]]) -> int | str | Non
     if kind == ".cls" and re.fullmatch("[+-]?[0-9]{1,9}", text):
         return int(text)
     return text or None
+
+
+def _field(name: str, files: Mapping[str, tuple[str, bytes]]) -> str | None:
+    """Return the field of that name in the sample's .json, as text; None if it is not a single value."""
+    try:
+        found = json.loads(files[".json"][1].decode("utf-8-sig", "replace"))
+    except (KeyError, ValueError, RecursionError):
+        return None
+    value = found.get(name) if isinstance(found, Mapping) else None
+    return str(value) if isinstance(value, str | int | float) else None
 
 
 def group_samples(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,14 @@ from torch.utils.data import Dataset
 from conformer_vision.data import ImageSource, ImageStream, Splitting, open_images, require_source
 from conformer_vision.data.exclude import exclude as without
 from conformer_vision.data.exclude import read_exclusions
+from conformer_vision.data.folds import read_folds
+from conformer_vision.data.groups import leak_line, shared_groups
 from conformer_vision.data.opening import describe
 from conformer_vision.data.splits import Split
+from conformer_vision.errors import UserError
 from conformer_vision.runs import read_run_values, run_folder_of
+
+_log = logging.getLogger(__name__)
 
 Data = str | Path | Dataset[Any]
 """A set of labelled images, as `open_images` takes it."""
@@ -25,6 +32,7 @@ _KINDS: dict[str, Any] = {
     "seed": int,
     "folds": int | None,
     "fold": int,
+    "group": str | None,
     "data_dir": str | None,
 }
 
@@ -49,10 +57,21 @@ class LabelledImages:
             UserError: As `open_images` and `read_exclusions`, or a list of exclusions for a stream.
         """
         images = open_images(self.data, self.split, self.splitting, classes=classes, data_dir=self.data_dir)
+        self._warn_of_shared_groups(images, classes)
         if self.exclude is None:
             return images
         source = require_source(images, name=f"exclude {self.exclude}: {describe(self.data)}")
         return without(source, read_exclusions(self.exclude), every_class=False)
+
+    def _warn_of_shared_groups(self, images: ImageSource | ImageStream, classes: Sequence[str]) -> None:
+        """Log groups of which the set's own splits have images on both sides."""
+        if self.split != "val" or images.is_cut or not isinstance(images, ImageSource) or not images.groups:
+            return
+        with suppress(UserError):  # the set need not have training images
+            train = open_images(self.data, "train", self.splitting, classes=classes, data_dir=self.data_dir)
+            assert isinstance(train, ImageSource)
+            if shared := shared_groups(train, images):
+                _log.warning("%s: %s", describe(self.data), leak_line(shared))
 
 
 @dataclass(frozen=True)
@@ -77,4 +96,4 @@ def read_run_data(run: str | Path) -> RunData:
         return RunData()
     values = read_run_values(folder, _KINDS)
     data, data_dir = values.pop("data", None), values.pop("data_dir", None)
-    return RunData(data, Splitting(**values), data_dir)
+    return RunData(data, Splitting(**values, recorded=read_folds(folder)), data_dir)

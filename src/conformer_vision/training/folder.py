@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
@@ -17,6 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..console import note
+from ..data.folds import write_folds
 from ..data.handover import end_workers
 from ..data.images import ReadingError
 from ..errors import UserError, resuming
@@ -27,6 +28,7 @@ from ..runs import (
     CLASSES_FILE,
     CONFIG_FILE,
     CURVES_FILE,
+    FOLDS_FILE,
     LAST_CHECKPOINT,
     LAST_WEIGHTS,
     METRICS_FILE,
@@ -34,7 +36,7 @@ from ..runs import (
     TOP_FOLDER,
     mark_config,
 )
-from ..spec import METADATA_KEY, ModelSpec
+from ..spec import METADATA_KEY
 from ..weights import save_weights
 from .averaging import Averaging
 from .callbacks import Recorder, Row
@@ -109,20 +111,25 @@ def _make_new(wanted: Path) -> Path:
 
 
 @rank_zero_only
-def write_config(folder: Path, config: TrainConfig, spec: ModelSpec) -> None:
-    """Write the configuration and the classes into the run folder.
+def write_config(
+    folder: Path, config: TrainConfig, classes: Sequence[str], *, folds: Mapping[str, int] | None
+) -> None:
+    """Write the configuration and the classes into the run folder, and the folds of groups before them.
 
     Args:
         folder: of the run.
         config: to write; see `resolved`.
-        spec: of the network.
+        classes: names of the classes.
+        folds: the fold of each group, if groups are dealt to folds.
 
     Raises:
         UserError: they cannot be written.
     """
     remove_leftovers(folder)
-    classes = "".join(f"{name}\n" for name in spec.classes)
-    texts = {CONFIG_FILE: mark_config(config.to_yaml()), CLASSES_FILE: classes}
+    if folds is not None:
+        write_folds(folder, folds)
+    listed = "".join(f"{name}\n" for name in classes)
+    texts = {CONFIG_FILE: mark_config(config.to_yaml()), CLASSES_FILE: listed}
     for name, text in texts.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -132,7 +139,7 @@ def _remove_if_unused(folder: Path) -> None:
     """Take back a run folder that holds neither weights nor a diagnosis."""
     kept = (LAST_CHECKPOINT, LAST_WEIGHTS, BEST_WEIGHTS, NOT_FINITE_FILE)
     if not any((folder / name).exists() for name in kept):
-        for name in (CONFIG_FILE, CLASSES_FILE, BROKEN_FILE):
+        for name in (CONFIG_FILE, CLASSES_FILE, BROKEN_FILE, FOLDS_FILE):
             (folder / name).unlink(missing_ok=True)
 
 

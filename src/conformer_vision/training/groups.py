@@ -102,6 +102,9 @@ class DataConfig(Group):
     """Number of folds for cross-validation."""
     fold: int = 0
     """Fold to validate on, counted from 0."""
+    group: str | None = None
+    """Column that says which images belong together (patient, video, site), or a regular expression that
+    finds it in the image's path; a group is never split."""
     exclude: str | None = None
     """CSV file of images to leave out, as written by "conformer-vision check --fix"."""
     max_broken: float = 0.01
@@ -135,7 +138,7 @@ class DataConfig(Group):
     @property
     def splitting(self) -> Splitting:
         """How to cut data that has no validation split."""
-        return Splitting(self.val_fraction, self.seed, self.folds, self.fold)
+        return Splitting(self.val_fraction, self.seed, self.folds, self.fold, self.group)
 
 
 @dataclass(frozen=True)

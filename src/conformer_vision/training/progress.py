@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from ..console import say
 from ..data import ImageDataModule
 from ..data.base import ImageSource
+from ..data.groups import leak_line, shared_groups
 from ..data.opening import describe
 from ..data.stream import ImageStream
 from ..errors import some_names
@@ -55,7 +56,17 @@ def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note
         f"model: {spec.model}, {parameters:.1f} M parameters, {height}x{width} pixels",
         f"initial weights: {weights}",
         *([f"note: {note}"] if note else []),
+        *_group_lines(train, val),
     ]
+
+
+def _group_lines(train: ImageSource | ImageStream, val: ImageSource | ImageStream) -> list[str]:
+    """Say how many groups there are on either side, and whether some are on both."""
+    if not isinstance(train, ImageSource) or not isinstance(val, ImageSource) or train.groups is None:
+        return []
+    number = {name: len({*(images.groups or ())}) for name, images in (("train", train), ("val", val))}
+    lines = [f"groups: {number['train']:,} for training, {number['val']:,} for validation"]
+    return lines + [f"note: {leak_line(shared)}" for shared in [shared_groups(train, val)] if shared]
 
 
 def _number(images: ImageSource | ImageStream) -> str:
@@ -73,7 +84,8 @@ def _split(data: ImageDataModule) -> str:
         return "the data's own"
     if cut.folds is not None:
         return f"fold {cut.fold} of {cut.folds} is for validation"
-    return f"val_fraction {cut.val_fraction:g} of each class is for validation, as the data has no split"
+    of = "the groups" if cut.group is not None else "each class"
+    return f"val_fraction {cut.val_fraction:g} of {of} is for validation, as the data has no split"
 
 
 def device_line(trainer: Trainer) -> str:

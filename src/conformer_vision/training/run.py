@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from ..console import say
 from ..data import ImageDataModule
+from ..data.folds import deal_folds, read_folds
 from ..data.opening import describe
 from ..data.order import images_per_batch
 from ..data.stream import ImageStream
@@ -127,7 +128,7 @@ def _run(config: TrainConfig, *, resumed: Path | None = None) -> Path:
     if checkpoint is not None and not checkpoint.is_file():
         checkpoint = None
     with quiet_lightning():
-        parts = prepare(config, restored=checkpoint is not None)
+        parts = prepare(config, restored=checkpoint is not None, resumed=resumed)
         config, data = parts.config, parts.data
         with claimed(config.output, model=config.model.name, resumed=resumed) as folder:
             callbacks, run_folder = build_callbacks(parts, folder)
@@ -145,7 +146,7 @@ def _run(config: TrainConfig, *, resumed: Path | None = None) -> Path:
             trainer.log_every_n_steps = min(50, len(data.train_dataloader()))  # type: ignore[attr-defined]
             if checkpoint is not None:
                 check_state(checkpoint, parts.module)
-            write_config(folder, resolved(parts), parts.network.spec)
+            write_config(folder, resolved(parts), data.classes, folds=data.splitting.recorded)
             if trainer.is_global_zero:
                 if config.output.logger_names:
                     trainer.loggers = start_loggers(config.output.logger_names, folder)
@@ -171,13 +172,14 @@ class Parts(NamedTuple):
     module: ClassifierModule
 
 
-def prepare(config: TrainConfig, *, restored: bool = False) -> Parts:
+def prepare(config: TrainConfig, *, restored: bool = False, resumed: Path | None = None) -> Parts:
     """Build the data, the network and the module of a run.
 
     Args:
         config: of the run.
         restored: whether a checkpoint will replace the initial weights; the file that they came from may be
             gone by now.
+        resumed: the folder of a run that goes on, which may record its folds.
 
     Raises:
         UserError: a wrong value, file or combination.
@@ -185,7 +187,10 @@ def prepare(config: TrainConfig, *, restored: bool = False) -> Parts:
     processes = math.prod(count_processes(config.hardware))
     config, weights, note = settle(config, download=processes == 1)
     lightning.seed_everything(config.data.seed, workers=True, verbose=False)
-    data = build_data(config.data, config.regularization, build_preprocessing(config.model))
+    recorded = None if resumed is None else read_folds(resumed)
+    data = build_data(
+        config.data, config.regularization, build_preprocessing(config.model), recorded=recorded
+    )
     initial = config.model
     if restored:
         initial = replace(initial, pretrained=False, checkpoint=None, reset_head=False)
@@ -214,19 +219,25 @@ def prepare(config: TrainConfig, *, restored: bool = False) -> Parts:
 
 
 def build_data(
-    config: DataConfig, regularization: RegularizationConfig, preprocessing: dict[str, Any]
+    config: DataConfig,
+    regularization: RegularizationConfig,
+    preprocessing: dict[str, Any],
+    *,
+    recorded: Mapping[str, int] | None = None,
 ) -> ImageDataModule:
-    """Open the images of a run.
+    """Open the images of a run; `recorded` are the folds of groups that it has recorded.
 
     Raises:
         UserError: the data or the exclusion list is refused, or an option does not suit the data.
     """
+    if recorded is None:
+        recorded = deal_folds(config.data, config.splitting, data_dir=config.data_dir)
     data = ImageDataModule(
         config.data,
         preprocessing,
         batch_size=1 if isinstance(config.batch_size, str) else config.batch_size,
         workers=config.workers,
-        splitting=config.splitting,
+        splitting=replace(config.splitting, recorded=recorded),
         augment=regularization.augment,
         seed=config.seed,
         sampling=config.sampling,
