@@ -7,13 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning
+import pytest
 import torch
 from torch import Tensor
 
 from conformer_vision.data import ImageDataModule
 from conformer_vision.data.handover import Batch
 from conformer_vision.data.loader import ImageLoader
-from conformer_vision.training import TrainConfig
+from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_network, build_preprocessing
 from conformer_vision.training.run import build_data, build_module
@@ -98,3 +99,32 @@ def group_rates(config: TrainConfig, *, steps_per_epoch: int = 10) -> list[list[
 def rates(config: TrainConfig, *, steps_per_epoch: int = 10) -> list[float]:
     """The learning rate of every step of a run."""
     return [groups[0] for groups in group_rates(config, steps_per_epoch=steps_per_epoch)]
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, as SIGKILL would: nothing is written after it."""
+
+
+def killed_after(batches: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begins a run that is killed before it trains on that batch."""
+    step, seen = ClassifierModule.training_step, 0
+
+    def counted(self: ClassifierModule, batch: Any, batch_idx: int) -> Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == batches:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", counted)
+    with pytest.raises(Killed):
+        train(config)
+    monkeypatch.undo()
+
+
+def untimed(run: Path) -> list[list[str]]:
+    """The metrics without those of time and memory."""
+    lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    timed = {"seconds", "images_per_second", "waiting", "peak_memory_mb"}
+    kept = [i for i, name in enumerate(lines[0]) if name not in timed]
+    return [[line[i] for i in kept] for line in lines]

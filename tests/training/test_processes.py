@@ -119,6 +119,20 @@ def test_two_processes_train_as_one(
 
 
 @ONE_SERVER
+def test_two_processes_in_stages(tiny: Tiny, tmp_path: Path, weights: Weights) -> None:
+    """The layers that learn from the second epoch on are those of one process too, so DDP joins theirs."""
+    begun = train(tiny(**NO_BATCHNORM, max_steps=1, output=str(tmp_path / "begun")))
+    stages = {"freeze_epochs": 1, "unfreeze_lr_scale": 0.5, "lr": 0.01, "layer_decay": 1.0}
+    config = tiny(**PLAIN | NO_BATCHNORM | stages, checkpoint=str(begun / "last.safetensors"))
+    one = train(config.with_options(output=str(tmp_path / "one")))
+    two = run_pair(config, tmp_path / "two")
+    close(weights(two), weights(one), rtol=2e-5)
+    before, after = weights(begun), weights(two)
+    for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight", "head.weight"):
+        assert float((after[name] - before[name]).abs().max()) > 1e-4, name
+
+
+@ONE_SERVER
 def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights) -> None:
     """Each process's BatchNorm sees its half of the batch, as one process does that takes two passes."""
     one = train(tiny(**PLAIN, accumulate=2, output=str(tmp_path / "one")))

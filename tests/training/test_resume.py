@@ -19,7 +19,7 @@ from command_line import ONE_SERVER, start
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.run import resume
 from conformer_vision.weights import load_model
-from option_tools import same
+from option_tools import killed_after, same, untimed
 
 pytestmark = ONE_SERVER  # and the run without an interruption is made once
 
@@ -56,29 +56,6 @@ def whole(config: TrainConfig) -> Path:
     return train(config)
 
 
-class Killed(BaseException):
-    """Ends a run where it stands, as SIGKILL would: nothing is written after it."""
-
-
-def killed_after(batches: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begins a run that is killed before it trains on that batch."""
-    from conformer_vision.training.module import ClassifierModule
-
-    step, seen = ClassifierModule.training_step, 0
-
-    def counted(self: ClassifierModule, batch: Any, batch_idx: int) -> Tensor:
-        nonlocal seen
-        seen += 1
-        if seen == batches:
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(ClassifierModule, "training_step", counted)
-    with pytest.raises(Killed):
-        train(config)
-    monkeypatch.undo()
-
-
 @pytest.mark.parametrize("batches", [3, 7, 18])
 def test_going_on_after_any_batch_gives_the_same_run(
     whole: Path, tiny: Tiny, tmp_path: Path, weights: Weights, batches: int, monkeypatch: pytest.MonkeyPatch
@@ -94,16 +71,8 @@ def test_going_on_after_any_batch_gives_the_same_run(
     )
     for path in (run / "top").iterdir():
         assert load_model(path)[1].num_classes == 3
-    for mine, other in zip(rows(run), rows(whole), strict=True):
+    for mine, other in zip(untimed(run), untimed(whole), strict=True):
         assert mine == other
-
-
-def rows(run: Path) -> list[list[str]]:
-    """The metrics without those of time and memory."""
-    lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-    timed = {"seconds", "images_per_second", "waiting", "peak_memory_mb"}
-    kept = [i for i, name in enumerate(lines[0]) if name not in timed]
-    return [[line[i] for i in kept] for line in lines]
 
 
 def test_a_process_killed_at_random_steps(

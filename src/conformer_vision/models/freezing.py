@@ -36,6 +36,28 @@ def freeze(model: Conformer, *, blocks: int = 0, branch: Branch | None = None) -
         model.cls_token.requires_grad_(False)
 
 
+def freeze_trunk(model: nn.Module) -> list[nn.Parameter]:
+    """Stop training everything but the classifier heads of any timm model, and put it into evaluation mode.
+
+    Returns:
+        The parameters that learned before, to train them again later.
+
+    Raises:
+        ValueError: The model does not say what its classifier is, or has none.
+    """
+    get_classifier = getattr(model, "get_classifier", None)
+    found = get_classifier() if callable(get_classifier) else None
+    heads = [head for head in (found if isinstance(found, tuple | list) else [found]) if head is not None]
+    kept = {id(parameter) for head in heads for parameter in head.parameters()}
+    if not kept:
+        raise ValueError("the model has no classifier heads")
+    trunk = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    for parameter in trunk:
+        parameter.requires_grad_(False)
+    hold_frozen(model)
+    return trunk
+
+
 def hold_frozen(model: nn.Module) -> None:
     """Put every module whose parameters are all frozen into evaluation mode."""
     for module in model.modules():

@@ -13,7 +13,7 @@ from ..errors import UserError, option, resuming
 from ..runs import CONFIG_FILE, LAST_CHECKPOINT, run_folder_of
 from .config import OPTIONS, TrainConfig
 from .network import build_preprocessing
-from .start import with_rates
+from .start import with_rates, with_stages
 
 _MAY_DIFFER = ("output", "auto_resume", "progress")
 """Options that a run does not keep."""
@@ -97,6 +97,7 @@ def _filled_in(given: TrainConfig, kept: TrainConfig) -> TrainConfig:
         data=replace(given.data, batch_size=batch_size),
         model=model,
         optimizer=with_rates(given.optimizer, model),
+        schedule=with_stages(given.schedule, model),
     )
 
 

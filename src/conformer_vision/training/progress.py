@@ -25,14 +25,12 @@ from .groups import Progress
 from .network import Network
 from .processes import is_first
 from .results import closing_lines
-from .schedule import Schedule
+from .schedule import FORWARD_SHARE, Schedule
 
 _TIMED_STEPS, _TIMED_SECONDS = 3, 10.0
 """Steps, or seconds, after which the time of the run is estimated."""
 _EVERY_SECONDS, _RARELY_SECONDS = 10.0, 300.0
 """Time between two lines within an epoch: at first, and at last."""
-_VALIDATION_SHARE = 0.35
-"""Of the time of a training step, what the same number of images takes without a backward pass."""
 
 
 def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note: str) -> list[str]:
@@ -165,11 +163,14 @@ class Lines(Callback):
         """Say how long the run will take, by its first steps; the very first one is slower."""
         later = self._steps - 1
         per_step = (now - self._first) / later if later else now - self._began
-        steps = self.schedule.total_steps - trainer.global_step
+        done, schedule = trainer.global_step, self.schedule
+        steps = schedule.total_steps - done
+        per_work = per_step / (schedule.work(done + 1) - schedule.work(done))
         validations = math.ceil(steps / self._per_epoch(trainer))
         batches = sum(int(number) for number in trainer.num_val_batches if number < math.inf)
-        per_validation = _VALIDATION_SHARE * per_step * batches / trainer.accumulate_grad_batches
-        seconds = steps * per_step + validations * per_validation
+        per_validation = FORWARD_SHARE * per_work * batches / trainer.accumulate_grad_batches
+        seconds = (schedule.work(schedule.total_steps) - schedule.work(done)) * per_work
+        seconds += validations * per_validation
         limit = self.schedule.clock.left + self.schedule.clock.reserve
         if limit < seconds:
             return f"about {_time(limit)}, as max_minutes says; a step takes {per_step:.3g} s"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor
 from torch.utils.data import Dataset
 
 from ..console import say
@@ -52,6 +52,7 @@ from .recipe import read_config
 from .results import ends, is_complete
 from .schedule import Schedule
 from .seeding import StepSeeds
+from .stages import HeadsFirst, Patience, check_stages
 from .start import settle
 from .state import check_state
 from .trainer import build_trainer
@@ -138,6 +139,7 @@ def _run(config: TrainConfig, *, resumed: Path | None = None) -> Path:
                 accumulate=config.data.accumulate,
                 clip_grad=config.optimizer.clip_grad,
                 log=bool(config.output.logger_names),
+                in_stages=config.schedule.freeze_epochs > 0,
                 callbacks=callbacks,
             )
             data.trainer = trainer
@@ -210,6 +212,7 @@ def prepare(config: TrainConfig, *, restored: bool = False, resumed: Path | None
         check_single(network)
     if config.schedule.progressive_from is not None:
         check_progressive(network, config.schedule.progressive_from)
+    check_stages(network.model, config.schedule)
     assert config.optimizer.lr is not None
     schedule = Schedule(config.schedule, lr=config.optimizer.lr)
     module = build_module(
@@ -297,10 +300,7 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     averaging = None
     if config.optimizer.ema_decay is not None:
         averaging = Averaging(config.optimizer.ema_decay, warmup=config.optimizer.ema_warmup)
-    stopping = None
-    patience = config.schedule.patience
-    if patience is not None:
-        stopping = EarlyStopping("val_top1_fused", mode="max", patience=patience, check_finite=False)
+    frozen, patience = config.schedule.freeze_epochs, config.schedule.patience
     run_folder = RunFolder(
         folder,
         network=parts.network,
@@ -323,10 +323,11 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
         averaging,
         clock,
         seeds,
+        HeadsFirst(frozen) if frozen else None,
         Guard(folder, seeds=seeds, name=None if isinstance(train, ImageStream) else train.name),
         BrokenImages(folder, images=number, most=config.data.max_broken),
         recorder,
-        stopping,
+        None if patience is None else Patience(patience, after=frozen),
         Limits(clock, max_steps=config.schedule.max_steps),
         run_folder,
         *build_progress(config.output.progress, recorder, parts.schedule, run_folder),

@@ -15,6 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .groups import ScheduleConfig
 
+FORWARD_SHARE = 0.35
+"""Of the time of a training step, what the same images take without a backward pass."""
+
 
 class Clock(Callback):
     """Measures how long training has taken, interruptions left out, and how much time it has left.
@@ -99,20 +102,36 @@ class Schedule:
         self.clock = Clock(None if config.max_minutes is None else 60 * config.max_minutes)
         self.total_steps = 1
         """Optimizer steps of the whole run, unless time ends it earlier; `scheduler` sets it."""
+        self.frozen_steps = 0
+        """Those among them in which only the heads learn; `scheduler` sets it."""
 
     def scheduler(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
         """Make the scheduler of an optimizer for a run of so many steps; see `ClassifierModule`."""
         per_epoch = total_steps / self.config.epochs
         self.total_steps = min(total_steps, self.config.max_steps or total_steps)
-        warmup, floor = self.config.warmup_epochs * per_epoch, min(self.config.min_lr / self.lr, 1.0)
+        self.frozen_steps = min(round(self.config.freeze_epochs * per_epoch), self.total_steps)
+        warmup = self.config.warmup_epochs * per_epoch
         # A plain function: of a callable object torch would put the attributes, the clock among them, into
         # the checkpoint, which then could not be read without running code from it.
         return LambdaLR(
             optimizer,
-            lambda step: warmup_cosine(
-                step, self.total_steps, warmup, floor=floor, passed=self.clock.progress
-            ),
+            lambda step: self._factor(step, warmup),
         )
+
+    def _factor(self, step: int, warmup: float) -> float:
+        """Return the factor on the peak learning rate, in the stage that a step belongs to."""
+        begin, end, scale = 0, self.frozen_steps, 1.0
+        if step >= self.frozen_steps:
+            begin, end = self.frozen_steps, self.total_steps
+            scale = self.config.unfreeze_lr_scale if begin else 1.0
+        floor = min(self.config.min_lr / (self.lr * scale), 1.0)
+        steps = max(end - begin, 1)
+        return scale * warmup_cosine(step - begin, steps, warmup, floor=floor, passed=self.clock.progress)
+
+    def work(self, step: int) -> float:
+        """Return the work of a run up to a step, in steps that train all layers."""
+        frozen = min(step, self.frozen_steps)
+        return frozen * FORWARD_SHARE + step - frozen
 
     def resize(self, images: Tensor, step: int) -> Tensor:
         """Resize images (B, C, H, W) to the size that a run with `progressive_from` trains at."""
@@ -127,7 +146,8 @@ class Schedule:
 
     def seconds_left(self, step: int) -> float:
         """Estimate the seconds left from the steps done so far and from the clock, whichever ends first."""
-        by_steps = self.clock.elapsed * (self.total_steps - step) / max(step, 1)
+        done = self.work(step)
+        by_steps = self.clock.elapsed * (self.work(self.total_steps) - done) / (done or 1)
         return min(by_steps, self.clock.left + self.clock.reserve)
 
 

@@ -1,4 +1,4 @@
-"""Where a training starts: the model, its initial weights, and the learning rate that suits them."""
+"""Where a training starts: the model, its initial weights, and the rates and stages that suit them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..models.variants import SHIPPED
 from ..runs import find_weights
 from ..weights import load_model
 from .config import TrainConfig
-from .groups import HardwareConfig, ModelConfig, OptimizerConfig
+from .groups import HardwareConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 SCRATCH = "conformer_nano_patch16_224"
 """The model that is trained from scratch where none is named."""
@@ -36,7 +36,7 @@ class Start(NamedTuple):
     """Where a training starts."""
 
     config: TrainConfig
-    """With the model, whether its weights are loaded, and the learning rate decided."""
+    """With the model, whether its weights are loaded, the learning rate and the stages decided."""
     weights: str
     """What the initial weights are, in words."""
     note: str = ""
@@ -76,7 +76,10 @@ def settle(config: TrainConfig, *, download: bool = True) -> Start:
     else:
         choice = _of_model(given, given.model, download=download)
     model, weights, note = choice
-    return Start(replace(config, model=model, optimizer=with_rates(config.optimizer, model)), weights, note)
+    optimizer, schedule = with_rates(config.optimizer, model), with_stages(config.schedule, model)
+    if schedule != config.schedule:
+        note = "; ".join([*([note] if note else []), "all layers learn at once, as there is nothing to keep"])
+    return Start(replace(config, model=model, optimizer=optimizer, schedule=schedule), weights, note)
 
 
 def _from_scratch(config: ModelConfig, note: str = "") -> _Choice:
@@ -208,7 +211,7 @@ def with_rates(config: OptimizerConfig, model: ModelConfig) -> OptimizerConfig:
     """Fill in the learning rate and its layer-wise decay, where they are left open, for a decided model."""
     lr: float
     decay: float | None
-    if not model.pretrained and model.checkpoint is None:
+    if _is_from_scratch(model):
         lr, decay = 1e-3, None
     elif model.name.startswith("conformer_nano"):
         lr, decay = 2e-3, 0.9
@@ -219,6 +222,15 @@ def with_rates(config: OptimizerConfig, model: ModelConfig) -> OptimizerConfig:
         lr=lr if config.lr is None else config.lr,
         layer_decay=decay if config.layer_decay is None else config.layer_decay,
     )
+
+
+def with_stages(config: ScheduleConfig, model: ModelConfig) -> ScheduleConfig:
+    """Take the stages of fine-tuning out of a schedule where a decided model has no weights to keep."""
+    return replace(config, freeze_epochs=0, unfreeze_lr_scale=1.0) if _is_from_scratch(model) else config
+
+
+def _is_from_scratch(model: ModelConfig) -> bool:
+    return not model.pretrained and model.checkpoint is None
 
 
 def _has_accelerator(config: HardwareConfig) -> bool:

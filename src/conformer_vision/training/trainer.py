@@ -26,6 +26,7 @@ def build_trainer(
     accumulate: int = 1,
     clip_grad: float | None = None,
     log: bool = False,
+    in_stages: bool = False,
     folder: str | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> lightning.Trainer:
@@ -37,6 +38,7 @@ def build_trainer(
         accumulate: forward and backward passes per optimizer step.
         clip_grad: largest gradient norm.
         log: keep a place for loggers, which `start_loggers` makes when training begins.
+        in_stages: whether there are steps that leave most parameters without a gradient.
         folder: where lightning itself may write.
         callbacks: in the order in which they are called.
 
@@ -50,7 +52,7 @@ def build_trainer(
             accelerator=_ACCELERATORS[config.device],
             devices=devices,
             num_nodes=nodes,
-            strategy=Processes() if devices * nodes > 1 else "auto",
+            strategy=Processes(find_unused_parameters=in_stages) if devices * nodes > 1 else "auto",
             sync_batchnorm=config.sync_bn,
             precision=config.precision,
             gradient_clip_val=clip_grad,
