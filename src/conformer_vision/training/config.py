@@ -71,6 +71,8 @@ class TrainConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
+        if self.data.sampling == "balanced" == self.regularization.class_weights:
+            raise UserError("sampling and class_weights balanced both even out the classes; keep one")
         lr, min_lr = self.optimizer.lr, self.schedule.min_lr
         if lr is not None and min_lr > lr:
             raise UserError(f"min_lr {min_lr:g} is above lr {lr:g}; set a lower min_lr")

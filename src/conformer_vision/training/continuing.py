@@ -11,6 +11,7 @@ from typing import Any
 from ..data.opening import absolute_spec, describe
 from ..errors import UserError, option, resuming
 from ..runs import CONFIG_FILE, LAST_CHECKPOINT, run_folder_of
+from .class_weights import BALANCED, NONE
 from .config import OPTIONS, TrainConfig
 from .network import build_preprocessing
 from .start import with_rates, with_stages
@@ -42,9 +43,17 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     data, checkpoint = config.data, config.model.checkpoint
     spec = data.data if not isinstance(data.data, str) else absolute_spec(data.data, data.data_dir)
     data = replace(data, data=spec, data_dir=_absolute(data.data_dir), exclude=_absolute(data.exclude))
+    weights = config.regularization.class_weights
+    if weights not in (BALANCED, NONE):
+        weights = str(_absolute(weights))
     if checkpoint is not None and "://" not in checkpoint:
         checkpoint = _absolute(checkpoint)
-    return replace(config, data=data, model=replace(config.model, checkpoint=checkpoint))
+    return replace(
+        config,
+        data=data,
+        model=replace(config.model, checkpoint=checkpoint),
+        regularization=replace(config.regularization, class_weights=weights),
+    )
 
 
 def check_same(given: TrainConfig, kept: TrainConfig, folder: Path) -> None:

@@ -277,6 +277,9 @@ class RegularizationConfig(Group):
     """Alpha of MixUp; 0 is off. With cutmix too, every batch draws one of the two."""
     cutmix: float = 0.0
     """Alpha of CutMix; 0 is off."""
+    class_weights: str = "none"
+    """Weights of the classes in the training loss: "balanced", inversely proportional to their numbers of
+    images, or a CSV file with the columns class and weight. Validation loss is never weighted."""
     conv_loss_share: float = 0.5
     """Weight of the convolution head's loss; the transformer head has the rest."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -5,6 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Cross-entropy with a weight per class: torch's for soft targets, for labels too.
+
+    The weighted losses are divided by the number of images. torch divides those of labels by the sum of
+    their weights instead, which hides the weights in small batches and would tie the loss of an image to the
+    batch and the process that it falls into.
+
+    Args:
+        weight: of every class (K,), with a mean of 1 over the training images.
+        label_smoothing: share of the target that is spread evenly over all classes.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (B, K) for labels (B,) or soft targets (B, K)."""
+        if target.ndim == 1:
+            target = one_hot(target, len(self.weight))
+        return cross_entropy(
+            logits.float(), target.float(), weight=self.weight, label_smoothing=self.label_smoothing
+        )
 
 
 class BranchLoss(nn.Module):

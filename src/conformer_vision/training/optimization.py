@@ -7,16 +7,18 @@ from typing import Any
 import timm
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import UserError, first_line, nearest
 from .groups import OptimizerConfig, Precision, RegularizationConfig
-from .losses import BranchLoss
+from .losses import BranchLoss, WeightedCrossEntropy
 
 
-def build_loss(config: RegularizationConfig, model: nn.Module) -> BranchLoss:
-    """Make the training loss.
+def build_loss(
+    config: RegularizationConfig, model: nn.Module, *, weights: Tensor | None = None
+) -> BranchLoss:
+    """Make the training loss, with a weight per class (K,) if given.
 
     Raises:
         UserError: an option for the two heads of a Conformer, and the model has one head.
@@ -24,10 +26,13 @@ def build_loss(config: RegularizationConfig, model: nn.Module) -> BranchLoss:
     if config.conv_loss_share != 0.5 and not hasattr(model, "forward_branches"):
         raise UserError("conv_loss_share is for the two heads of a Conformer; this model has one head")
     mixes = config.mixup or config.cutmix  # MixUp smooths the targets that it mixes
-    return BranchLoss(
-        nn.CrossEntropyLoss(label_smoothing=0.0 if mixes else config.label_smoothing),
-        conv_share=config.conv_loss_share,
+    smoothing = 0.0 if mixes else config.label_smoothing
+    criterion = (
+        nn.CrossEntropyLoss(label_smoothing=smoothing)
+        if weights is None
+        else WeightedCrossEntropy(weights, label_smoothing=smoothing)
     )
+    return BranchLoss(criterion, conv_share=config.conv_loss_share)
 
 
 def build_mixup(config: RegularizationConfig, num_classes: int, *, images: int) -> Mixup | None:

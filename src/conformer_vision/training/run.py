@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..console import say
@@ -28,6 +29,7 @@ from ..runs import CONFIG_FILE, LAST_CHECKPOINT
 from .averaging import Averaging
 from .broken import BrokenImages
 from .callbacks import Limits, Recorder
+from .class_weights import class_weights
 from .config import TrainConfig
 from .continuing import check_same, run_of, with_absolute_paths
 from .ending import named_errors
@@ -216,7 +218,13 @@ def prepare(config: TrainConfig, *, restored: bool = False, resumed: Path | None
     assert config.optimizer.lr is not None
     schedule = Schedule(config.schedule, lr=config.optimizer.lr)
     module = build_module(
-        network, schedule, config.optimizer, config.regularization, config.hardware, images=images
+        network,
+        schedule,
+        config.optimizer,
+        config.regularization,
+        config.hardware,
+        images=images,
+        weights=class_weights(config.regularization.class_weights, data.train_images),
     )
     return Parts(config, weights, data, network, schedule, module)
 
@@ -261,8 +269,11 @@ def build_module(
     hardware: HardwareConfig,
     *,
     images: int,
+    weights: Tensor | None = None,
 ) -> ClassifierModule:
     """Make the module of a run; `images` is their number per forward pass of one process.
+
+    `weights` are those of the classes in the loss, (K,).
 
     Raises:
         UserError: the loss, the optimizer or the mixing does not suit the network or the batch.
@@ -274,7 +285,7 @@ def build_module(
         model.compile()
     return ClassifierModule(
         model,
-        build_loss(regularization, model),
+        build_loss(regularization, model, weights=weights),
         optimizer=make_optimizer,
         scheduler=schedule.scheduler,
         num_classes=classes,
