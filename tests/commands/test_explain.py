@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from command_line import one_line, run
+from conformer_vision.errors import Terminated
+from conformer_vision.explain import Explainer
 from conformer_vision.weights import save_model
 from exports import FILES
 from pages import Page
@@ -157,3 +161,27 @@ def test_output_stride_and_two_folders_of_images(photos: Path, tmp_path: Path) -
     (tmp_path / "empty").mkdir()
     done = run("explain", tmp_path / "empty", photos, "--out", out)
     assert "is it a run folder?" in one_line(done)
+
+
+@pytest.mark.parametrize(("interrupt", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_the_page_holds_what_was_done(
+    interrupt: type[BaseException],
+    status: int,
+    trained: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    show = Explainer.show
+
+    def interrupted(self: Explainer, inputs: Any) -> Any:
+        found = show(self, inputs)
+        yield from itertools.islice(found, 3)
+        raise interrupt
+
+    monkeypatch.setattr(Explainer, "show", interrupted)
+    out = tmp_path / "out"
+    done = run("explain", trained, photos, "--out", out, "--device", "cpu")
+    assert done.status == status
+    assert "stopped after 3 of 5 images\n" in done.err
+    assert Page(out / "explained.html").tags["article"] == len(list(out.glob("*.png")))

@@ -1,8 +1,12 @@
-"""The subcommand ``explain``: heat maps of images, as PNG and on one page."""
+"""The subcommand ``explain``: heat maps of images, as PNG and on one page.
+
+Ctrl-C and SIGTERM end it early: the page is written with what was explained until then.
+"""
 
 from __future__ import annotations
 
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,37 +103,43 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     how = {name: options[name] for name in ("method", "scales", "flip", "blocks")}
     out, names = make_folder(options.out), FileNames()
     on_page: list[Panel] = []
-    broken = 0
-    for shown in explainer.show(images):
-        if shown.image is None:
-            broken += 1
-            note(f"skipped: {shown.error}")
-            continue
-        explanation = explainer.explanation(shown, chosen or shown.best(options.top_k), **how)
-        stem = names.stem(shown.name)
-        for answer in explanation.classes:
-            path = out / f"{stem}-{slug(answer.label)}-{options.method}.png"
-            say(f"{shown.name}: {_answer(answer)}, see {path}")
-            with atomic_path(path) as temporary:
-                explained(explanation, answer.label).save(temporary, "png")
-        if options.couplings:
-            path = out / f"{stem}-couplings.png"
-            save_couplings(explainer, shown, path, cut=options.cut)
-            say(f"{shown.name}: couplings, see {path}")
-        if lost():
-            break  # the reader has enough
-        if len(on_page) < _MOST_ON_PAGE:
-            on_page.append(panel(explainer, shown, chosen or shown.best(max(options.top_k, _CHOICE))))
+    broken = done = stopped = 0
+    try:
+        for shown in explainer.show(images):
+            if shown.image is None:
+                broken += 1
+                note(f"skipped: {shown.error}")
+            else:
+                explanation = explainer.explanation(shown, chosen or shown.best(options.top_k), **how)
+                stem = names.stem(shown.name)
+                for answer in explanation.classes:
+                    path = out / f"{stem}-{slug(answer.label)}-{options.method}.png"
+                    say(f"{shown.name}: {_answer(answer)}, see {path}")
+                    with atomic_path(path) as temporary:
+                        explained(explanation, answer.label).save(temporary, "png")
+                if options.couplings:
+                    path = out / f"{stem}-couplings.png"
+                    save_couplings(explainer, shown, path, cut=options.cut)
+                    say(f"{shown.name}: couplings, see {path}")
+                if len(on_page) < _MOST_ON_PAGE:
+                    classes = chosen or shown.best(max(options.top_k, _CHOICE))
+                    on_page.append(panel(explainer, shown, classes))
+            done += 1
+            if lost():
+                break  # the reader has enough
+    except KeyboardInterrupt as interrupt:
+        note(f"stopped after {done:,} of {len(images):,} images")
+        stopped = 128 + getattr(interrupt, "signal", signal.SIGINT)
     if on_page:
         write_explained(out / PAGE, on_page, model=str(explainer.path))
-        left = len(images) - broken - len(on_page)
+        left = done - broken - len(on_page)
         say(
             f"page: {out / PAGE}"
-            + (f" (the first {len(on_page)} images; {left:,} have PNG files only)" if left else "")
+            + (f" (the first {len(on_page)} images; {left:,} have PNG files only)" if left > 0 else "")
         )
     if broken:
         note(f"{broken} of the images could not be read")
-    return 1 if broken else 0
+    return stopped or (1 if broken else 0)
 
 
 def _answer(answer: ClassAnswer) -> str:
