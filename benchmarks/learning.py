@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,24 @@ def store(experiment: Experiment, folder: Path, data: Path, results: Path = RESU
     results.mkdir(exist_ok=True)
     with atomic_path(results / f"{experiment.slug}.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{experiment.slug}: {measured.top1}")
+    print(f"{experiment.slug}: {result['top1']}")
     return result
 
 
 def _accuracy(measured: Evaluation) -> dict[str, Any]:
-    kept = ("samples", "top1", "top5", "loss", "nll", "ece")
-    return {name: value for name, value in asdict(measured).items() if name in kept}
+    """Take from an evaluation what is stored: values alone, since the seeds tell the spread."""
+    fused = measured.heads["fused"]
+    kept = {"top1": "top1", "top5": "top5", "loss": "log_loss"}
+    by_head = {
+        name: {head: getattr(figures, field).value for head, figures in measured.heads.items()}
+        for name, field in kept.items()
+    }
+    return {
+        "samples": measured.samples,
+        **by_head,
+        "nll": fused.log_loss.value,
+        "ece": fused.ece.value,
+    }
 
 
 def _curves(path: Path) -> list[dict[str, float]]:

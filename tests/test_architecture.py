@@ -12,7 +12,7 @@ LONGEST = 400
 LAYERS = [
     {"console", "environment", "errors", "extras", "files", "help", "hints", "lazy", "parsing"},
     {"memory", "pages", "spec", "preprocessing", "models"},
-    {"hf", "runs", "weights"},
+    {"hf", "output_stride", "runs", "weights"},
     {"data"},
     {"training", "inference"},
     {"explain"},

@@ -150,8 +150,10 @@ def test_evaluate(trained: Path, tmp_path: Path) -> None:
     image = tmp_path / "confusion.png"
     done = run("evaluate", trained, "--data=digits", "--confusion_matrix", image)
     assert (done.status, done.err) == (0, "")
-    for word in ("conv", "trans", "fused", "top-1", "top-5", "%", "181 images", " taken for ", str(image)):
+    for word in ("conv", "trans", "fused", "top-1, %", "AUROC", "181 images", " taken for ", str(image)):
         assert word in done.out, word
+    assert "top-5" not in done.out, "of ten classes"
+    assert max(map(len, done.out.splitlines())) <= 80
     Image.open(image).verify()
 
 

@@ -61,8 +61,9 @@ def test_evaluated_and_used_like_a_run(name: str, exported: Path, images: Path, 
     file = exported / FILES[name]
     actual = evaluate(file, "digits", batch_size=50)
     assert actual.confusion == expected.confusion
-    assert actual.top1 == pytest.approx(expected.top1)
-    assert actual.ece == pytest.approx(expected.ece, abs=1e-4)
+    for head, figures in actual.heads.items():
+        assert figures.top1.value == pytest.approx(expected.heads[head].top1.value)
+        assert figures.ece.value == pytest.approx(expected.heads[head].ece.value, abs=1e-4)
     ours, theirs = (Predictor(what)([images]) for what in (exported, file))
     assert [answer.labels for answer in theirs] == [answer.labels for answer in ours]
     assert [answer.error is None for answer in theirs] == [False, True, True]

@@ -51,7 +51,7 @@ def test_counts_shares_and_names() -> None:
     }
     names = [t.get_text() for t in axes.get_yticklabels()]
     assert names[:2] == ["cat", "$a$ dog"] and len(names[2]) == 24 and names[2].endswith("…")
-    assert axes.get_title() == "top-1 75.0 % of 12 images"
+    assert axes.get_title() == "9 of 12 images right"
 
 
 @pytest.mark.parametrize(("classes", "shown", "written"), [(20, 20, True), (40, 40, False), (200, 40, False)])
@@ -64,7 +64,7 @@ def test_what_is_written_depends_on_the_number_of_classes(classes: int, shown: i
     if classes == 200:  # a share is that of all images of the class, those outside the matrix included
         row, column = names.index("class 7"), names.index("class 150")
         assert axes.images[0].get_array()[row, column] == 0.5
-        assert "top-1 89.8 % of 2,000 images" in axes.get_title()
+        assert "of 2,000 images right" in axes.get_title()
 
 
 @pytest.mark.parametrize("classes", [2, 10, 200])

@@ -11,12 +11,13 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 from torchvision.datasets import ImageFolder
 
 from conformer_vision.data import Splitting, open_images
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Evaluation, evaluate
+from conformer_vision.inference.metrics import METRICS
 from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.runs import mark_config
 from conformer_vision.spec import ModelSpec
@@ -68,31 +69,28 @@ def test_against_scikit_learn(
     everything = range(len(classes))
     assert evaluation.samples == len(labels) == 25
     assert evaluation.classes == classes
-    assert evaluation.top5 is not None
-    assert (
-        list(evaluation.top1) == list(evaluation.top5) == list(evaluation.loss) == ["conv", "trans", "fused"]
-    )
-    for name in ("conv", "trans", "fused"):
+    assert list(evaluation.heads) == ["conv", "trans", "fused"]
+    for name, figures in evaluation.heads.items():
         scores = np.stack([output[name].double().numpy() for output in outputs])
         scores /= scores.sum(axis=1, keepdims=True)
-        top1 = top_k_accuracy_score(labels, scores, k=1, labels=everything)
-        assert evaluation.top1[name] == pytest.approx(top1)
-        assert evaluation.top5[name] == pytest.approx(
-            top_k_accuracy_score(labels, scores, k=5, labels=everything)
-        )
-        assert evaluation.loss[name] == pytest.approx(log_loss(labels, scores, labels=everything), rel=1e-4)
+        assert figures.top1.value == pytest.approx(accuracy_score(labels, scores.argmax(axis=1)))
+        assert figures.top5.value is None, "of seven classes"
+        assert figures.log_loss.value == pytest.approx(log_loss(labels, scores, labels=everything), rel=1e-4)
     counts = confusion_matrix(labels, scores.argmax(axis=1), labels=everything)
     dense = [[evaluation.confusion.get(true, {}).get(name, 0) for name in classes] for true in classes]
     assert np.array_equal(dense, counts)
     assert all(count for row in evaluation.confusion.values() for count in row.values())
-    totals = counts.sum(axis=1)
-    assert evaluation.per_class == {
-        name: counts[i, i] / totals[i] if totals[i] else None for i, name in enumerate(classes)
-    }
-    assert evaluation.per_class["cat"] is None
-    assert len(set(evaluation.top1.values()) | set(evaluation.loss.values())) > 3  # the heads differ
+    for i, (name, own) in enumerate(evaluation.heads["fused"].classes.items()):
+        total = counts[i].sum()
+        assert name == classes[i] and (own is None) == (total == 0)
+        assert own is None or own.recall.value == pytest.approx(counts[i, i] / total)
+    assert evaluation.heads["fused"].classes["cat"] is None
+    assert len({(h.top1.value, h.log_loss.value) for h in evaluation.heads.values()}) == 3  # the heads differ
     read = json.loads(evaluation.to_json())
-    assert (read["top1"], read["confusion"]) == (evaluation.top1, evaluation.confusion)
+    assert read["confusion"] == evaluation.confusion and "answers" not in read
+    top1 = evaluation.heads["conv"].top1
+    assert read["heads"]["conv"]["top1"] == {"value": top1.value, "low": top1.low, "high": top1.high}
+    assert read["heads"]["conv"]["classes"]["cat"] is None
     assert read["images_per_second"] == pytest.approx(25 / read["seconds"])
 
 
@@ -101,7 +99,8 @@ def test_batches_and_workers_change_nothing(
 ) -> None:
     again = evaluate(conformer_run, images, device="cpu", batch_size=25, workers=1)
     assert again.confusion == evaluation.confusion
-    assert again.loss == pytest.approx(evaluation.loss, rel=1e-5)
+    for head, figures in again.heads.items():
+        assert figures.log_loss.value == pytest.approx(evaluation.heads[head].log_loss.value, rel=1e-5)
 
 
 def test_splits_of_a_network_with_one_head_and_few_classes(resnet_run: Path, tmp_path: Path) -> None:
@@ -109,8 +108,7 @@ def test_splits_of_a_network_with_one_head_and_few_classes(resnet_run: Path, tmp
     write_images(tmp_path / "train", {"ant": 4, "bee": 1})
     result = evaluate(resnet_run, tmp_path, device="cpu")
     assert images_of(result) == {"ant": 2, "bee": 3}
-    assert list(result.top1) == list(result.loss) == ["fused"]
-    assert result.top5 is None and json.loads(result.to_json())["top5"] is None
+    assert list(result.heads) == ["fused"] and result.heads["fused"].top5.value is None
     train = evaluate(resnet_run, tmp_path, device="cpu", split="train")
     assert images_of(train) == {"ant": 4, "bee": 1}
     assert evaluate(resnet_run, tmp_path, device="cpu", split="all").samples == 10
@@ -171,10 +169,10 @@ def test_broken_images_are_named_and_left_out(resnet_run: Path, tmp_path: Path, 
     assert str(Path("bee", "1.png")) in line and "\n" not in line
     whole = evaluate(resnet_run, tmp_path / "whole", device="cpu", batch_size=2)
     assert whole.broken == []
-    assert (result.confusion, result.top1) == (whole.confusion, whole.top1)
-    assert (result.nll, result.ece, result.loss["fused"]) == pytest.approx(
-        (whole.nll, whole.ece, whole.loss["fused"]), rel=1e-5
-    )
+    assert result.confusion == whole.confusion
+    for metric in METRICS:
+        of_torn, of_whole = (each.heads["fused"].of(metric) for each in (result, whole))
+        assert of_torn.value == pytest.approx(of_whole.value, rel=1e-5), metric.name
     assert json.loads(result.to_json())["broken"] == [line]
 
 
@@ -201,16 +199,17 @@ def test_excluded_images_are_left_out(resnet_run: Path, tmp_path: Path) -> None:
         evaluate(resnet_run, tmp_path / "data", device="cpu", exclude=tmp_path / "gone.csv")
 
 
-def test_temperature_changes_nll_and_ece_alone(
+def test_temperature_changes_the_probabilities_of_the_prediction_alone(
     conformer_run: Path, images: Path, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     scaled = tmp_path / "scaled.safetensors"
     scaled.write_bytes((conformer_run / "best.safetensors").read_bytes())
     save_temperature(scaled, 4.0)
     result = evaluate(scaled, images, device="cpu", batch_size=8)
-    assert evaluation.nll == pytest.approx(evaluation.loss["fused"], rel=1e-6)
-    assert (result.top1, result.confusion) == (evaluation.top1, evaluation.confusion)
-    assert result.loss == pytest.approx(evaluation.loss)
+    assert result.confusion == evaluation.confusion
+    assert result.heads["fused"].auroc.value != evaluation.heads["fused"].auroc.value, "classes are softer"
+    for head in ("conv", "trans"):
+        assert result.heads[head] == evaluation.heads[head]
 
     model, spec = load_model(conformer_run)
     transform, logits, labels = evaluation_transform(spec), [], []
@@ -220,9 +219,12 @@ def test_temperature_changes_nll_and_ece_alone(
         labels.append(spec.classes.index(path.parent.name))
     for evaluated, temperature in ((evaluation, 1.0), (result, 4.0)):
         p = (torch.stack(logits) / temperature).softmax(dim=1).numpy()
-        assert evaluated.nll == pytest.approx(log_loss(labels, p, labels=range(len(spec.classes))), rel=1e-4)
-        assert evaluated.ece == pytest.approx(by_hand(p, np.array(labels)), abs=1e-4)
-    assert result.ece != pytest.approx(evaluation.ece, abs=1e-3)
+        fused = evaluated.heads["fused"]
+        assert fused.log_loss.value == pytest.approx(
+            log_loss(labels, p, labels=range(len(spec.classes))), rel=1e-4
+        )
+        assert fused.ece.value == pytest.approx(by_hand(p, np.array(labels)), abs=1e-4)
+    assert result.heads["fused"].ece != evaluation.heads["fused"].ece
 
 
 def by_hand(p: np.ndarray, labels: np.ndarray) -> float:

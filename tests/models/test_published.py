@@ -86,7 +86,7 @@ def test_what_ships_is_as_good_as_its_spec_says(shared_dir: Path, tmp_path: Path
     stated = json.loads(stored.read_text(encoding="utf-8"))["top1"]
     assert set(stated) == {"conv", "trans", "fused"}
     for head, top1 in stated.items():  # the run's weights were measured, what ships are their halves
-        assert measured.top1[head] == pytest.approx(top1, abs=0.005), head
+        assert measured.heads[head].top1.value == pytest.approx(top1, abs=0.005), head
 
 
 # ---- ImageNet --------------------------------------------------------------------------------------

@@ -1,16 +1,29 @@
 """What is read from the answers, on answers made by hand."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 import torch
 
-from conformer_vision.inference.evaluation import Answers
+from conformer_vision.data.stream import ImageStream, StreamedImage
+from conformer_vision.inference.answers import Answers, Collector
+from conformer_vision.inference.evaluation import Evaluation
+from conformer_vision.inference.metrics import head_figures
 from conformer_vision.report.analysis import (
     Outcome,
     class_rows,
-    first_choices,
-    join,
+    outcome_of,
     study_branches,
     worst_errors,
 )
+
+
+class Stream(ImageStream):
+    """A stream that only says that its images have no names."""
+
+    def read(self, *, seed: int | None, part: int, parts: int, start: int = 0) -> Iterator[StreamedImage]:
+        raise NotImplementedError
 
 
 def logits(*rows: tuple[float, ...]) -> torch.Tensor:
@@ -23,15 +36,18 @@ FUSED = logits((0.85, 0.15, 0), (0.45, 0.55, 0), (0.4, 0.6, 0), (0.2, 0.8, 0), (
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1])
 
 
-def outcome() -> Outcome:
-    """Six images in two batches, the third of them broken."""
-    parts = []
+def answers_of(heads: dict[str, torch.Tensor]) -> Answers:
+    """Six images in two batches, the third of them broken, of which four have their logits kept."""
+    collector = Collector(6, classes=3, temperature=2.0)
     for start, stop, gap in ((0, 2, 0), (2, 6, 1)):
-        heads = {"conv": CONV[start:stop], "trans": TRANS[start:stop], "fused": FUSED[start:stop]}
         places = torch.arange(start, stop) + gap
-        answers = Answers(heads, LABELS[start:stop], places + 100, places)
-        parts.append(first_choices(answers, torch.ones(len(places), dtype=torch.bool)))
-    return join(parts)
+        part = {name: logits[start:stop] for name, logits in heads.items()}
+        collector.add(part, LABELS[start:stop], places + 100, places)
+    return collector.finish(Stream(), broken=[])
+
+
+def outcome() -> Outcome:
+    return outcome_of(answers_of({"conv": CONV, "trans": TRANS, "fused": FUSED}))
 
 
 def test_collected_in_order() -> None:
@@ -39,13 +55,20 @@ def test_collected_in_order() -> None:
     assert found.labels.tolist() == LABELS.tolist()
     assert found.order.tolist() == [0, 1, 3, 4, 5, 6]
     assert found.indices.tolist() == [100, 101, 103, 104, 105, 106]
-    assert torch.equal(found.logits, FUSED)
+    assert torch.equal(found.logits, FUSED), "as they are, without the temperature"
     assert found.branches["conv"].classes.tolist() == [0, 0, 1, 1, 2, 1]
     assert torch.allclose(found.branches["trans"].probabilities, torch.tensor([0.8, 0.7, 0.6, 0.7, 0.6, 0.8]))
     fused = found.fused(2.0)
     assert fused.classes.tolist() == [0, 1, 1, 1, 1, 1]
     root = torch.tensor([0.85, 0.15]).sqrt()
     assert torch.isclose(fused.probabilities[0], root[0] / root.sum())
+
+
+def test_a_part_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conformer_vision.inference.answers.MOST_KEPT", 3 * 3 * 2)
+    found = outcome()
+    assert found.order.tolist() == [0, 4] and torch.equal(found.logits, FUSED[::3])
+    assert found.branches["conv"].classes.tolist() == [0, 1]
 
 
 def test_worst_errors_first_and_wrong_ones_only() -> None:
@@ -70,24 +93,37 @@ def test_branches() -> None:
 
 
 def test_one_head_has_no_branches() -> None:
-    answers = Answers({"fused": FUSED}, LABELS, torch.arange(6), torch.arange(6))
-    alone = first_choices(answers, LABELS == 0)
-    assert torch.equal(alone.logits, FUSED[:4]) and alone.order.tolist() == [0, 1, 2, 3]
-    assert study_branches(alone, most=5) is None
+    assert study_branches(outcome_of(answers_of({"fused": FUSED})), most=5) is None
 
 
 def test_classes_worst_first_and_empty_ones_last() -> None:
     confusion = {"a": {"a": 5, "b": 2, "c": 1}, "c": {"a": 4, "b": 1, "c": 5}, "d": {"d": 7}}
-    rows = class_rows(confusion, "abcd")
-    assert [(row.name, row.right, row.total, row.top1) for row in rows] == [
-        ("c", 5, 10, 0.5),
-        ("a", 5, 8, 0.625),
-        ("d", 7, 7, 1.0),
-        ("b", 0, 0, None),
+    pairs = [
+        ("abcd".index(true), "abcd".index(predicted))
+        for true, row in confusion.items()
+        for predicted, count in row.items()
+        for _ in range(count)
     ]
+    labels, predicted = torch.tensor(pairs).T
+    collector = Collector(len(pairs), classes=4, temperature=1.0)
+    collector.add({"fused": torch.eye(4)[predicted]}, labels, labels, labels)
+    answers = collector.finish(Stream(), broken=[])
+    some: Any = None
+    evaluation = Evaluation(
+        25, 25, None, head_figures(answers, "abcd"), confusion, tuple("abcd"), 1.0, 25.0, some, answers
+    )
+    rows = class_rows(evaluation)
+    f1 = [row.figures and row.figures.f1.value for row in rows]
+    assert [(row.name, row.right, row.images) for row in rows] == [
+        ("a", 5, 8),
+        ("c", 5, 10),
+        ("d", 7, 7),
+        ("b", 0, 0),
+    ]
+    assert f1 == [pytest.approx(10 / 17), pytest.approx(10 / 16), 1.0, None]
     assert [row.rival and (row.rival.predicted, row.rival.images) for row in rows] == [
-        ("a", 4),
         ("b", 2),
+        ("a", 4),
         None,
         None,
     ]

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +18,11 @@ from conformer_vision.data import BrokenImageError
 from conformer_vision.data.stream import ImageStream, StreamedImage
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Predictor, evaluate
-from conformer_vision.report import Findings, build, write_report
+from conformer_vision.inference.metrics import CLASS_METRICS, METRICS
+from conformer_vision.report import Findings, build, examine, write_report
 from conformer_vision.report.images import EDGE
 from conformer_vision.report.page import HEADS
-from conformer_vision.weights import load_model, save_model
+from conformer_vision.weights import load_model, save_model, save_temperature
 from image_sets import opened
 from pages import Page
 
@@ -62,14 +64,25 @@ def test_page_is_complete_in_itself(page: Page, run: Path) -> None:
     assert len(page.source.encode()) < 1_000_000
 
 
-def test_numbers_are_those_of_evaluate(page: Page, run: Path, images: Path) -> None:
-    result = evaluate(run, images, device="cpu")
-    for head, name in HEADS.items():
-        assert result.top5 is not None
-        numbers = f"{100 * result.top1[head]:.1f} % {100 * result.top5[head]:.1f} % {result.loss[head]:.4g}"
-        assert f"{name} {numbers}" in page.text
+def test_numbers_are_those_of_evaluate(page: Page, run: Path, images: Path, tmp_path: Path) -> None:
+    """At temperature 1, that of the weights as trained."""
+    shutil.copy(run / "best.safetensors", tmp_path)
+    save_temperature(tmp_path / "best.safetensors", 1.0)
+    result = evaluate(tmp_path / "best.safetensors", images, device="cpu")
+    for metric in METRICS:
+        if metric.name == "top5":
+            continue
+        shown = [metric.text(result.heads[head].of(metric), none="–") for head in HEADS]
+        title = metric.title[0].upper() + metric.title[1:] + ", %" * metric.percent
+        assert f"{title} {' '.join(shown)}" in page.text
+        assert metric.name in ("kappa", "brier", "log_loss") or " [" in shown[0], "with its interval"
+    top1 = result.heads["fused"].top1
+    assert f"Top-1 {100 * top1.value:.1f} % [{100 * top1.low:.1f}, {100 * top1.high:.1f}]" in page.text
+    assert "op-5" not in page.text, "of five classes"
+    red = result.heads["fused"].classes["red"]
+    assert f"red 25 {' '.join(metric.text(red.of(metric)) for metric in CLASS_METRICS[:3])}" in page.text
     assert "61 validation images" in page.text
-    assert "never – 0 0" in page.text
+    assert "never 0 – – –" in page.text
     matrix = [int(count or 0) for count in re.findall(r'<td[^>]*style="--a:[^"]*">(\d*)</td>', page.source)]
     expected = result.confusion
     assert matrix == [
@@ -137,7 +150,10 @@ def test_temperature_is_stored_and_the_weights_stay(
     assert other.keys() == load_file(run / "best.safetensors").keys()
     assert all(torch.equal(t, other[n]) for n, t in load_file(run / "best.safetensors").items())
     predictor = Predictor(run, device="cpu")
-    assert evaluate(run, images, device="cpu").nll < findings.evaluation.loss["fused"]
+    scaled, unscaled = evaluate(run, images, device="cpu"), findings.evaluation
+    assert scaled.heads["fused"].log_loss.value < unscaled.heads["fused"].log_loss.value
+    again = examine(run, data=None, device="cpu", batch_size=16, workers=0).evaluation
+    assert again.heads == unscaled.heads, "the report's own figures are not those of the stored temperature"
     assert predictor.classes == findings.evaluation.classes
 
 
@@ -184,7 +200,7 @@ def test_a_thousand_classes(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(write_report(folder, device="cpu").path)
     page.check_complete()
     assert "Shown are the 40 most confused of 1,000 classes" in page.text
-    assert page.text.count("class number 999 – 0 0") == 1
+    assert page.text.count("class number 999 0 – – –") == 1
     assert page.tags["img"] == 2 * build.WORST  # each with a heat map, of the one head
     assert len(page.source.encode()) < 1_000_000
 
@@ -193,17 +209,17 @@ def test_logits_of_some_images_where_all_would_not_fit(
     make_run: MakeRun, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accuracy is that of all images; what needs their logits is drawn evenly."""
-    monkeypatch.setattr(build, "MOST_LOGITS", 4 * 25)
+    monkeypatch.setattr("conformer_vision.inference.answers.MOST_KEPT", 3 * 4 * 25)
     folder = make_run(CONFORMER, ("blue", "green", "grey", "red"), images)
     findings = write_report(folder, device="cpu", batch_size=7)
     assert findings.evaluation.samples == 61
     assert findings.outcome.indices.tolist() == list(range(0, 61, 3))
     page = Page(findings.path)
     page.check_complete()
-    assert "Worst errors, branches and calibration are those of 21 of the 61 images" in page.text
+    assert "calibration, AUROC and average precision are those of 21 of the 61 images" in page.text
     monkeypatch.setattr(build.LabelledImages, "open", lambda *_: Stream(None))
     folder = make_run(CONFORMER, Stream.classes, "wds/none")
-    monkeypatch.setattr(build, "MOST_LOGITS", 2 * 4)
+    monkeypatch.setattr("conformer_vision.inference.answers.MOST_KEPT", 3 * 2 * 4)
     assert write_report(folder, device="cpu", batch_size=3).outcome.order.tolist() == [0, 1, 2, 4]
 
 

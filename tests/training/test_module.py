@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conformer_vision.data.handover import Batch
 from conformer_vision.data.loader import NOT_COUNTED
+from conformer_vision.inference.intervals import share, share_of_groups
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.seeding import StepSeeds
@@ -48,7 +50,7 @@ def test_training_step_of_two_heads(tiny: Tiny, logged: dict[str, Any]) -> None:
     assert not unused, "a branch does not learn"
 
 
-@pytest.mark.parametrize("num_classes", [3, 6])
+@pytest.mark.parametrize("num_classes", [10, 11])
 def test_validation_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_classes: int) -> None:
     """Over an epoch of batches of different sizes, some of whose images do not count."""
     classifier = make(tiny(), num_classes).eval()
@@ -62,18 +64,40 @@ def test_validation_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_classes
         branches = classifier.model.forward_branches(images)
     outputs = branches._asdict() | {"fused": classifier.model(images)}
     wanted = {"val_loss"} | {f"val_top1_{head}" for head in outputs}
-    if num_classes == 6:  # of fewer classes top-5 says nothing
+    if num_classes == 11:  # of fewer classes top-5 says little
         wanted |= {f"val_top5_{head}" for head in outputs}
     assert logged.keys() == wanted
     for head, logits in outputs.items():
         right = (logits.argmax(1) == target)[counted].float().mean()
         torch.testing.assert_close(logged[f"val_top1_{head}"], right)
-        if num_classes == 6:
+        if num_classes == 11:
             among = (logits.topk(5, dim=1).indices == target[:, None]).any(1)[counted].float().mean()
             torch.testing.assert_close(logged[f"val_top5_{head}"], among)
     criterion = nn.CrossEntropyLoss()  # never smoothed
     losses = [criterion(logits[counted], target[counted]) for logits in branches]
     torch.testing.assert_close(logged["val_loss"], (losses[0] + losses[1]) / 2)
+
+    right = int((outputs["fused"].argmax(1) == target)[counted].sum())
+    assert classifier.val_shares["top1_fused"] == share(right, int(counted.sum()))
+
+
+def test_intervals_by_groups_draw_groups(tiny: Tiny, logged: dict[str, Any]) -> None:
+    classifier = ClassifierModule(
+        make(tiny(), 3).model, val_groups=["a", "b", "a", "c", "b", "c", "d"]
+    ).eval()
+    images, target = make_batch(3)
+    target[4] = NOT_COUNTED
+    numbers = torch.tensor([5, 4, 3, 2, 1, 0])
+    with torch.no_grad():
+        for _ in range(2):  # each validation begins anew
+            for part in (slice(0, 4), slice(4, 6)):
+                classifier.validation_step(Batch(images[part], target[part], numbers[part], []), 0)
+            classifier.on_validation_epoch_end()
+        right = (classifier.model(images).argmax(1) == target).int().tolist()
+    # c: images 0 and 2; b: image 1; a: images 3 and 5; image 4 does not count, and of d there is none.
+    wanted = share_of_groups([right[0] + right[2], right[1], right[3] + right[5]], [2, 1, 2])
+    assert classifier.val_shares["top1_fused"] == wanted
+    assert wanted.value == pytest.approx(float(logged["val_top1_fused"]))
 
 
 def test_every_validation_begins_anew(tiny: Tiny, logged: dict[str, Any]) -> None:

@@ -258,7 +258,9 @@ def test_progress(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     """The bar of a terminal beside the line of every epoch; test_cli.py has the line alone."""
     train(tiny(progress="rich", epochs=1, max_steps=None, output=str(tmp_path / "run")))
     out = capsys.readouterr().out
-    assert re.search(r"^epoch 1/1  loss \d\.\d+  val loss .* top-1 .*\(conv .*, trans .*\)", out, re.M)
+    assert re.search(
+        r"^epoch 1/1  loss \d\.\d+.* top-1 \d+\.\d% \[\d+\.\d, \d+\.\d\] \(conv .*, trans .*\)", out, re.M
+    )
     assert re.search(r"epoch 1/1 .*4/4", out), "the bar"
 
 

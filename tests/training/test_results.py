@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from conformer_vision import evaluate
 from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
+from conformer_vision.inference.intervals import share
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.network import build_network
-from conformer_vision.training.progress import opening_lines
+from conformer_vision.training.progress import epoch_line, opening_lines
 from conformer_vision.training.results import by_class, closing_lines, read_results, scores
 from conformer_vision.training.run import resume
 from conformer_vision.weights import load
@@ -47,15 +49,20 @@ def test_results_are_those_of_the_best_epoch(run: Path, config: TrainConfig, ima
     assert (results["epochs"], results["steps"]) == (2, 6)
     assert results["initial_weights"] == "none, training from scratch"
     best, rows = results["best"], rows_of(run)
-    assert best["top1"]["fused"] == pytest.approx(max(row["val_top1_fused"] for row in rows), abs=1e-4)
+    assert best["top1"]["fused"]["value"] == pytest.approx(
+        max(row["val_top1_fused"] for row in rows), abs=1e-4
+    )
     assert results["last"]["val_loss"] == pytest.approx(rows[-1]["val_loss"], rel=1e-4)
     evaluation = evaluate(run, images, splitting=Splitting(0.25, 0), device="cpu")
-    assert evaluation.top1 == pytest.approx(best["top1"], abs=1e-5)
+    for head, figures in evaluation.heads.items():
+        assert best["top1"][head] == pytest.approx(asdict(figures.top1), abs=1e-5)
     counts = best["classes"]
     assert list(counts) == ["blue", "green", "red"]
     assert [each["images"] for each in counts.values()] == np.bincount(data.val_images.labels).tolist()
     correct = sum(each["correct"] for each in counts.values())
-    assert correct == round(len(data.val_images) * best["top1"]["fused"])
+    assert correct == round(len(data.val_images) * best["top1"]["fused"]["value"])
+    for each in counts.values():
+        assert each["recall"] == asdict(share(each["correct"], each["images"]))
 
 
 def test_a_complete_run_says_so_and_stays_as_it_is(
@@ -116,7 +123,10 @@ def test_a_run_without_readable_results_goes_on(run: Path, tmp_path: Path) -> No
 
 
 def result(**best: Any) -> dict[str, Any]:
-    top1 = {"conv": 0.6, "trans": 0.5, "fused": 0.75}
+    top1 = {
+        head: {"value": value, "low": value - 0.1, "high": value + 0.2}
+        for head, value in (("conv", 0.6), ("trans", 0.5), ("fused", 0.75))
+    }
     return {"epochs": 9, "best": {"epoch": 7, "top1": top1} | best}
 
 
@@ -124,23 +134,50 @@ def test_closing_lines() -> None:
     counts = by_class(("ant", "bee", "no one", "cat"), ([4, 4, 0, 2], [3, 2, 0, 2]))
     assert counts["weakest_class"] == "bee"
     assert closing_lines(result(**counts)) == [
-        "best: top-1 75.0% (conv 60.0%, trans 50.0%) in epoch 7 of 9",
+        "best: top-1 75.0% [65.0, 95.0] (conv 60.0, trans 50.0) in epoch 7 of 9",
         "weakest class: bee, 2 of 4 images right",
     ]
-    assert closing_lines(result()) == ["best: top-1 75.0% (conv 60.0%, trans 50.0%) in epoch 7 of 9"]
+    assert closing_lines(result()) == [
+        "best: top-1 75.0% [65.0, 95.0] (conv 60.0, trans 50.0) in epoch 7 of 9"
+    ]
     assert closing_lines({"epochs": 9}) == [], "every image of validation is broken"
     assert by_class(("ant", "bee"), ([0, 0], [0, 0]))["weakest_class"] is None
 
 
 def test_scores_are_json_whatever_the_loss() -> None:
     row = {"epoch": 1, "step": 2, "val_loss": float("nan"), "val_top1_fused": 0.5, "val_top5_fused": 1.0}
+    row |= {"val_top1_fused_low": 0.4, "val_top1_fused_high": 0.6}
     assert json.loads(json.dumps(scores(row), allow_nan=False)) == {
         "epoch": 1,
         "step": 2,
         "val_loss": None,
-        "top1": {"fused": 0.5},
-        "top5": {"fused": 1.0},
+        "top1": {"fused": {"value": 0.5, "low": 0.4, "high": 0.6}},
+        "top5": {"fused": {"value": 1.0, "low": None, "high": None}},
     }
+
+
+def test_the_line_of_an_epoch_fits_a_terminal() -> None:
+    row = {
+        "epoch": 1,
+        "train_loss": 1.5,
+        "val_loss": 0.5,
+        "lr": 1e-3,
+        "images_per_second": 9.0,
+        "seconds": 60.0,
+    }
+    for head, value in (("conv", 0.5), ("trans", 0.25), ("fused", 0.75)):
+        row |= {f"val_top1_{head}": value, f"val_top1_{head}_low": 0.2, f"val_top1_{head}_high": 0.9}
+    line = epoch_line(row, epochs=20, left=0, short=True)
+    assert line == "epoch 1/20  loss 1.500/0.500  top-1 75.0% [20.0, 90.0] (conv 50.0, trans 25.0)"
+    line = epoch_line(row | {"epoch": 10}, epochs=300, left=0, short=True)
+    assert line.endswith("25.0)") and len(line) == 80
+    line = epoch_line(row | {"epoch": 100}, epochs=300, left=0, short=True)
+    assert line == "epoch 100/300  loss 1.500/0.500  top-1 75.0% [20.0, 90.0]"
+    line = epoch_line(row, epochs=20, left=90, short=False)
+    assert line == (
+        "epoch 1/20  loss 1.500  val loss 0.500  top-1 75.0% [20.0, 90.0] (conv 50.0, trans 25.0)"
+        "  lr 1.0e-03  9 images/s  0:01:00  left 0:01:30"
+    )
 
 
 def test_a_run_says_what_it_does(

@@ -84,14 +84,14 @@ def test_metrics(run: Path, images: Path) -> None:
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
     assert rows[-1]["lr"] < rows[0]["lr"]
     evaluation = evaluate(run / "last.safetensors", images, splitting=Splitting(0.25, 0), device="cpu")
-    assert evaluate(run, images, splitting=Splitting(0.25, 0), device="cpu").top1["fused"] == pytest.approx(
-        max(row["val_top1_fused"] for row in rows), abs=1e-5
-    )  # the best weights
-    for head, top1 in evaluation.top1.items():
-        assert rows[-1][f"val_top1_{head}"] == pytest.approx(top1, abs=1e-5)
-    assert rows[-1]["val_loss"] == pytest.approx(
-        (evaluation.loss["conv"] + evaluation.loss["trans"]) / 2, rel=1e-4
-    )
+    best = evaluate(run, images, splitting=Splitting(0.25, 0), device="cpu").heads["fused"].top1.value
+    assert best == pytest.approx(max(row["val_top1_fused"] for row in rows), abs=1e-5)  # the best weights
+    for head, figures in evaluation.heads.items():
+        top1 = figures.top1
+        for suffix, value in (("", top1.value), ("_low", top1.low), ("_high", top1.high)):
+            assert rows[-1][f"val_top1_{head}{suffix}"] == pytest.approx(value, abs=1e-5)
+    losses = [evaluation.heads[head].log_loss.value for head in ("conv", "trans")]
+    assert rows[-1]["val_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
 
 
 def test_the_kept_recipe_gives_the_same_weights(run: Path, weights: Weights, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_resnet_is_trained_by_the_same_code(tiny: Tiny, images: Path, tmp_path: 
     assert {path.name for path in run.iterdir()} == FILES - {"curves.png"}
     assert "val_top1_fused" in rows_of(run)[0]
     assert "val_top1_conv" not in rows_of(run)[0]
-    assert evaluate(run, images, device="cpu").top1.keys() == {"fused"}
+    assert evaluate(run, images, device="cpu").heads.keys() == {"fused"}
 
 
 def test_trained_weights_start_another_training(

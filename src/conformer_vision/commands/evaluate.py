@@ -1,4 +1,4 @@
-"""The subcommand ``evaluate``: the accuracy of a trained model on labelled images."""
+"""The subcommand ``evaluate``: the figures of a trained model on labelled images."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from conformer_vision.runs import check_output
 
 if TYPE_CHECKING:
     from conformer_vision.inference import Evaluation
+    from conformer_vision.inference.metrics import HeadFigures
+
+MOST_CLASSES = 20
+"""With more, only the worst are printed; --json has all."""
 
 
 def build_parser() -> Parser:
@@ -83,15 +87,44 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
 def _print(evaluation: Evaluation) -> None:
     from conformer_vision.inference.confusion import confused_pairs
+    from conformer_vision.inference.intervals import UNDEFINED
+    from conformer_vision.inference.metrics import METRICS
 
-    rows = []
-    for head, top1 in evaluation.top1.items():
-        top5 = "" if evaluation.top5 is None else f"{evaluation.top5[head]:.2%}"
-        rows.append((head, f"{top1:.2%}", top5, f"{evaluation.loss[head]:.4f}"))
     say(f"{evaluation.samples:,} images, {evaluation.images_per_second:,.0f} per second")
-    show_table(("head", "top-1", "top-5", "loss"), rows)
-    say(f"calibration: ECE {evaluation.ece:.2%}, NLL {evaluation.nll:.4f}")
+    heads = {"fused": evaluation.heads["fused"], **evaluation.heads}  # the prediction first
+    rows = []
+    for metric in METRICS:
+        if metric.name != "top5" or heads["fused"].top5 != UNDEFINED:
+            title = f"{metric.title}, %" if metric.percent else metric.title
+            rows.append((title, *(metric.text(figures.of(metric)) for figures in heads.values())))
+    show_table(("", *heads), rows)
+    drawn = "the images" if evaluation.groups is None else f"{evaluation.groups:,} groups of images"
+    say(f"in brackets: 95 % intervals for the choice of {drawn}")
+    if evaluation.ranked < evaluation.samples:
+        say(f"AUROC and average precision are those of {evaluation.ranked:,} images, which fit into memory")
+    _print_classes(heads["fused"])
     for pair in confused_pairs(evaluation.confusion)[:3]:
         say(f"{pair.true} taken for {pair.predicted}: {pair.images:,} ({pair.share:.0%})")
     if evaluation.broken:
         say(f"left out: {len(evaluation.broken):,} that could not be read")
+
+
+def _print_classes(figures: HeadFigures) -> None:
+    """Print the figures of every class, or of those with the lowest F1, in the order of the classes."""
+    from conformer_vision.inference.metrics import CLASS_METRICS
+
+    filled = {name: each for name, each in figures.classes.items() if each is not None}
+    lowest = sorted(filled, key=lambda name: filled[name].f1.value or 0.0)[:MOST_CLASSES]
+    if len(filled) <= MOST_CLASSES:
+        say("by class, %")
+    else:
+        say(f"the {len(lowest)} classes of {len(figures.classes):,} with the lowest F1, %")
+    shown = CLASS_METRICS[:3]
+    rows = [
+        (name, f"{each.images:,}", *(metric.text(each.of(metric)) for metric in shown))
+        for name, each in filled.items()
+        if name in lowest
+    ]
+    show_table(("class", "images", *(metric.title for metric in shown)), rows)
+    if empty := len(figures.classes) - len(filled):
+        say(f"classes without images, which are in no mean: {empty:,}")

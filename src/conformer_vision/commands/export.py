@@ -80,6 +80,12 @@ def _print(exported: Exported) -> None:
         say(f"kept in float: {', '.join(exported.kept_float)}")
     if exported.accuracy is None:
         return
+    from conformer_vision.inference.metrics import METRICS
+
+    top1 = METRICS[0]
     before, after = exported.accuracy
-    rows = [(head, f"{top1:.2%}", f"{after.top1[head]:.2%}") for head, top1 in before.top1.items()]
-    show_table(("head", "top-1 of the model", f"top-1 in {exported.precision}"), rows)
+    rows = [
+        (head, top1.text(figures.top1), top1.text(after.heads[head].top1))
+        for head, figures in before.heads.items()
+    ]
+    show_table(("head", "top-1 of the model, %", f"top-1 in {exported.precision}, %"), rows)

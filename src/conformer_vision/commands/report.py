@@ -24,6 +24,7 @@ def build_parser() -> Parser:
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Write the report; return the exit status."""
+    from conformer_vision.inference.metrics import METRICS
     from conformer_vision.report import examine, save_report
 
     findings = examine(
@@ -34,7 +35,8 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         workers=options.workers,
     )
     evaluation, calibration = findings.evaluation, findings.calibration
-    say(f"top-1 {evaluation.top1['fused']:.2%} of {evaluation.samples:,} images")
+    top1 = METRICS[0].text(evaluation.heads["fused"].top1)
+    say(f"top-1 {top1} % of {evaluation.samples:,} images (in brackets: 95 % interval)")
     after = "" if calibration.after is None else f", {calibration.after.ece:.2%} after scaling"
     say(f"calibration error {calibration.before.ece:.2%}{after}")
     status = name_broken(findings.broken)

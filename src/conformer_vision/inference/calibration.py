@@ -117,6 +117,12 @@ def reliability(logits: Tensor, labels: Tensor, temperatures: Tensor) -> Reliabi
     return Reliability(_nll(scaled, labels), float(ece), _bins(confidence, predicted == labels))
 
 
+def bins_of(confidences: Tensor) -> Tensor:
+    """Return the number of each confidence's bin, (N,) as given; 1 is in the last one, as in torchmetrics."""
+    edges = torch.linspace(0, 1, BINS + 1, dtype=confidences.dtype)
+    return (torch.bucketize(confidences, edges, right=True) - 1).clamp(max=BINS - 1)
+
+
 def binned_probabilities(logits: Tensor) -> Tensor:
     """Compute probabilities for `BINS` bins: at 1, torchmetrics would open another bin."""
     probabilities = logits.softmax(dim=1)
@@ -140,13 +146,12 @@ def _nll(logits: Tensor, labels: Tensor) -> float:
 
 
 def _bins(confidences: Tensor, right: Tensor) -> tuple[Bin, ...]:
-    edges = torch.linspace(0, 1, BINS + 1)  # torchmetrics' bins
-    place = torch.bucketize(confidences, edges, right=True) - 1
+    place = bins_of(confidences)
     count = torch.bincount(place, minlength=BINS)
     filled = count.clamp(min=1)
     confidence = torch.bincount(place, weights=confidences.double(), minlength=BINS) / filled
     accuracy = torch.bincount(place, weights=right.double(), minlength=BINS) / filled
-    bounds = edges.tolist()
+    bounds = torch.linspace(0, 1, BINS + 1).tolist()
     return tuple(
         Bin(bounds[i], bounds[i + 1], int(count[i]), float(confidence[i]), float(accuracy[i]))
         for i in range(BINS)

@@ -71,7 +71,7 @@ def draw_confusion_matrix(confusion: Confusion, classes: Sequence[str]) -> Figur
         _write_counts(axes, counts, norm(shares).filled(0))
     images = sum(sum(row.values()) for row in confusion.values())
     right = sum(row.get(name, 0) for name, row in confusion.items())
-    title = f"top-1 {100 * right / max(images, 1):.1f} % of {images:,} images"
+    title = f"{right:,} of {images:,} images right"
     if len(shown) < len(classes):
         title += f"; the {len(shown)} most confused of {len(classes):,} classes"
     axes.set_title(title, fontsize=11)

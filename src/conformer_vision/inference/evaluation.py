@@ -1,68 +1,42 @@
-"""Accuracy of a trained model on labelled images, for each head in one pass."""
+"""Figures of a trained model on labelled images, for each head, from one pass."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from conformer_vision.data import ImageSource, ImageStream, Splitting
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.splits import Split
 from conformer_vision.errors import UserError
-from conformer_vision.inference.calibration import BINS, binned_probabilities
+from conformer_vision.inference.answers import Answers, Collector
 from conformer_vision.inference.confusion import Confusion
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
+from conformer_vision.inference.metrics import HeadFigures, head_figures
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.runs import find_model
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The logits of every head for a batch of images, without the broken ones."""
-
-    logits: dict[str, Tensor]
-    """Head -> (B, K) float32, on the model's device; all finite."""
-    labels: Tensor
-    """(B,) int64, true classes, on the model's device."""
-    indices: Tensor
-    """(B,) int64, on the CPU: numbers of the images in their source; -1 for a stream."""
-    order: Tensor
-    """(B,) int64, on the CPU: numbers of the images in the pass from 0, counting broken ones."""
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; shares are in [0, 1].
-
-    The keys of ``top1``, ``top5`` and ``loss`` are the heads: ``conv``, ``trans`` and ``fused`` (the
-    model's prediction), or ``fused`` alone for a network with one head.
-    """
+    """What `evaluate` found."""
 
     samples: int
     """Number of images, without those that could not be read."""
-    top1: dict[str, float]
-    """Share of images whose class has the largest logit."""
-    top5: dict[str, float] | None
-    """Share whose class is among the five largest; None with fewer than five classes."""
-    loss: dict[str, float]
-    """Mean cross-entropy of the logits as they are, in nats, without label smoothing."""
-    nll: float
-    """Mean cross-entropy of the prediction at the model's temperature, in nats."""
-    ece: float
-    """Expected calibration error of the prediction at the model's temperature (15 bins), in [0, 1]."""
-    per_class: dict[str, float | None]
-    """Top-1 of the prediction among the images of each class; None for a class without images."""
+    ranked: int
+    """Number of images, evenly drawn, that AUROC and average precision are of, as memory allows."""
+    groups: int | None
+    """Number of groups of images, such as patients, that the intervals resample; None without groups."""
+    heads: dict[str, HeadFigures]
+    """The figures by head: ``conv``, ``trans`` and ``fused`` (the model's prediction, with probabilities at
+    its temperature), or ``fused`` alone for a network with one head."""
     confusion: Confusion
     """Counts of the prediction: true class -> predicted class -> images. Pairs without images are left out,
     so that it grows with the images and not with the square of the classes."""
@@ -74,10 +48,14 @@ class Evaluation:
     """Images in that time."""
     broken: list[str]
     """One line, with the name and the reason, for each image that could not be read."""
+    answers: Answers = field(repr=False, compare=False)
+    """The answers to every image; not in the JSON."""
 
     def to_json(self) -> str:
-        """Return all fields as one JSON object."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        """Return all fields but the answers as one JSON object."""
+        fields = asdict(replace(self, answers=None))  # type: ignore[arg-type]
+        del fields["answers"]
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False)
 
 
 def evaluate(
@@ -129,7 +107,7 @@ def evaluate_images(
     *,
     batch_size: int,
     workers: int,
-    each: Callable[[Answers], object] | None = None,
+    temperature: float | None = None,
 ) -> Evaluation:
     """Evaluate a model on the images of an open source.
 
@@ -138,95 +116,75 @@ def evaluate_images(
         source: The images.
         batch_size: Images per forward pass.
         workers: Processes that read images; 0 reads them in this one.
-        each: Receives the logits of every batch.
+        temperature: Of the prediction; the model's own by default.
 
     Raises:
         UserError: A model with a single class or an output that is not finite, an invalid batch size or
             number of workers, or no image that can be read.
     """
+    start = time.perf_counter()
+    answers = collect_answers(
+        trained, source, batch_size=batch_size, workers=workers, temperature=temperature
+    )
+    seconds = time.perf_counter() - start
+    classes, samples = trained.spec.classes, len(answers.labels)
+    return Evaluation(
+        samples=samples,
+        ranked=len(answers.kept),
+        groups=None if answers.groups is None else len(set(answers.groups)),
+        heads=head_figures(answers, classes),
+        confusion=_confusion(answers, classes),
+        classes=classes,
+        seconds=seconds,
+        images_per_second=samples / seconds,
+        broken=[each.line for each in answers.broken],
+        answers=answers,
+    )
+
+
+def collect_answers(
+    trained: TrainedModel,
+    source: ImageSource | ImageStream,
+    *,
+    batch_size: int,
+    workers: int,
+    temperature: float | None = None,
+) -> Answers:
+    """Collect what a model answers to the images of an open source; see `evaluate_images`."""
     classes = trained.spec.classes
     if len(classes) < 2:
         raise UserError(f"{trained.path} has a single class ({classes[0]}); there is nothing to evaluate")
-    metrics = _Metrics(trained)
-    broken: list[str] = []
-    seen = read = 0
-    start = time.perf_counter()
+    length = len(source) if isinstance(source, ImageSource) else source.length
+    collector = Collector(
+        length,
+        classes=len(classes),
+        temperature=trained.spec.temperature if temperature is None else temperature,
+    )
+    broken: list[tuple[int, int, str]] = []
+    seen = 0
     images = batch_size if isinstance(source, ImageStream) else min(batch_size, len(source))
     trained.check_batch(images, read_ahead=2 * workers)
     for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
-        broken += batch.broken
-        kept = (batch.labels >= 0).nonzero().flatten()
-        if len(kept):
-            logits = trained.runtime(batch.images[kept])
+        order = torch.arange(seen, seen + len(batch.labels))
+        read = batch.labels >= 0
+        lost = zip(batch.indices[~read].tolist(), order[~read].tolist(), batch.broken, strict=True)
+        broken += lost
+        if read.any():
+            logits = trained.runtime(batch.images[read])
             if not all(bool(values.isfinite().all()) for values in logits.values()):
                 raise UserError(f"the output of the model {trained.path} is not finite; train it again")
-            labels = batch.labels[kept].to(trained.device)
-            metrics.update(logits, labels)
-            if each is not None:
-                each(Answers(logits, labels, batch.indices[kept], kept + seen))
+            collector.add(logits, batch.labels[read].to(trained.device), batch.indices[read], order[read])
         seen += len(batch.labels)
-        read += len(kept)
-    if not read:
-        raise UserError(f"none of the {seen} images can be read; the first: {broken[0] if broken else '-'}")
-    return metrics.compute(start, broken=broken)
-
-
-class _Metrics:
-    """The metrics of every head, fed batch by batch on the device that computes the logits."""
-
-    def __init__(self, trained: TrainedModel) -> None:
-        self._names = trained.spec.classes
-        self._classes = len(self._names)
-        self._temperature = trained.spec.temperature
-        self._device = trained.device
-        self._heads: dict[str, MetricCollection] = defaultdict(self._new_metrics)
-        self._losses: dict[str, MeanMetric] = defaultdict(lambda: MeanMetric().to(self._device))
-        self._nll = MeanMetric().to(self._device)
-        self._ece = MulticlassCalibrationError(self._classes, n_bins=BINS).to(self._device)
-        self._pairs: Counter[tuple[int, int]] = Counter()
-        """Images by the numbers of their true and their predicted class."""
-
-    def _new_metrics(self) -> MetricCollection:
-        metrics: dict[str, Metric | MetricCollection] = {
-            "top1": MulticlassAccuracy(self._classes, average="micro")
-        }
-        if self._classes >= 5:
-            metrics["top5"] = MulticlassAccuracy(self._classes, average="micro", top_k=5)
-        return MetricCollection(metrics, compute_groups=False).to(self._device)
-
-    def update(self, heads: dict[str, Tensor], labels: Tensor) -> None:
-        for name, logits in heads.items():
-            self._heads[name].update(logits, labels)
-            self._losses[name].update(cross_entropy(logits, labels), weight=len(labels))
-        scaled = heads[FUSED] / self._temperature
-        self._nll.update(cross_entropy(scaled, labels), weight=len(labels))
-        self._ece.update(binned_probabilities(scaled), labels)
-        self._pairs.update(zip(labels.tolist(), heads[FUSED].argmax(dim=1).tolist(), strict=True))
-
-    def compute(self, start: float, *, broken: list[str]) -> Evaluation:
-        seconds = time.perf_counter() - start
-        results = {name: metrics.compute() for name, metrics in self._heads.items()}
-        samples, totals = self._pairs.total(), Counter[int]()
-        confusion: Confusion = defaultdict(dict)
-        for (label, predicted), count in sorted(self._pairs.items()):
-            confusion[self._names[label]][self._names[predicted]] = count
-            totals[label] += count
-        return Evaluation(
-            samples=samples,
-            top1={name: float(result["top1"]) for name, result in results.items()},
-            top5={name: float(result["top5"]) for name, result in results.items()}
-            if self._classes >= 5
-            else None,
-            loss={name: float(metric.compute()) for name, metric in self._losses.items()},
-            nll=float(self._nll.compute()),
-            ece=float(self._ece.compute()),
-            per_class={
-                name: self._pairs[i, i] / totals[i] if totals[i] else None
-                for i, name in enumerate(self._names)
-            },
-            confusion=dict(confusion),
-            classes=self._names,
-            seconds=seconds,
-            images_per_second=samples / seconds,
-            broken=broken,
+    if not collector.seen:
+        raise UserError(
+            f"none of the {seen} images can be read; the first: {broken[0][2] if broken else '-'}"
         )
+    return collector.finish(source, broken=broken)
+
+
+def _confusion(answers: Answers, names: Sequence[str]) -> Confusion:
+    counts = Counter(zip(answers.labels.tolist(), answers.heads[FUSED].predicted.tolist(), strict=True))
+    confusion: Confusion = defaultdict(dict)
+    for (label, predicted), count in sorted(counts.items()):
+        confusion[names[label]][names[predicted]] = count
+    return dict(confusion)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from conformer_vision.inference.confusion import Confusion, Pair, confused_pairs
-from conformer_vision.inference.evaluation import Answers
+from conformer_vision.inference.answers import Answers
+from conformer_vision.inference.confusion import Pair, confused_pairs
+from conformer_vision.inference.evaluation import Evaluation
+from conformer_vision.inference.metrics import ClassFigures
 from conformer_vision.inference.runtimes import FUSED
 
 BRANCHES = ("conv", "trans")
@@ -47,31 +48,18 @@ class Outcome:
         return Choices(self.logits.argmax(dim=1), best.values)
 
 
-def first_choices(part: Answers, kept: Tensor) -> Outcome:
-    """Keep the fused logits and the first choices of the branches for some images of a batch.
-
-    Args:
-        part: The batch.
-        kept: (B,) bool, on the CPU.
-    """
-    logits = {head: values.cpu()[kept] for head, values in part.logits.items()}
-    best = {name: logits[name].softmax(dim=1).max(dim=1) for name in BRANCHES if name in logits}
-    branches = {name: Choices(found.indices, found.values) for name, found in best.items()}
-    return Outcome(part.labels.cpu()[kept], part.indices[kept], part.order[kept], logits[FUSED], branches)
-
-
-def join(parts: Sequence[Outcome]) -> Outcome:
-    """Join the outcomes of one or more batches."""
-    return Outcome(
-        labels=torch.cat([part.labels for part in parts]),
-        indices=torch.cat([part.indices for part in parts]),
-        order=torch.cat([part.order for part in parts]),
-        logits=torch.cat([part.logits for part in parts]),
-        branches={
-            name: Choices(*map(torch.cat, zip(*(part.branches[name] for part in parts), strict=True)))
-            for name in parts[0].branches
-        },
+def outcome_of(answers: Answers) -> Outcome:
+    """Return the predictions for the images whose logits are kept."""
+    kept = answers.kept
+    branches = {
+        name: Choices(torch.from_numpy(head.predicted[kept]), torch.from_numpy(head.confidence[kept]))
+        for name, head in answers.heads.items()
+        if name in BRANCHES
+    }
+    labels, indices, order = (
+        torch.from_numpy(column[kept]) for column in (answers.labels, answers.indices, answers.order)
     )
+    return Outcome(labels, indices, order, answers.heads[FUSED].logits, branches)
 
 
 def worst_errors(outcome: Outcome, *, temperature: float, most: int) -> list[int]:
@@ -82,26 +70,36 @@ def worst_errors(outcome: Outcome, *, temperature: float, most: int) -> list[int
 
 
 class ClassRow(NamedTuple):
-    """The accuracy of one class."""
+    """The figures of one class."""
 
     name: str
-    total: int
+    images: int
     right: int
-    top1: float | None
+    figures: ClassFigures | None
     """None without images."""
     rival: Pair | None
     """What it is most often mistaken for."""
 
 
-def class_rows(confusion: Confusion, classes: Sequence[str]) -> list[ClassRow]:
-    """Return all classes, worst first, those without images last."""
+def class_rows(evaluation: Evaluation) -> list[ClassRow]:
+    """Return all classes, lowest F1 of the prediction first, those without images last."""
+    confusion = evaluation.confusion
     rivals = {pair.true: pair for pair in reversed(confused_pairs(confusion))}
-    rows = []
-    for name in classes:
-        counts = confusion.get(name, {})
-        total, right = sum(counts.values()), counts.get(name, 0)
-        rows.append(ClassRow(name, total, right, right / total if total else None, rivals.get(name)))
-    return sorted(rows, key=lambda row: (row.top1 is None, row.top1 or 0.0, -row.total))
+    rows = [
+        ClassRow(
+            name,
+            sum(confusion.get(name, {}).values()),
+            confusion.get(name, {}).get(name, 0),
+            figures,
+            rivals.get(name),
+        )
+        for name, figures in evaluation.heads[FUSED].classes.items()
+    ]
+    return sorted(rows, key=lambda row: (row.figures is None, _f1(row.figures), -row.images))
+
+
+def _f1(figures: ClassFigures | None) -> float:
+    return 0.0 if figures is None or figures.f1.value is None else figures.f1.value
 
 
 @dataclass(frozen=True)

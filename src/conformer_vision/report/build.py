@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from conformer_vision.data import ImageSource, ImageStream
+from conformer_vision.data import ImageSource
 from conformer_vision.errors import UserError, option
 from conformer_vision.explain import Explainer
 from conformer_vision.inference.calibration import calibrate
-from conformer_vision.inference.evaluation import Answers, evaluate_images
+from conformer_vision.inference.evaluation import evaluate_images
 from conformer_vision.inference.labelled import LabelledImages, read_run_data
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.pages import write_page
-from conformer_vision.report.analysis import Outcome, first_choices, join, study_branches, worst_errors
+from conformer_vision.report.analysis import outcome_of, study_branches, worst_errors
 from conformer_vision.report.findings import Findings, RunSettings
 from conformer_vision.report.images import thumbnails
 from conformer_vision.report.page import render
@@ -26,8 +26,6 @@ from conformer_vision.weights import save_temperature
 
 WORST = 24
 """Errors that are shown with their images."""
-MOST_LOGITS = 50_000_000
-"""Logits that are kept to fit the temperature: 200 MB, those of 50,000 images of 1,000 classes."""
 EXAMPLES = 8
 """Images shown for each way in which the branches are right or wrong."""
 
@@ -83,13 +81,13 @@ def examine(
     source = images.open(trained.spec.classes)
     if isinstance(source, ImageSource) and not len(source):
         raise UserError(f"{data} has no validation images to report on")
-    sample = _Sample(source, classes=trained.spec.num_classes)
-    evaluation = evaluate_images(trained, source, batch_size=batch_size, workers=workers, each=sample.add)
-    outcome = join(sample.parts)
-    if len(outcome.labels) < evaluation.samples:
+    # At temperature 1, whatever an earlier report has stored: it is fitted to these images.
+    evaluation = evaluate_images(trained, source, batch_size=batch_size, workers=workers, temperature=1.0)
+    outcome = outcome_of(evaluation.answers)
+    if evaluation.ranked < evaluation.samples:
         notes.append(
-            f"Worst errors, branches and calibration are those of {len(outcome.labels):,} of the"
-            f" {evaluation.samples:,} images, whose logits fit into memory."
+            f"Worst errors, branches, calibration, AUROC and average precision are those of"
+            f" {evaluation.ranked:,} of the {evaluation.samples:,} images, whose logits fit into memory."
         )
     calibration = calibrate(outcome.logits, outcome.labels, seed=trained_on.splitting.seed)
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
@@ -124,29 +122,6 @@ def examine(
         ),
         notes=notes,
     )
-
-
-class _Sample:
-    """The outcomes of a source's images, or of as many, drawn evenly, as `MOST_LOGITS` allows.
-
-    Args:
-        source: The images.
-        classes: Number of the model's classes.
-    """
-
-    def __init__(self, source: ImageSource | ImageStream, *, classes: int) -> None:
-        images = len(source) if isinstance(source, ImageSource) else source.length or 0
-        self.parts: list[Outcome] = []
-        self._most = max(MOST_LOGITS // classes, 1)
-        self._every = max(math.ceil(images / self._most), 1)
-        self._seen = 0
-
-    def add(self, part: Answers) -> None:
-        """Add a batch, or the images of it that belong to the sample."""
-        places = torch.arange(self._seen, self._seen + len(part.labels))
-        self._seen += len(places)
-        kept = (places % self._every == 0) & (places < self._most * self._every)
-        self.parts.append(first_choices(part, kept))
 
 
 def store_temperature(path: Path, temperature: float) -> None:

@@ -6,10 +6,24 @@ import math
 from collections.abc import Callable
 from datetime import timedelta
 
+from conformer_vision.inference.intervals import Figure
+
 
 def percent(share: float | None) -> str:
     """Format 0.1234 as ``12.3 %``, None as a dash."""
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def interval(figure: Figure) -> str:
+    """Format the interval of a share as ``[78.2, 97.1]``, nothing where there is none."""
+    if figure.low is None or figure.high is None:
+        return ""
+    return f"[{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
+
+
+def title_case(words: str) -> str:
+    """Begin with a capital letter; the rest stays."""
+    return words[:1].upper() + words[1:]
 
 
 def points(share: float) -> str:
@@ -40,6 +54,8 @@ def short(name: str) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
+    "interval": interval,
+    "title_case": title_case,
     "points": points,
     "number": number,
     "duration": duration,

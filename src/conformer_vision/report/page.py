@@ -15,6 +15,8 @@ import torch
 import conformer_vision
 from conformer_vision import pages
 from conformer_vision.inference.confusion import Confusion, confused_pairs, shown_classes
+from conformer_vision.inference.intervals import UNDEFINED
+from conformer_vision.inference.metrics import CLASS_METRICS, METRICS
 from conformer_vision.report.analysis import class_rows
 from conformer_vision.report.charts import curves, reliability_diagram
 from conformer_vision.report.explained import TITLES
@@ -63,15 +65,22 @@ def _context(findings: Findings) -> dict[str, Any]:
     if calibration.after is not None:
         title = "After scaling (cross-fitted)"
         diagrams.append(reliability_diagram(calibration.after, name="after", title=title))
-    order = [head for head in HEADS if head in evaluation.top1]
+    order = [head for head in HEADS if head in evaluation.heads]
     return {
         "findings": findings,
         "evaluation": evaluation,
+        "fused": evaluation.heads["fused"],
         "examined": len(findings.outcome.labels),
         "calibration": calibration,
         "spec": findings.spec,
         "study": findings.study,
         "classes": evaluation.classes,
+        "metrics": [
+            metric
+            for metric in METRICS
+            if metric.name != "top5" or evaluation.heads["fused"].top5 != UNDEFINED
+        ],
+        "class_metrics": CLASS_METRICS[:3],
         "heads": [(HEADS[head] if len(order) > 1 else "Model", head) for head in order],
         "curves": curves(findings.rows),
         "diagrams": diagrams,
@@ -79,7 +88,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "matrix": _matrix(evaluation.confusion, shown),
         "max_broken": MAX_BROKEN,
         "pairs": confused_pairs(evaluation.confusion)[:MAX_PAIRS],
-        "class_rows": class_rows(evaluation.confusion, evaluation.classes),
+        "class_rows": class_rows(evaluation),
         "errors": sum(pair.images for pair in confused_pairs(evaluation.confusion)),
         "cases": CASES,
         "titles": TITLES,

@@ -10,6 +10,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ..inference.intervals import Figure, figure
+from ..inference.runtimes.base import HEADS
 from .memory import peak_memory
 from .schedule import Clock
 
@@ -17,9 +19,20 @@ Row = dict[str, float]
 """One epoch's numbers by column name."""
 
 
+def by_head(row: Row, name: str) -> dict[str, Figure]:
+    """Return what a row has of `top1` or `top5`, with its interval, by head."""
+    columns = {head: f"val_{name}_{head}" for head in HEADS}
+    return {
+        head: figure(row[column], row.get(f"{column}_low", math.nan), row.get(f"{column}_high", math.nan))
+        for head, column in columns.items()
+        if column in row
+    }
+
+
 class Recorder(Callback):
     """Collects one row per epoch: `epoch, step, lr, train_loss, val_…, seconds, …`.
 
+    `val_top1_HEAD_low` and `val_top1_HEAD_high` are the bounds of the 95 % interval of `val_top1_HEAD`.
     `lr` is the highest one of the epoch's last step. `seconds` counts from the start of training.
     `images_per_second` is the speed of training without validation, and `waiting` the share of that time in
     which the step waited for images. `peak_memory_mb` is the most memory in use so far, on the GPU or by
@@ -73,6 +86,9 @@ class Recorder(Callback):
         images = (trainer.global_step - self._first_step) * self.batch_size
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics.pop("train_loss", None)  # of the last step; the row has the epoch's mean
+        for name, found in getattr(pl_module, "val_shares", {}).items():
+            for side, bound in (("low", found.low), ("high", found.high)):
+                metrics[f"val_{name}_{side}"] = math.nan if bound is None else bound
         seconds = max(self._train_seconds, 1e-9)
         self.rows.append(
             {

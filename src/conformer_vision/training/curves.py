@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..files import atomic_path
+from .callbacks import by_head
 
 
 def draw_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
@@ -23,9 +24,9 @@ def draw_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display, and leaves pyplot's state alone
     loss, accuracy, rate = figure.subplots(1, 3)
-    heads = [name for name in rows[-1] if name.startswith("val_top1_")]
+    heads = {f"val_top1_{head}": head for head in by_head(rows[-1], "top1")}
     _plot(loss, rows, {"train_loss": "training", "val_loss": "validation"}, title="loss")
-    _plot(accuracy, rows, {name: name.removeprefix("val_top1_") for name in heads}, title="validation top-1")
+    _plot(accuracy, rows, heads, title="validation top-1")
     _plot(rate, rows, {"lr": ""}, title="learning rate")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)

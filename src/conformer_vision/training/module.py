@@ -19,12 +19,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..data.loader import NOT_COUNTED
 from ..errors import UserError
+from ..inference.intervals import TOP5_FROM, Figure, share, share_of_groups
 from ..models.freezing import hold_frozen
 from .losses import BranchLoss
-from .teacher import Distillation
-
-TOP5_FROM = 6
-"""Number of classes from which top-5 accuracy is informative."""
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -50,7 +47,7 @@ class ClassifierModule(lightning.LightningModule):
     A batch is `(images, labels)`: (B, C, H, W), normalized, and (B,) int64; a label of -100 is not counted in
     evaluation. Longer tuples, such as `conformer_vision.data`'s `Batch`, may carry more.
 
-    Validation logs `val_loss`, and `val_top1_HEAD` and (from six classes) `val_top5_HEAD`, where HEAD is
+    Validation logs `val_loss`, and `val_top1_HEAD` and (from eleven classes) `val_top5_HEAD`, where HEAD is
     `conv`, `trans` and `fused` for a Conformer and `fused` alone for other models. Testing logs the same with
     `test_`. Prediction returns the fused logits (B, K).
 
@@ -66,10 +63,11 @@ class ClassifierModule(lightning.LightningModule):
         scheduler: makes a learning-rate scheduler from the optimizer and the number of optimizer steps.
             Defaults to a constant learning rate.
         num_classes: number of classes. Defaults to `model.num_classes`.
+        val_groups: the group of each validation image, such as its patient, by its number in the source, for
+            the intervals; batches then carry `indices`.
         val_loss: loss of validation and testing. Defaults to cross-entropy averaged over the heads.
         mixup: mixes every training batch, e.g. `timm.data.Mixup`.
         resize: resizes every training batch, for progressive resizing.
-        distillation: a teacher, whose answers are targets too; the label of an image may then be -100.
         channels_last: convert the images to the channels-last memory format.
 
     Raises:
@@ -84,10 +82,10 @@ class ClassifierModule(lightning.LightningModule):
         optimizer: Optimizer | OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         num_classes: int | None = None,
+        val_groups: Sequence[str] | None = None,
         val_loss: nn.Module | None = None,
         mixup: Mix | None = None,
         resize: Resize | None = None,
-        distillation: Distillation | None = None,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -101,17 +99,18 @@ class ClassifierModule(lightning.LightningModule):
         self.scheduler = scheduler
         self.mixup = mixup
         self.resize = resize
-        self.distillation = distillation
         self.channels_last = channels_last
         classes = num_classes or getattr(model, "num_classes", None)
         if not isinstance(classes, int) or classes < 2:
             raise UserError(f"num_classes {classes}: must be 2 or more; pass num_classes=")
         heads = ("conv", "trans", "fused") if self.two_heads else ("fused",)
-        self.val_scores, self.test_scores = _Scores(heads, classes), _Scores(heads, classes)
+        self.val_scores, self.test_scores = _Scores(heads, classes, val_groups), _Scores(heads, classes)
         self.inputs: Inputs | None = None
         """Of the last training step."""
         self.val_counts: tuple[list[int], list[int]] | None = None
         """Of the last validation: images per class, and correct answers of the fused head among them."""
+        self.val_shares: dict[str, Figure] = {}
+        """Of the last validation: `top1_HEAD` and `top5_HEAD` with their intervals."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W); in training mode a Conformer returns those of both heads."""
@@ -132,20 +131,11 @@ class ClassifierModule(lightning.LightningModule):
         if self.resize is not None:
             images = self.resize(images, self.global_step)
         images = self._arrange(images)
-        labelled = target != NOT_COUNTED
-        if self.distillation is not None:
-            target = target.clamp(min=0)  # MixUp makes vectors of them; those without a label are not used
         if self.mixup is not None:
             images, target = self.mixup(images, target)
-            labelled = labelled & labelled.flip(0)  # with which it mixes
         indices = getattr(batch, "indices", None)
         self.inputs = Inputs(images, [] if indices is None else indices.tolist())
-        output = self.model(images)
-        loss: Tensor
-        if self.distillation is None:
-            loss = self.train_loss(output, target)
-        else:
-            loss = self.distillation(images, output, target, labelled=labelled, label_loss=self.train_loss)
+        loss: Tensor = self.train_loss(self.model(images), target)
         self.log("train_loss", loss, batch_size=len(images))
         return loss
 
@@ -166,6 +156,7 @@ class ClassifierModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         images, correct = self.val_scores.by_class.compute().tolist()
         self.val_counts = images, correct
+        self.val_shares = self.val_scores.shares(sum(images))
         self._log_scores(self.val_scores, "val")
 
     def on_test_epoch_end(self) -> None:
@@ -193,10 +184,11 @@ class ClassifierModule(lightning.LightningModule):
         if self.two_heads:
             branches = self.model.forward_branches(images)  # type: ignore[operator]
             fused = self.model.fuse_logits(branches)  # type: ignore[operator]
-            scores.update({**branches._asdict(), "fused": fused}, self.val_loss(branches, target), target)
+            outputs, loss = {**branches._asdict(), "fused": fused}, self.val_loss(branches, target)
         else:
             logits = self.model(images)
-            scores.update({"fused": logits}, self.val_loss(logits, target), target)
+            outputs, loss = {"fused": logits}, self.val_loss(logits, target)
+        scores.update(outputs, loss, target, getattr(batch, "indices", None))
 
     def _log_scores(self, scores: _Scores, stage: str) -> None:
         # Computed here and not by `log`, which would do so only in processes that saw an image.
@@ -208,7 +200,7 @@ class ClassifierModule(lightning.LightningModule):
 class _Scores(nn.Module):
     """Mean loss, and top-1 and top-5 accuracy of every head, over an evaluation and all processes."""
 
-    def __init__(self, heads: Sequence[str], num_classes: int) -> None:
+    def __init__(self, heads: Sequence[str], num_classes: int, groups: Sequence[str] | None = None) -> None:
         super().__init__()
         self.loss = MeanMetric()
         self.by_class = _ByClass(num_classes)
@@ -222,8 +214,9 @@ class _Scores(nn.Module):
                 for head in heads
             }
         )
+        self.by_group = None if groups is None else _ByGroup(groups, list(self.accuracy))
 
-    def update(self, logits: dict[str, Tensor], loss: Tensor, target: Tensor) -> None:
+    def update(self, logits: dict[str, Tensor], loss: Tensor, target: Tensor, indices: Tensor | None) -> None:
         counted = int((target != NOT_COUNTED).sum())
         if not counted:
             return
@@ -232,6 +225,9 @@ class _Scores(nn.Module):
         for name, metric in self.accuracy.items():
             assert isinstance(metric, MulticlassAccuracy)
             metric.update(logits[name.partition("_")[2]], target)
+        if self.by_group is not None:
+            assert indices is not None
+            self.by_group.update(logits, target, indices)
 
     def compute(self) -> dict[str, Tensor]:
         scores = {"loss": self.loss.compute()}
@@ -240,8 +236,21 @@ class _Scores(nn.Module):
             scores[name] = metric.compute()
         return scores
 
+    def shares(self, images: int) -> dict[str, Figure]:
+        """Return every accuracy with its interval: of so many images or, where there are any, of groups."""
+        if self.by_group is not None:
+            total, *correct = self.by_group.compute().tolist()
+            return {
+                name: share_of_groups(right, total)
+                for name, right in zip(self.accuracy, correct, strict=True)
+            }
+        values = {name: float(value) for name, value in self.compute().items() if name != "loss"}
+        return {name: share(round(value * images), images) for name, value in values.items()}
+
     def reset(self) -> None:
         self.loss.reset()
+        if self.by_group is not None:
+            self.by_group.reset()
         self.by_class.reset()
         for metric in self.accuracy.values():
             assert isinstance(metric, MulticlassAccuracy)
@@ -268,6 +277,40 @@ class _ByClass(Metric):
 
     def compute(self) -> Tensor:
         return torch.stack([self.images, self.correct])
+
+
+class _ByGroup(Metric):
+    """Images per group, and correct answers by accuracy.
+
+    Args:
+        groups: of each image, by its number.
+        names: of the accuracies, as `top1_conv`.
+    """
+
+    counts: Tensor
+
+    def __init__(self, groups: Sequence[str], names: Sequence[str]) -> None:
+        super().__init__()
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        self.names = list(names)
+        of_images = torch.tensor([numbers[group] for group in groups])
+        self.register_buffer("numbers", of_images, persistent=False)
+        zeros = torch.zeros(1 + len(names), len(numbers), dtype=torch.long)
+        self.add_state("counts", zeros, dist_reduce_fx="sum")
+
+    def update(self, logits: dict[str, Tensor], target: Tensor, indices: Tensor) -> None:
+        counted = target != NOT_COUNTED
+        assert isinstance(self.numbers, Tensor)
+        groups = self.numbers[indices.to(self.numbers.device)[counted]]
+        found = [groups]
+        for name in self.names:
+            rank, _, head = name.removeprefix("top").partition("_")
+            best = logits[head][counted].topk(int(rank), dim=1).indices
+            found.append(groups[(best == target[counted][:, None]).any(dim=1)])
+        self.counts += torch.stack([torch.bincount(each, minlength=self.counts.shape[1]) for each in found])
+
+    def compute(self) -> Tensor:
+        return self.counts
 
 
 def _per_branch(loss: nn.Module) -> nn.Module:

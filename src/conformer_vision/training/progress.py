@@ -19,19 +19,19 @@ from ..data.groups import leak_line, shared_groups
 from ..data.opening import describe
 from ..data.stream import ImageStream
 from ..errors import some_names
-from .callbacks import Recorder, Row
+from .callbacks import Recorder, Row, by_head
 from .folder import RunFolder
 from .groups import Progress
 from .network import Network
 from .processes import is_first
-from .results import closing_lines
+from .results import closing_lines, top1_text
 from .schedule import FORWARD_SHARE, Schedule
-from .teacher import Distillation
 
 _TIMED_STEPS, _TIMED_SECONDS = 3, 10.0
 """Steps, or seconds, after which the time of the run is estimated."""
 _EVERY_SECONDS, _RARELY_SECONDS = 10.0, 300.0
 """Time between two lines within an epoch: at first, and at last."""
+_COLUMNS = 80
 
 
 def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note: str) -> list[str]:
@@ -43,17 +43,13 @@ def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note
         weights: what it starts from, in words.
         note: why it starts from nothing better.
     """
-    train, val, drawn = data.train_images, data.val_images, data.drawn_images
-    others = []
-    if isinstance(train, ImageSource) and isinstance(drawn, ImageSource) and drawn is not train:
-        others = [f"unlabelled: {len(drawn) - len(train):,} images"]
+    train, val = data.train_images, data.val_images
     model, spec = network
     height, width = spec.input_size[1:]
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return [
         f"data: {describe(data.data)}",
         f"images: {_number(train)} for training, {_number(val)} for validation",
-        *others,
         f"split: {_split(data)}",
         f"classes: {len(spec.classes)} ({some_names(spec.classes, most=4)})",
         f"model: {spec.model}, {parameters:.1f} M parameters, {height}x{width} pixels",
@@ -140,7 +136,7 @@ class Lines(Callback):
         self._first = self._first or now
         if not self._estimated and (self._steps >= _TIMED_STEPS or now - self._began >= _TIMED_SECONDS):
             self._estimated = True
-            say(f"time: {self._estimate(trainer, now)}{_of_teacher(pl_module, trainer)}")
+            say(f"time: {self._estimate(trainer, now)}")
         elif self.within and now >= self._next:
             self._pause = min(2 * self._pause, _RARELY_SECONDS)
             self._next = now + self._pause
@@ -214,28 +210,18 @@ def epoch_line(row: Row, *, epochs: int, left: float, short: bool) -> str:
         row: of the epoch.
         epochs: of the run.
         left: seconds left, infinite where that is not known.
-        short: leave out learning rate, speed and times, so that a terminal does not wrap the line.
+        short: for a terminal of 80 columns: the losses of training and validation with a slash between them,
+            no learning rate, speed and times, and no branches if they do not fit.
     """
-    heads = [name for name in row if name.startswith("val_top1_") and name != "val_top1_fused"]
-    branches = ", ".join(f"{name.removeprefix('val_top1_')} {row[name]:.1%}" for name in heads)
-    line = (
-        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}"
-        f"  top-1 {row['val_top1_fused']:.1%}" + (f" ({branches})" if branches else "")
-    )
+    figures = by_head(row, "top1")
+    epoch = f"epoch {row['epoch']:.0f}/{epochs}"
+    loss, val_loss = f"{row['train_loss']:.3f}", f"{row['val_loss']:.3f}"
     if short:
-        return line
+        line = f"{epoch}  loss {loss}/{val_loss}  {top1_text(figures)}"
+        return line if len(line) <= _COLUMNS else line.partition(" (")[0]
+    line = f"{epoch}  loss {loss}  val loss {val_loss}  {top1_text(figures)}"
     times = f"{row['images_per_second']:,.0f} images/s  {_time(row['seconds'])}{_left(left)}"
     return f"{line}  lr {row['lr']:.1e}  {times}"
-
-
-def _of_teacher(module: LightningModule, trainer: Trainer) -> str:
-    """Say how much of a step a teacher takes, if there is one."""
-    distillation = getattr(module, "distillation", None)
-    if not isinstance(distillation, Distillation):
-        return ""
-    return (
-        f", of which the teacher takes {distillation.teacher.seconds * trainer.accumulate_grad_batches:.3g} s"
-    )
 
 
 def _left(seconds: float) -> str:

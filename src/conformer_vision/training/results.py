@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..files import atomic_path
+from ..inference.intervals import Figure, share
 from ..runs import RESULTS_FILE
-from .callbacks import Row
+from .callbacks import Row, by_head
 from .groups import ScheduleConfig
 
 Json = dict[str, Any]
@@ -43,30 +45,28 @@ def ends(schedule: ScheduleConfig) -> Json:
 
 
 def scores(row: Row) -> Json:
-    """Return an epoch's row in the form of `results.json`: top-1 and top-5 by head."""
+    """Return an epoch's row in the form of `results.json`: top-1 and top-5 by head, with their intervals."""
     found: Json = {"epoch": int(row["epoch"]), "step": int(row["step"]), "val_loss": _finite(row["val_loss"])}
     for name in ("top1", "top5"):
-        prefix = f"val_{name}_"
-        heads = {key.removeprefix(prefix): row[key] for key in row if key.startswith(prefix)}
-        if heads:
-            found[name] = {head: _finite(value) for head, value in heads.items()}
+        if heads := by_head(row, name):
+            found[name] = {head: asdict(figure) for head, figure in heads.items()}
     return found
 
 
 def by_class(classes: Sequence[str], counts: tuple[list[int], list[int]]) -> Json:
-    """Return images and correct answers by class, and the class with the lowest share of them.
+    """Return images, correct answers and recall by class, and the class with the lowest recall.
 
     Args:
         classes: names of the classes.
         counts: validation images, and correct answers of the fused head; one each per class.
     """
     images, correct = counts
-    found = {
-        name: {"images": many, "correct": right}
+    found: Json = {
+        name: {"images": many, "correct": right, "recall": asdict(share(right, many))}
         for name, many, right in zip(classes, images, correct, strict=True)
     }
-    there = [name for name in classes if found[name]["images"]]
-    weakest = min(there, key=lambda name: found[name]["correct"] / found[name]["images"], default=None)
+    shares = {name: right / many for name, many, right in zip(classes, images, correct, strict=True) if many}
+    weakest = min(shares, key=lambda name: shares[name], default=None)
     return {"weakest_class": weakest, "classes": found}
 
 
@@ -75,16 +75,22 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
     best = results.get("best")
     if best is None:
         return []
-    top1 = best["top1"]
-    heads = ", ".join(f"{head} {value:.1%}" for head, value in top1.items() if head != "fused")
-    lines = [
-        f"best: top-1 {top1['fused']:.1%}{f' ({heads})' if heads else ''} "
-        f"in epoch {best['epoch']} of {results['epochs']}"
-    ]
+    figures = {head: Figure(**values) for head, values in best["top1"].items()}
+    lines = [f"best: {top1_text(figures)} in epoch {best['epoch']} of {results['epochs']}"]
     if (name := best.get("weakest_class")) is not None:
         counts = best["classes"][name]
         lines.append(f"weakest class: {name}, {counts['correct']} of {counts['images']} images right")
     return lines
+
+
+def top1_text(figures: Mapping[str, Figure]) -> str:
+    """Write top-1 of the prediction with its interval, and of the branches."""
+    fused = figures["fused"]
+    text = "top-1 -" if fused.value is None else f"top-1 {fused.value:.1%}"
+    if fused.low is not None and fused.high is not None:
+        text += f" [{100 * fused.low:.1f}, {100 * fused.high:.1f}]"
+    branches = [f"{head} {100 * (each.value or 0):.1f}" for head, each in figures.items() if head != "fused"]
+    return text + (f" ({', '.join(branches)})" if branches else "")
 
 
 def _finite(value: float) -> float | None:
