@@ -18,12 +18,15 @@ _OPTIONS = {
     "batch": "batch_size batch_sizes bs",
     "checkpoint": "ckpt checkpoint_path initial_checkpoint init_weights load load_from weights weights_path "
     "pretrained_weights start_from",
+    "class_weights": "class_weight weight weights_of_classes pos_weight loss_weights",
     "clip_grad": "clip clip_grad_norm grad_clip gradient_clip gradient_clip_val max_grad_norm",
     "compile": "torch_compile torchcompile",
     "data": "d data_path data_root dataset dataset_path dir folder image_folder images input path root "
     "source train_data train_dir",
     "device": "accelerator cuda cpu gpu mps",
     "devices": "gpus num_gpus ngpus nproc nproc_per_node",
+    "distillation_tau": "temperature kd_temperature tau distillation_temperature",
+    "distillation_alpha": "kd_alpha alpha distillation_weight kd_weight",
     "drop_path_rate": "drop_path stochastic_depth dropout drop",
     "ema_decay": "ema model_ema use_ema",
     "epochs": "e epoch max_epochs n_epochs nb_epochs nepochs num_epochs num_train_epochs",
@@ -32,6 +35,7 @@ _OPTIONS = {
     "folds": "k_fold k_folds kfold kfolds num_folds cv cross_validation",
     "format": "f to export_format target",
     "freeze_blocks": "freeze freeze_layers",
+    "freeze_epochs": "freeze_backbone freeze_backbone_epochs unfreeze_epoch warmup_head_epochs linear_probe",
     "grad_checkpointing": "checkpointing gradient_checkpointing activation_checkpointing",
     "input_size": "crop_size image_size img img_size imgsz im_size res resolution size",
     "inputs": "data file files folder image images img input path source",

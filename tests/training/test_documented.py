@@ -42,6 +42,8 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "group": (r"(p\d+)_", r"(p\d+)_"),
     "exclude": ("list.csv", "list.csv"),
     "sampling": ("balanced", "balanced"),
+    "teacher": ("runs/x", "runs/x"),
+    "unlabelled": ("more", "more"),
     "epoch_images": ("100", 100),
     "batch_size": ("auto", "auto"),
     "model": ("resnet18", "resnet18"),
@@ -98,7 +100,11 @@ def test_several_loggers(configured: Configured, tmp_path: Path) -> None:
     ).err.replace("'", "")
 
 
-NEEDS = {"--auto_resume": "--output=runs/x", "--reset_head": "--checkpoint=FILE"}
+NEEDS = {
+    "--auto_resume": "--output=runs/x",
+    "--reset_head": "--checkpoint=FILE",
+    "--distillation_type": "--teacher=runs/x",
+}
 
 
 def written_flags() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from .order import Sampling, Share, images_per_batch
 from .splits import Splitting
 from .stream import ImageStream
 from .transforms import build_transform
+from .unlabelled import JoinedSource, open_unlabelled
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -55,6 +57,7 @@ class ImageDataModule(lightning.LightningDataModule):
         epoch_images: images that make an epoch of a stream, which may not know its length.
         exclude: CSV of images to leave out; see `exclude`.
         data_dir: where named sets are kept.
+        unlabelled: images to train on as well, with the label -100; see `open_unlabelled`.
 
     Raises:
         UserError: preprocessing that says nothing. Later, with `setup`: as `open_images`, fewer than two
@@ -76,6 +79,7 @@ class ImageDataModule(lightning.LightningDataModule):
         epoch_images: int | None = None,
         exclude: str | Path | None = None,
         data_dir: str | Path | None = None,
+        unlabelled: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.data = data
@@ -90,6 +94,7 @@ class ImageDataModule(lightning.LightningDataModule):
         self.epoch_images = epoch_images
         self.exclude = exclude
         self.data_dir = data_dir
+        self.unlabelled = unlabelled
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
         """As in `ImageLoader`."""
         self.reads_on: Callable[[], bool] = lambda: False
@@ -100,6 +105,18 @@ class ImageDataModule(lightning.LightningDataModule):
     def train_images(self) -> ImageSource | ImageStream:
         """The training images."""
         return self._opened()[0]
+
+    @cached_property
+    def drawn_images(self) -> ImageSource | ImageStream:
+        """What an epoch shows: the training images, and those without a label."""
+        train = self.train_images
+        if self.unlabelled is None:
+            return train
+        if isinstance(train, ImageStream):
+            raise UserError(f"unlabelled cannot be used with the stream {describe(self.data)}; leave it out")
+        if self.sampling == "balanced":
+            raise UserError("sampling balanced is for labelled images; leave it or unlabelled out")
+        return JoinedSource(train, open_unlabelled(self.unlabelled, data_dir=self.data_dir))
 
     @property
     def val_images(self) -> ImageSource | ImageStream:
@@ -143,7 +160,7 @@ class ImageDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> ImageLoader:
         """Augmented batches, in an order of their own in every epoch; see `loader.training_loader`."""
         loader = training_loader(
-            self.train_images,
+            self.drawn_images,
             build_transform(self.preprocessing, self.augment.for_source(self.train_images)),
             batch_size=self.batch_size,
             workers=self.workers,

@@ -1,4 +1,4 @@
-"""The configuration of a training run: seven groups, filled from flat names.
+"""The configuration of a training run: eight groups, filled from flat names.
 
 Python, command line, recipes and `config.yaml` all use the same flat names (`lr`, `--lr`, `lr:`).
 Nothing here imports torch, so `--help` stays fast.
@@ -23,6 +23,7 @@ from ..hints import did_you_mean
 from ..parsing import build_parser
 from .groups import (
     DataConfig,
+    DistillationConfig,
     HardwareConfig,
     ModelConfig,
     OptimizerConfig,
@@ -37,6 +38,7 @@ GROUPS: dict[str, type] = {
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "regularization": RegularizationConfig,
+    "distillation": DistillationConfig,
     "hardware": HardwareConfig,
     "output": OutputConfig,
 }
@@ -55,6 +57,7 @@ class TrainConfig:
         optimizer: optimizer and weight averaging.
         schedule: length and learning-rate schedule.
         regularization: loss, mixing and augmentation.
+        distillation: the teacher, if any.
         hardware: device, precision and processes.
         output: run folder, loggers and progress.
 
@@ -67,6 +70,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 

@@ -46,6 +46,12 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     weights = config.regularization.class_weights
     if weights not in (BALANCED, NONE):
         weights = str(_absolute(weights))
+    distillation = config.distillation
+    if distillation.teacher is not None and Path(distillation.teacher).expanduser().exists():
+        distillation = replace(distillation, teacher=_absolute(distillation.teacher))
+    if distillation.unlabelled is not None:
+        unlabelled = absolute_spec(distillation.unlabelled, config.data.data_dir)
+        distillation = replace(distillation, unlabelled=unlabelled)
     if checkpoint is not None and "://" not in checkpoint:
         checkpoint = _absolute(checkpoint)
     return replace(
@@ -53,6 +59,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         data=data,
         model=replace(config.model, checkpoint=checkpoint),
         regularization=replace(config.regularization, class_weights=weights),
+        distillation=distillation,
     )
 
 

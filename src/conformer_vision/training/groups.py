@@ -25,6 +25,7 @@ GradCheckpointing = Literal["off", "cheap", "full"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Devices = int | Literal["auto"]
 Sampling = Literal["shuffle", "balanced"]
+DistillationType = Literal["soft", "hard"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 Progress = Literal["auto", "rich", "plain"]
 
@@ -289,6 +290,34 @@ class RegularizationConfig(Group):
         self._require("at least 0 and below 1", lambda value: 0 <= value < 1, "label_smoothing")
         self._require("between 0 and 1", lambda value: 0 <= value <= 1, "conv_loss_share")
         self._require_not_negative("mixup", "cutmix")
+
+
+@dataclass(frozen=True)
+class DistillationConfig(Group):
+    """Teacher."""
+
+    teacher: str | None = None
+    """A run, a file of weights, or a name with published weights in timm's registry: its answers are targets
+    too (distillation). It must know the classes of the data, by name."""
+    distillation_type: DistillationType = "soft"
+    """The teacher's probabilities as targets, or the class that it answers ("hard")."""
+    distillation_alpha: float = 0.5
+    """Share of the loss against the teacher; the labels' loss has the rest."""
+    distillation_tau: float = 1.0
+    """Temperature of the teacher's and the student's probabilities."""
+    unlabelled: str | None = None
+    """Folder of images without labels, or any data whose labels are ignored, to train on as well: the
+    teacher's answers are their targets."""
+
+    def _check(self) -> None:
+        self._require("above 0 and at most 1", lambda value: 0 < value <= 1, "distillation_alpha")
+        self._require_positive("distillation_tau")
+        self._require_other("unlabelled", "teacher")
+        for name in ("distillation_type", "distillation_alpha", "distillation_tau"):
+            if self.teacher is None and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(f"{option(name)} has no effect without {option('teacher')}; remove it")
+        if self.distillation_type == "hard" and self.distillation_tau != 1:
+            raise UserError("distillation_tau has no effect on distillation_type hard; leave it out")
 
 
 @dataclass(frozen=True)

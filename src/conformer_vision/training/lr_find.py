@@ -21,8 +21,8 @@ from ..files import atomic_path
 from .config import TrainConfig
 from .module import ClassifierModule
 from .processes import count_processes
-from .run import prepare, quiet_lightning
-from .trainer import build_trainer
+from .run import prepare
+from .trainer import build_trainer, quiet_lightning
 
 MIN_LR, MAX_LR = 1e-6, 1.0
 

@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..inference.intervals import TOP5_FROM, Figure, share, share_of_groups
 from ..models.freezing import hold_frozen
 from .losses import BranchLoss
+from .teacher import Distillation
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -68,6 +69,7 @@ class ClassifierModule(lightning.LightningModule):
         val_loss: loss of validation and testing. Defaults to cross-entropy averaged over the heads.
         mixup: mixes every training batch, e.g. `timm.data.Mixup`.
         resize: resizes every training batch, for progressive resizing.
+        distillation: a teacher, whose answers are targets too; the label of an image may then be -100.
         channels_last: convert the images to the channels-last memory format.
 
     Raises:
@@ -86,6 +88,7 @@ class ClassifierModule(lightning.LightningModule):
         val_loss: nn.Module | None = None,
         mixup: Mix | None = None,
         resize: Resize | None = None,
+        distillation: Distillation | None = None,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -99,6 +102,7 @@ class ClassifierModule(lightning.LightningModule):
         self.scheduler = scheduler
         self.mixup = mixup
         self.resize = resize
+        self.distillation = distillation
         self.channels_last = channels_last
         classes = num_classes or getattr(model, "num_classes", None)
         if not isinstance(classes, int) or classes < 2:
@@ -131,11 +135,20 @@ class ClassifierModule(lightning.LightningModule):
         if self.resize is not None:
             images = self.resize(images, self.global_step)
         images = self._arrange(images)
+        labelled = target != NOT_COUNTED
+        if self.distillation is not None:
+            target = target.clamp(min=0)  # MixUp makes vectors of them; those without a label are not used
         if self.mixup is not None:
             images, target = self.mixup(images, target)
+            labelled = labelled & labelled.flip(0)  # with which it mixes
         indices = getattr(batch, "indices", None)
         self.inputs = Inputs(images, [] if indices is None else indices.tolist())
-        loss: Tensor = self.train_loss(self.model(images), target)
+        output = self.model(images)
+        loss: Tensor
+        if self.distillation is None:
+            loss = self.train_loss(output, target)
+        else:
+            loss = self.distillation(images, output, target, labelled=labelled, label_loss=self.train_loss)
         self.log("train_loss", loss, batch_size=len(images))
         return loss
 

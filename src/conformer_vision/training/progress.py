@@ -26,6 +26,7 @@ from .network import Network
 from .processes import is_first
 from .results import closing_lines, top1_text
 from .schedule import FORWARD_SHARE, Schedule
+from .teacher import Distillation
 
 _TIMED_STEPS, _TIMED_SECONDS = 3, 10.0
 """Steps, or seconds, after which the time of the run is estimated."""
@@ -43,13 +44,17 @@ def opening_lines(data: ImageDataModule, network: Network, *, weights: str, note
         weights: what it starts from, in words.
         note: why it starts from nothing better.
     """
-    train, val = data.train_images, data.val_images
+    train, val, drawn = data.train_images, data.val_images, data.drawn_images
+    others = []
+    if isinstance(train, ImageSource) and isinstance(drawn, ImageSource) and drawn is not train:
+        others = [f"unlabelled: {len(drawn) - len(train):,} images"]
     model, spec = network
     height, width = spec.input_size[1:]
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return [
         f"data: {describe(data.data)}",
         f"images: {_number(train)} for training, {_number(val)} for validation",
+        *others,
         f"split: {_split(data)}",
         f"classes: {len(spec.classes)} ({some_names(spec.classes, most=4)})",
         f"model: {spec.model}, {parameters:.1f} M parameters, {height}x{width} pixels",
@@ -136,7 +141,7 @@ class Lines(Callback):
         self._first = self._first or now
         if not self._estimated and (self._steps >= _TIMED_STEPS or now - self._began >= _TIMED_SECONDS):
             self._estimated = True
-            say(f"time: {self._estimate(trainer, now)}")
+            say(f"time: {self._estimate(trainer, now)}{_of_teacher(pl_module, trainer)}")
         elif self.within and now >= self._next:
             self._pause = min(2 * self._pause, _RARELY_SECONDS)
             self._next = now + self._pause
@@ -222,6 +227,16 @@ def epoch_line(row: Row, *, epochs: int, left: float, short: bool) -> str:
     line = f"{epoch}  loss {loss}  val loss {val_loss}  {top1_text(figures)}"
     times = f"{row['images_per_second']:,.0f} images/s  {_time(row['seconds'])}{_left(left)}"
     return f"{line}  lr {row['lr']:.1e}  {times}"
+
+
+def _of_teacher(module: LightningModule, trainer: Trainer) -> str:
+    """Say how much of a step a teacher takes, if there is one."""
+    distillation = getattr(module, "distillation", None)
+    if not isinstance(distillation, Distillation):
+        return ""
+    return (
+        f", of which the teacher takes {distillation.teacher.seconds * trainer.accumulate_grad_batches:.3g} s"
+    )
 
 
 def _left(seconds: float) -> str:

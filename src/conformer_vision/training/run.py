@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..console import say
-from ..data import ImageDataModule
-from ..data.base import ImageSource
+from ..data import ImageDataModule, ImageSource
 from ..data.folds import deal_folds, read_folds
 from ..data.opening import describe
 from ..data.order import images_per_batch
@@ -58,7 +54,8 @@ from .seeding import StepSeeds
 from .stages import HeadsFirst, Patience, check_stages
 from .start import settle
 from .state import check_state
-from .trainer import build_trainer
+from .teacher import Distillation, build_distillation
+from .trainer import build_trainer, quiet_lightning
 
 
 def train(config: TrainConfig) -> Path:
@@ -194,7 +191,11 @@ def prepare(config: TrainConfig, *, restored: bool = False, resumed: Path | None
     lightning.seed_everything(config.data.seed, workers=True, verbose=False)
     recorded = None if resumed is None else read_folds(resumed)
     data = build_data(
-        config.data, config.regularization, build_preprocessing(config.model), recorded=recorded
+        config.data,
+        config.regularization,
+        build_preprocessing(config.model),
+        recorded=recorded,
+        unlabelled=config.distillation.unlabelled,
     )
     initial = config.model
     if restored:
@@ -204,10 +205,13 @@ def prepare(config: TrainConfig, *, restored: bool = False, resumed: Path | None
         shown, note = (f"the state in {LAST_CHECKPOINT}", "") if restored else (weights, note)
         for line in opening_lines(data, network, weights=shown, note=note):
             say(line)
+    distillation = build_distillation(config, network.spec, download=processes == 1)
+    if distillation is not None and is_first():
+        say(distillation.teacher.describe())
     if config.data.batch_size == "auto":
         if processes > 1:
             raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
-        data.batch_size = find_batch_size(network, data.train_images, config.data, config.hardware)
+        data.batch_size = find_batch_size(network, data.drawn_images, config.data, config.hardware)
         say(f"batch_size: {data.batch_size}")
     images = images_per_batch(data.batch_size, processes, config.data.accumulate)
     check_memory(network, config.data, config.hardware, batch_size=data.batch_size)
@@ -226,6 +230,7 @@ def prepare(config: TrainConfig, *, restored: bool = False, resumed: Path | None
         config.hardware,
         images=images,
         weights=class_weights(config.regularization.class_weights, data.train_images),
+        distillation=distillation,
         val_groups=data.val_images.groups if isinstance(data.val_images, ImageSource) else None,
     )
     return Parts(config, weights, data, network, schedule, module)
@@ -237,8 +242,11 @@ def build_data(
     preprocessing: dict[str, Any],
     *,
     recorded: Mapping[str, int] | None = None,
+    unlabelled: str | None = None,
 ) -> ImageDataModule:
     """Open the images of a run; `recorded` are the folds of groups that it has recorded.
+
+    `unlabelled` are further images, as in `DistillationConfig`.
 
     Raises:
         UserError: the data or the exclusion list is refused, or an option does not suit the data.
@@ -258,6 +266,7 @@ def build_data(
         epoch_images=config.epoch_images,
         exclude=config.exclude,
         data_dir=config.data_dir,
+        unlabelled=unlabelled,
     )
     data.setup()
     return data
@@ -272,6 +281,7 @@ def build_module(
     *,
     images: int,
     weights: Tensor | None = None,
+    distillation: Distillation | None = None,
     val_groups: Sequence[str] | None = None,
 ) -> ClassifierModule:
     """Make the module of a run; `images` is their number per forward pass of one process.
@@ -295,6 +305,7 @@ def build_module(
         val_groups=val_groups,
         mixup=build_mixup(regularization, classes, images=images),
         resize=schedule.resize if schedule.config.progressive_from is not None else None,
+        distillation=distillation,
         channels_last=hardware.channels_last,
     )
 
@@ -305,10 +316,11 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     `RunFolder` is last of those that have a state, and what is printed comes after it.
     """
     config, train, val = parts.config, parts.data.train_images, parts.data.val_images
+    drawn = parts.data.drawn_images
     images = number = None  # a stream does not know it
-    if not isinstance(train, ImageStream) and not isinstance(val, ImageStream):
+    if isinstance(train, ImageSource) and isinstance(val, ImageSource) and isinstance(drawn, ImageSource):
         images = {"train": len(train), "val": len(val)}
-        number = sum(images.values())
+        number = len(drawn) + len(val)
     clock = parts.schedule.clock
     seeds = StepSeeds(config.data.seed)
     recorder = Recorder(clock, batch_size=parts.data.batch_size)
@@ -339,7 +351,7 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
         clock,
         seeds,
         HeadsFirst(frozen) if frozen else None,
-        Guard(folder, seeds=seeds, name=None if isinstance(train, ImageStream) else train.name),
+        Guard(folder, seeds=seeds, name=None if isinstance(drawn, ImageStream) else drawn.name),
         BrokenImages(folder, images=number, most=config.data.max_broken),
         recorder,
         None if patience is None else Patience(patience, after=frozen),
@@ -366,22 +378,3 @@ def resolved(parts: Parts) -> TrainConfig:
         output=replace(config.output, output=None, auto_resume=False),
     )
     return with_absolute_paths(config)
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Silence lightning's advice on workers, devices and logging, which here are the user's decisions."""
-    loggers: list[tuple[Any, int]] = [
-        (logging.getLogger(name), logging.getLogger(name).level)
-        for name in ("lightning.pytorch", "lightning.fabric")
-    ]
-    for logger, _ in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
-            yield
-    finally:
-        for logger, level in loggers:
-            logger.setLevel(level)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import lightning
 from lightning import Callback
@@ -78,3 +82,22 @@ def build_trainer(
         if config.sync_bn:
             raise UserError("sync_bn needs GPUs; leave it out on the CPU")
     return trainer
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence lightning's advice on workers, devices and logging, which here are the user's decisions."""
+    loggers: list[tuple[Any, int]] = [
+        (logging.getLogger(name), logging.getLogger(name).level)
+        for name in ("lightning.pytorch", "lightning.fabric")
+    ]
+    for logger, _ in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
+            yield
+    finally:
+        for logger, level in loggers:
+            logger.setLevel(level)
