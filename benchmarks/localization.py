@@ -55,7 +55,7 @@ from localization_metrics import (
 
 SLOW = {"occlusion": 50}
 """Method -> images of a split that it is evaluated on, spread over it evenly: a row says how many."""
-CURVE_IMAGES = 100
+CURVE_IMAGES = 40
 """Images that deletion and insertion are evaluated on, spread evenly too."""
 BATCH = 16
 _TIMED_BATCH = 8
