@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +18,7 @@ import pytest
 import timm
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from command_line import one_line, run
 from conformer_vision import Predictor, load
@@ -28,6 +29,9 @@ from conformer_vision.export.run import export
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.runs import find_model, is_model
 from conformer_vision.spec import ModelSpec
+from conformer_vision.training.config import TrainConfig
+from conformer_vision.training.network import build_model
+from conformer_vision.training.start import settle
 from exports import SPEC, write_run
 
 CLASSES = ("cat", "dog", "owl", "fox", "bee")
@@ -123,7 +127,7 @@ import json, sys
 from importlib.util import find_spec
 assert find_spec("conformer_vision") is None
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 folder, name = sys.argv[1:]
 sys.path.insert(0, folder)
 from exported.config import ConformerConfig
@@ -174,6 +178,23 @@ def test_another_model_of_timm(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = load(tmp_path / "run").model(x) / 0.5
         torch.testing.assert_close(load(folder).model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["conformer_nano_patch8_64", "test_resnet"])
+def test_a_run_starts_from_the_folder(name: str, tmp_path: Path) -> None:
+    """Also from one that transformers has saved again, which has the names of its wrapper."""
+    spec = ModelSpec(name, classes=("a", "b", "c"), input_size=(3, 64, 64))
+    write_run(tmp_path / "run", spec)
+    folder = export(tmp_path / "run", format="hf").path
+    expected = load(folder).model.state_dict()
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    save_file({f"timm_model.{key}": value for key, value in expected.items()}, again / "model.safetensors")
+    for each in (folder, again):
+        start = settle(TrainConfig.from_options(data="digits", checkpoint=str(each), input_size=64))
+        assert start.config.model.name == name
+        found = build_model(start.config.model, 3).state_dict()
+        assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
 def test_the_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from conformer_vision.errors import UserError
 # Keys under which training code wraps its weights; averaged (EMA) weights first, as timm prefers them.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Prefixes that wrapper modules put before every name: DDP, torch.compile, lightning, OpenMMLab.
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.", "backbone.")
 
 _MAX_BLOCKS = 64  # more than any variant has; the names of blocks beyond it are left alone
 
@@ -91,8 +91,9 @@ def convert_state_dict(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
 
     The layout is recognised by its names: official, OpenMMLab or our own, which passes unchanged, as do
     the weights of any other network. Wrappers (``state_dict``, ``model``, ``state_dict_ema``,
-    ``model_ema``) are opened, the prefixes ``module.``, ``_orig_mod.``, ``model.``, ``backbone.`` and
-    ``head.`` removed. Coupling projections of shape (out, in, 1, 1) become (out, in).
+    ``model_ema``) are opened, the prefixes ``module.``, ``_orig_mod.``, ``model.``, ``timm_model.`` (of
+    transformers), ``backbone.`` and ``head.`` removed. Coupling projections of shape
+    (out, in, 1, 1) become (out, in).
 
     Args:
         state_dict: Names to tensors, possibly wrapped; not modified.

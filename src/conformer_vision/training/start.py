@@ -17,7 +17,7 @@ from ..console import say
 from ..errors import UserError, nearest, reason_of
 from ..models.checkpoints import fetch_pretrained, pretrained_path
 from ..models.variants import SHIPPED
-from ..runs import find_weights
+from ..runs import HF_WEIGHTS, find_weights, is_hf_folder
 from ..weights import load_model
 from .config import TrainConfig
 from .groups import HardwareConfig, ModelConfig, OptimizerConfig, ScheduleConfig
@@ -91,14 +91,15 @@ def _of_checkpoint(config: ModelConfig, checkpoint: str) -> _Choice:
     """Take weights that are given, and where no model is named the one that they are for."""
     path = Path(checkpoint).expanduser()
     if path.is_dir():
-        if (found := find_weights(path)) is None:
-            raise UserError(f"checkpoint {checkpoint}: the folder holds no weights of a run")
+        found = path / HF_WEIGHTS if is_hf_folder(path) else find_weights(path)
+        if found is None:
+            raise UserError(f"checkpoint {checkpoint}: the folder holds no weights of a run or of the Hub")
         checkpoint = str(found)
     chosen = replace(config, checkpoint=checkpoint, pretrained=False)
     if config.model is None:
         if "://" in checkpoint:
             raise UserError(f"checkpoint {checkpoint}: name its model too")
-        _, spec = load_model(checkpoint)
+        _, spec = load_model(path if path.is_dir() else checkpoint)
         chosen = replace(chosen, model=spec.model, model_kwargs=spec.model_kwargs | config.model_kwargs)
     return _Choice(chosen, checkpoint)
 
