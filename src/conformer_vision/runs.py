@@ -5,9 +5,10 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -159,19 +160,32 @@ def run_folder_of(path: str | Path) -> Path | None:
     return next((folder for folder in folders if is_run_folder(folder)), None)
 
 
-def check_output(path: str | Path, option: str) -> None:
-    """Refuse to write over a file that training wrote into its run folder.
+def check_output(path: str | Path, option: str, *, inputs: Iterable[object] = ()) -> None:
+    """Refuse to write over a file that training wrote into its run folder, or over what is read.
 
     Args:
         path: The file to write.
         option: What an error calls it.
+        inputs: What is read: paths of files, among other things, such as the model and the data.
 
     Raises:
         UserError: It is such a file.
     """
     path = Path(path)
-    if path.name in _OWN_FILES and is_run_folder(path.parent):
+    own = path.name in _OWN_FILES and is_run_folder(path.parent)
+    kept = path.parent.name == TOP_FOLDER and is_run_folder(path.parent.parent)
+    if own or kept:
         raise UserError(f"{option} {path} is a file of the run itself; give another name")
+    for each in inputs:
+        if isinstance(each, (str, Path)) and _are_same(path, each):
+            raise UserError(f"{option} {path} is read by the same command; give another name")
+
+
+def _are_same(path: Path, other: str | Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):  # one of them does not exist, or is no path
+        return False
 
 
 def mark_config(text: str) -> str:
@@ -207,6 +221,15 @@ def read_run_values(folder: str | Path, kinds: Mapping[str, Any]) -> dict[str, A
         if not isinstance(value, kinds[name]):
             raise UserError(f"{Path(folder, CONFIG_FILE)}: {name} {value!r} is invalid; correct the file")
     return values
+
+
+def read_results(folder: str | Path) -> dict[str, Any] | None:
+    """Read the `results.json` of a run folder; None where there is none that can be read."""
+    try:
+        found = json.loads(Path(folder, RESULTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def read_yaml(path: Path, *, label: str) -> dict[str, Any]:

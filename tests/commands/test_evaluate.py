@@ -1,5 +1,6 @@
 """The subcommand evaluate: its options reach `evaluate`, and its exit status says what was skipped."""
 
+import csv
 import json
 import shlex
 import shutil
@@ -58,6 +59,44 @@ def test_a_runs_files_stay_as_they_are(run: Path, capsys: pytest.CaptureFixture[
     assert {path: path.read_bytes() for path in run.iterdir()} == before
     assert command(run, "--confusion_matrix", run / "confusion.png", "--input_size", 32) == 0
     assert f"confusion matrix: {run / 'confusion.png'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--confusion_matrix", "--predictions"])
+def test_nothing_that_is_read_is_written_over(run: Path, option: str) -> None:
+    (run / "config.yaml").write_text("seed: 0\n")
+    (run / "top").mkdir()
+    shutil.copy(run / "best.safetensors", run / "top" / "epoch-0001.safetensors")
+    table = run.parent / "table.csv"
+    rows = [f"data/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(8)]
+    table.write_text("image,label\n" + "\n".join(rows) + "\n")
+    (run.parent / "link.csv").symlink_to(table)
+    before = {path: path.read_bytes() for path in run.parent.rglob("*") if path.is_file()}
+    for name in ("metrics.csv", "results.json", "report.html", "config.yaml", "folds.csv", "curves.png"):
+        for path in (run / name, run / "top" / ".." / name):
+            with pytest.raises(UserError, match="is a file of the run itself"):
+                command(run, option, path)
+    with pytest.raises(UserError, match="is a file of the run itself"):
+        command(run, option, run / "top" / "epoch-0001.safetensors")
+    for path in (table, run.parent / "link.csv"):
+        with pytest.raises(UserError, match=f"{option} .* is read by the same command; give another name"):
+            command(run, "--data", table, option, path)
+    assert {path: path.read_bytes() for path in run.parent.rglob("*") if path.is_file()} == before
+
+
+def test_predictions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.parent / "data" / "dog" / "2.png").write_bytes(b"no image")
+    table = run.parent / "answers.csv"
+    assert command(run, "--split", "all", "--predictions", table, "--json") == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["samples"] == 15 and f"predictions: {table}" in err
+    rows = list(csv.DictReader(table.open(newline="")))
+    assert len(rows) == 16 and list(rows[0])[-2:] == ["fused:cat", "fused:dog"]
+    assert rows[-1]["image"] == str(run.parent / "data" / "dog" / "2.png")
+    assert rows[-1]["truth"] == "dog" and "cannot be read" in rows[-1]["error"]
+    right = sum(row["correct"] == "true" for row in rows)
+    assert json.loads(out)["heads"]["fused"]["top1"]["value"] == pytest.approx(right / 15)
+    with pytest.raises(UserError, match=r"predictions .*answers\.txt: give a name that ends in"):
+        command(run, "--predictions", run.parent / "answers.txt")
 
 
 def test_the_numbers_come_out_though_the_image_cannot_be_written(

@@ -1,5 +1,6 @@
 """The subcommand report: what it writes, prints and returns."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,12 @@ import timm
 import torch
 
 from conformer_vision.commands import report
+from conformer_vision.data.base import fingerprint
 from conformer_vision.errors import UserError
 from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig
 from conformer_vision.weights import save_model
-from image_sets import write_folders
+from image_sets import opened, write_folders
 
 
 @pytest.fixture
@@ -43,6 +45,20 @@ def test_writes_the_page_again(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert last == f"report: {run / 'report.html'}"
     assert numbers[0].startswith("top-1 ") and numbers[1].startswith("calibration error ")
     assert "6 validation images" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_other_images_do_not_replace_the_runs_report(run: Path) -> None:
+    """Whose fingerprint training has written; the run's own images may lie elsewhere."""
+    moved = run.parent / "moved"
+    own = fingerprint(opened(moved, split="val"))
+    (run / "results.json").write_text(json.dumps({"val_fingerprint": own}))
+    assert command(run, "--data", moved, "--device", "cpu") == 0
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    counts = {"train/cat": 1, "train/dog": 1, "val/cat": 2, "val/dog": 4}
+    write_folders(run.parent / "other", counts, size=(32, 32))
+    with pytest.raises(UserError, match=r"other holds other validation images than .*evaluate"):
+        command(run, "--data", run.parent / "other", "--device", "cpu")
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_the_numbers_come_out_though_the_run_cannot_be_written(

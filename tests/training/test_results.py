@@ -13,12 +13,14 @@ import torch
 
 from conformer_vision import evaluate
 from conformer_vision.data import Splitting
+from conformer_vision.data.base import fingerprint
 from conformer_vision.errors import UserError
 from conformer_vision.inference.intervals import share
+from conformer_vision.runs import read_results
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.network import build_network
 from conformer_vision.training.progress import epoch_line, opening_lines
-from conformer_vision.training.results import by_class, closing_lines, read_results, scores
+from conformer_vision.training.results import by_class, closing_lines, scores
 from conformer_vision.training.run import resume
 from conformer_vision.weights import load
 from option_tools import opened, rows_of, shows
@@ -47,6 +49,7 @@ def test_results_are_those_of_the_best_epoch(run: Path, config: TrainConfig, ima
     data = opened(config)
     assert results["images"] == {"train": len(data.train_images), "val": len(data.val_images)}
     assert (results["epochs"], results["steps"]) == (2, 6)
+    assert results["val_fingerprint"] == fingerprint(data.val_images)
     assert results["initial_weights"] == "none, training from scratch"
     best, rows = results["best"], rows_of(run)
     assert best["top1"]["fused"]["value"] == pytest.approx(

@@ -13,6 +13,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
+from conformer_vision.runs import check_output
 
 if TYPE_CHECKING:
     from conformer_vision.benchmark import BenchmarkResult
@@ -45,6 +46,8 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     """Compare the forms; return 1 if the logits of one are wrong."""
     if options.json is not None and not Path(options.json).absolute().parent.is_dir():
         raise UserError(f"cannot write {options.json}: the folder {Path(options.json).parent} does not exist")
+    if options.json is not None:
+        check_output(options.json, "--json", inputs=(options.model,))
     from conformer_vision.benchmark import BenchmarkConfig, benchmark
 
     config = BenchmarkConfig(

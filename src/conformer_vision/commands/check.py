@@ -16,6 +16,7 @@ from conformer_vision.console import emit, note, say, show_table, width
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
+from conformer_vision.runs import check_output
 
 if TYPE_CHECKING:
     from conformer_vision.check import CheckResult
@@ -70,6 +71,9 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     """Check; the status is 1 if something was found."""
     if options.fix_duplicates and options.fix is None:
         raise UserError("--fix_duplicates needs --fix CSV, the list it adds to")
+    for name in ("page", "fix"):
+        if options[name] is not None:
+            check_output(options[name], f"--{name}", inputs=(options.data,))
     from conformer_vision.check import check
 
     with _progress() as progress:

@@ -49,17 +49,28 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--confusion_matrix", metavar="PNG", type=str | None, help="Also draw the confusion matrix."
     )
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        type=str | None,
+        help="Also write every image with its truth, answer and probabilities to this .csv or .parquet.",
+    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
     return parser
 
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Run the subcommand; return the exit status."""
-    image = options.confusion_matrix
-    if image is not None:
-        check_output(image, "confusion_matrix")
-    from conformer_vision.inference import evaluate, save_confusion_matrix
+    image, table = options.confusion_matrix, options.predictions
+    for name in ("confusion_matrix", "predictions"):
+        if options[name] is not None:
+            check_output(options[name], f"--{name}", inputs=(options.model, options.data, options.exclude))
+    from conformer_vision.inference import evaluate, save_confusion_matrix, save_predictions
     from conformer_vision.inference.labelled import read_run_data
+    from conformer_vision.inference.predictions import check_predictions_file
+
+    if table is not None:
+        check_predictions_file(table)
 
     evaluation = evaluate(
         options.model,
@@ -73,6 +84,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         data_dir=options.data_dir,
         exclude=options.exclude,
         arch=options.arch,
+        keep_all=table is not None,
     )
     if options.json:
         emit(f"{evaluation.to_json()}\n")
@@ -82,6 +94,9 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     if image is not None:  # last, so that the numbers are out if it cannot be written
         save_confusion_matrix(evaluation.confusion, evaluation.classes, image)
         (note if options.json else say)(f"confusion matrix: {image}")
+    if table is not None:
+        save_predictions(evaluation.answers, evaluation.classes, table)
+        (note if options.json else say)(f"predictions: {table}")
     return status
 
 

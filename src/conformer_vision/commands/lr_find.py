@@ -10,6 +10,7 @@ from conformer_vision.commands.train import add_recipe
 from conformer_vision.console import say
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
+from conformer_vision.runs import check_output
 from conformer_vision.training.config import OPTIONS, add_options, config_from
 
 WITHOUT_EFFECT = (
@@ -36,6 +37,8 @@ def build_parser() -> Parser:
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Suggest a learning rate; return the exit status."""
+    if options.plot is not None:
+        check_output(options.plot, "--plot")
     from conformer_vision.training.lr_find import draw_lr, find_lr
 
     found = find_lr(config_from(options, parser), steps=options.steps)

@@ -21,6 +21,7 @@ from conformer_vision.console import emit, lost, note, printable, say, shorten, 
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
+from conformer_vision.runs import check_output
 
 if TYPE_CHECKING:
     from conformer_vision.inference import Prediction, Predictor
@@ -60,6 +61,8 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     from conformer_vision.inference.inputs import named_images
 
     model, inputs = split_inputs(options.model, options.inputs)
+    if options.page:
+        check_output(options.page, "--page", inputs=(model, *inputs))
     images = [image.name for image in named_images(inputs)]
     predictor = Predictor(
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -64,6 +65,12 @@ class ImageSource(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """What a message calls the image: its path, or its file and row (the first is 0)."""
+
+
+def fingerprint(source: ImageSource) -> str:
+    """Return what tells whether two sources hold the same images, as far as their classes and order tell."""
+    names = "\0".join(source.classes[label] for label in source.labels)
+    return hashlib.blake2b(names.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 class SubsetSource(ImageSource):

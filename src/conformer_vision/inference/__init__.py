@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .confusion_image import save_confusion_matrix as save_confusion_matrix
     from .evaluation import Evaluation as Evaluation
     from .evaluation import evaluate as evaluate
+    from .predictions import save_predictions as save_predictions
     from .predictor import Guess as Guess
     from .predictor import Prediction as Prediction
     from .predictor import Predictor as Predictor

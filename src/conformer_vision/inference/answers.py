@@ -28,6 +28,8 @@ class Broken(NamedTuple):
     name: str
     label: int | None
     """Its true class; None in a stream."""
+    group: str | None
+    """Its group, where there are groups."""
     line: str
     """Its name and the reason."""
 
@@ -107,12 +109,16 @@ class Collector:
         images: Number of images; None for a stream of unknown length, of which the first ones are kept.
         classes: K.
         temperature: Of the fused head; the others' is 1.
+        keep_all: Keep the logits of all images, whatever memory that takes.
     """
 
-    def __init__(self, images: int | None, *, classes: int, temperature: float) -> None:
+    def __init__(
+        self, images: int | None, *, classes: int, temperature: float, keep_all: bool = False
+    ) -> None:
         self._images = images
         self._classes = classes
         self._temperature = temperature
+        self._keep_all = keep_all
         self._parts: dict[str, list[dict[str, Tensor]]] = {}
         self._numbers: list[tuple[Tensor, ...]] = []
         self._kept: list[Tensor] = []
@@ -136,7 +142,7 @@ class Collector:
         self._seen += len(labels)
         most = max(MOST_KEPT // (self._classes * len(logits)), 1)
         every = max(math.ceil((self._images or 0) / most), 1)
-        kept = (places % every == 0) & (places < most * every)
+        kept = ((places % every == 0) & (places < most * every)) | self._keep_all
         for head, values in logits.items():
             part = _summed_up(values, labels, self._temperature_of(head))
             self._parts.setdefault(head, []).append(part | {"logits": values.cpu()[kept]})
@@ -172,6 +178,7 @@ class Collector:
                 Broken(
                     name_of(source, index, number),
                     source.labels[index] if isinstance(source, ImageSource) else None,
+                    None if groups is None else groups[index],
                     line,
                 )
                 for index, number, line in broken

@@ -71,6 +71,7 @@ def evaluate(
     device: str | torch.device = "auto",
     input_size: InputSize | None = None,
     arch: str | None = None,
+    keep_all: bool = False,
 ) -> Evaluation:
     """Evaluate a trained model on labelled images, without augmentation.
 
@@ -87,6 +88,8 @@ def evaluate(
         device: ``auto`` or a torch device.
         input_size: Pixels of the square input, or (height, width), instead of the model's own.
         arch: timm's name of a checkpoint's architecture, where its content does not tell; see `load`.
+        keep_all: Keep the answers to all images whole, as `save_predictions` needs them, whatever memory that
+            takes; by default those of an evenly drawn part of a very large set.
 
     Raises:
         UserError: No such model or data, an input size that the model cannot take, no image that can be read,
@@ -98,7 +101,7 @@ def evaluate(
         data, split, splitting or run.splitting, data_dir=data_dir or run.data_dir, exclude=exclude
     )
     source = images.open(trained.spec.classes)
-    return evaluate_images(trained, source, batch_size=batch_size, workers=workers)
+    return evaluate_images(trained, source, batch_size=batch_size, workers=workers, keep_all=keep_all)
 
 
 def evaluate_images(
@@ -108,6 +111,7 @@ def evaluate_images(
     batch_size: int,
     workers: int,
     temperature: float | None = None,
+    keep_all: bool = False,
 ) -> Evaluation:
     """Evaluate a model on the images of an open source.
 
@@ -117,6 +121,7 @@ def evaluate_images(
         batch_size: Images per forward pass.
         workers: Processes that read images; 0 reads them in this one.
         temperature: Of the prediction; the model's own by default.
+        keep_all: See `evaluate`.
 
     Raises:
         UserError: A model with a single class or an output that is not finite, an invalid batch size or
@@ -124,7 +129,12 @@ def evaluate_images(
     """
     start = time.perf_counter()
     answers = collect_answers(
-        trained, source, batch_size=batch_size, workers=workers, temperature=temperature
+        trained,
+        source,
+        batch_size=batch_size,
+        workers=workers,
+        temperature=temperature,
+        keep_all=keep_all,
     )
     seconds = time.perf_counter() - start
     classes, samples = trained.spec.classes, len(answers.labels)
@@ -149,6 +159,7 @@ def collect_answers(
     batch_size: int,
     workers: int,
     temperature: float | None = None,
+    keep_all: bool = False,
 ) -> Answers:
     """Collect what a model answers to the images of an open source; see `evaluate_images`."""
     classes = trained.spec.classes
@@ -159,6 +170,7 @@ def collect_answers(
         length,
         classes=len(classes),
         temperature=trained.spec.temperature if temperature is None else temperature,
+        keep_all=keep_all,
     )
     broken: list[tuple[int, int, str]] = []
     seen = 0

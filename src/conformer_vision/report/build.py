@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from conformer_vision.data import ImageSource
+from conformer_vision.data import ImageSource, ImageStream
+from conformer_vision.data.base import fingerprint
 from conformer_vision.errors import UserError, option
 from conformer_vision.explain import Explainer
 from conformer_vision.inference.calibration import calibrate
@@ -21,7 +22,7 @@ from conformer_vision.report.analysis import outcome_of, study_branches, worst_e
 from conformer_vision.report.findings import Findings, RunSettings
 from conformer_vision.report.images import thumbnails
 from conformer_vision.report.page import render
-from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRICS_FILE
+from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRICS_FILE, read_results
 from conformer_vision.weights import save_temperature
 
 WORST = 24
@@ -81,6 +82,8 @@ def examine(
     source = images.open(trained.spec.classes)
     if isinstance(source, ImageSource) and not len(source):
         raise UserError(f"{data} has no validation images to report on")
+    if data != trained_on.data:
+        _check_same_images(folder, data, source)
     # At temperature 1, whatever an earlier report has stored: it is fitted to these images.
     evaluation = evaluate_images(trained, source, batch_size=batch_size, workers=workers, temperature=1.0)
     outcome = outcome_of(evaluation.answers)
@@ -122,6 +125,16 @@ def examine(
         ),
         notes=notes,
     )
+
+
+def _check_same_images(folder: Path, data: str, source: ImageSource | ImageStream) -> None:
+    """Refuse other images than the run's: their report would replace the run's own, and its temperature."""
+    known = (read_results(folder) or {}).get("val_fingerprint")
+    if known is not None and isinstance(source, ImageSource) and fingerprint(source) != known:
+        raise UserError(
+            f"{data} holds other validation images than {folder} was trained with, and its report would"
+            f" replace that of the run; use 'conformer-vision evaluate {folder} {option('data')} {data}'"
+        )
 
 
 def store_temperature(path: Path, temperature: float) -> None:

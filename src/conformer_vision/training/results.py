@@ -10,20 +10,11 @@ from typing import Any
 
 from ..files import atomic_path
 from ..inference.intervals import Figure, share
-from ..runs import RESULTS_FILE
+from ..runs import RESULTS_FILE, read_results
 from .callbacks import Row, by_head
 from .groups import ScheduleConfig
 
 Json = dict[str, Any]
-
-
-def read_results(folder: str | Path) -> Json | None:
-    """Read the `results.json` of a run folder; None where there is none that can be read."""
-    try:
-        found = json.loads(Path(folder, RESULTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def write_results(results: Json, folder: Path) -> None:

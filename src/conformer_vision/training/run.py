@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from ..console import say
 from ..data import ImageDataModule, ImageSource
+from ..data.base import fingerprint
 from ..data.folds import deal_folds, read_folds
 from ..data.opening import describe
 from ..data.order import images_per_batch
@@ -338,6 +339,7 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
             "initial_weights": parts.weights,
             "data": describe(parts.data.data),
             "images": images,
+            "val_fingerprint": fingerprint(val) if isinstance(val, ImageSource) else None,
             "ends": ends(config.schedule),
         },
         averaging=averaging,

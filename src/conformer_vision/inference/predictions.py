@@ -1,0 +1,111 @@
+"""The answers to every image as a table: CSV for a spreadsheet, parquet for a program."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from conformer_vision.errors import UserError
+from conformer_vision.files import atomic_path
+from conformer_vision.inference.answers import Answers
+from conformer_vision.inference.runtimes import FUSED
+
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?", re.IGNORECASE)
+
+_WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
+    ".csv": lambda table, path: csv.write_csv(_for_spreadsheets(table), path),
+    ".parquet": lambda table, path: parquet.write_table(table, path),
+}
+"""Suffix of a file -> what writes it."""
+
+
+def check_predictions_file(path: str | Path) -> None:
+    """Refuse a file whose suffix names no format that is written.
+
+    Raises:
+        UserError: It is neither CSV nor parquet.
+    """
+    if Path(path).suffix.lower() not in _WRITERS:
+        raise UserError(f"predictions {path}: give a name that ends in {' or '.join(_WRITERS)}")
+
+
+def save_predictions(answers: Answers, classes: Sequence[str], path: str | Path) -> None:
+    """Write one row per image: its name, truth, answer, and the probability of every class by every head.
+
+    The columns are ``image``, ``group`` (where there are groups), ``truth``, ``answer``, ``correct``,
+    ``error``, and one for each head and class, such as ``fused:cat``. An image that could not be read has its
+    error and no answer; such rows are the last. In CSV, text that a spreadsheet would run as a formula has an
+    apostrophe in front.
+
+    Args:
+        answers: Of all images, with their logits.
+        classes: Names of the model's classes.
+        path: A file that ends in ``.csv`` or ``.parquet``; it is written whole or not at all.
+
+    Raises:
+        UserError: Another suffix, answers of which not all logits were kept, or a file that cannot be
+            written.
+    """
+    check_predictions_file(path)
+    if not answers.whole:
+        raise UserError(
+            f"predictions {path}: the probabilities of {len(answers.labels):,} images were not all kept; "
+            "evaluate with keep_all"
+        )
+    table = _table(answers, classes)
+    with atomic_path(path) as temporary:
+        _WRITERS[Path(path).suffix.lower()](table, temporary)
+
+
+def _table(answers: Answers, classes: Sequence[str]) -> pa.Table:
+    broken = answers.broken
+    nothing = [None] * len(broken)
+    predicted = answers.heads[FUSED].predicted
+    truth = [classes[label] for label in answers.labels.tolist()]
+    answer = [classes[label] for label in predicted.tolist()]
+    columns: dict[str, Any] = {"image": _text([*answers.names, *(each.name for each in broken)])}
+    if answers.groups is not None:
+        columns["group"] = _text([*answers.groups, *(each.group for each in broken)])
+    of_broken = [None if each.label is None else classes[each.label] for each in broken]
+    columns |= {
+        "truth": _text([*truth, *of_broken]),
+        "answer": _text([*answer, *nothing]),
+        "correct": pa.array([*(predicted == answers.labels).tolist(), *nothing], pa.bool_()),
+        "error": _text([*[None] * len(truth), *(each.line for each in broken)]),
+    }
+    missing = pa.nulls(len(broken), pa.float32())
+    for head, own in answers.heads.items():
+        probabilities = own.probabilities()
+        for number, name in enumerate(classes):
+            values = pa.array(probabilities[:, number])
+            columns[_plain(f"{head}:{name}")] = pa.chunked_array([values, missing])
+    return pa.table(columns)
+
+
+def _text(values: Sequence[str | None]) -> pa.Array:
+    return pa.array([None if value is None else _plain(value) for value in values], pa.string())
+
+
+def _plain(text: str) -> str:
+    """Return a text that UTF-8 has: names of files need not be, and are then shown escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _for_spreadsheets(table: pa.Table) -> pa.Table:
+    for number, column in enumerate(table.columns):
+        if pa.types.is_string(column.type):
+            safe = pa.array([_no_formula(value) for value in column.to_pylist()], pa.string())
+            table = table.set_column(number, table.schema.names[number], safe)
+    return table
+
+
+def _no_formula(text: str | None) -> str | None:
+    if text is None or not _FORMULA.match(text) or _NUMBER.fullmatch(text):
+        return text
+    return f"'{text}"
