@@ -11,8 +11,8 @@ LONGEST = 400
 
 LAYERS = [
     {"console", "environment", "errors", "extras", "files", "help", "hints", "lazy", "parsing"},
-    {"memory", "pages", "spec", "preprocessing", "models"},
-    {"hf", "output_stride", "runs", "weights"},
+    {"memory", "pages", "thresholds", "spec", "preprocessing", "models"},
+    {"class_means", "hf", "output_stride", "runs", "weights"},
     {"data"},
     {"training", "inference"},
     {"explain"},

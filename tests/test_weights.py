@@ -13,7 +13,7 @@ from torch import nn
 
 from conformer_vision.errors import UserError
 from conformer_vision.spec import METADATA_KEY, ModelSpec
-from conformer_vision.weights import load_model, save_model, save_temperature
+from conformer_vision.weights import Calibrated, load_model, save_calibration, save_model
 
 SPEC = ModelSpec(model="test_resnet", classes=("cat", "dog", "Ünïcode 犬"), input_size=(3, 64, 48))
 
@@ -226,13 +226,13 @@ def test_impossible_temperature(saved: Path, value: object) -> None:
     save_model(make_model(), SPEC, saved)
     before = saved.read_bytes()
     with pytest.raises(UserError, match="temperature must be"):
-        save_temperature(saved, value)  # type: ignore[arg-type]
+        save_calibration(saved, Calibrated(value))  # type: ignore[arg-type]
     assert saved.read_bytes() == before
 
 
 def test_another_temperature_and_the_same_weights(saved: Path) -> None:
     weights = load_file(saved)
-    spec = save_temperature(saved, 1.7)
+    spec = save_calibration(saved, Calibrated(1.7))
     assert load_model(saved)[1] == spec
     assert spec.temperature == 1.7
     assert json.loads(spec.to_json()) == json.loads(SPEC.to_json()) | {"temperature": 1.7}
@@ -243,7 +243,7 @@ def test_another_temperature_and_the_same_weights(saved: Path) -> None:
         assert again[name].numpy().tobytes() == tensor.numpy().tobytes()
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
     with pytest.raises(UserError, match="cannot read"):
-        save_temperature(saved.with_name("none.safetensors"), 2.0)
+        save_calibration(saved.with_name("none.safetensors"), Calibrated(2.0))
     saved.write_bytes(saved.read_bytes()[:100])
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        save_temperature(saved, 2.0)
+        save_calibration(saved, Calibrated(2.0))

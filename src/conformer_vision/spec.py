@@ -6,13 +6,13 @@ It travels as JSON in the metadata of every weights file and export. Nothing her
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from conformer_vision import __version__
 from conformer_vision.errors import UserError
+from conformer_vision.thresholds import Thresholds, is_finite, read
 
 FORMAT = 1
 METADATA_KEY = "conformer_vision"
@@ -22,7 +22,7 @@ MIN_SIZE = 32
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 # Keys that were added to the format later: a file without them gets their defaults.
-_LATER_KEYS = frozenset({"temperature", "folded", "descriptions", "version"})
+_LATER_KEYS = frozenset({"temperature", "folded", "descriptions", "version", "thresholds"})
 # Arguments of timm.create_model that have their own field, or that would make timm read other files or the
 # network.
 _RESERVED_KWARGS = frozenset(
@@ -54,14 +54,14 @@ class Preprocessing:
             raise UserError(f"input_size {size[1]}x{size[2]}: each edge must be {MIN_SIZE} pixels or more")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != size[0] or not all(_is_number(v) for v in values):
+            if len(values) != size[0] or not all(is_finite(v) for v in values):
                 raise UserError(f"{name} must be {size[0]} numbers, not {list(values)}")
         if not all(v > 0 for v in self.std):
             raise UserError(f"std must be positive, not {list(self.std)}")
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise UserError(f"interpolation {self.interpolation!r}: must be one of {known}")
-        if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
+        if not is_finite(self.crop_pct) or not 0 < self.crop_pct <= 1:
             raise UserError(f"crop_pct must be in (0, 1], not {self.crop_pct!r}")
         if self.crop_mode not in CROP_MODES:
             raise UserError(f"crop_mode {self.crop_mode!r}: must be one of {', '.join(CROP_MODES)}")
@@ -86,6 +86,8 @@ class ModelSpec:
             (Guo et al., 2017); 1 leaves them as they are.
         folded: Whether the weights are those of `Conformer.fold`.
         descriptions: Readable names of the classes, in their order, where ``classes`` holds codes; or empty.
+        thresholds: When an answer is unsure, and which classes are in a set (docs/unsure.md); None if they
+            were not fitted.
         version: Version of the package that made the specification; empty for files older than this field.
 
     Raises:
@@ -105,6 +107,7 @@ class ModelSpec:
     temperature: float = 1.0
     folded: bool = False
     descriptions: tuple[str, ...] = ()
+    thresholds: Thresholds | None = None
     version: str = field(default=__version__, compare=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +118,8 @@ class ModelSpec:
         for name, text in (("model", self.model), ("version", self.version)):
             _require(isinstance(text, str), f"{name} must be text, not {text!r}")
         _require(self.model != "", "model must be the name of a timm model")
+        if self.thresholds is not None:
+            object.__setattr__(self, "thresholds", read(Thresholds, self.thresholds))
         self._check_kwargs()
         self._check_classes()
         self._check_input()
@@ -145,7 +150,7 @@ class ModelSpec:
         if self.in_chans == 0:
             object.__setattr__(self, "in_chans", size[0])
         _require(self.in_chans == size[0], f"in_chans {self.in_chans} contradicts input_size {list(size)}")
-        positive = _is_number(self.temperature) and self.temperature > 0
+        positive = is_finite(self.temperature) and self.temperature > 0
         _require(positive, f"temperature must be a positive number, not {self.temperature!r}")
         _require(isinstance(self.folded, bool), f"folded must be true or false, not {self.folded!r}")
 
@@ -217,7 +222,3 @@ def _are_texts(values: tuple[object, ...]) -> bool:
 def _is_unicode(text: str) -> bool:
     """Tell whether the text can be encoded; a folder's name that is not UTF-8 holds lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from conformer_vision import class_means
+from conformer_vision.class_means import ClassMeans
 from conformer_vision.errors import UserError, nearest, option, reason_of, words
 from conformer_vision.files import atomic_path
 from conformer_vision.hf import read_spec, to_pretrained_cfg
@@ -40,6 +42,7 @@ from conformer_vision.runs import (
     find_weights,
 )
 from conformer_vision.spec import METADATA_KEY, ModelSpec, Preprocessing
+from conformer_vision.thresholds import Thresholds
 
 _log = logging.getLogger(__name__)
 
@@ -113,12 +116,23 @@ def save_weights(weights: Mapping[str, Tensor], spec: ModelSpec, path: str | Pat
     _write(tensors, {METADATA_KEY: spec.to_json()}, path)
 
 
-def save_temperature(path: str | Path, temperature: float) -> ModelSpec:
-    """Write another temperature into a weights file; the weights stay the same, bit for bit.
+class Calibrated(NamedTuple):
+    """What is fitted on validation images when the weights are there."""
+
+    temperature: float
+    """See `ModelSpec`."""
+    thresholds: Thresholds | None = None
+    class_means: ClassMeans | None = None
+
+
+def save_calibration(path: str | Path, fitted: Calibrated) -> ModelSpec:
+    """Write another temperature, other thresholds and class means into a weights file.
+
+    The weights stay the same, bit for bit.
 
     Args:
         path: The file, replaced atomically.
-        temperature: See `ModelSpec`.
+        fitted: What to write; None removes what was there.
 
     Returns:
         The new specification.
@@ -129,10 +143,40 @@ def save_temperature(path: str | Path, temperature: float) -> ModelSpec:
     path = Path(path)
     with _opened(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
-        spec = replace(_read_spec(metadata, path), temperature=temperature)
+        spec = _read_spec(metadata, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    _write(tensors, metadata | {METADATA_KEY: spec.to_json()}, path)
+    spec = replace(spec, temperature=fitted.temperature, thresholds=fitted.thresholds)
+    metadata[METADATA_KEY] = spec.to_json()
+    metadata.pop(class_means.METADATA_KEY, None)
+    if fitted.class_means is not None:
+        metadata[class_means.METADATA_KEY] = fitted.class_means.encode()
+    _write(tensors, metadata, path)
     return spec
+
+
+def read_class_means(source: ModelSource) -> ClassMeans | None:
+    """Read the class means of a weights file or of bundled weights; None where there are none.
+
+    Raises:
+        UserError: They are damaged, or do not belong to the classes.
+    """
+    path = source.path
+    if source.kind == "published":
+        cfg = timm.get_pretrained_cfg(str(path))
+        path = Path(cfg.file) if cfg is not None and cfg.file else path
+    if source.kind == "hf" or not is_safetensors(path):
+        return None
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    if class_means.METADATA_KEY not in metadata:
+        return None
+    try:
+        found = ClassMeans.decode(metadata[class_means.METADATA_KEY])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if len(found.means) != (number := _read_spec(metadata, path).num_classes):
+        raise UserError(f"{path} has {len(found.means)} class means for {number} classes; copy it again")
+    return found
 
 
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: str | Path) -> None:

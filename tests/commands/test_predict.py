@@ -16,6 +16,7 @@ import timm
 import torch
 from PIL import Image
 from rich.cells import cell_len
+from skimage import data
 
 from command_line import COMMAND, ENVIRONMENT, ONE_SERVER, class_folders, one_line, run, start
 from conformer_vision.cli import main
@@ -162,6 +163,71 @@ def test_a_console_without_unicode(model: Path, folder: Path, monkeypatch: pytes
     assert set(json.loads(written["stdout"].getvalue().decode("cp1252"))[0]["labels"]) == set(CLASSES)
 
 
+# ---- what is unsure, sets of classes, views ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A photo that the bundled weights know, and one of a thing that they do not know."""
+    root = tmp_path_factory.mktemp("photos")
+    for name, photo in (("coffee", data.coffee()), ("wall", data.brick())):
+        Image.fromarray(photo).convert("RGB").resize((90, 90)).save(root / f"{name}.png")
+    return [str(root / "coffee.png"), str(root / "wall.png")]
+
+
+def test_every_format_says_unsure(unknown: list[str], tmp_path: Path) -> None:
+    reason = "unlike the training images; the two heads disagree"
+    coffee, wall = run("predict", *unknown, "--top_k=1").out.splitlines()
+    assert coffee.startswith(f"{unknown[0]}: espresso ")
+    assert wall.startswith(f"{unknown[1]}: unsure: {reason.replace('; ', ', ')}, king penguin ")
+    done = run("predict", *unknown, "--json", "--page", tmp_path / "answers.html")
+    assert [answer["unsure"] for answer in json.loads(done.out)] == [None, reason]
+    assert "unsure: 1 of 2 answers" in done.err
+    assert f"unsure: {reason}" in (tmp_path / "answers.html").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(run("predict", *unknown, "--csv", "--top_k=2").out)))
+    assert [row["unsure"] for row in rows] == ["", "", reason, reason]
+    bare = run("predict", *unknown, "--no-reject")
+    assert "unsure" not in bare.out + bare.err
+
+
+def test_sets_and_views(unknown: list[str]) -> None:
+    line = run("predict", unknown[1], "--top_k=1", "--conformal=0.05").out
+    assert re.search(r", set of \d+: king penguin, ", line)
+    rows = list(csv.DictReader(io.StringIO(run("predict", unknown[1], "--csv", "--conformal", "0.2").out)))
+    assert rows[0]["in_set"] == "yes" and {row["in_set"] for row in rows} <= {"yes", "no"}
+    views = run("predict", unknown[0], "--tta", "flip+scales")
+    assert "test-time augmentation: 6 forward passes per image, 6.1 times the pixels" in views.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--conformal=0"], "conformal 0.0: must be between 0 and 1, both excluded"),
+        (["--conformal=1"], "conformal 1.0: must be between 0 and 1"),
+        (["--conformal=nan"], "--conformal nan: must be a number"),
+        (["--conformal=few"], "--conformal few: must be a number"),
+        (["--conformal=0.0001"], "500 validation images tell no error rate below 0.002"),
+        (["--conformal=0.1", "--tta=flip"], "--conformal 0.1 holds for a single look at each image"),
+        (["--coverage=2"], "coverage 2.0: must be between 0 and 1"),
+        (["--coverage=0.9", "--no-reject"], "--coverage 0.9 is for rejecting answers"),
+        (["--tta=turn"], "tta 'turn': give flip, scales, flip+scales or scales=0.8,1,1.25"),
+        (["--tta=scales=0.1"], "cannot take 7x7, a scale of 72x72 (each edge must be 32 pixels or more)"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be(arguments: list[str], message: str, unknown: list[str]) -> None:
+    assert message in one_line(run("predict", unknown[0], *arguments))
+
+
+def test_a_model_without_thresholds(model: Path, folder: Path) -> None:
+    """It predicts as before; what needs thresholds is one line."""
+    done = run("predict", model, folder / "1.png")
+    assert (done.status, done.err) == (0, "") and "unsure" not in done.out
+    for arguments in (["--coverage=0.9"], ["--conformal=0.1"]):
+        line = one_line(run("predict", model, folder / "1.png", *arguments))
+        assert f"{model} has no thresholds; 'conformer-vision report RUN' fits those of a run" in line
+
+
 # ---- as processes ----------------------------------------------------------------------------------
 
 
@@ -198,7 +264,7 @@ def test_a_signal_keeps_the_answers_so_far(
         count = len(json.loads(answers + end))
     else:
         rows = list(csv.reader(answers.splitlines()))
-        assert {len(row) for row in rows} == {5} and answers.endswith("\n")
+        assert {len(row) for row in rows} == {7} and answers.endswith("\n")
         count = sum(row[1] == "1" for row in rows)
         assert len(rows) == 1 + 3 * count
     assert 0 < count < 3000

@@ -21,7 +21,7 @@ from conformer_vision.inference.metrics import METRICS
 from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.runs import mark_config
 from conformer_vision.spec import ModelSpec
-from conformer_vision.weights import load_model, save_model, save_temperature
+from conformer_vision.weights import Calibrated, load_model, save_calibration, save_model
 from image_sets import opened
 
 Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
@@ -204,7 +204,7 @@ def test_temperature_changes_the_probabilities_of_the_prediction_alone(
 ) -> None:
     scaled = tmp_path / "scaled.safetensors"
     scaled.write_bytes((conformer_run / "best.safetensors").read_bytes())
-    save_temperature(scaled, 4.0)
+    save_calibration(scaled, Calibrated(4.0))
     result = evaluate(scaled, images, device="cpu", batch_size=8)
     assert result.confusion == evaluation.confusion
     assert result.heads["fused"].auroc.value != evaluation.heads["fused"].auroc.value, "classes are softer"

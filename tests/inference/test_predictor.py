@@ -13,7 +13,7 @@ from PIL import Image
 
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Prediction, Predictor
-from conformer_vision.weights import load_model, save_model, save_temperature
+from conformer_vision.weights import Calibrated, load_model, save_calibration, save_model
 
 Probabilities = Callable[[Path, Image.Image], dict[str, torch.Tensor]]
 
@@ -249,7 +249,7 @@ def test_temperature_scales_the_prediction_and_no_branch(
 ) -> None:
     scaled = tmp_path / "scaled.safetensors"
     scaled.write_bytes((conformer_run / "best.safetensors").read_bytes())
-    save_temperature(scaled, 2.5)
+    save_calibration(scaled, Calibrated(2.5))
     (plain,), (answer,) = (p([colours], top_k=7) for p in (predictor, Predictor(scaled, device="cpu")))
     assert answer.labels == plain.labels
     powers = np.array(plain.probabilities) ** (1 / 2.5)

@@ -46,6 +46,27 @@ def add_arch(parser: ArgumentParser) -> None:
     )
 
 
+def add_unsure(parser: ArgumentParser) -> None:
+    """Add the options that say when an answer is unsure, and how often each image is looked at."""
+    parser.add_argument(
+        "--coverage",
+        type=float | None,
+        help="Share of images like the validation images that gets a sure answer; the model's by default.",
+    )
+    parser.add_argument(
+        "--conformal",
+        metavar="RATE",
+        type=float | None,
+        help="Also give sets of classes, of which at most this share lacks the true class.",
+    )
+    parser.add_argument(
+        "--tta",
+        metavar="VIEWS",
+        type=str | None,
+        help="Average over views of the image: flip, scales, flip+scales or scales=0.8,1,1.25.",
+    )
+
+
 def add_heat_maps(parser: ArgumentParser) -> None:
     """Add the options of heat maps that explain and localize share."""
     parser.add_argument(

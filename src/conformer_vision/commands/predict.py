@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
-from conformer_vision.commands.options import add_arch, add_inference, add_input_size
+from conformer_vision.commands.options import add_arch, add_inference, add_input_size, add_unsure
 from conformer_vision.console import emit, lost, note, printable, say, shorten, width
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
@@ -39,6 +39,10 @@ def build_parser() -> Parser:
     add_inference(parser, batch_size=32)
     add_input_size(parser)
     add_arch(parser)
+    add_unsure(parser)
+    parser.add_argument(
+        "--no_reject", action="store_true", help="Do not say which answers are unsure (docs/unsure.md)."
+    )
     parser.add_argument("--json", action="store_true", help="Print a JSON list.")
     parser.add_argument("--jsonl", action="store_true", help="Print one JSON object per line.")
     parser.add_argument("--csv", action="store_true", help="Print CSV with one row per class of an image.")
@@ -70,10 +74,16 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         batch_size=options.batch_size,
         input_size=options.input_size,
         arch=options.arch,
+        reject=not options.no_reject,
+        coverage=options.coverage,
+        conformal=options.conformal,
+        tta=options.tta,
     )
     predictions = predictor.predict(images, top_k=options.top_k)
     if model is None:
         note(f"using the bundled weights {predictor.model}")
+    for line in predictor.notes:
+        note(line)
     columns = width() if sys.stdout.isatty() else None
     if formats:
         writer = {"json": _json_list, "jsonl": _json_lines, "csv": _csv}[formats[0]]()
@@ -109,7 +119,7 @@ def _write_page(path: str, predictions: list[Prediction], predictor: Predictor, 
 
 def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> int:
     """Print the answers as they come, until the reader has gone, Ctrl-C or SIGTERM; return the status."""
-    done = broken = 0
+    done = broken = unsure = 0
     try:
         for prediction in predictions:
             if prediction.error is not None:
@@ -118,11 +128,14 @@ def _print(predictions: Iterable[Prediction], write: Write, *, number: int) -> i
             with _uninterrupted():
                 write(prediction)
                 done += 1
+                unsure += prediction.unsure is not None
             if lost():
                 break
     except KeyboardInterrupt as interrupt:
         note(f"stopped after {done:,} of {number:,} images")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
+    if unsure:
+        note(f"unsure: {unsure:,} of {done - broken:,} answers (docs/unsure.md)")
     if broken:
         note(f"{broken} of the images could not be read")
     return 1 if broken else 0
@@ -146,8 +159,15 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _answers(prediction: Prediction) -> list[str]:
+    """Return what is said of an image: whether it is unsure, its classes, and their set."""
     pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-    return [f"{label} {probability:.1%}" for label, probability in pairs]
+    answers = [f"{label} {probability:.1%}" for label, probability in pairs]
+    if prediction.unsure is not None:
+        answers = [*f"unsure: {prediction.unsure}".split("; "), *answers]
+    if prediction.conformal_set is not None:
+        first, *others = prediction.conformal_set
+        answers += [f"set of {len(prediction.conformal_set)}: {first}", *others]
+    return answers
 
 
 @contextmanager
@@ -210,13 +230,15 @@ def _json_lines() -> Iterator[Write]:
 def _csv() -> Iterator[Write]:
     """Print one row per class of an image; an image without a result has one row with its error."""
     writer = csv.writer(SimpleNamespace(write=emit), lineterminator="\n")
-    writer.writerow(["image", "rank", "label", "probability", "error"])
+    writer.writerow(["image", "rank", "label", "probability", "error", "unsure", "in_set"])
 
     def write(prediction: Prediction) -> None:
         if prediction.error is not None:
-            writer.writerow([prediction.name, "", "", "", prediction.error])
+            writer.writerow([prediction.name, "", "", "", prediction.error, "", ""])
+        members, unsure = prediction.conformal_set, prediction.unsure or ""
         pairs = zip(prediction.labels, prediction.probabilities, strict=True)
         for rank, (label, probability) in enumerate(pairs, start=1):
-            writer.writerow([prediction.name, rank, label, f"{probability:.6f}", ""])
+            member = "" if members is None else "yes" if label in members else "no"
+            writer.writerow([prediction.name, rank, label, f"{probability:.6f}", "", unsure, member])
 
     yield write

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data import BrokenImageError
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, option
+from conformer_vision.inference.conformal import sets
 from conformer_vision.inference.inputs import ImageInput, NamedImage, named_images
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
+from conformer_vision.inference.views import Views, parse_views
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.runs import find_model
 
@@ -37,7 +40,7 @@ class Prediction:
     name: str
     """Path of the file, or the name of an image without one."""
     labels: tuple[str, ...]
-    """The top-k classes; empty with an error."""
+    """The top-k classes, or more if the conformal set is larger; empty with an error."""
     probabilities: tuple[float, ...]
     """Their probabilities among all classes, at the model's temperature."""
     error: str | None = None
@@ -46,6 +49,21 @@ class Prediction:
     """First choice of a Conformer's convolution head; None for other models."""
     trans: Guess | None = None
     """First choice of its transformer head."""
+    unsure: str | None = None
+    """Why the answer may be wrong, or the image show none of the classes; None for a sure answer, and for a
+    model without thresholds."""
+    conformal_set: tuple[str, ...] | None = None
+    """The classes that hold the true one with the probability asked for; None if it was not asked for."""
+
+
+class _Answer(NamedTuple):
+    """What the model says of one image."""
+
+    heads: dict[str, Tensor]
+    """Probabilities (K,) by head."""
+    unsure: str | None
+    members: list[bool] | None
+    """Which classes are in the conformal set."""
 
 
 class Predictor:
@@ -58,9 +76,14 @@ class Predictor:
         batch_size: Images per forward pass.
         input_size: Pixels of the square input, or (height, width), instead of the model's own.
         arch: timm's name of a checkpoint's architecture, where its content does not tell; see `load`.
+        reject: Whether to say which answers are unsure, if the model has thresholds (docs/unsure.md).
+        coverage: Share of images like the validation images that gets a sure answer, instead of the model's.
+        conformal: Error rate of sets of classes, in (0, 1); None for no sets.
+        tta: Test-time augmentation: ``flip``, ``scales``, ``flip+scales``, ``scales=0.8,1,1.25`` or `Views`.
 
     Raises:
-        UserError: No such model or device, a damaged file, or a size that the model cannot take.
+        UserError: No such model or device, a damaged file, a size that the model cannot take, or a coverage
+            or error rate for which the model has no thresholds.
     """
 
     def __init__(
@@ -71,14 +94,29 @@ class Predictor:
         batch_size: int = 32,
         input_size: InputSize | None = None,
         arch: str | None = None,
+        reject: bool = True,
+        coverage: float | None = None,
+        conformal: float | None = None,
+        tta: str | Views | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
         source = find_model(SHIPPED if model is None else model, arch=arch)
         self._exported = source.exported
-        self._trained = TrainedModel(source, device=device, input_size=input_size)
+        self._trained = TrainedModel(source, device=device, input_size=input_size, views=parse_views(tta))
+        if coverage is not None and not reject:
+            raise UserError(f"{option('coverage', coverage)} is for rejecting answers, which is turned off")
+        self._judge = self._trained.judge(coverage=coverage) if reject else None
+        self._sets: Callable[[Tensor], Tensor] | None = None
+        if conformal is not None:
+            self._sets = partial(sets, rule=self._trained.set_rule(conformal), error_rate=conformal)
         self._batch_size = batch_size
         self._readers = min(4, os.cpu_count() or 1)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the answers should know, in lines: the cost of test-time augmentation."""
+        return self._trained.notes
 
     @property
     def model(self) -> str:
@@ -155,31 +193,44 @@ class Predictor:
     def _answer(self, batch: list[tuple[str, Future[Tensor | str]]], top_k: int) -> Iterator[Prediction]:
         read = [(name, future.result()) for name, future in batch]
         images = [result for _, result in read if isinstance(result, Tensor)]
-        heads = self._trained.probabilities(torch.stack(images)) if images else {}
-        heads = {head: values.cpu() for head, values in heads.items()}
-        rows = iter(range(len(images)))
+        answers = iter(self._infer(torch.stack(images)) if images else ())
         for name, result in read:
             if isinstance(result, str):
                 yield Prediction(name, (), (), error=result)
-                continue
-            row = next(rows)
-            yield self._prediction(name, {head: values[row] for head, values in heads.items()}, top_k)
+            else:
+                yield self._prediction(name, next(answers), top_k)
 
-    def _prediction(self, name: str, heads: dict[str, Tensor], top_k: int) -> Prediction:
-        """Return the result for the probabilities (K,) of every head."""
+    def _infer(self, images: Tensor) -> Iterator[_Answer]:
+        """Compute the answers to the images of a batch."""
+        outputs = self._trained.outputs(images)
+        heads = {head: values.cpu() for head, values in self._trained.probabilities(outputs.logits).items()}
+        unsure = self._judge(outputs) if self._judge is not None else [None] * len(images)
+        members = self._sets(heads[FUSED]).tolist() if self._sets is not None else [None] * len(images)
+        for row in range(len(images)):
+            yield _Answer({head: values[row] for head, values in heads.items()}, unsure[row], members[row])
+
+    def _prediction(self, name: str, answer: _Answer, top_k: int) -> Prediction:
+        """Return the result for an answer."""
+        heads = answer.heads
         if not all(bool(values.isfinite().all()) for values in heads.values()):
             return Prediction(name, (), (), error=f"{name}: the model's output is not finite; train it again")
-        best = heads[FUSED].topk(top_k)
-        labels = tuple(self.classes[k] for k in best.indices.tolist())
+        ordered = heads[FUSED].topk(len(self.classes))
+        best = ordered.indices.tolist()
         branches = {
             head: Guess(self.classes[int(values.argmax())], values.max().item())
             for head, values in heads.items()
             if head != FUSED
         }
+        members = None
+        if answer.members is not None:
+            members = tuple(self.classes[k] for k in best if answer.members[k])
+            top_k = max(top_k, len(members))
         return Prediction(
             name,
-            labels,
-            tuple(best.values.tolist()),
+            tuple(self.classes[k] for k in best[:top_k]),
+            tuple(ordered.values[:top_k].tolist()),
             conv=branches.get("conv"),
             trans=branches.get("trans"),
+            unsure=answer.unsure,
+            conformal_set=members,
         )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError, first_line
-from conformer_vision.inference.runtimes import FUSED, Runtime, open_runtime
+from conformer_vision.errors import UserError, first_line, option, words
+from conformer_vision.inference.runtimes import FUSED, Outputs, Runtime, open_runtime
 from conformer_vision.inference.runtimes.base import heads
+from conformer_vision.inference.unsure import Judge
+from conformer_vision.inference.views import Views
 from conformer_vision.memory import check_batch
 from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.runs import ModelSource, find_model
-from conformer_vision.spec import ModelSpec
+from conformer_vision.spec import MIN_SIZE, ModelSpec
+from conformer_vision.thresholds import SetRule, Thresholds, check_share
 
 InputSize = int | tuple[int, int]
 
@@ -28,9 +32,10 @@ class TrainedModel:
         model: As for `open_runtime`.
         device: ``auto`` or a torch device.
         input_size: Pixels of the square input, or (height, width), instead of the specification's.
+        views: Looks at every image that the answers are the mean of; one by default.
 
     Raises:
-        UserError: As `open_runtime`, or an input size that the network cannot take.
+        UserError: As `open_runtime`, or an input size or a view that the network cannot take.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class TrainedModel:
         *,
         device: str | torch.device = "auto",
         input_size: InputSize | None = None,
+        views: Views | None = None,
     ) -> None:
         source = model if isinstance(model, ModelSource) else find_model(model)
         self.path = source.path
@@ -46,6 +52,8 @@ class TrainedModel:
         self.spec = self.runtime.spec
         if input_size is not None:
             self.spec = _resized(self.spec, input_size, self.runtime)
+        self.views = views or Views()
+        _check_views(self.views, self.spec, self.runtime)
         self.device = self.runtime.device
         self.transform = evaluation_transform(self.spec)
 
@@ -56,24 +64,102 @@ class TrainedModel:
             UserError: It does not.
         """
         if images and self.device.type == "cpu":
-            shape = (images, *self.spec.input_size)
+            height, width = self.spec.input_size[1:]
+            edges = max((view.edges(height, width) for view in self.views), key=math.prod)
+            shape = (images, self.spec.in_chans, *edges)
             check_batch(self.runtime.network, _compute, shape, batches=2 + read_ahead)
 
-    def probabilities(self, batch: Tensor) -> dict[str, Tensor]:
-        """Compute the probabilities per head, each (B, K); those of ``fused`` at the model's temperature.
+    def outputs(self, batch: Tensor) -> Outputs:
+        """Compute logits and pooled features, each the mean over the views.
 
         Args:
             batch: (B, C, H, W) as the transform gives them.
         """
+        found = [self.runtime.outputs(view.of(batch)) for view in self.views]
+        if len(found) == 1:
+            return found[0]
+        heads = {head: torch.stack([each.logits[head] for each in found]).mean(0) for head in found[0].logits}
+        features = [each.features for each in found if each.features is not None]
+        return Outputs(heads, torch.stack(features).mean(0) if features else None)
+
+    def judge(self, *, coverage: float | None = None) -> Judge | None:
+        """Return what tells unsure answers; None for a model without thresholds.
+
+        Args:
+            coverage: See `Judge`; with it, a model without thresholds is an error.
+
+        Raises:
+            UserError: As `Judge`.
+        """
+        thresholds = self.spec.thresholds
+        if coverage is not None:
+            thresholds = self._thresholds(option("coverage", coverage))
+        if thresholds is None:
+            return None
+        return Judge(thresholds, self.runtime.class_means, coverage=coverage)
+
+    def set_rule(self, error_rate: float) -> SetRule:
+        """Return the rule of conformal sets.
+
+        Raises:
+            UserError: The model has none, it would not hold for other inputs than those it was fitted on, or
+                as `SetRule.threshold`.
+        """
+        name = option("conformal", error_rate)
+        check_share("conformal", error_rate)
+        thresholds = self._thresholds(name)
+        if self.views != Views():
+            raise UserError(f"{name} holds for a single look at each image; leave {option('tta')} out")
+        if self.spec.input_size[1:] != thresholds.input_size:
+            own = "x".join(map(str, thresholds.input_size))
+            raise UserError(f"{name} holds for the input size {own}; leave {option('input_size')} out")
+        thresholds.sets.threshold(error_rate)
+        return thresholds.sets
+
+    def _thresholds(self, name: str) -> Thresholds:
+        if self.spec.thresholds is None:
+            report = words("'conformer-vision report RUN'", "conformer_vision.report.write_report")
+            raise UserError(f"{name}: {self.path} has no thresholds; {report} fits those of a run")
+        return self.spec.thresholds
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the answers should know, in lines."""
+        lines = []
+        if self.views != Views():
+            lines.append(f"test-time augmentation: {self.views.cost}")
+        thresholds = self.spec.thresholds
+        if thresholds is not None and self.spec.input_size[1:] != thresholds.input_size:
+            size = "x".join(map(str, thresholds.input_size))
+            lines.append(f"what is unsure was fitted at {size} pixels; at another size it is less reliable")
+        return lines
+
+    def probabilities(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Turn logits into probabilities per head (B, K); those of ``fused`` at the model's temperature."""
         return {
-            head: (logits / self.spec.temperature if head == FUSED else logits).softmax(dim=1)
-            for head, logits in self.runtime(batch).items()
+            head: (values / self.spec.temperature if head == FUSED else values).softmax(dim=1)
+            for head, values in logits.items()
         }
 
 
 def _compute(model: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
         heads(model, images)
+
+
+def _check_views(views: Views, spec: ModelSpec, runtime: Runtime) -> None:
+    """Try the views that are of another size than the input, with a black image."""
+    height, width = spec.input_size[1:]
+    for edges in {view.edges(height, width) for view in views} - {(height, width)}:
+        size = "x".join(map(str, edges))
+        problem = f"tta: {spec.model} cannot take {size}, a scale of {height}x{width}"
+        remedy = "give other scales, or flip alone"
+        if min(edges) < MIN_SIZE:
+            raise UserError(f"{problem} (each edge must be {MIN_SIZE} pixels or more); {remedy}")
+        try:
+            runtime(torch.zeros(1, spec.in_chans, *edges))
+        except Exception as error:  # every runtime has kinds of its own
+            raise UserError(f"{problem} ({first_line(error)}); {remedy}") from error
 
 
 def _resized(spec: ModelSpec, input_size: InputSize, runtime: Runtime) -> ModelSpec:

@@ -66,3 +66,43 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.scales) * (2 if self.flip else 1)
+
+    @property
+    def cost(self) -> str:
+        """What looking so often takes, for people."""
+        pixels = sum(view.scale**2 for view in self)
+        return f"{len(self)} forward passes per image, {pixels:.1f} times the pixels"
+
+
+SCALES = (0.875, 1.0, 1.125)
+"""Scales of test-time augmentation, where none are named."""
+
+
+def parse_views(text: str | Views | None) -> Views:
+    """Read what test-time augmentation is asked for; None is a single look at the image as it is.
+
+    Args:
+        text: ``flip``, ``scales``, ``flip+scales``, or with scales of one's own ``scales=0.8,1,1.25``.
+
+    Raises:
+        UserError: It is something else, or a scale is no positive number.
+    """
+    if not isinstance(text, str):
+        return text or Views()
+    flip, scales = False, Views().scales
+    for part in text.replace(" ", "").split("+"):
+        name, given, values = part.partition("=")
+        if part == "flip":
+            flip = True
+        elif name == "scales":
+            scales = _numbers(values, text) if given else SCALES
+        else:
+            raise UserError(f"tta {text!r}: give flip, scales, flip+scales or scales=0.8,1,1.25")
+    return Views(scales, flip)
+
+
+def _numbers(values: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values.split(","))
+    except ValueError as error:
+        raise UserError(f"tta {text!r}: scales are numbers with commas between them") from error

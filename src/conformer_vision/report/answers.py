@@ -45,14 +45,14 @@ def write_answers(
     Raises:
         UserError: The file cannot be written.
     """
-    good = sorted(
-        (each for each in predictions if each.error is None), key=lambda each: each.probabilities[0]
-    )
+    answered = [each for each in predictions if each.error is None]
+    good = sorted(answered, key=lambda each: (each.unsure is None, each.probabilities[0]))
     context = {
         "cards": [_card(each, explainer) for each in good[:MOST]],
         "left_out": max(len(good) - MOST, 0),
         "total": len(predictions),
-        "counts": Counter(each.labels[0] for each in good).most_common(),
+        "counts": Counter(each.labels[0] for each in good if each.unsure is None).most_common(),
+        "unsure": sum(each.unsure is not None for each in good),
         "broken": [each.error for each in predictions if each.error is not None],
         "model": model,
         "explained": explainer is not None,

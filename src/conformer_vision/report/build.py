@@ -23,7 +23,7 @@ from conformer_vision.report.findings import Findings, RunSettings
 from conformer_vision.report.images import thumbnails
 from conformer_vision.report.page import render
 from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRICS_FILE, read_results
-from conformer_vision.weights import save_temperature
+from conformer_vision.weights import Calibrated, save_calibration
 
 WORST = 24
 """Errors that are shown with their images."""
@@ -139,11 +139,11 @@ def _check_same_images(folder: Path, data: str, source: ImageSource | ImageStrea
 
 def store_temperature(path: Path, temperature: float) -> None:
     """Store the temperature in a run's weights, and in its other file of weights if they are the same."""
-    save_temperature(path, temperature)
+    save_calibration(path, Calibrated(temperature))
     for name in (BEST_WEIGHTS, LAST_WEIGHTS):
         other = path.with_name(name)
         if name != path.name and other.is_file() and _same_weights(path, other):
-            save_temperature(other, temperature)
+            save_calibration(other, Calibrated(temperature))
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -9,12 +9,12 @@ import torch
 
 from conformer_vision.runs import Kind, ModelSource, find_model
 
-from .base import FUSED, Runtime
+from .base import FUSED, Outputs, Runtime
 from .onnx import OnnxRuntime
 from .openvino import OpenVinoRuntime
 from .weights import WeightsRuntime
 
-__all__ = ["FUSED", "Runtime", "open_runtime"]
+__all__ = ["FUSED", "Outputs", "Runtime", "open_runtime"]
 
 _RUNTIMES: dict[Kind, Callable[[ModelSource, str | torch.device], Runtime]] = {
     "weights": WeightsRuntime,

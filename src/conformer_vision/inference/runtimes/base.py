@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from conformer_vision.class_means import ClassMeans
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.models import Conformer
 from conformer_vision.spec import ModelSpec
@@ -24,6 +26,15 @@ PRECISION_KEY = "precision"
 SPEC_KEY = "spec"
 
 
+class Outputs(NamedTuple):
+    """What a model gives for a batch of images."""
+
+    logits: dict[str, Tensor]
+    """Head -> (B, K) float32."""
+    features: Tensor | None
+    """(B, F) float32: the pooled features; None for an export, which does not give them."""
+
+
 class Runtime(ABC):
     """A model behind the library that computes it. Calls from several threads at once are safe."""
 
@@ -32,6 +43,8 @@ class Runtime(ABC):
     """Where the logits are."""
     parameters: int | None = None
     """Number of parameters as trained; None where the file does not say."""
+    class_means: ClassMeans | None = None
+    """Of the pooled features, where the file holds them."""
 
     @abstractmethod
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -40,6 +53,10 @@ class Runtime(ABC):
         Args:
             images: (B, C, H, W) as the evaluation transform gives them.
         """
+
+    def outputs(self, images: Tensor) -> Outputs:
+        """Compute the logits, and the pooled features where the model gives them."""
+        return Outputs(self(images), None)
 
     def network(self) -> nn.Module:
         """Return the network that is computed, as a model of timm, to look at."""
@@ -78,6 +95,17 @@ def heads(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         return {FUSED: model(images)}
     branches = model.forward_branches(images)
     return {**branches._asdict(), FUSED: model.fuse_logits(branches)}
+
+
+def heads_and_features(model: nn.Module, images: Tensor) -> Outputs:
+    """Compute the logits of every head of a model of timm, the prediction last, and its pooled features."""
+    whole: Any = model
+    features = whole.forward_features(images)
+    pooled = whole.forward_head(features, pre_logits=True)
+    if not isinstance(model, Conformer):
+        return Outputs({FUSED: whole.forward_head(features)}, pooled if pooled.ndim == 2 else None)
+    branches = model.branch_logits(features)
+    return Outputs({**branches._asdict(), FUSED: model.fuse_logits(branches)}, pooled)
 
 
 def parse_device(device: str | torch.device) -> torch.device | None:

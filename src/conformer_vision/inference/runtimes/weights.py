@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from conformer_vision.inference.runtimes.base import Runtime, heads, resolve_device
+from conformer_vision.inference.runtimes.base import (
+    Outputs,
+    Runtime,
+    heads,
+    heads_and_features,
+    resolve_device,
+)
 from conformer_vision.inference.runtimes.in_place import compute_in_place
 from conformer_vision.models import Conformer
 from conformer_vision.runs import ModelSource
-from conformer_vision.weights import load_model
+from conformer_vision.weights import load_model, read_class_means
 
 
 class WeightsRuntime(Runtime):
@@ -26,6 +32,7 @@ class WeightsRuntime(Runtime):
     def __init__(self, source: ModelSource, device: str | torch.device) -> None:
         self.device = resolve_device(device)
         model, self.spec = load_model(source)
+        self.class_means = read_class_means(source)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         if isinstance(model, Conformer) and not model.folded:
             model = model.fold()
@@ -43,3 +50,10 @@ class WeightsRuntime(Runtime):
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the logits per head."""
         return {head: logits.float() for head, logits in heads(self._model, images.to(self.device)).items()}
+
+    @torch.inference_mode()
+    def outputs(self, images: Tensor) -> Outputs:
+        """Compute the logits and the pooled features."""
+        found = heads_and_features(self._model, images.to(self.device))
+        features = None if found.features is None else found.features.float()
+        return Outputs({head: logits.float() for head, logits in found.logits.items()}, features)

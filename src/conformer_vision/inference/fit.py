@@ -1,0 +1,77 @@
+"""Fit to validation images what a model's answers are held against, in one place for all of it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from conformer_vision.class_means import ClassMeans
+from conformer_vision.inference.conformal import fit_sets
+from conformer_vision.inference.runtimes import FUSED, Outputs
+from conformer_vision.inference.unsure import fit_rules
+from conformer_vision.spec import ModelSpec
+from conformer_vision.thresholds import Thresholds
+
+MOST_IMAGES = 10_000
+"""Images that thresholds are fitted to; more would not change them."""
+
+
+class FittedThresholds(NamedTuple):
+    """What `fit_thresholds` found."""
+
+    thresholds: Thresholds | None
+    class_means: ClassMeans | None
+    note: str | None
+    """Why there are no thresholds."""
+
+
+def fit_thresholds(
+    outputs: Outputs, labels: Tensor, *, spec: ModelSpec, temperature: float
+) -> FittedThresholds:
+    """Fit reject rules, conformal sets and class means.
+
+    Args:
+        outputs: Of the N validation images.
+        labels: (N,) int64, their classes.
+        spec: Of the model; its input size is that of the images.
+        temperature: Of the prediction, as it will be.
+    """
+    rules, class_means, note = fit_rules(outputs, labels, classes=spec.num_classes)
+    if not rules:
+        return FittedThresholds(None, None, note)
+    probabilities = (outputs.logits[FUSED].double() / temperature).softmax(dim=1).cpu()
+    height, width = spec.input_size[1:]
+    thresholds = Thresholds(rules, fit_sets(probabilities, labels.cpu()), (height, width))
+    return FittedThresholds(thresholds, class_means, None)
+
+
+class OutputSample:
+    """The outputs for images of known classes, batch by batch: all, or as many, drawn evenly, as are needed.
+
+    Args:
+        images: Number of images to come; None for a stream of unknown length, of which the first are kept.
+    """
+
+    def __init__(self, images: int | None) -> None:
+        self._every = max(math.ceil((images or 0) / MOST_IMAGES), 1)
+        self._seen = 0
+        self._parts: list[tuple[Outputs, Tensor]] = []
+
+    def add(self, outputs: Outputs, labels: Tensor) -> None:
+        """Add a batch: its outputs and classes (B,)."""
+        places = torch.arange(self._seen, self._seen + len(labels))
+        self._seen += len(labels)
+        kept = (places % self._every == 0) & (places < MOST_IMAGES * self._every)
+        logits = {head: values.cpu()[kept] for head, values in outputs.logits.items()}
+        features = None if outputs.features is None else outputs.features.cpu()[kept]
+        self._parts.append((Outputs(logits, features), labels.cpu()[kept]))
+
+    def join(self) -> tuple[Outputs, Tensor]:
+        """Return the outputs and the classes of the images that were kept; there must be one."""
+        outputs, labels = zip(*self._parts, strict=True)
+        logits = {head: torch.cat([each.logits[head] for each in outputs]) for head in outputs[0].logits}
+        features = [each.features for each in outputs if each.features is not None]
+        return Outputs(logits, torch.cat(features) if features else None), torch.cat(labels)
