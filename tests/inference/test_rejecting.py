@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,33 +17,12 @@ from conformer_vision.class_means import ClassMeans
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Prediction, Predictor
 from conformer_vision.inference.conformal import sets
-from conformer_vision.inference.fit import fit_thresholds
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.inference.views import Views
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.runs import find_model
 from conformer_vision.weights import Calibrated, load_model, read_class_means, save_calibration
-
-
-def noise(count: int, *, seed: int = 0) -> list[Image.Image]:
-    """Coarse images that differ enough for a network with random weights."""
-    rng = np.random.default_rng(seed)
-    return [
-        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((40, 40))
-        for _ in range(count)
-    ]
-
-
-def calibrated(run: Path, folder: Path) -> Path:
-    """A copy of a run's weights with thresholds for noise."""
-    path = folder / "copied.safetensors"
-    path.write_bytes((run / "best.safetensors").read_bytes())
-    trained = TrainedModel(path, device="cpu")
-    outputs = trained.outputs(torch.stack([trained.transform(image) for image in noise(100)]))
-    labels = torch.arange(100) % trained.spec.num_classes
-    found = fit_thresholds(outputs, labels, spec=trained.spec, temperature=1.3)
-    save_calibration(path, Calibrated(1.3, found.thresholds, found.class_means))
-    return path
+from rejecting import calibrated, noise
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from conformer_vision.inference.metrics import CLASS_METRICS, METRICS
 from conformer_vision.report import Findings, build, examine, write_report
 from conformer_vision.report.images import EDGE
 from conformer_vision.report.page import HEADS
-from conformer_vision.weights import load_model, save_model, save_temperature
+from conformer_vision.weights import Calibrated, load_model, save_calibration, save_model
 from image_sets import opened
 from pages import Page
 
@@ -67,7 +67,7 @@ def test_page_is_complete_in_itself(page: Page, run: Path) -> None:
 def test_numbers_are_those_of_evaluate(page: Page, run: Path, images: Path, tmp_path: Path) -> None:
     """At temperature 1, that of the weights as trained."""
     shutil.copy(run / "best.safetensors", tmp_path)
-    save_temperature(tmp_path / "best.safetensors", 1.0)
+    save_calibration(tmp_path / "best.safetensors", Calibrated(1.0))
     result = evaluate(tmp_path / "best.safetensors", images, device="cpu")
     for metric in METRICS:
         if metric.name == "top5":

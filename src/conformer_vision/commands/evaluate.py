@@ -11,10 +11,13 @@ from conformer_vision.commands.options import (
     add_inference,
     add_input_size,
     add_splitting,
+    add_unsure,
     splitting_of,
 )
 from conformer_vision.commands.output import name_broken
+from conformer_vision.commands.selective import print_selective
 from conformer_vision.console import emit, note, say, show_table
+from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.runs import check_output
@@ -55,6 +58,19 @@ def build_parser() -> Parser:
         type=str | None,
         help="Also write every image with its truth, answer and probabilities to this .csv or .parquet.",
     )
+    add_unsure(parser)
+    parser.add_argument(
+        "--ood",
+        metavar="FOLDER",
+        type=str | None,
+        help="Images of other things, to see how well they are told (docs/unsure.md).",
+    )
+    parser.add_argument(
+        "--risk_coverage",
+        metavar="PNG",
+        type=str | None,
+        help="Also draw the errors among the surest answers.",
+    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
     return parser
 
@@ -62,12 +78,14 @@ def build_parser() -> Parser:
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Run the subcommand; return the exit status."""
     image, table = options.confusion_matrix, options.predictions
-    for name in ("confusion_matrix", "predictions"):
+    for name in ("confusion_matrix", "predictions", "risk_coverage"):
         if options[name] is not None:
             check_output(options[name], f"--{name}", inputs=(options.model, options.data, options.exclude))
     from conformer_vision.inference import evaluate, save_confusion_matrix, save_predictions
     from conformer_vision.inference.labelled import read_run_data
     from conformer_vision.inference.predictions import check_predictions_file
+    from conformer_vision.inference.selective import save_risk_coverage
+    from conformer_vision.inference.views import parse_views
 
     if table is not None:
         check_predictions_file(table)
@@ -85,15 +103,29 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         exclude=options.exclude,
         arch=options.arch,
         keep_all=table is not None,
+        coverage=options.coverage,
+        conformal=options.conformal,
+        ood=options.ood,
+        tta=options.tta,
     )
     if options.json:
         emit(f"{evaluation.to_json()}\n")
     else:
         _print(evaluation)
-    status = name_broken(evaluation.broken)
+        if evaluation.selective is not None:
+            print_selective(evaluation.selective)
+    other = evaluation.selective and evaluation.selective.unknown
+    status = name_broken([*evaluation.broken, *(other.broken if other else ())])
+    if options.tta is not None:
+        note(f"test-time augmentation: {parse_views(options.tta).cost}")
     if image is not None:  # last, so that the numbers are out if it cannot be written
         save_confusion_matrix(evaluation.confusion, evaluation.classes, image)
         (note if options.json else say)(f"confusion matrix: {image}")
+    if options.risk_coverage is not None:
+        if evaluation.selective is None:
+            raise UserError(f"--risk_coverage: {options.model} has no thresholds, so no answer is unsure")
+        save_risk_coverage(evaluation.selective, options.risk_coverage)
+        (note if options.json else say)(f"risk-coverage curve: {options.risk_coverage}")
     if table is not None:
         save_predictions(evaluation.answers, evaluation.classes, table)
         (note if options.json else say)(f"predictions: {table}")

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_inference
 from conformer_vision.commands.output import name_broken
-from conformer_vision.console import say
+from conformer_vision.console import note, say
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
@@ -39,6 +39,11 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     say(f"top-1 {top1} % of {evaluation.samples:,} images (in brackets: 95 % interval)")
     after = "" if calibration.after is None else f", {calibration.after.ece:.2%} after scaling"
     say(f"calibration error {calibration.before.ece:.2%}{after}")
+    fitted = findings.thresholds
+    if fitted.thresholds is None:
+        note(f"no reject threshold: {fitted.note}")
+    else:
+        say(f"reject threshold for {fitted.thresholds.coverage:.0%} sure answers, stored with the model")
     status = name_broken(findings.broken)
     save_report(findings)  # last, so that the numbers are out if it cannot be written
     say(f"report: {findings.path}")

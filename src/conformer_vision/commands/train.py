@@ -116,7 +116,9 @@ def _finish(folder: Path) -> None:
         from conformer_vision.report import write_report
 
         try:
-            write_report(folder, workers=config.data.workers, device=config.hardware.device)
+            findings = write_report(folder, workers=config.data.workers, device=config.hardware.device)
+            if findings.thresholds.note is not None:
+                note(f"no reject threshold: {findings.thresholds.note}")
         except UserError as error:  # the run is complete without it
             note(f"no report: {error}")
     if report.is_file():

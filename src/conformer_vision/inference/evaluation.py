@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream, Splitting
 from conformer_vision.data.loader import evaluation_loader
@@ -19,8 +20,10 @@ from conformer_vision.inference.answers import Answers, Collector
 from conformer_vision.inference.confusion import Confusion
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
 from conformer_vision.inference.metrics import HeadFigures, head_figures
-from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.inference.runtimes import FUSED, Outputs
+from conformer_vision.inference.selective import Selective, make_watch, unknown_scores
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
+from conformer_vision.inference.views import Views, parse_views
 from conformer_vision.runs import find_model
 
 
@@ -50,11 +53,15 @@ class Evaluation:
     """One line, with the name and the reason, for each image that could not be read."""
     answers: Answers = field(repr=False, compare=False)
     """The answers to every image; not in the JSON."""
+    selective: Selective | None = None
+    """What rejecting unsure answers brings; None for a model without thresholds."""
 
     def to_json(self) -> str:
         """Return all fields but the answers as one JSON object."""
         fields = asdict(replace(self, answers=None))  # type: ignore[arg-type]
         del fields["answers"]
+        if fields["selective"] is not None:
+            del fields["selective"]["risks"]
         return json.dumps(fields, ensure_ascii=False, allow_nan=False)
 
 
@@ -72,8 +79,12 @@ def evaluate(
     input_size: InputSize | None = None,
     arch: str | None = None,
     keep_all: bool = False,
+    coverage: float | None = None,
+    conformal: float | None = None,
+    ood: str | None = None,
+    tta: str | Views | None = None,
 ) -> Evaluation:
-    """Evaluate a trained model on labelled images, without augmentation.
+    """Evaluate a trained model on labelled images, without augmentation unless it is asked for.
 
     Args:
         model: A run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights.
@@ -90,18 +101,38 @@ def evaluate(
         arch: timm's name of a checkpoint's architecture, where its content does not tell; see `load`.
         keep_all: Keep the answers to all images whole, as `save_predictions` needs them, whatever memory that
             takes; by default those of an evenly drawn part of a very large set.
+        coverage: Share of images like the validation images that is to be answered, instead of the model's.
+        conformal: Error rate of sets of classes, in (0, 1), to evaluate; None for no sets.
+        ood: Images of other things than the classes, to see how well they are told: an image, a folder, or a
+            set of images.
+        tta: Test-time augmentation, as for `Predictor`.
 
     Raises:
         UserError: No such model or data, an input size that the model cannot take, no image that can be read,
             or a model whose output is not finite. Single broken images are left out and named in the result.
+            Or a model without thresholds, where ``coverage``, ``conformal`` or ``ood`` need them.
     """
-    trained = TrainedModel(find_model(model, arch=arch), device=device, input_size=input_size)
+    source = find_model(model, arch=arch)
+    trained = TrainedModel(source, device=device, input_size=input_size, views=parse_views(tta))
+    watch = make_watch(trained, coverage=coverage, conformal=conformal, ood=ood)
+    other = None
+    if watch is not None and ood is not None:
+        other = unknown_scores(watch, ood, batch_size=batch_size)
     run = read_run_data(trained.path)
     images = LabelledImages(
         data, split, splitting or run.splitting, data_dir=data_dir or run.data_dir, exclude=exclude
     )
-    source = images.open(trained.spec.classes)
-    return evaluate_images(trained, source, batch_size=batch_size, workers=workers, keep_all=keep_all)
+    evaluation = evaluate_images(
+        trained,
+        images.open(trained.spec.classes),
+        batch_size=batch_size,
+        workers=workers,
+        keep_all=keep_all,
+        watch=None if watch is None else watch.add,
+    )
+    if watch is None:
+        return evaluation
+    return replace(evaluation, selective=watch.finish(other))
 
 
 def evaluate_images(
@@ -112,6 +143,7 @@ def evaluate_images(
     workers: int,
     temperature: float | None = None,
     keep_all: bool = False,
+    watch: Callable[[Outputs, Tensor], None] | None = None,
 ) -> Evaluation:
     """Evaluate a model on the images of an open source.
 
@@ -122,6 +154,7 @@ def evaluate_images(
         workers: Processes that read images; 0 reads them in this one.
         temperature: Of the prediction; the model's own by default.
         keep_all: See `evaluate`.
+        watch: Receives the outputs and the classes (B,) of every batch.
 
     Raises:
         UserError: A model with a single class or an output that is not finite, an invalid batch size or
@@ -135,6 +168,7 @@ def evaluate_images(
         workers=workers,
         temperature=temperature,
         keep_all=keep_all,
+        watch=watch,
     )
     seconds = time.perf_counter() - start
     classes, samples = trained.spec.classes, len(answers.labels)
@@ -160,6 +194,7 @@ def collect_answers(
     workers: int,
     temperature: float | None = None,
     keep_all: bool = False,
+    watch: Callable[[Outputs, Tensor], None] | None = None,
 ) -> Answers:
     """Collect what a model answers to the images of an open source; see `evaluate_images`."""
     classes = trained.spec.classes
@@ -182,10 +217,13 @@ def collect_answers(
         lost = zip(batch.indices[~read].tolist(), order[~read].tolist(), batch.broken, strict=True)
         broken += lost
         if read.any():
-            logits = trained.runtime(batch.images[read])
+            outputs = trained.outputs(batch.images[read])
+            logits, labels = outputs.logits, batch.labels[read].to(trained.device)
             if not all(bool(values.isfinite().all()) for values in logits.values()):
                 raise UserError(f"the output of the model {trained.path} is not finite; train it again")
-            collector.add(logits, batch.labels[read].to(trained.device), batch.indices[read], order[read])
+            collector.add(logits, labels, batch.indices[read], order[read])
+            if watch is not None:
+                watch(outputs, labels)
         seen += len(batch.labels)
     if not collector.seen:
         raise UserError(

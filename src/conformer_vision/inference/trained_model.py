@@ -93,7 +93,7 @@ class TrainedModel:
         """
         thresholds = self.spec.thresholds
         if coverage is not None:
-            thresholds = self._thresholds(option("coverage", coverage))
+            thresholds = self.need_thresholds(option("coverage", coverage))
         if thresholds is None:
             return None
         return Judge(thresholds, self.runtime.class_means, coverage=coverage)
@@ -107,7 +107,7 @@ class TrainedModel:
         """
         name = option("conformal", error_rate)
         check_share("conformal", error_rate)
-        thresholds = self._thresholds(name)
+        thresholds = self.need_thresholds(name)
         if self.views != Views():
             raise UserError(f"{name} holds for a single look at each image; leave {option('tta')} out")
         if self.spec.input_size[1:] != thresholds.input_size:
@@ -116,7 +116,12 @@ class TrainedModel:
         thresholds.sets.threshold(error_rate)
         return thresholds.sets
 
-    def _thresholds(self, name: str) -> Thresholds:
+    def need_thresholds(self, name: str) -> Thresholds:
+        """Return the model's thresholds, for an option that needs them.
+
+        Raises:
+            UserError: It has none.
+        """
         if self.spec.thresholds is None:
             report = words("'conformer-vision report RUN'", "conformer_vision.report.write_report")
             raise UserError(f"{name}: {self.path} has no thresholds; {report} fits those of a run")

@@ -170,9 +170,7 @@ def fit_rules(outputs: Outputs, labels: Tensor, *, classes: int) -> FittedRules:
     rules = [_fit({name: signals[name] for name in names}) for names in possible]
     found = tuple(rule for rule in rules if rule is not None)
     if not found:
-        return FittedRules(
-            (), None, "all validation images look alike to the network, so no answer is rejected"
-        )
+        return FittedRules((), None, "all validation images look alike to the network")
     return FittedRules(found, class_means, None)
 
 

@@ -1,4 +1,4 @@
-"""Make the report of a run folder: evaluate the validation images, fit the temperature, write the page."""
+"""Make the report of a run: evaluate its validation images, fit temperature and thresholds."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from conformer_vision.errors import UserError, option
 from conformer_vision.explain import Explainer
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.evaluation import evaluate_images
+from conformer_vision.inference.fit import OutputSample, fit_thresholds
 from conformer_vision.inference.labelled import LabelledImages, read_run_data
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.pages import write_page
@@ -39,7 +40,7 @@ def write_report(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Findings:
-    """Evaluate a run on its validation images, store the temperature and write ``report.html``.
+    """Evaluate a run on its validation images, store temperature and thresholds, write ``report.html``.
 
     Args:
         folder: A run folder.
@@ -61,8 +62,12 @@ def write_report(
 
 
 def save_report(findings: Findings) -> None:
-    """Store the temperature with the model, and write the page."""
-    store_temperature(findings.folder / findings.weights, findings.calibration.temperature)
+    """Store temperature and thresholds with the model, and write the page."""
+    fitted = findings.thresholds
+    store_calibration(
+        findings.folder / findings.weights,
+        Calibrated(findings.calibration.temperature, fitted.thresholds, fitted.class_means),
+    )
     write_page(findings.path, render(findings))
 
 
@@ -85,7 +90,10 @@ def examine(
     if data != trained_on.data:
         _check_same_images(folder, data, source)
     # At temperature 1, whatever an earlier report has stored: it is fitted to these images.
-    evaluation = evaluate_images(trained, source, batch_size=batch_size, workers=workers, temperature=1.0)
+    sample = OutputSample(len(source) if isinstance(source, ImageSource) else source.length)
+    evaluation = evaluate_images(
+        trained, source, batch_size=batch_size, workers=workers, temperature=1.0, watch=sample.add
+    )
     outcome = outcome_of(evaluation.answers)
     if evaluation.ranked < evaluation.samples:
         notes.append(
@@ -93,6 +101,7 @@ def examine(
             f" {evaluation.ranked:,} of the {evaluation.samples:,} images, whose logits fit into memory."
         )
     calibration = calibrate(outcome.logits, outcome.labels, seed=trained_on.splitting.seed)
+    thresholds = fit_thresholds(*sample.join(), spec=trained.spec, temperature=calibration.temperature)
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
     study = study_branches(outcome, most=EXAMPLES)
     shown = dict.fromkeys(worst)
@@ -112,6 +121,7 @@ def examine(
         device=_device_name(trained.device),
         evaluation=evaluation,
         calibration=calibration,
+        thresholds=thresholds,
         outcome=outcome,
         worst=worst,
         study=study,
@@ -137,13 +147,13 @@ def _check_same_images(folder: Path, data: str, source: ImageSource | ImageStrea
         )
 
 
-def store_temperature(path: Path, temperature: float) -> None:
-    """Store the temperature in a run's weights, and in its other file of weights if they are the same."""
-    save_calibration(path, Calibrated(temperature))
+def store_calibration(path: Path, fitted: Calibrated) -> None:
+    """Store what was fitted in a run's weights, and in its other file of weights if they are the same."""
+    save_calibration(path, fitted)
     for name in (BEST_WEIGHTS, LAST_WEIGHTS):
         other = path.with_name(name)
         if name != path.name and other.is_file() and _same_weights(path, other):
-            save_calibration(other, Calibrated(temperature))
+            save_calibration(other, fitted)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ from typing import get_type_hints
 
 from conformer_vision.inference.calibration import Calibration
 from conformer_vision.inference.evaluation import Evaluation
+from conformer_vision.inference.fit import FittedThresholds
 from conformer_vision.report.analysis import BranchStudy, Outcome
 from conformer_vision.report.images import Thumbnail
 from conformer_vision.runs import REPORT_FILE, read_run_values
@@ -59,6 +60,7 @@ class Findings:
     device: str
     evaluation: Evaluation
     calibration: Calibration
+    thresholds: FittedThresholds
     outcome: Outcome
     worst: list[int]
     """Rows of the outcome."""
