@@ -39,6 +39,7 @@ SUBCOMMANDS = (
     "train",
     "report",
     "evaluate",
+    "compare",
     "predict",
     "explain",
     "localize",

@@ -167,20 +167,25 @@ class Metric:
     name: str = ""
     """Its field in `HeadFigures` or `ClassFigures`."""
 
-    def text(self, figure: Figure, *, none: str = "-") -> str:
+    def signed(self, difference: Figure, *, none: str = "-") -> str:
+        """Write a difference of figures, as in ``+1.7 [-0.2, +3.1]``; see `text`."""
+        return self.text(difference, none=none, sign="+")
+
+    def text(self, figure: Figure, *, none: str = "-", sign: str = "") -> str:
         """Write a figure with its interval, as in ``91.7 [78.2, 97.1]``, of 100 for one in percent.
 
         Args:
             figure: The figure.
             none: Stands for one that is undefined.
+            sign: ``+`` writes the sign of positive numbers too.
         """
         if figure.value is None:
             return none
         scale, digits = (100, (1, 1)) if self.percent else (1, (3, 2))
-        text = f"{scale * figure.value:.{digits[0]}f}"
+        text = f"{scale * figure.value:{sign}.{digits[0]}f}"
         if figure.low is None or figure.high is None:
             return text
-        return f"{text} [{scale * figure.low:.{digits[1]}f}, {scale * figure.high:.{digits[1]}f}]"
+        return f"{text} [{scale * figure.low:{sign}.{digits[1]}f}, {scale * figure.high:{sign}.{digits[1]}f}]"
 
 
 def _metric(title: str, compute: Callable[[Sums], Array], **options: Any) -> dict[str, Metric]:

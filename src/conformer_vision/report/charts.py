@@ -81,6 +81,25 @@ def curves(rows: Sequence[Row]) -> list[Chart]:
 
 
 @rc_context(_STYLE)
+def curves_of_two(a: Sequence[Row], b: Sequence[Row]) -> list[Chart]:
+    """Draw validation loss and top-1 of two runs over each other, as far as the rows have them."""
+    lines: dict[str, Line] = {"a": ("A", {"color": CONV}), "b": ("B", {"color": TRANS, "linestyle": "--"})}
+    charts = []
+    for column, title, percent in (
+        ("val_loss", "Validation loss", False),
+        ("val_top1_fused", "Validation top-1", True),
+    ):
+        rows = [
+            {"epoch": row["epoch"], name: row[column]}
+            for name, own in (("a", a), ("b", b))
+            for row in own
+            if column in row
+        ]
+        charts.append(_curve(rows, lines, name=column, title=title, percent=percent))
+    return [chart for chart in charts if chart]
+
+
+@rc_context(_STYLE)
 def reliability_diagram(reliability: Reliability, *, name: str, title: str) -> Chart:
     """Draw the share of right predictions over their probability, and the number of predictions.
 
@@ -140,7 +159,8 @@ def _curve(
         axes.yaxis.set_major_formatter(_PERCENT)
     if len(lines) > 1:
         _legend(figure)
-    label = f"{title} over {len(rows)} epochs: {', '.join(ends)}."
+    epochs = len({row["epoch"] for row in rows})
+    label = f"{title} over {epochs} epochs: {', '.join(ends)}."
     return Chart(title, _svg(figure, name=name, label=label))
 
 
