@@ -43,7 +43,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from conformer_vision.explain.coco import RunLengths
 from conformer_vision.files import atomic_path
-from learning import RESULTS, provenance
+from stored import RESULTS, provenance
 
 WARMUP = 0.05
 """Share of the time in which the learning rate rises."""

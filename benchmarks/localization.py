@@ -43,7 +43,6 @@ from conformer_vision.explain.coco import PixelBox, RunLengths
 from conformer_vision.explain.explainer import placed, relative
 from conformer_vision.explain.localization import THRESHOLDS, ious_at_thresholds, largest_part
 from conformer_vision.files import atomic_path
-from learning import RESULTS, provenance
 from localization_metrics import (
     best_ious,
     mask_iou,
@@ -52,6 +51,8 @@ from localization_metrics import (
     removal_curves,
     times_as_long,
 )
+from stored import RESULTS, provenance
+from tables import heat_map_table
 
 SLOW = {"occlusion": 50}
 """Method -> images of a split that it is evaluated on, spread over it evenly: a row says how many."""
@@ -278,28 +279,6 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("++", "-plus-plus")).strip("-")
 
 
-COLUMNS = {
-    "box": "Box, %",
-    "max_box_acc_v2": "MaxBoxAccV2, %",
-    "pointing": "Pointing, %",
-    "pointing_two": "of two, %",
-    "mask": "Mask, %",
-    "deletion": "Deletion, %",
-    "insertion": "Insertion, %",
-}
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the table of some rows in Markdown."""
-    header = ["Network", "Method", "Images", *COLUMNS.values(), "Passes"]
-    lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " --: |" * (len(header) - 2)]
-    for row in rows:
-        values = ["–" if row[name] is None else f"{100 * row[name]:.1f}" for name in COLUMNS]
-        cells = [f"{row['run']} ({100 * row['top1']['fused']:.1f} %)", row["method"], f"{row['images']:,}"]
-        lines.append("| " + " | ".join([*cells, *values, f"{row['passes']:.2f}"]) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Evaluate heat maps on images with objects at known places")
@@ -314,7 +293,7 @@ def main() -> None:
         rows += evaluate_run(
             run, options.data, methods=options.methods, most=options.most, results=options.results
         )
-    print(table(rows))
+    print(heat_map_table(rows))
 
 
 if __name__ == "__main__":

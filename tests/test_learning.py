@@ -14,6 +14,7 @@ from PIL import Image
 
 import learning
 import robustness
+import tables
 from ablations import NANO, Uncoupled
 from command_line import NETWORK
 from conformer_vision.models.blocks import Bottleneck
@@ -81,7 +82,7 @@ def test_a_run_is_made_once_stored_and_tabulated(data: Path, tmp_path: Path) -> 
     page.write_text(
         "# A\n<!-- table: table -->\nold\n<!-- end -->\nB\n<!-- moved: table -->\n<!-- end -->\nC\n"
     )
-    assert learning.write_tables(page, tmp_path / "results") == ["table table", "moved table"]
+    assert tables.write_tables(page, tmp_path / "results") == ["table table", "moved table"]
     text = page.read_text()
     mean = 100 * (result["top1"]["fused"] + 0.5) / 2
     assert f"**{mean:.1f} ± " in text
@@ -89,14 +90,14 @@ def test_a_run_is_made_once_stored_and_tabulated(data: Path, tmp_path: Path) -> 
     assert [line for line in text.splitlines() if len(line) == 1] == ["B", "C"]
     page.write_text("<!-- table: none -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match="holds no run"):
-        learning.write_tables(page, tmp_path / "results")
+        tables.write_tables(page, tmp_path / "results")
 
 
 def test_the_tables_of_the_page_are_the_stored_ones(tmp_path: Path) -> None:
     page = tmp_path / "results.md"
-    shutil.copy(learning.DOCS, page)
-    assert learning.write_tables(page)
-    assert page.read_text(encoding="utf-8") == learning.DOCS.read_text(encoding="utf-8")
+    shutil.copy(tables.DOCS, page)
+    assert tables.write_tables(page)
+    assert page.read_text(encoding="utf-8") == tables.DOCS.read_text(encoding="utf-8")
 
 
 def test_experiments_can_be_configured(tmp_path: Path) -> None:

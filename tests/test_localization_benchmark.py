@@ -14,6 +14,7 @@ from torch import Tensor
 
 import localization
 import localization_metrics
+import tables
 from conformer_vision.explain import HeatMaps
 from conformer_vision.explain.coco import PixelBox, RunLengths
 from conformer_vision.spec import ModelSpec
@@ -247,7 +248,7 @@ def test_rows_are_stored_once(
         ("gradcam++", 12, "small"),
     ]
     for row in rows:
-        shares = [row[name] for name in (*localization.COLUMNS, "val_mean_iou") if row[name] is not None]
+        shares = [row[name] for name in (*tables.MAP_COLUMNS, "val_mean_iou") if row[name] is not None]
         assert all(0 <= share <= 1 for share in shares) and row["passes"] > 0
     assert rows[0]["set"]["size"] == 96
     assert {file.name for file in tmp_path.iterdir()} == {
@@ -261,7 +262,7 @@ def test_rows_are_stored_once(
     monkeypatch.setattr(localization, "evaluate_method", failing)
     kept = ["cam", "gradcam++"]
     assert localization.evaluate_run(network, made, methods=kept, most=12, results=tmp_path) == rows
-    *_, last = localization.table(rows).splitlines()
+    *_, last = tables.heat_map_table(rows).splitlines()
     assert last.startswith("| small (") and last.count("|") == 12
 
 

@@ -102,6 +102,26 @@ def test_attention_cam_is_the_product_of_its_paper(model: Conformer, size: tuple
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(48, 64), (33, 70)])
+def test_token_cam_is_the_product_of_map_and_attention(model: Conformer, size: tuple[int, int]) -> None:
+    x = images(1, *size)
+    kept, _ = attention_of(model, x)
+    grid = -(-size[0] // PATCH), -(-size[1] // PATCH)
+    for numbers in (None, [2, 5]):
+        found = heat_maps(model, x, 3, method="token-cam", blocks=numbers)
+        coarse = model.class_maps(x).conv[:, 3:4]
+        expected = at_centres(coarse, Cells(LAST_STRIDE, 7.5), Cells(PATCH, 3.5), grid)[0, 0]
+        mean = np.mean(
+            [kept[n - 1][0, :, 0, 1:].detach().numpy() for n in numbers or range(1, 6)], axis=(0, 1)
+        )
+        expected = expected * torch.from_numpy(mean).view(grid)
+        expected = at_image_size(expected[None, None], Cells(PATCH, 3.5), size)[0, 0]
+        torch.testing.assert_close(found.maps[0, 0], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            found.scores[0, 0], model.branch_logits(model.forward_features(x)).conv[0, 3]
+        )
+
+
 def test_rollout_is_the_product_of_its_paper(model: Conformer) -> None:
     x = images()
     kept, _ = attention_of(model, x)
@@ -198,7 +218,7 @@ def test_the_model_stays_as_it_was(method: str, mode: Any) -> None:
 
 def test_mirrored_images_have_mirrored_maps(model: Conformer) -> None:
     x = images()
-    for method in ("cam", "attention-cam", "rollout", "gradient-rollout"):
+    for method in ("cam", "token-cam", "attention-cam", "rollout", "gradient-rollout"):
         found = heat_maps(model, x, 1, method=method, flip=True).maps
         mirrored = heat_maps(model, x.flip(3), 1, method=method, flip=True).maps
         torch.testing.assert_close(mirrored.flip(3), found, rtol=1e-3, atol=1e-6)
@@ -326,7 +346,10 @@ def test_what_is_padded_is_cut_off() -> None:
         ({"classes": torch.zeros(3, 1)}, "give numbers for all 2 images, or a row for each"),
         ({"scales": []}, "give one or more positive numbers"),
         ({"scales": [1, -1]}, "give one or more positive numbers"),
-        ({"blocks": [1]}, "method cam has no choice of blocks; leave it out, or use attention-cam"),
+        (
+            {"blocks": [1]},
+            "method cam has no choice of blocks; leave it out, or use token-cam, attention-cam",
+        ),
         ({"method": "attention-cam", "blocks": [0]}, "there is no block 0; use 1 to 5"),
         ({"method": "attention-cam", "blocks": [6]}, "there is no block 6; use 1 to 5"),
     ],

@@ -41,8 +41,8 @@ def build_parser() -> Parser:
         "--method",
         type=str,
         default="cam",
-        help="Of the PNG overlays: cam, attention-cam, rollout, gradient-rollout, occlusion, gradcam, "
-        "gradcam++, xgradcam or layercam (docs/explain.md).",
+        help="Of the PNG overlays: cam, token-cam, attention-cam, rollout, gradient-rollout, occlusion, "
+        "gradcam, gradcam++, xgradcam or layercam (docs/explain.md).",
     )
     parser.add_argument(
         "--classes",

@@ -82,7 +82,7 @@ def add_heat_maps(parser: ArgumentParser) -> None:
         nargs="+",
         type=int,
         default=None,
-        help="Blocks, from 1, whose attention attention-cam takes; all by default.",
+        help="Blocks, from 1, whose attention token-cam and attention-cam take; all by default.",
     )
     parser.add_argument(
         "--output_stride",

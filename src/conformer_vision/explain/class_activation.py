@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from conformer_vision.explain.base import Activation, at_centres
+from conformer_vision.explain.base import Activation, Cells, at_centres
 from conformer_vision.explain.networks import class_maps_of, map_cells, patch_cells
 from conformer_vision.models import AttentionFeatures, Conformer
 
@@ -27,6 +27,18 @@ def cam(model: nn.Module, images: Tensor, classes: Tensor, blocks: Sequence[int]
 
 
 @torch.no_grad()
+def token_cam(model: nn.Module, images: Tensor, classes: Tensor, blocks: Sequence[int] | None) -> Activation:
+    """Weigh the class maps of the convolution head by the class token's attention (TS-CAM, Gao et al. 2021).
+
+    A cell of the patch tokens' grid has the evidence there times the attention that the class token pays it,
+    averaged over the heads and the chosen blocks. TS-CAM takes its class maps from the patch tokens.
+    """
+    maps, attention, scores = _on_tokens(model, images, classes, blocks)
+    weights = attention[:, 0, 1:].unflatten(1, maps.shape[2:])
+    return Activation(maps * weights[:, None], _cells_of_tokens(model), scores)
+
+
+@torch.no_grad()
 def attention_cam(
     model: nn.Module, images: Tensor, classes: Tensor, blocks: Sequence[int] | None
 ) -> Activation:
@@ -34,6 +46,18 @@ def attention_cam(
 
     On the grid of the patch tokens, a map is multiplied by the attention between patches, averaged over the
     heads and the chosen blocks: a patch receives the evidence of the patches that it attends to.
+    """
+    maps, attention, scores = _on_tokens(model, images, classes, blocks, positive=True)
+    spread = torch.einsum("bpq,btq->btp", attention[:, 1:, 1:], maps.flatten(2))
+    return Activation(spread.unflatten(2, maps.shape[2:]), _cells_of_tokens(model), scores)
+
+
+def _on_tokens(
+    model: nn.Module, images: Tensor, classes: Tensor, blocks: Sequence[int] | None, *, positive: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return class maps (B, T, h, w) on the patch tokens' grid, attention (B, 1+N, 1+N), and logits (B, T).
+
+    The attention is the mean over the heads and the chosen blocks. ``positive`` sets maps below zero to zero.
     """
     assert isinstance(model, Conformer)  # as METHODS says
     inside = model.forward_attention(images, return_features=True)
@@ -43,8 +67,13 @@ def attention_cam(
     maps = torch.einsum("bchw,btc->bthw", last, weight)
     patch = model.config.patch_size
     grid = -(-images.shape[2] // patch), -(-images.shape[3] // patch)
-    positive = at_centres(maps.clamp(min=0), map_cells(last, images), patch_cells(patch), grid)
+    evidence = maps.clamp(min=0) if positive else maps
+    placed = at_centres(evidence, map_cells(last, images), _cells_of_tokens(model), grid)
     numbers = blocks or range(1, len(inside.attention) + 1)
-    between = torch.stack([inside.attention[number - 1][:, :, 1:, 1:].mean(1) for number in numbers]).mean(0)
-    spread = torch.einsum("bpq,btq->btp", between, positive.flatten(2)).unflatten(2, grid)
-    return Activation(spread, patch_cells(patch), maps.mean((2, 3)) + bias)
+    attention = torch.stack([inside.attention[number - 1].mean(1) for number in numbers]).mean(0)
+    return placed, attention, maps.mean((2, 3)) + bias
+
+
+def _cells_of_tokens(model: nn.Module) -> Cells:
+    assert isinstance(model, Conformer)
+    return patch_cells(model.config.patch_size)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError, nearest
 from conformer_vision.explain.base import Activation, at_image_size
 from conformer_vision.explain.by_torchcam import by_torchcam
-from conformer_vision.explain.class_activation import attention_cam, cam
+from conformer_vision.explain.class_activation import attention_cam, cam, token_cam
 from conformer_vision.explain.occlusion import occlusion
 from conformer_vision.explain.rollout import gradient_rollout, rollout
 from conformer_vision.inference.views import View, Views
@@ -42,6 +42,13 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "cam": Method(cam, "conv", "class maps of the convolution head, exact"),
+    "token-cam": Method(
+        token_cam,
+        "conv",
+        "class maps weighed by what the class token attends to",
+        takes_blocks=True,
+        conformer_only=True,
+    ),
     "attention-cam": Method(
         attention_cam,
         "conv",
@@ -91,7 +98,8 @@ def heat_maps(
         scales: Sizes at which the images are looked at, as multiples of their own; maps and scores are
             averaged.
         flip: Look at the mirrored images too, at every scale.
-        blocks: Numbers, from 1, of the blocks whose attention ``attention-cam`` takes; all by default.
+        blocks: Numbers, from 1, of the blocks whose attention ``token-cam`` and ``attention-cam`` take; all
+            by default.
 
     Raises:
         UserError: No such method, class or block, a model that the method cannot explain, or one in training

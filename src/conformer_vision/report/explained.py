@@ -31,7 +31,7 @@ EDGE = 480
 HEAT_EDGE = 48
 """Longest edge of a heat map on the page; the browser enlarges it smoothly."""
 TITLES = {"conv": "Convolution branch", "trans": "Transformer branch", "coupled": "Both, coupled"}
-CONFORMER = {"conv": "cam", "trans": "gradient-rollout", "coupled": "attention-cam"}
+CONFORMER = {"conv": "cam", "trans": "gradient-rollout", "coupled": "token-cam"}
 """The method that shows each of these for a Conformer."""
 OTHERS = ("cam", "gradient-rollout", "occlusion")
 """For another model: the first of these that it takes."""
