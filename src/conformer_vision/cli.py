@@ -40,6 +40,7 @@ SUBCOMMANDS = (
     "report",
     "evaluate",
     "compare",
+    "labels",
     "predict",
     "explain",
     "localize",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,16 @@ from typing import Any, Literal
 
 import yaml
 
-from conformer_vision.errors import UserError, option, reason_of, refuse_url
+from conformer_vision.errors import UserError, option, reason_of, refuse_url, resuming, words
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.txt"
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
+ENSEMBLE_WEIGHTS = "ensemble.safetensors"
+"""The networks of all folds, in the folder of a run that trained them all."""
+OUT_OF_FOLD = "out_of_fold.parquet"
+"""The answers to every image of the network that was not trained on it, in such a folder."""
 TOP_FOLDER = "top"
 """Holds the weights of the best epochs, where several are kept."""
 LAST_CHECKPOINT = "last.ckpt"
@@ -37,6 +42,7 @@ HF_WEIGHTS = "model.safetensors"
 """The two files that make a folder one of the Hugging Face Hub."""
 _OWN_FILES = {
     *(CONFIG_FILE, CLASSES_FILE, BEST_WEIGHTS, LAST_WEIGHTS, LAST_CHECKPOINT, METRICS_FILE),
+    *(ENSEMBLE_WEIGHTS, OUT_OF_FOLD),
     *(CURVES_FILE, REPORT_FILE, RESULTS_FILE, BROKEN_FILE, NOT_FINITE_FILE, FOLDS_FILE),
 }
 RUN_MARKER = "# A run of conformer-vision"
@@ -74,8 +80,9 @@ class ModelSource:
 def find_model(path_or_name: str | Path, *, arch: str | None = None) -> ModelSource:
     """Decide what a path to a model, or the name of one, means.
 
-    A run folder means its best weights; where training ended before the first validation there are none, and
-    the last weights are taken with a logged warning. An existing path wins over a published name.
+    A run folder means its best weights, and that of all folds their ensemble; where training ended before
+    the first validation there are none, and the last weights are taken with a logged warning. An existing
+    path wins over a published name.
 
     Args:
         path_or_name: The path, or the name.
@@ -100,8 +107,11 @@ def _find(path_or_name: str | Path) -> ModelSource:
         if (weights := find_weights(path)) is None:
             if is_hf_folder(path):
                 return ModelSource("hf", path)
+            if fold_folders(path):
+                continuing = words(f"'conformer-vision train {resuming(path)}'", resuming(path))
+                raise UserError(f"not all folds of {path} are trained; go on with {continuing}")
             raise UserError(f"{path} holds neither {BEST_WEIGHTS} nor {LAST_WEIGHTS}; is it a run folder?")
-        if weights.name != BEST_WEIGHTS:
+        if weights.name == LAST_WEIGHTS:
             _log.warning("%s has no %s (training ended early); using %s", path, BEST_WEIGHTS, LAST_WEIGHTS)
         return ModelSource("weights", weights)
     suffix = path.suffix.lower()
@@ -124,13 +134,25 @@ def is_model(path_or_name: str | Path) -> bool:
     """Tell whether a path or name means a model, by its suffix where it does not exist."""
     path = Path(path_or_name)
     if os.path.isdir(path):
-        return find_weights(path) is not None or is_hf_folder(path)
+        return find_weights(path) is not None or bool(fold_folders(path)) or is_hf_folder(path)
     return path.suffix.lower() in (*_KINDS, *_NOT_OPENED) or _is_published(path_or_name)
 
 
 def find_weights(folder: Path) -> Path | None:
-    """Return the best weights of a run folder, else its last ones, else None."""
-    return next((folder / name for name in (BEST_WEIGHTS, LAST_WEIGHTS) if (folder / name).is_file()), None)
+    """Return the best weights of a run folder, or its folds' ensemble, else its last weights, else None."""
+    names = (BEST_WEIGHTS, ENSEMBLE_WEIGHTS, LAST_WEIGHTS)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def fold_name(fold: int) -> str:
+    """Return the name of the run folder of a fold, in the folder of a run that trains them all."""
+    return f"fold-{fold}"
+
+
+def fold_folders(folder: str | Path) -> list[Path]:
+    """Return the run folders of the folds that a run that trains them all has begun, in order."""
+    found = [path for path in Path(folder).glob("fold-*") if re.fullmatch("fold-[0-9]+", path.name)]
+    return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name[5:]))
 
 
 def is_hf_folder(folder: Path) -> bool:

@@ -19,10 +19,12 @@ METADATA_KEY = "conformer_vision"
 """Key of the specification in the metadata of a file."""
 MIN_SIZE = 32
 """Fewest pixels of an input's edge: with fewer a network runs, but has no feature maps to tell things by."""
+MOST_MEMBERS = 100
+"""Most networks of an ensemble; a file that asks for more is damaged, and would fill the memory."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 # Keys that were added to the format later: a file without them gets their defaults.
-_LATER_KEYS = frozenset({"temperature", "folded", "descriptions", "version", "thresholds"})
+_LATER_KEYS = frozenset({"temperature", "folded", "members", "descriptions", "version", "thresholds"})
 # Arguments of timm.create_model that have their own field, or that would make timm read other files or the
 # network.
 _RESERVED_KWARGS = frozenset(
@@ -85,6 +87,7 @@ class ModelSpec:
         temperature: Divisor of the prediction's logits before the softmax, which calibrates the probabilities
             (Guo et al., 2017); 1 leaves them as they are.
         folded: Whether the weights are those of `Conformer.fold`.
+        members: Number of such networks whose logits are averaged (`Ensemble`); 1 for a single one.
         descriptions: Readable names of the classes, in their order, where ``classes`` holds codes; or empty.
         thresholds: When an answer is unsure, and which classes are in a set (docs/unsure.md); None if they
             were not fitted.
@@ -106,6 +109,7 @@ class ModelSpec:
     in_chans: int = 0
     temperature: float = 1.0
     folded: bool = False
+    members: int = 1
     descriptions: tuple[str, ...] = ()
     thresholds: Thresholds | None = None
     version: str = field(default=__version__, compare=False)
@@ -152,6 +156,8 @@ class ModelSpec:
         _require(self.in_chans == size[0], f"in_chans {self.in_chans} contradicts input_size {list(size)}")
         positive = is_finite(self.temperature) and self.temperature > 0
         _require(positive, f"temperature must be a positive number, not {self.temperature!r}")
+        counts = type(self.members) is int and 1 <= self.members <= MOST_MEMBERS
+        _require(counts, f"members must be from 1 to {MOST_MEMBERS}, not {self.members!r}")
         _require(isinstance(self.folded, bool), f"folded must be true or false, not {self.folded!r}")
 
     @property

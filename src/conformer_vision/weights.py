@@ -28,7 +28,7 @@ from conformer_vision.class_means import ClassMeans
 from conformer_vision.errors import UserError, nearest, option, reason_of, words
 from conformer_vision.files import atomic_path
 from conformer_vision.hf import read_spec, to_pretrained_cfg
-from conformer_vision.models import VARIANTS, Conformer
+from conformer_vision.models import VARIANTS, Conformer, Ensemble
 from conformer_vision.models.checkpoints import check_fit, is_safetensors, load_checkpoint, read_checkpoint
 from conformer_vision.models.foreign import Foreign, describe_checkpoint
 from conformer_vision.models.published import create_published, imagenet_classes
@@ -103,7 +103,7 @@ def save_model(model: nn.Module, spec: ModelSpec, path: str | Path) -> None:
     outputs = getattr(model, "num_classes", spec.num_classes)
     if outputs != spec.num_classes:
         raise UserError(f"the model has {outputs} outputs, but its spec names {spec.num_classes} classes")
-    folded = isinstance(model, Conformer) and model.folded
+    folded = isinstance(model, Conformer | Ensemble) and model.folded
     save_weights(model.state_dict(), replace(spec, folded=folded), path)
 
 
@@ -316,10 +316,19 @@ def _has_spec(path: Path) -> bool:
 
 
 def _load_weights(path: Path) -> tuple[nn.Module, ModelSpec]:
+    weights, spec = read_weights(path)
+    return _fill(weights, spec, path), spec
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelSpec]:
+    """Read a weights file without building its network: the tensors by name, and the specification.
+
+    Raises:
+        UserError: The file is damaged or has no specification.
+    """
     with _opened(path) as file:
         spec = _read_spec(file.metadata(), path)
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _fill(weights, spec, path), spec
+        return {name: file.get_tensor(name) for name in file.keys()}, spec  # noqa: SIM118
 
 
 def _fill(weights: Mapping[str, Tensor], spec: ModelSpec, path: Path) -> nn.Module:
@@ -360,6 +369,9 @@ def build_empty(spec: ModelSpec) -> nn.Module:
 
 
 def _build(spec: ModelSpec, path: Path) -> nn.Module:
+    if spec.members > 1:
+        alone = replace(spec, members=1)
+        return Ensemble([_build(alone, path) for _ in range(spec.members)])
     # Only names of the registry: timm also takes "hf-hub:..." and "local-dir:...", which fetch things.
     if not timm.is_model(spec.model):
         raise UserError(

@@ -105,12 +105,12 @@ def _keeping(predictions: Iterable[Prediction], kept: list[Prediction] | None) -
 
 
 def _write_page(path: str, predictions: list[Prediction], predictor: Predictor, options: Namespace) -> None:
-    """Write the page, for the images that were done; an export has no heat maps on it."""
+    """Write the page, for the images that were done; without heat maps of an export or an ensemble."""
     from conformer_vision.explain import Explainer
     from conformer_vision.report.answers import write_answers
 
     explainer = None
-    if not predictor.exported:
+    if predictor.explainable:
         size = options.input_size
         explainer = Explainer(predictor.model, device=options.device, input_size=size, arch=options.arch)
     write_answers(path, predictions, model=predictor.model, explainer=explainer)

@@ -15,7 +15,7 @@ from conformer_vision.data.opening import DIGITS
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import PROGRAM, Parser
 from conformer_vision.parsing import build_parser as plain_parser
-from conformer_vision.training.config import add_options, config_from
+from conformer_vision.training.config import TrainConfig, add_options, config_from
 from conformer_vision.training.groups import Progress
 from conformer_vision.training.recipe import find_recipe, read_config, read_recipe, recipes
 
@@ -108,23 +108,33 @@ def _finish(folder: Path) -> None:
 
     if not is_first():
         return
-    from conformer_vision.runs import CONFIG_FILE, REPORT_FILE, RESULTS_FILE
+    from conformer_vision.runs import CONFIG_FILE, REPORT_FILE, fold_folders
 
     config = read_config(folder / CONFIG_FILE)
-    report = folder / REPORT_FILE
-    if config.output.report and not _is_newer(report, folder / RESULTS_FILE):
-        from conformer_vision.report import write_report
-
-        try:
-            findings = write_report(folder, workers=config.data.workers, device=config.hardware.device)
-            if findings.thresholds.note is not None:
-                note(f"no reject threshold: {findings.thresholds.note}")
-        except UserError as error:  # the run is complete without it
-            note(f"no report: {error}")
-    if report.is_file():
-        say(f"report: {report}")
+    runs = fold_folders(folder) if config.data.fold == "all" else [folder]
+    for run in runs:
+        _write_report(run, config)
+    reports = [run / REPORT_FILE for run in runs if (run / REPORT_FILE).is_file()]
+    if reports:
+        say(f"report: {reports[0]}" if len(runs) == 1 else f"reports: {folder / 'fold-*' / REPORT_FILE}")
     show_command("next:", PROGRAM, "predict", str(folder), "IMAGE")
     say(f"run folder: {folder}")
+
+
+def _write_report(folder: Path, config: TrainConfig) -> None:
+    """Write the report of a run, unless it has one that is newer than its results."""
+    from conformer_vision.runs import REPORT_FILE, RESULTS_FILE
+
+    if not config.output.report or _is_newer(folder / REPORT_FILE, folder / RESULTS_FILE):
+        return
+    from conformer_vision.report import write_report
+
+    try:
+        findings = write_report(folder, workers=config.data.workers, device=config.hardware.device)
+        if findings.thresholds.note is not None:
+            note(f"no reject threshold: {findings.thresholds.note}")
+    except UserError as error:  # the run is complete without it
+        note(f"no report: {error}")
 
 
 def _is_newer(path: Path, other: Path) -> bool:

@@ -22,7 +22,7 @@ from conformer_vision.inference.trained_model import InputSize
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.output_stride import with_output_stride
 from conformer_vision.preprocessing import Box, evaluation_pipeline, seen_part
-from conformer_vision.runs import find_model
+from conformer_vision.runs import find_model, fold_name
 from conformer_vision.spec import Preprocessing
 from conformer_vision.weights import load_model
 
@@ -186,6 +186,13 @@ class Explainer:
             )
         self.device = resolve_device(device)
         network, self.spec = load_model(source)
+        if self.spec.members > 1:
+            fold = source.path.parent / fold_name(0)
+            one = f"such as {fold}" if fold.is_dir() else "whose run folder you give"
+            raise UserError(
+                f"{source.path} is an ensemble of {self.spec.members} networks, which look at an image each "
+                f"in their own way; explain one of them, {one}"
+            )
         if output_stride is not None:
             network, self.spec = with_output_stride(network, self.spec, output_stride)
         if input_size is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.models import Conformer
+from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 
@@ -24,7 +24,8 @@ def write(
     Raises:
         UserError: The model is no Conformer.
     """
-    if not isinstance(model, Conformer):
+    members = model.members if isinstance(model, Ensemble) else [model]
+    if not all(isinstance(member, Conformer) for member in members):
         raise UserError(f"format folded is for Conformers; {spec.model} is none")
     save_model(inference_form(model, precision).model, spec, path)
     return ()

@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.runtimes.base import INPUT, OUTPUTS, heads
-from conformer_vision.models import Conformer
+from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.spec import ModelSpec
 
 from .formats import Precision
@@ -44,9 +44,11 @@ def inference_form(model: nn.Module, precision: Precision) -> InferenceForm:
         model: Left as it was.
         precision: int8 gives a float32 model, to be quantised.
     """
-    if isinstance(model, Conformer):
+    if isinstance(model, Conformer | Ensemble):
         model = deepcopy(model).eval() if model.folded else model.fold()
-        model.set_distilled_training(False)
+        for member in model.modules():
+            if isinstance(member, Conformer):
+                member.set_distilled_training(False)
     else:
         model = deepcopy(model).eval()
     model = model.cpu().requires_grad_(False).to(_TYPES[precision]).to(memory_format=torch.contiguous_format)
@@ -60,6 +62,8 @@ def has_fixed_size(model: nn.Module, spec: ModelSpec) -> bool:
     the specification's size is therefore fixed to that size, and so is every other model, which may have more
     such conditions.
     """
+    if isinstance(model, Ensemble):
+        return has_fixed_size(model.members[0], spec)
     if not isinstance(model, Conformer):
         return True
     return min(spec.input_size[1:]) <= int(model.feature_info[-1]["reduction"])

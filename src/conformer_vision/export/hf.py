@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line, option, some_names
 from conformer_vision.hf import to_config, to_pretrained_cfg
-from conformer_vision.models import Conformer
+from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.runs import HF_CONFIG, HF_WEIGHTS
 from conformer_vision.spec import ModelSpec
 
@@ -43,8 +43,13 @@ def write(
     """Write the folder: weights with the temperature in the heads, configuration, code and model card.
 
     Raises:
-        UserError: The model is folded, or has a head that the temperature cannot go into.
+        UserError: The model is folded or an ensemble, or has a head that the temperature cannot go into.
     """
+    if isinstance(model, Ensemble):
+        raise UserError(
+            f"format hf holds one network, and this is an ensemble of {spec.members}; give the run folder of "
+            "one of its folds, or another format"
+        )
     conformer = isinstance(model, Conformer)
     if conformer and model.folded:
         raise UserError(f"these weights of {spec.model} are folded; give format hf those that training wrote")

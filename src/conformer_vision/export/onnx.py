@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
 from conformer_vision.inference.runtimes.base import INPUT, OUTPUTS, PRECISION_KEY
-from conformer_vision.models import Conformer
+from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 from .formats import Precision
@@ -73,7 +73,8 @@ def build_graph(model: nn.Module, spec: ModelSpec, precision: Precision) -> Any:
         UserError: The model cannot be exported.
     """
     program = build_program(model, spec, precision)
-    names = list(OUTPUTS.values())[: 3 if isinstance(model, Conformer) else 1]
+    single = model.members[0] if isinstance(model, Ensemble) else model
+    names = list(OUTPUTS.values())[: 3 if isinstance(single, Conformer) else 1]
     with torch.no_grad(), quiet():
         exported = torch.onnx.export(
             program,
@@ -94,14 +95,18 @@ def build_graph(model: nn.Module, spec: ModelSpec, precision: Precision) -> Any:
 
 
 def _name_nodes(proto: Any) -> None:
-    """Name every node after the part of the network it comes from: ``blocks.3.fcu_down/Conv_17``."""
+    """Name every node after the part of the network it comes from: ``blocks.3.fcu_down/Conv_17``.
+
+    Those of an ensemble have the member in front: ``members.0.blocks.3.fcu_down``.
+    """
     part = "stem"
     for number, node in enumerate(proto.graph.node):
         scopes = {entry.key: entry.value for entry in node.metadata_props}.get(_SCOPES_KEY, "[]")
         names = [scope for scope in ast.literal_eval(scopes) if scope.startswith("model.")]
         if names:  # constants and shapes have none: they belong to the node before them
             inner = names[-1].split(".")[1:]
-            part = ".".join(inner[:3] if inner[0] == "blocks" else inner[:1])
+            member, inner = (inner[:2], inner[2:]) if inner[0] == "members" else ([], inner)
+            part = ".".join(member + (inner[:3] if inner[:1] == ["blocks"] else inner[:1]))
         node.name = f"{part}/{node.op_type}_{number}"
 
 

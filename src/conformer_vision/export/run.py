@@ -17,6 +17,7 @@ from conformer_vision.data.opening import describe
 from conformer_vision.errors import UserError, option, reason_of
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
+from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.runs import ModelSource, check_output, find_model
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model
@@ -115,11 +116,12 @@ def export(
         accuracy = None
         if precision == "int8" and images is not None:
             say("evaluating the model and the file on the validation images")
-            from conformer_vision.inference.evaluation import evaluate  # needs the extra `train`
+            from conformer_vision.inference.evaluation import evaluate_images  # needs the extra `train`
 
+            validation = images.open(spec.classes)
             before, after = (
-                evaluate(file, images.data, splitting=images.splitting, data_dir=images.data_dir, arch=name)
-                for file, name in ((source.path, arch), (written, None))
+                evaluate_images(TrainedModel(file), validation, batch_size=64, workers=0)
+                for file in (source, written)
             )
             accuracy = before, after
         if entry.folder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -209,6 +209,14 @@ def _summed_up(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, 
         "squares": probabilities.square().sum(dim=1),
     }
     return {name: column.cpu() for name, column in columns.items()}
+
+
+def at_temperature(answers: Answers, temperature: float) -> Answers:
+    """Return the answers with the prediction at another temperature; the logits of all must be kept."""
+    fused, labels = answers.heads[FUSED], torch.from_numpy(answers.labels)
+    columns = {name: column.numpy() for name, column in _summed_up(fused.logits, labels, temperature).items()}
+    changed = HeadAnswers(**columns, logits=fused.logits, temperature=temperature)
+    return replace(answers, heads=answers.heads | {FUSED: changed})
 
 
 def join(parts: Sequence[Answers]) -> Answers:

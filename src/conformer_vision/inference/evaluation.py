@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream, Splitting
-from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.splits import Split
-from conformer_vision.errors import UserError
-from conformer_vision.inference.answers import Answers, Collector
+from conformer_vision.inference.answers import Answers
+from conformer_vision.inference.collect import collect_answers
 from conformer_vision.inference.confusion import Confusion
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
 from conformer_vision.inference.metrics import HeadFigures, head_figures
+from conformer_vision.inference.out_of_fold import collect_out_of_fold, images_unseen
 from conformer_vision.inference.runtimes import FUSED, Outputs
 from conformer_vision.inference.selective import Selective, make_watch, unknown_scores
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
@@ -87,7 +87,10 @@ def evaluate(
     """Evaluate a trained model on labelled images, without augmentation unless it is asked for.
 
     Args:
-        model: A run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights.
+        model: A run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights. Of
+            a run of all folds, each image is evaluated with the network that was not trained on it; images
+            of a validation split of the set's own, and those of another set with ``split="all"``, with the
+            ensemble.
         data: A set of images as training takes it; its classes are matched to the model's by name.
         split: Part of the set; ``all`` for one that is a test set as a whole.
         splitting: How a set without validation images of its own is cut. Defaults to the run's own
@@ -122,6 +125,21 @@ def evaluate(
     images = LabelledImages(
         data, split, splitting or run.splitting, data_dir=data_dir or run.data_dir, exclude=exclude
     )
+    if run.all_folds and trained.spec.members > 1:
+        unseen = images_unseen(images, run, trained)
+        if unseen is None:
+            start = time.perf_counter()
+            found = collect_out_of_fold(
+                trained.path.parent,
+                images,
+                device=device,
+                batch_size=batch_size,
+                workers=workers,
+                input_size=input_size,
+                views=trained.views,
+            )
+            return evaluate_answers(found.answers, trained.spec.classes, seconds=time.perf_counter() - start)
+        images = unseen
     evaluation = evaluate_images(
         trained,
         images.open(trained.spec.classes),
@@ -170,8 +188,12 @@ def evaluate_images(
         keep_all=keep_all,
         watch=watch,
     )
-    seconds = time.perf_counter() - start
-    classes, samples = trained.spec.classes, len(answers.labels)
+    return evaluate_answers(answers, trained.spec.classes, seconds=time.perf_counter() - start)
+
+
+def evaluate_answers(answers: Answers, classes: tuple[str, ...], *, seconds: float) -> Evaluation:
+    """Compute all figures of answers that took so many seconds."""
+    samples = len(answers.labels)
     return Evaluation(
         samples=samples,
         ranked=len(answers.kept),
@@ -184,52 +206,6 @@ def evaluate_images(
         broken=[each.line for each in answers.broken],
         answers=answers,
     )
-
-
-def collect_answers(
-    trained: TrainedModel,
-    source: ImageSource | ImageStream,
-    *,
-    batch_size: int,
-    workers: int,
-    temperature: float | None = None,
-    keep_all: bool = False,
-    watch: Callable[[Outputs, Tensor], None] | None = None,
-) -> Answers:
-    """Collect what a model answers to the images of an open source; see `evaluate_images`."""
-    classes = trained.spec.classes
-    if len(classes) < 2:
-        raise UserError(f"{trained.path} has a single class ({classes[0]}); there is nothing to evaluate")
-    length = len(source) if isinstance(source, ImageSource) else source.length
-    collector = Collector(
-        length,
-        classes=len(classes),
-        temperature=trained.spec.temperature if temperature is None else temperature,
-        keep_all=keep_all,
-    )
-    broken: list[tuple[int, int, str]] = []
-    seen = 0
-    images = batch_size if isinstance(source, ImageStream) else min(batch_size, len(source))
-    trained.check_batch(images, read_ahead=2 * workers)
-    for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
-        order = torch.arange(seen, seen + len(batch.labels))
-        read = batch.labels >= 0
-        lost = zip(batch.indices[~read].tolist(), order[~read].tolist(), batch.broken, strict=True)
-        broken += lost
-        if read.any():
-            outputs = trained.outputs(batch.images[read])
-            logits, labels = outputs.logits, batch.labels[read].to(trained.device)
-            if not all(bool(values.isfinite().all()) for values in logits.values()):
-                raise UserError(f"the output of the model {trained.path} is not finite; train it again")
-            collector.add(logits, labels, batch.indices[read], order[read])
-            if watch is not None:
-                watch(outputs, labels)
-        seen += len(batch.labels)
-    if not collector.seen:
-        raise UserError(
-            f"none of the {seen} images can be read; the first: {broken[0][2] if broken else '-'}"
-        )
-    return collector.finish(source, broken=broken)
 
 
 def _confusion(answers: Answers, names: Sequence[str]) -> Confusion:

@@ -31,7 +31,7 @@ _KINDS: dict[str, Any] = {
     "val_fraction": float,
     "seed": int,
     "folds": int | None,
-    "fold": int,
+    "fold": int | str,
     "group": str | None,
     "data_dir": str | None,
 }
@@ -81,6 +81,8 @@ class RunData:
     data: str | None = None
     splitting: Splitting = Splitting()  # noqa: RUF009  # immutable
     data_dir: str | None = None
+    all_folds: bool = False
+    """Whether it trained a network for every fold; the splitting then holds out the first one."""
 
 
 def read_run_data(run: str | Path) -> RunData:
@@ -96,4 +98,6 @@ def read_run_data(run: str | Path) -> RunData:
         return RunData()
     values = read_run_values(folder, _KINDS)
     data, data_dir = values.pop("data", None), values.pop("data_dir", None)
-    return RunData(data, Splitting(**values, recorded=read_folds(folder)), data_dir)
+    if all_folds := values.get("fold") == "all":
+        del values["fold"]
+    return RunData(data, Splitting(**values, recorded=read_folds(folder)), data_dir, all_folds)

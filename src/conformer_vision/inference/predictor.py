@@ -124,9 +124,9 @@ class Predictor:
         return str(self._trained.path)
 
     @property
-    def exported(self) -> bool:
-        """Whether the model is an exported file, whose inside cannot be looked at."""
-        return self._exported
+    def explainable(self) -> bool:
+        """Whether the model is one network, inside which `explain` can look."""
+        return not self._exported and self._trained.spec.members == 1
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from conformer_vision.models.config import ConformerConfig
 from conformer_vision.models.conformer import BranchLogits, Conformer
+from conformer_vision.models.ensemble import Ensemble
 from conformer_vision.models.inner import AttentionFeatures, BranchFeatures, ClassMaps
 from conformer_vision.models.variants import VARIANTS
 
@@ -13,4 +14,5 @@ __all__ = [
     "ClassMaps",
     "Conformer",
     "ConformerConfig",
+    "Ensemble",
 ]

@@ -23,7 +23,14 @@ from conformer_vision.report.analysis import outcome_of, study_branches, worst_e
 from conformer_vision.report.findings import Findings, RunSettings
 from conformer_vision.report.images import thumbnails
 from conformer_vision.report.page import render
-from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRICS_FILE, read_results
+from conformer_vision.runs import (
+    BEST_WEIGHTS,
+    CONFIG_FILE,
+    LAST_WEIGHTS,
+    METRICS_FILE,
+    fold_folders,
+    read_results,
+)
 from conformer_vision.weights import Calibrated, save_calibration
 
 WORST = 24
@@ -75,6 +82,10 @@ def examine(
     folder: Path, *, data: str | None, device: str | torch.device, batch_size: int, workers: int
 ) -> Findings:
     """Find what `write_report` writes; changes nothing."""
+    if folds := fold_folders(folder):
+        raise UserError(
+            f"{folder} is the run of several folds, each with a report; give one, such as {folds[0]}"
+        )
     settings = RunSettings.read(folder)
     trained_on = read_run_data(folder)
     rows = read_metrics(folder / METRICS_FILE)

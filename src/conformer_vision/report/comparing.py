@@ -16,6 +16,7 @@ from conformer_vision.data.base import SubsetSource
 from conformer_vision.data.opening import describe
 from conformer_vision.data.splits import Split
 from conformer_vision.errors import UserError, option, some_names
+from conformer_vision.inference.collect import collect_answers
 from conformer_vision.inference.comparison import (
     Contrast,
     McNemar,
@@ -26,7 +27,6 @@ from conformer_vision.inference.comparison import (
     restricted,
     turns,
 )
-from conformer_vision.inference.evaluation import collect_answers
 from conformer_vision.inference.labelled import LabelledImages, RunData, read_run_data
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.report.build import read_metrics

@@ -93,6 +93,11 @@ def _comparable(config: TrainConfig) -> dict[str, Any]:
     return config.to_options() | own | {"loggers": config.output.logger_names}
 
 
+def decided(config: TrainConfig) -> TrainConfig:
+    """Return a configuration with its input decided, as the runs of its folds decide it."""
+    return _filled_in(config, config)
+
+
 def _filled_in(given: TrainConfig, kept: TrainConfig) -> TrainConfig:
     """Decide what is left open as the run did; the weights that it began with may be gone by now."""
     model, was = given.model, kept.model

@@ -34,6 +34,7 @@ from ..runs import (
     METRICS_FILE,
     NOT_FINITE_FILE,
     TOP_FOLDER,
+    fold_folders,
     mark_config,
 )
 from ..spec import METADATA_KEY
@@ -112,14 +113,14 @@ def _make_new(wanted: Path) -> Path:
 
 @rank_zero_only
 def write_config(
-    folder: Path, config: TrainConfig, classes: Sequence[str], *, folds: Mapping[str, int] | None
+    folder: Path, config: TrainConfig, classes: Sequence[str] | None, *, folds: Mapping[str, int] | None
 ) -> None:
     """Write the configuration and the classes into the run folder, and the folds of groups before them.
 
     Args:
         folder: of the run.
         config: to write; see `resolved`.
-        classes: names of the classes.
+        classes: names of the classes; None if they are not known yet.
         folds: the fold of each group, if groups are dealt to folds.
 
     Raises:
@@ -128,17 +129,18 @@ def write_config(
     remove_leftovers(folder)
     if folds is not None:
         write_folds(folder, folds)
-    listed = "".join(f"{name}\n" for name in classes)
-    texts = {CONFIG_FILE: mark_config(config.to_yaml()), CLASSES_FILE: listed}
+    texts = {CONFIG_FILE: mark_config(config.to_yaml())}
+    if classes is not None:
+        texts[CLASSES_FILE] = "".join(f"{name}\n" for name in classes)
     for name, text in texts.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
 def _remove_if_unused(folder: Path) -> None:
-    """Take back a run folder that holds neither weights nor a diagnosis."""
+    """Take back a run folder that holds neither weights nor a diagnosis nor folds."""
     kept = (LAST_CHECKPOINT, LAST_WEIGHTS, BEST_WEIGHTS, NOT_FINITE_FILE)
-    if not any((folder / name).exists() for name in kept):
+    if not any((folder / name).exists() for name in kept) and not fold_folders(folder):
         for name in (CONFIG_FILE, CLASSES_FILE, BROKEN_FILE, FOLDS_FILE):
             (folder / name).unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from ..spec import MIN_SIZE
 InputSize = int | tuple[int, int]
 Channels = Literal[1, 3]
 BatchSize = int | Literal["auto"]
+Fold = int | Literal["all"]
 Branch = Literal["conv", "trans"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 GradCheckpointing = Literal["off", "cheap", "full"]
@@ -101,8 +102,8 @@ class DataConfig(Group):
     """Share of every class held out for validation if the data has no validation split."""
     folds: int | None = None
     """Number of folds for cross-validation."""
-    fold: int = 0
-    """Fold to validate on, counted from 0."""
+    fold: Fold = 0
+    """Fold to validate on, counted from 0; "all" trains a network for every fold, which are one model."""
     group: str | None = None
     """Column that says which images belong together (patient, video, site), or a regular expression that
     finds it in the image's path; a group is never split."""
@@ -129,6 +130,10 @@ class DataConfig(Group):
 
     def _check(self) -> None:
         self._require("below 2**32", lambda value: value < 2**32, "seed")
+        if self.fold == "all" and self.folds is None:
+            raise UserError("fold all: give the number of folds too")
+        if isinstance(self.fold, str) and self.fold != "all":
+            raise UserError(f"{option('fold')} {self.fold!r}: must be a number from 0, or all")
         _ = self.splitting  # which checks its own values
         self._require("between 0 and 1", lambda value: 0 <= value <= 1, "max_broken")
         self._require_not_negative("workers")
@@ -139,7 +144,8 @@ class DataConfig(Group):
     @property
     def splitting(self) -> Splitting:
         """How to cut data that has no validation split."""
-        return Splitting(self.val_fraction, self.seed, self.folds, self.fold, self.group)
+        fold = 0 if isinstance(self.fold, str) else self.fold
+        return Splitting(self.val_fraction, self.seed, self.folds, fold, self.group)
 
 
 @dataclass(frozen=True)

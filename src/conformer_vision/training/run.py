@@ -32,6 +32,7 @@ from .config import TrainConfig
 from .continuing import check_same, run_of, with_absolute_paths
 from .ending import named_errors
 from .folder import RunFolder, claimed, must_read_on, write_config
+from .folds import train_folds
 from .groups import DataConfig, HardwareConfig, OptimizerConfig, Progress, RegularizationConfig
 from .guard import Guard
 from .loggers import start_loggers
@@ -67,7 +68,8 @@ def train(config: TrainConfig) -> Path:
 
     Returns:
         The run folder: config.yaml, classes.txt, best.safetensors, last.safetensors, last.ckpt, metrics.csv,
-        results.json and curves.png. `conformer_vision.report.write_report(folder)` adds report.html, as the
+        results.json and curves.png. With fold "all" it holds a run for each fold and the files of
+        `folds.train_folds`. `conformer_vision.report.write_report(folder)` adds report.html, as the
         command `train` does.
 
     Raises:
@@ -84,6 +86,8 @@ def train(config: TrainConfig) -> Path:
         data: Any = config.data.data
         given = None if isinstance(data, str) else data
         return resume(folder, progress=output.progress, data=given, auto_resume=True)
+    if config.data.fold == "all":
+        return train_folds(config, train_one=_train_fold)
     return _run(config)
 
 
@@ -117,6 +121,8 @@ def resume(
     changes |= {"data": data, "workers": workers}
     given = {name: value for name, value in changes.items() if value is not None}
     config = read_config(folder / CONFIG_FILE).with_options(**given)
+    if config.data.fold == "all":
+        return train_folds(config, resumed=folder, train_one=_train_fold)
     if is_complete(folder, config.schedule):
         if is_first():
             say(f"{folder} is complete; nothing is left to train")
@@ -124,13 +130,25 @@ def resume(
     return _run(config, resumed=folder)
 
 
-def _run(config: TrainConfig, *, resumed: Path | None = None) -> Path:
+def _train_fold(config: TrainConfig, *, resumed: Path | None, recorded: Mapping[str, int] | None) -> Path:
+    """Train a fold of a run that trains them all, as `folds.TrainOne` says."""
+    if resumed is not None:  # what it decided itself, such as its batch size, it keeps
+        given = {"output": str(resumed), "progress": config.output.progress, "workers": config.data.workers}
+        config = read_config(resumed / CONFIG_FILE).with_options(**given, data=config.data.data)
+    return _run(config, resumed=resumed, recorded=recorded)
+
+
+def _run(
+    config: TrainConfig, *, resumed: Path | None = None, recorded: Mapping[str, int] | None = None
+) -> Path:
     """Data, network, module, folder, trainer, files."""
+    if recorded is None and resumed is not None:
+        recorded = read_folds(resumed)
     checkpoint = resumed / LAST_CHECKPOINT if resumed is not None else None
     if checkpoint is not None and not checkpoint.is_file():
         checkpoint = None
     with quiet_lightning():
-        parts = prepare(config, restored=checkpoint is not None, resumed=resumed)
+        parts = prepare(config, restored=checkpoint is not None, recorded=recorded)
         config, data = parts.config, parts.data
         with claimed(config.output, model=config.model.name, resumed=resumed) as folder:
             callbacks, run_folder = build_callbacks(parts, folder)
@@ -175,14 +193,16 @@ class Parts(NamedTuple):
     module: ClassifierModule
 
 
-def prepare(config: TrainConfig, *, restored: bool = False, resumed: Path | None = None) -> Parts:
+def prepare(
+    config: TrainConfig, *, restored: bool = False, recorded: Mapping[str, int] | None = None
+) -> Parts:
     """Build the data, the network and the module of a run.
 
     Args:
         config: of the run.
         restored: whether a checkpoint will replace the initial weights; the file that they came from may be
             gone by now.
-        resumed: the folder of a run that goes on, which may record its folds.
+        recorded: the folds of groups, where the run has recorded them.
 
     Raises:
         UserError: a wrong value, file or combination.
@@ -190,7 +210,6 @@ def prepare(config: TrainConfig, *, restored: bool = False, resumed: Path | None
     processes = math.prod(count_processes(config.hardware))
     config, weights, note = settle(config, download=processes == 1)
     lightning.seed_everything(config.data.seed, workers=True, verbose=False)
-    recorded = None if resumed is None else read_folds(resumed)
     data = build_data(
         config.data,
         config.regularization,

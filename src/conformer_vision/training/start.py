@@ -17,7 +17,7 @@ from ..console import say
 from ..errors import UserError, nearest, reason_of
 from ..models.checkpoints import fetch_pretrained, pretrained_path
 from ..models.variants import SHIPPED
-from ..runs import HF_WEIGHTS, find_weights, is_hf_folder
+from ..runs import ENSEMBLE_WEIGHTS, HF_WEIGHTS, find_weights, fold_name, is_hf_folder
 from ..weights import load_model
 from .config import TrainConfig
 from .groups import HardwareConfig, ModelConfig, OptimizerConfig, ScheduleConfig
@@ -95,6 +95,11 @@ def _of_checkpoint(config: ModelConfig, checkpoint: str) -> _Choice:
         if found is None:
             raise UserError(f"checkpoint {checkpoint}: the folder holds no weights of a run or of the Hub")
         checkpoint = str(found)
+        if found.name == ENSEMBLE_WEIGHTS:
+            raise UserError(
+                f"checkpoint {path} is an ensemble, and training starts from one network; give one of its "
+                f"folds, such as {path / fold_name(0)}"
+            )
     chosen = replace(config, checkpoint=checkpoint, pretrained=False)
     if config.model is None:
         if "://" in checkpoint:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from conformer_vision.class_means import ClassMeans
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.models import Conformer
+from conformer_vision.models import Conformer, Ensemble
+from conformer_vision.models.ensemble import mean_of
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import build_empty
 
@@ -91,6 +92,9 @@ class ExportRuntime(Runtime):
 
 def heads(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Compute the logits (B, K) of every head of a model, the prediction last."""
+    if isinstance(model, Ensemble):
+        parts = [heads(member, images) for member in model.members]
+        return {head: mean_of([part[head] for part in parts]) for head in parts[0]}
     if not isinstance(model, Conformer):
         return {FUSED: model(images)}
     branches = model.forward_branches(images)
@@ -99,6 +103,8 @@ def heads(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 def heads_and_features(model: nn.Module, images: Tensor) -> Outputs:
     """Compute the logits of every head of a model of timm, the prediction last, and its pooled features."""
+    if isinstance(model, Ensemble):
+        return Outputs(heads(model, images), None)  # each member has features of its own
     whole: Any = model
     features = whole.forward_features(images)
     pooled = whole.forward_head(features, pre_logits=True)

@@ -13,7 +13,7 @@ from conformer_vision.inference.runtimes.base import (
     resolve_device,
 )
 from conformer_vision.inference.runtimes.in_place import compute_in_place
-from conformer_vision.models import Conformer
+from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.runs import ModelSource
 from conformer_vision.weights import load_model, read_class_means
 
@@ -36,7 +36,11 @@ class WeightsRuntime(Runtime):
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         if isinstance(model, Conformer) and not model.folded:
             model = model.fold()
-        if isinstance(model, Conformer):
+        if isinstance(model, Ensemble):
+            for number, member in enumerate(model.members):  # one by one, to hold one more in memory, not all
+                if isinstance(member, Conformer) and not member.folded:
+                    model.members[number] = member.fold()
+        if isinstance(model, Conformer | Ensemble):
             compute_in_place(model)
         self._model = model.to(self.device)  # private: hooks would see maps that are overwritten
         if self.device.type == "cpu":  # 7 to 17 % less time, measured for nano and tiny at 32 and 224 pixels

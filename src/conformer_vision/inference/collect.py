@@ -1,0 +1,61 @@
+"""Collecting what a model answers to labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from conformer_vision.data import ImageSource, ImageStream
+from conformer_vision.data.loader import evaluation_loader
+from conformer_vision.errors import UserError
+from conformer_vision.inference.answers import Answers, Collector
+from conformer_vision.inference.runtimes import Outputs
+from conformer_vision.inference.trained_model import TrainedModel
+
+
+def collect_answers(
+    trained: TrainedModel,
+    source: ImageSource | ImageStream,
+    *,
+    batch_size: int,
+    workers: int,
+    temperature: float | None = None,
+    keep_all: bool = False,
+    watch: Callable[[Outputs, Tensor], None] | None = None,
+) -> Answers:
+    """Collect what a model answers to the images of an open source; see `evaluation.evaluate_images`."""
+    classes = trained.spec.classes
+    if len(classes) < 2:
+        raise UserError(f"{trained.path} has a single class ({classes[0]}); there is nothing to evaluate")
+    length = len(source) if isinstance(source, ImageSource) else source.length
+    collector = Collector(
+        length,
+        classes=len(classes),
+        temperature=trained.spec.temperature if temperature is None else temperature,
+        keep_all=keep_all,
+    )
+    broken: list[tuple[int, int, str]] = []
+    seen = 0
+    images = batch_size if isinstance(source, ImageStream) else min(batch_size, len(source))
+    trained.check_batch(images, read_ahead=2 * workers)
+    for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
+        order = torch.arange(seen, seen + len(batch.labels))
+        read = batch.labels >= 0
+        lost = zip(batch.indices[~read].tolist(), order[~read].tolist(), batch.broken, strict=True)
+        broken += lost
+        if read.any():
+            outputs = trained.outputs(batch.images[read])
+            logits, labels = outputs.logits, batch.labels[read].to(trained.device)
+            if not all(bool(values.isfinite().all()) for values in logits.values()):
+                raise UserError(f"the output of the model {trained.path} is not finite; train it again")
+            collector.add(logits, labels, batch.indices[read], order[read])
+            if watch is not None:
+                watch(outputs, labels)
+        seen += len(batch.labels)
+    if not collector.seen:
+        raise UserError(
+            f"none of the {seen} images can be read; the first: {broken[0][2] if broken else '-'}"
+        )
+    return collector.finish(source, broken=broken)

@@ -1,0 +1,180 @@
+"""Out-of-fold answers: each image is answered by the network of the fold that was not trained on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformer_vision.data.opening import absolute_spec, describe
+from conformer_vision.ensemble import check_alike
+from conformer_vision.errors import UserError, option
+from conformer_vision.files import atomic_path
+from conformer_vision.inference.answers import Answers, Array, at_temperature, join
+from conformer_vision.inference.calibration import calibrate
+from conformer_vision.inference.collect import collect_answers
+from conformer_vision.inference.labelled import LabelledImages, RunData
+from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.inference.trained_model import InputSize, TrainedModel
+from conformer_vision.inference.views import Views
+from conformer_vision.runs import ENSEMBLE_WEIGHTS, fold_name
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """The answers to the images of all folds."""
+
+    parts: list[Answers]
+    """Of each fold; the prediction is at the temperature that was fitted on the other folds."""
+    temperature: float
+    """Of the prediction, fitted on all images; 1 if it could not be fitted."""
+    classes: tuple[str, ...]
+
+    @property
+    def answers(self) -> Answers:
+        """The answers to all images, fold by fold."""
+        return join(self.parts)
+
+    @property
+    def folds(self) -> Array:
+        """(N,) the fold of each image."""
+        return np.repeat(np.arange(len(self.parts)), [len(part.labels) for part in self.parts])
+
+
+def collect_out_of_fold(
+    folder: Path,
+    images: LabelledImages,
+    *,
+    device: str | torch.device,
+    batch_size: int,
+    workers: int,
+    input_size: InputSize | None = None,
+    views: Views = Views(),  # noqa: B008  # immutable
+) -> OutOfFold:
+    """Let each fold answer the images that it held out; one network is in memory at a time.
+
+    Args:
+        folder: of a run of all folds.
+        images: the set, as the run cuts it; the fold in it makes no difference.
+        device: as for `TrainedModel`.
+        batch_size: images per forward pass.
+        workers: processes that read images.
+        input_size: as for `TrainedModel`.
+        views: as for `TrainedModel`.
+
+    Raises:
+        UserError: a fold that is missing or has other classes, or images that cannot be evaluated.
+    """
+    folds = images.splitting.folds
+    assert folds is not None
+    parts: list[Answers] = []
+    first: TrainedModel | None = None
+    for fold in range(folds):
+        trained = TrainedModel(folder / fold_name(fold), device=device, input_size=input_size, views=views)
+        if first is None:
+            first = trained
+        check_alike(first.spec, trained.spec, first.path.parent, trained.path.parent)
+        held_out = replace(images, split="val", splitting=replace(images.splitting, fold=fold))
+        parts.append(
+            collect_answers(
+                trained,
+                held_out.open(first.spec.classes),
+                batch_size=batch_size,
+                workers=workers,
+                temperature=1.0,
+            )
+        )
+    assert first is not None
+    classes = first.spec.classes
+    if not all(part.whole for part in parts):  # more than memory is to hold
+        return OutOfFold(parts, 1.0, classes)
+    seed = images.splitting.seed
+    scaled = [
+        at_temperature(part, _temperature([other for other in parts if other is not part], seed))
+        for part in parts
+    ]
+    return OutOfFold(scaled, _temperature(parts, seed), classes)
+
+
+def _temperature(parts: Sequence[Answers], seed: int) -> float:
+    logits = torch.cat([part.heads[FUSED].logits for part in parts])
+    labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
+    return calibrate(logits, labels, seed=seed).temperature
+
+
+def images_unseen(images: LabelledImages, run: RunData, trained: TrainedModel) -> LabelledImages | None:
+    """Return the images on which an ensemble of folds is fairly evaluated as a whole.
+
+    Args:
+        images: that are to be evaluated.
+        run: what the folds were trained on.
+        trained: the ensemble.
+
+    Returns:
+        The validation images of a set that has its own, which no fold has touched; or all images of another
+        set. None where each image must be left to the fold that held it out.
+
+    Raises:
+        UserError: images that were trained on, a single fold, or an export where folds would have to answer.
+    """
+    data, folder = images.data, trained.path.parent
+    is_own = isinstance(data, str | os.PathLike) and _absolute(str(data), images) == run.data
+    if images.split != "val":
+        if is_own:
+            raise UserError(
+                f"{folder} was trained on these images; leave {option('split')} out to evaluate each with "
+                "the fold that held it out"
+            )
+        return images
+    if images.splitting.fold != run.splitting.fold:
+        one = folder / fold_name(images.splitting.fold)
+        raise UserError(f"{folder} is the model of all folds; to evaluate one, give {one}")
+    whole = replace(images, splitting=replace(images.splitting, folds=None, recorded=None))
+    if not whole.open(trained.spec.classes).is_cut:
+        return whole
+    if trained.path.name != ENSEMBLE_WEIGHTS:
+        raise UserError(
+            f"{trained.path} was trained on images of {describe(data)}; evaluate {folder} for their figures, "
+            f"or give other images with {option('split', 'all')}"
+        )
+    return None
+
+
+def _absolute(spec: str, images: LabelledImages) -> str:
+    return absolute_spec(spec, None if images.data_dir is None else str(images.data_dir))
+
+
+def write_out_of_fold(found: OutOfFold, path: Path) -> None:
+    """Write a row per image: its name, class, group, fold, answer, and probabilities of every head.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    answers, classes = found.answers, np.array(found.classes, dtype=object)
+    kept = answers.kept
+    columns: dict[str, Any] = {
+        "image": [stored_name(answers.names[row]) for row in kept],
+        "label": classes[answers.labels[kept]],
+        "predicted": classes[answers.heads[FUSED].predicted[kept]],
+        "fold": found.folds[kept],
+    }
+    if answers.groups is not None:
+        columns["group"] = [answers.groups[row] for row in kept]
+    for head, own in answers.heads.items():
+        probabilities = own.probabilities()
+        columns |= {f"{head}/{name}": probabilities[:, place] for place, name in enumerate(found.classes)}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def stored_name(name: str) -> str:
+    """Return an image's name as parquet can hold it: file names need not be UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
