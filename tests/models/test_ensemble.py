@@ -18,7 +18,7 @@ from conformer_vision.inference.runtimes.base import heads
 from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model, save_model
-from exports import FILES, SPEC, WITH_EXPORTS
+from exports import FILES, SPEC, WITH_EXPORTS, shared_graphs
 
 MEMBERS = 2
 JOINED = replace(SPEC, members=MEMBERS, temperature=1.5)
@@ -127,17 +127,16 @@ def test_impossible_numbers_of_members(members: object) -> None:
 class TestExports:
     pytestmark = WITH_EXPORTS
 
-    @pytest.mark.parametrize("name", ["folded", "onnx", "openvino", "torch-export"])
-    def test_one_graph(self, name: str, members: list[Conformer], batch: Tensor, tmp_path: Path) -> None:
-        """With the mean of the logits inside, of each head."""
-        path = tmp_path / FILES[name]
-        write_network(Ensemble(members), JOINED, path, format=name)
-        written = open_written(path, FORMATS[name])
+    def test_one_graph(self, members: list[Conformer], batch: Tensor, tmp_path: Path) -> None:
+        """In every format, with the mean of the logits of each head inside."""
         expected = loop(members, batch)
-        for head, logits in written(batch).items():
-            torch.testing.assert_close(logits, expected[head], rtol=1e-4, atol=1e-4)
-        if name != "torch-export":
-            assert open_runtime(path).spec.members == MEMBERS
+        with shared_graphs():
+            for name, file in FILES.items():
+                write_network(Ensemble(members), JOINED, tmp_path / file, format=name)
+                for head, logits in open_written(tmp_path / file, FORMATS[name])(batch).items():
+                    torch.testing.assert_close(logits, expected[head], rtol=1e-4, atol=1e-4)
+                if name != "torch-export":
+                    assert open_runtime(tmp_path / file).spec.members == MEMBERS
 
     def test_hf_is_refused(self, members: list[Conformer], tmp_path: Path) -> None:
         with pytest.raises(UserError, match="format hf holds one network, and this is an ensemble of 2"):

@@ -17,7 +17,7 @@ from conformer_vision.report.formats import FILTERS
 COLUMNS = ("image", "label", "suggested", "score")
 MOST_SHOWN = 500
 """Images on the page, the surest errors: each takes about 10 kB."""
-MOST_PAIRS = 20
+MOST_PAIRS = 10
 EDGE = 192
 """Longest edge of a thumbnail, in pixels."""
 
