@@ -116,10 +116,11 @@ def folder(tmp_path: Path) -> Path:
         truth = NAMES[number % 3].strip("<>")
         assert Path(file).parent.name == truth or number % 10 == 0
         probabilities[number, names.index(truth)] = 0.9
-    columns: dict[str, Any] = {"image": files, "label": [Path(file).parent.name for file in files]}
+    columns: dict[str, Any] = {"image": files, "truth": [Path(file).parent.name for file in files]}
     columns |= {
-        f"fused/{name}": probabilities[:, place].astype(np.float32) for place, name in enumerate(names)
+        f"fused:{name}": probabilities[:, place].astype(np.float32) for place, name in enumerate(names)
     }
+    columns["error"] = pa.nulls(60, pa.string())
     (tmp_path / "run").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "run" / "out_of_fold.parquet")
     config = f"# A run of conformer-vision\ndata: {tmp_path / 'set'}\nfolds: 3\nfold: all\n"
@@ -167,8 +168,7 @@ def test_mistakes(folder: Path, tmp_path: Path) -> None:
     assert "is a file of the run itself" in one_line(run("labels", folder, "--fix", folder / "config.yaml"))
     (folder / "out_of_fold.parquet").write_bytes(b"PAR1 broken")
     assert "cannot be read" in one_line(run("labels", folder))
-    pq.write_table(
-        pa.table({"image": ["a"], "label": ["x"], "fused/y": [1.0]}), folder / "out_of_fold.parquet"
-    )
+    other = pa.table({"image": ["a"], "truth": ["x"], "fused:y": [1.0], "error": [None]})
+    pq.write_table(other, folder / "out_of_fold.parquet")
     with pytest.raises(UserError, match="cannot be read"):
         find_label_errors(folder)

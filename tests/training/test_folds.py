@@ -60,7 +60,7 @@ def test_every_fold_is_a_run(whole: Path, tiny: Tiny, tmp_path: Path) -> None:
 def test_answers_are_those_of_the_fold_that_held_the_image_out(whole: Path, images: Path) -> None:
     table = out_of_fold(whole)
     assert sorted(table["image"]) == sorted(map(str, images.rglob("*.png")))
-    assert [Path(name).parent.name for name in table["image"]] == table["label"]
+    assert [Path(name).parent.name for name in table["image"]] == table["truth"]
     for fold in range(FOLDS):
         config = json.loads((whole / f"fold-{fold}" / "results.json").read_text())
         mine = [name for name, own in zip(table["image"], table["fold"], strict=True) if own == fold]
@@ -70,19 +70,19 @@ def test_answers_are_those_of_the_fold_that_held_the_image_out(whole: Path, imag
         with torch.no_grad():
             conv, trans = (logits.softmax(1).numpy() for logits in model.forward_branches(batch))  # type: ignore[operator]
         for head, expected in (("conv", conv), ("trans", trans)):
-            stored = np.array([table[f"{head}/{name}"] for name in spec.classes]).T
+            stored = np.array([table[f"{head}:{name}"] for name in spec.classes]).T
             rows = [row for row, own in enumerate(table["fold"]) if own == fold]
             np.testing.assert_allclose(stored[rows], expected, atol=1e-4)
-    fused = np.array([table[f"fused/{name}"] for name in spec.classes])
+    fused = np.array([table[f"fused:{name}"] for name in spec.classes])
     np.testing.assert_allclose(fused.sum(axis=0), 1, atol=1e-5)
-    assert [spec.classes[place] for place in fused.argmax(axis=0)] == table["predicted"]
+    assert [spec.classes[place] for place in fused.argmax(axis=0)] == table["answer"]
 
 
 def test_mean_deviation_and_pooled_figures(whole: Path) -> None:
     """Those of scikit-learn and of the standard library."""
     results, table = json.loads((whole / "results.json").read_text()), out_of_fold(whole)
     assert results["finished"] and results["images"] == 36
-    label, predicted, fold = (np.array(table[name]) for name in ("label", "predicted", "fold"))
+    label, predicted, fold = (np.array(table[name]) for name in ("truth", "answer", "fold"))
     for name, score in (("top1", accuracy_score), ("f1", lambda a, b: f1_score(a, b, average="macro"))):
         single = [float(score(label[fold == k], predicted[fold == k])) for k in range(FOLDS)]
         assert results["mean"]["fused"][name] == pytest.approx(fmean(single))

@@ -80,6 +80,7 @@ def read_out_of_fold(folder: Path) -> tuple[list[str], Array, Array, list[str]]:
         UserError: there are none, or the file was changed.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     path = folder / OUT_OF_FOLD
@@ -88,13 +89,14 @@ def read_out_of_fold(folder: Path) -> tuple[list[str], Array, Array, list[str]]:
             f"{folder} has no {OUT_OF_FOLD}; label errors are found by networks that were not trained on the "
             "images, so train with --folds 5 --fold all and give that run folder"
         )
-    prefix = f"{FUSED}/"
+    prefix = f"{FUSED}:"
     try:
         table = pq.read_table(path)
+        table = table.filter(pc.is_null(table.column("error")))  # images that could be read
         columns = [name for name in table.column_names if name.startswith(prefix)]
         classes = [name.removeprefix(prefix) for name in columns]
         number = {name: place for place, name in enumerate(classes)}
-        labels = np.array([number[name] for name in table.column("label").to_pylist()], np.int64)
+        labels = np.array([number[name] for name in table.column("truth").to_pylist()], np.int64)
         probabilities = np.stack([table.column(name).to_numpy() for name in columns], axis=1).astype(float)
         return table.column("image").to_pylist(), labels, probabilities, classes
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:

@@ -6,19 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from conformer_vision.data.opening import absolute_spec, describe
 from conformer_vision.ensemble import check_alike
 from conformer_vision.errors import UserError, option
-from conformer_vision.files import atomic_path
-from conformer_vision.inference.answers import Answers, Array, at_temperature, join
+from conformer_vision.inference.answers import Answers, at_temperature, join
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.collect import collect_answers
 from conformer_vision.inference.labelled import LabelledImages, RunData
+from conformer_vision.inference.predictions import save_predictions
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.inference.views import Views
@@ -39,11 +37,6 @@ class OutOfFold:
     def answers(self) -> Answers:
         """The answers to all images, fold by fold."""
         return join(self.parts)
-
-    @property
-    def folds(self) -> Array:
-        """(N,) the fold of each image."""
-        return np.repeat(np.arange(len(self.parts)), [len(part.labels) for part in self.parts])
 
 
 def collect_out_of_fold(
@@ -91,8 +84,6 @@ def collect_out_of_fold(
         )
     assert first is not None
     classes = first.spec.classes
-    if not all(part.whole for part in parts):  # more than memory is to hold
-        return OutOfFold(parts, 1.0, classes)
     seed = images.splitting.seed
     scaled = [
         at_temperature(part, _temperature([other for other in parts if other is not part], seed))
@@ -150,31 +141,11 @@ def _absolute(spec: str, images: LabelledImages) -> str:
 
 
 def write_out_of_fold(found: OutOfFold, path: Path) -> None:
-    """Write a row per image: its name, class, group, fold, answer, and probabilities of every head.
+    """Write a row per image, as `save_predictions` does, with the fold that held it out.
 
     Raises:
         UserError: the file cannot be written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    answers, classes = found.answers, np.array(found.classes, dtype=object)
-    kept = answers.kept
-    columns: dict[str, Any] = {
-        "image": [stored_name(answers.names[row]) for row in kept],
-        "label": classes[answers.labels[kept]],
-        "predicted": classes[answers.heads[FUSED].predicted[kept]],
-        "fold": found.folds[kept],
-    }
-    if answers.groups is not None:
-        columns["group"] = [answers.groups[row] for row in kept]
-    for head, own in answers.heads.items():
-        probabilities = own.probabilities()
-        columns |= {f"{head}/{name}": probabilities[:, place] for place, name in enumerate(found.classes)}
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
-
-
-def stored_name(name: str) -> str:
-    """Return an image's name as parquet can hold it: file names need not be UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    folds = [fold for fold, part in enumerate(found.parts) for _ in part.labels]
+    folds += [fold for fold, part in enumerate(found.parts) for _ in part.broken]
+    save_predictions(found.answers, found.classes, path, folds=folds)

@@ -35,7 +35,9 @@ def check_predictions_file(path: str | Path) -> None:
         raise UserError(f"predictions {path}: give a name that ends in {' or '.join(_WRITERS)}")
 
 
-def save_predictions(answers: Answers, classes: Sequence[str], path: str | Path) -> None:
+def save_predictions(
+    answers: Answers, classes: Sequence[str], path: str | Path, *, folds: Sequence[int] | None = None
+) -> None:
     """Write one row per image: its name, truth, answer, and the probability of every class by every head.
 
     The columns are ``image``, ``group`` (where there are groups), ``truth``, ``answer``, ``correct``,
@@ -47,6 +49,7 @@ def save_predictions(answers: Answers, classes: Sequence[str], path: str | Path)
         answers: Of all images, with their logits.
         classes: Names of the model's classes.
         path: A file that ends in ``.csv`` or ``.parquet``; it is written whole or not at all.
+        folds: The fold that answered each image, those that could not be read last; a column ``fold``.
 
     Raises:
         UserError: Another suffix, answers of which not all logits were kept, or a file that cannot be
@@ -59,6 +62,8 @@ def save_predictions(answers: Answers, classes: Sequence[str], path: str | Path)
             "evaluate with keep_all"
         )
     table = _table(answers, classes)
+    if folds is not None:
+        table = table.add_column(1, "fold", pa.array(folds, pa.int64()))
     with atomic_path(path) as temporary:
         _WRITERS[Path(path).suffix.lower()](table, temporary)
 
@@ -84,15 +89,15 @@ def _table(answers: Answers, classes: Sequence[str]) -> pa.Table:
         probabilities = own.probabilities()
         for number, name in enumerate(classes):
             values = pa.array(probabilities[:, number])
-            columns[_plain(f"{head}:{name}")] = pa.chunked_array([values, missing])
+            columns[stored_text(f"{head}:{name}")] = pa.chunked_array([values, missing])
     return pa.table(columns)
 
 
 def _text(values: Sequence[str | None]) -> pa.Array:
-    return pa.array([None if value is None else _plain(value) for value in values], pa.string())
+    return pa.array([None if value is None else stored_text(value) for value in values], pa.string())
 
 
-def _plain(text: str) -> str:
+def stored_text(text: str) -> str:
     """Return a text that UTF-8 has: names of files need not be, and are then shown escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 

@@ -11,7 +11,7 @@ from conformer_vision.data import BrokenImageError, ImageSource
 from conformer_vision.data.exclude import write_exclusions
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.label_errors import LabelError, LabelErrors
-from conformer_vision.inference.out_of_fold import stored_name
+from conformer_vision.inference.predictions import stored_text
 from conformer_vision.report.formats import FILTERS
 
 COLUMNS = ("image", "label", "suggested", "score")
@@ -28,7 +28,7 @@ class ImagesByName:
     def __init__(self, source: ImageSource | None) -> None:
         self._source = source
         numbers = range(0 if source is None else len(source))
-        self._numbers = {} if source is None else {stored_name(source.name(n)): n for n in numbers}
+        self._numbers = {} if source is None else {stored_text(source.name(n)): n for n in numbers}
 
     def name(self, stored: str) -> str:
         """Return the name as the source has it, which need not be UTF-8."""

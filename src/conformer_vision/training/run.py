@@ -68,9 +68,8 @@ def train(config: TrainConfig) -> Path:
 
     Returns:
         The run folder: config.yaml, classes.txt, best.safetensors, last.safetensors, last.ckpt, metrics.csv,
-        results.json and curves.png. With fold "all" it holds a run for each fold and the files of
-        `folds.train_folds`. `conformer_vision.report.write_report(folder)` adds report.html, as the
-        command `train` does.
+        results.json and curves.png; with fold "all" the files of `folds.train_folds`.
+        `conformer_vision.report.write_report(folder)` adds report.html, as the command `train` does.
 
     Raises:
         UserError: a wrong value, file or combination; found before the first step, except for images that
