@@ -140,6 +140,7 @@ def test_what_takes_one_network_says_so(whole: Path, images: Path, tmp_path: Pat
     for arguments in (
         ("explain", whole, image, "--out", tmp_path / "maps"),
         ("report", whole),
+        ("compare", whole, whole / "fold-1"),
         ("train", "--data", images, *TINY[1:], "--checkpoint", whole, "--output", tmp_path / "new"),
     ):
         assert str(whole / "fold-0") in one_line(run(*arguments))

@@ -28,9 +28,10 @@ from conformer_vision.inference.comparison import (
     turns,
 )
 from conformer_vision.inference.labelled import LabelledImages, RunData, read_run_data
+from conformer_vision.inference.out_of_fold import images_unseen
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.report.build import read_metrics
-from conformer_vision.runs import METRICS_FILE, read_results, read_run_config, run_folder_of
+from conformer_vision.runs import METRICS_FILE, fold_name, read_results, read_run_config, run_folder_of
 
 _NOT_COMPARED = frozenset({"output", "auto_resume", "progress"})
 
@@ -123,6 +124,10 @@ def compare(
     known = [run_folder_of(each) is not None for each in (a, b)]
     notes: list[str] = []
     images = _choose(runs, known, names=(str(a), str(b)), data=data, split=split, notes=notes)
+    for model, run in zip(trained, runs, strict=True):
+        _check_unseen(
+            model, run, LabelledImages(images, split, run.splitting, data_dir=data_dir or run.data_dir)
+        )
     sources = [
         require_source(
             LabelledImages(images, part, splitting, data_dir=data_dir or runs[0].data_dir).open(own),
@@ -161,6 +166,19 @@ def compare(
         notes=notes,
         source=SubsetSource(sources[0], first.indices.tolist()),
     )
+
+
+def _check_unseen(model: TrainedModel, run: RunData, images: LabelledImages) -> None:
+    """Refuse images that the folds of an ensemble were trained on, or may have been."""
+    if not run.all_folds or model.spec.members == 1:
+        return
+    if images.split == "val":
+        folder = model.path.parent
+        raise UserError(
+            f"{folder} is an ensemble of folds, which have seen most of these images; compare its folds, "
+            f"such as {folder / fold_name(0)}, or give other images with {option('split', 'all')}"
+        )
+    images_unseen(images, run, model)
 
 
 def _check_classes(a: Sequence[str], b: Sequence[str], *, names: tuple[str, str]) -> None:
