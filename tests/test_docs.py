@@ -96,6 +96,7 @@ def test_commands_are_accepted(page: Path) -> None:
     [
         ("training.md", "train"),
         ("predict.md", "evaluate predict"),
+        ("unsure.md", "evaluate predict"),
         ("explain.md", "explain localize predict"),
     ],
 )

@@ -144,7 +144,11 @@ def test_temperature_is_stored_and_the_weights_stay(
     temperature = findings.calibration.temperature
     assert temperature != 1.0
     for name in ("best.safetensors", "last.safetensors"):  # last holds the same weights
-        assert load_model(run / name)[1].temperature == pytest.approx(temperature)
+        spec = load_model(run / name)[1]
+        assert spec.temperature == pytest.approx(temperature)
+        assert spec.thresholds == findings.thresholds.thresholds
+    if findings.thresholds.thresholds is None:
+        assert "validation images are too few" in (findings.thresholds.note or "")
     fresh = make_run(CONFORMER, findings.evaluation.classes, images)
     other = load_file(fresh / "best.safetensors")
     assert other.keys() == load_file(run / "best.safetensors").keys()
