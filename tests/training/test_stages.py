@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -20,6 +21,7 @@ from conformer_vision.training.groups import ScheduleConfig
 from conformer_vision.training.run import resume
 from conformer_vision.training.schedule import Schedule
 from conformer_vision.training.stages import HeadsFirst
+from conformer_vision.training.start import settle
 from option_tools import VIT, killed_after, rates, rows_of, same, shows, untimed
 
 Tiny = Callable[..., TrainConfig]
@@ -59,7 +61,9 @@ def test_the_heads_learn_first_and_then_all(
     begun = start(network)
     before = weights(begun.parent)
     options = network | STAGES | {"checkpoint": str(begun), "weight_decay": 0.5}
-    first = weights(train(tiny(**options | {"max_steps": 8}, output=str(tmp_path / "first"))))
+    first = weights(
+        train(tiny(**options | {"epochs": 2, "unfreeze_lr_scale": 1.0}, output=str(tmp_path / "first")))
+    )
     both = weights(train(tiny(**options, output=str(tmp_path / "both"))))
     heads = {name for name in before if "head" in name or name.startswith("fc.")}
     assert heads
@@ -76,29 +80,61 @@ def test_the_rate_in_each_stage(tiny: Tiny, start: Any) -> None:
     )
     seen = rates(config)
     assert len(seen) == 100
-    alone = rates(config.with_options(epochs=4, freeze_epochs=0, unfreeze_lr_scale=1.0))
+    at_once = {"freeze_epochs": 0, "unfreeze_lr_scale": 1.0}
+    alone = rates(config.with_options(epochs=4, **at_once))
     assert seen[:40] == pytest.approx(alone)
-    second = config.with_options(epochs=6, freeze_epochs=0, unfreeze_lr_scale=1.0, lr=1e-3)
+    second = config.with_options(epochs=6, lr=1e-3, **at_once)
     assert seen[40:] == pytest.approx(rates(second))
     assert max(seen[40:]) == pytest.approx(1e-3, rel=1e-2)
-    short = rates(config.with_options(max_steps=60))
-    assert short[:40] == pytest.approx(seen[:40])
-    assert short[40:] == pytest.approx(rates(second.with_options(max_steps=20)))
-    assert rates(config.with_options(max_steps=30))[-1] < 3e-4, "a run that ends in the first is annealed"
+    short = rates(config.with_options(max_steps=50))  # a shorter run has shorter stages
+    assert short[:20] == pytest.approx(rates(config.with_options(max_steps=20, **at_once)))
+    assert short[20:] == pytest.approx(rates(second.with_options(max_steps=30)))
 
 
-def test_time_that_runs_out_anneals_the_second_stage_too() -> None:
-    """The cosine follows the share of the time that has passed where that is ahead of the steps."""
-    config = ScheduleConfig(epochs=1000, freeze_epochs=1, unfreeze_lr_scale=0.1, max_minutes=1, min_lr=0)
+def test_time_ends_each_stage_too() -> None:
+    """Of a minute the first fifth is the heads', which the rate follows; what has ended stays ended."""
+    config = ScheduleConfig(
+        epochs=1000, freeze_epochs=200, unfreeze_lr_scale=0.1, max_minutes=1, min_lr=0, warmup_epochs=0
+    )
     schedule = Schedule(config, lr=1.0)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = schedule.scheduler(optimizer, 10_000)
-    assert schedule.frozen_steps == 10
-    schedule.clock.load_state_dict({"elapsed": 30.0, "reserve": 0.0})
-    scheduler.last_epoch = 19
-    optimizer.step()
-    scheduler.step()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5 * (1 + math.cos(math.pi / 2)), rel=1e-6)
+    assert schedule.frozen_steps == 2000
+    rates, frozen = [], []
+    for step, second in enumerate((0, 6, 11, 12, 36, 60)):
+        schedule.clock.load_state_dict({"elapsed": float(second), "reserve": 0.0})
+        frozen.append(schedule.is_frozen(step))
+        scheduler.last_epoch = step - 1
+        optimizer.step()
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert frozen == [True, True, True, False, False, False]
+    half = 0.5 * (1 + math.cos(math.pi * 0.5))
+    assert rates == pytest.approx([1, half, rates[2], 0.1, 0.1 * half, 0], rel=1e-3, abs=1e-6)
+    assert rates[2] < 0.02
+    schedule.clock.load_state_dict({"elapsed": 1.0, "reserve": 0.0})
+    assert not schedule.is_frozen(4)
+    assert schedule.work(10) == pytest.approx(3 * 0.35 + 7)
+
+
+def test_a_run_resumes_in_the_stage_that_the_clock_had_ended() -> None:
+    config = ScheduleConfig(epochs=10, freeze_epochs=5, max_minutes=1)
+    schedule, later = Schedule(config, lr=1.0), Schedule(config, lr=1.0)
+    schedule.frozen_steps = 7
+    state = HeadsFirst(schedule).state_dict()
+    callback = HeadsFirst(later)
+    callback.load_state_dict(state)
+    later.frozen_steps = 50  # as making the optimizer sets it
+    module: Any = SimpleNamespace(model=timm.create_model("test_resnet"), train=lambda: None)
+    callback.on_train_start(SimpleNamespace(global_step=8), module)  # type: ignore[arg-type]
+    assert later.frozen_steps == 7
+    assert not callback.active
+
+
+def test_the_rate_that_is_not_given_is_the_second_stages(tiny: Tiny, start: Any) -> None:
+    options = {"checkpoint": str(start({})), "freeze_epochs": 1, "unfreeze_lr_scale": 0.1}
+    assert settle(tiny(**options)).config.optimizer.lr == pytest.approx(2e-2)
+    assert settle(tiny(**options, lr=0.5)).config.optimizer.lr == 0.5
 
 
 EVERYTHING: dict[str, Any] = STAGES | {

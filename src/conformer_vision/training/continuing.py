@@ -110,6 +110,7 @@ def _filled_in(given: TrainConfig, kept: TrainConfig) -> TrainConfig:
         model=was.model if model.model is None else model.model,
         pretrained=was.pretrained if model.pretrained is None else model.pretrained,
     )
+    schedule = with_stages(given.schedule, model)
     own = build_preprocessing(model)
     model = replace(model, input_size=own["input_size"][1:], crop_pct=own["crop_pct"])
     batch_size = kept.data.batch_size if given.data.batch_size == "auto" else given.data.batch_size
@@ -117,8 +118,8 @@ def _filled_in(given: TrainConfig, kept: TrainConfig) -> TrainConfig:
         given,
         data=replace(given.data, batch_size=batch_size),
         model=model,
-        optimizer=with_rates(given.optimizer, model),
-        schedule=with_stages(given.schedule, model),
+        optimizer=with_rates(given.optimizer, model, schedule),
+        schedule=schedule,
     )
 
 

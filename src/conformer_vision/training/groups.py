@@ -213,7 +213,7 @@ class OptimizerConfig(Group):
     """timm name of the optimizer, one of timm.optim.list_optimizers()."""
     lr: float | None = None
     """Peak learning rate; "conformer-vision lr-find" suggests one. Defaults to 1e-3 from scratch; from
-    pretrained weights to 2e-3 for nano models and 5e-4 for larger ones."""
+    pretrained weights to 2e-3 for nano models and 5e-4 for larger ones, divided by unfreeze_lr_scale."""
     weight_decay: float = 0.05
     """Weight decay; norms, biases and the class token have none."""
     layer_decay: float | None = None
@@ -252,7 +252,8 @@ class ScheduleConfig(Group):
     """Learning rate at the end of the cosine."""
     freeze_epochs: int = 0
     """Epochs at the start in which only the classifier heads learn. Everything else stays as the initial
-    weights have it, the statistics of BatchNorm included. Each stage has its own warm-up and cosine."""
+    weights have it, the statistics of BatchNorm included. Each stage has its own warm-up and cosine. Of a run
+    that max_steps or max_minutes shortens, it is the same share."""
     unfreeze_lr_scale: float = 1.0
     """Factor on the learning rate of all layers after freeze_epochs."""
     progressive_from: int | None = None

@@ -346,7 +346,8 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     averaging = None
     if config.optimizer.ema_decay is not None:
         averaging = Averaging(config.optimizer.ema_decay, warmup=config.optimizer.ema_warmup)
-    frozen, patience = config.schedule.freeze_epochs, config.schedule.patience
+    heads = HeadsFirst(parts.schedule) if config.schedule.freeze_epochs else None
+    patience = config.schedule.patience
     run_folder = RunFolder(
         folder,
         network=parts.network,
@@ -370,11 +371,11 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
         averaging,
         clock,
         seeds,
-        HeadsFirst(frozen) if frozen else None,
+        heads,
         Guard(folder, seeds=seeds, name=None if isinstance(drawn, ImageStream) else drawn.name),
         BrokenImages(folder, images=number, most=config.data.max_broken),
         recorder,
-        None if patience is None else Patience(patience, after=frozen),
+        None if patience is None else Patience(patience, heads=heads),
         Limits(clock, max_steps=config.schedule.max_steps),
         run_folder,
         *build_progress(config.output.progress, recorder, parts.schedule, run_folder),

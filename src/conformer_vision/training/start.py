@@ -76,7 +76,8 @@ def settle(config: TrainConfig, *, download: bool = True) -> Start:
     else:
         choice = _of_model(given, given.model, download=download)
     model, weights, note = choice
-    optimizer, schedule = with_rates(config.optimizer, model), with_stages(config.schedule, model)
+    schedule = with_stages(config.schedule, model)
+    optimizer = with_rates(config.optimizer, model, schedule)
     if schedule != config.schedule:
         note = "; ".join([*([note] if note else []), "all layers learn at once, as there is nothing to keep"])
     return Start(replace(config, model=model, optimizer=optimizer, schedule=schedule), weights, note)
@@ -213,8 +214,11 @@ def _fits(name: str, config: ModelConfig) -> bool:
         return False
 
 
-def with_rates(config: OptimizerConfig, model: ModelConfig) -> OptimizerConfig:
-    """Fill in the learning rate and its layer-wise decay, where they are left open, for a decided model."""
+def with_rates(config: OptimizerConfig, model: ModelConfig, schedule: ScheduleConfig) -> OptimizerConfig:
+    """Fill in the learning rate and its layer-wise decay, where they are left open, for a decided model.
+
+    In two stages it is the second whose rate is that of fine-tuning.
+    """
     lr: float
     decay: float | None
     if _is_from_scratch(model):
@@ -225,7 +229,7 @@ def with_rates(config: OptimizerConfig, model: ModelConfig) -> OptimizerConfig:
         lr, decay = 5e-4, 0.75
     return replace(
         config,
-        lr=lr if config.lr is None else config.lr,
+        lr=lr / schedule.unfreeze_lr_scale if config.lr is None else config.lr,
         layer_decay=decay if config.layer_decay is None else config.layer_decay,
     )
 
