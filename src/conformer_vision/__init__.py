@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from .inference import Evaluation as Evaluation
     from .inference import Prediction as Prediction
     from .inference import Predictor as Predictor
+    from .inference import Probe as Probe
     from .inference import evaluate as evaluate
+    from .inference import probe as probe
     from .models import VARIANTS as VARIANTS
     from .models import AttentionFeatures as AttentionFeatures
     from .models import BranchFeatures as BranchFeatures

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from conformer_vision.data import BrokenImageError
 from conformer_vision.data.stream import ImageStream, StreamedImage
 from conformer_vision.errors import UserError
-from conformer_vision.inference import Predictor, evaluate
+from conformer_vision.inference import Predictor, evaluate, probe
 from conformer_vision.inference.metrics import CLASS_METRICS, METRICS
 from conformer_vision.report import Findings, build, examine, write_report
 from conformer_vision.report.images import EDGE
@@ -313,3 +313,28 @@ def test_mistakes(make_run: MakeRun, tmp_path: Path) -> None:
     (folder / "metrics.csv").write_text("epoch,lr\n1,high\n")
     with pytest.raises(UserError, match=r"metrics\.csv is not a table of numbers"):
         write_report(folder, device="cpu")
+
+
+def test_what_fine_tuning_had_to_beat(make_run: MakeRun, tmp_path: Path) -> None:
+    """Nearest neighbours and a linear probe on the initial weights, where there were some."""
+    root = tmp_path / "images"
+    write_images(root, {"cat": 6, "dog": 6})
+    begun = make_run(CONFORMER, ["some", "other", "classes"], root)
+    weights = tmp_path / "start.safetensors"
+    weights.write_bytes((begun / "best.safetensors").read_bytes())
+    tuned = make_run(CONFORMER, ["cat", "dog"], root, checkpoint=str(weights), reset_head=True)
+    found = write_report(tuned)
+    wanted = probe(weights, root)
+    assert found.probe == wanted
+    text = found.path.read_text(encoding="utf-8")
+    assert "Before fine-tuning" in text
+    for title, score in zip(("Pooled feature map", "Class token", "Both"), wanted.scores, strict=True):
+        cells = f'<th scope="row">{title}</th><td>{score.knn:.1%}</td><td>{score.linear:.1%}</td>'
+        assert cells in text.replace(" %", "%"), title
+    weights.unlink()
+    gone = write_report(tuned)
+    assert gone.probe is None
+    assert "The features of the initial weights were not probed: " in gone.path.read_text(encoding="utf-8")
+    scratch = write_report(make_run(CONFORMER, ["cat", "dog"], root, pretrained=False))
+    assert scratch.probe is None
+    assert not any("probed" in note for note in scratch.notes)

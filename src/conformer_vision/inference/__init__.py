@@ -12,5 +12,7 @@ if TYPE_CHECKING:
     from .predictor import Guess as Guess
     from .predictor import Prediction as Prediction
     from .predictor import Predictor as Predictor
+    from .probing import Probe as Probe
+    from .probing import probe as probe
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.pages import write_page
 from conformer_vision.report.analysis import outcome_of, study_branches, worst_errors
 from conformer_vision.report.findings import Findings, RunSettings
+from conformer_vision.report.frozen import probe_start
 from conformer_vision.report.images import thumbnails
 from conformer_vision.report.page import render
 from conformer_vision.runs import (
@@ -113,6 +115,18 @@ def examine(
         )
     calibration = calibrate(outcome.logits, outcome.labels, seed=trained_on.splitting.seed)
     thresholds = fit_thresholds(*sample.join(), spec=trained.spec, temperature=calibration.temperature)
+    probed = probe_start(
+        folder,
+        trained.spec,
+        replace(images, split="train"),
+        source,
+        device=trained.device,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if isinstance(probed, str):
+        notes.append(probed)
+        probed = None
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
     study = study_branches(outcome, most=EXAMPLES)
     shown = dict.fromkeys(worst)
@@ -144,6 +158,7 @@ def examine(
             batch_size=batch_size,
             workers=workers,
         ),
+        probe=probed,
         notes=notes,
     )
 

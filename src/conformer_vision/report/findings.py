@@ -9,6 +9,7 @@ from typing import get_type_hints
 from conformer_vision.inference.calibration import Calibration
 from conformer_vision.inference.evaluation import Evaluation
 from conformer_vision.inference.fit import FittedThresholds
+from conformer_vision.inference.probing import Probe
 from conformer_vision.report.analysis import BranchStudy, Outcome
 from conformer_vision.report.images import Thumbnail
 from conformer_vision.runs import REPORT_FILE, read_run_values
@@ -67,6 +68,8 @@ class Findings:
     study: BranchStudy | None
     images: dict[int, Thumbnail]
     """By row, for those in ``worst`` and ``study``."""
+    probe: Probe | None
+    """Of the initial weights' features; None from scratch, for streams, and where the weights are gone."""
     notes: list[str]
     """What a reader should know before the numbers."""
 

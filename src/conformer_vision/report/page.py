@@ -30,6 +30,12 @@ MAX_PAIRS = 20
 MAX_BROKEN = 100
 
 HEADS = {"fused": "Fused (the prediction)", "conv": "Convolution branch", "trans": "Transformer branch"}
+FEATURES = {
+    "conv": "Pooled feature map",
+    "trans": "Class token",
+    "both": "Both",
+    "all": "Features",
+}
 CASES = {
     "both": ("Both branches right", "the least certain predictions"),
     "conv": (
@@ -74,6 +80,8 @@ def _context(findings: Findings) -> dict[str, Any]:
         "calibration": calibration,
         "spec": findings.spec,
         "study": findings.study,
+        "probe": findings.probe,
+        "features": FEATURES,
         "classes": evaluation.classes,
         "metrics": [
             metric
