@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,25 @@ def test_taking_classes_and_shares(data: Path, tmp_path: Path) -> None:
         take_images(source, target, classes=["purple"])
     with pytest.raises(ValueError, match="no file is called"):
         take_images(str(tmp_path / "none-*.parquet"), target)
+
+
+def test_taking_so_many_of_every_class(data: Path, tmp_path: Path) -> None:
+    """Fewer are part of more, and those that are passed over are others."""
+    source = str(data / "train.parquet")
+
+    def taken(**options: int) -> list[bytes]:
+        target = tmp_path / "part.parquet"
+        count = take_images(source, target, **options)  # type: ignore[arg-type]
+        part = datasets.Dataset.from_parquet(str(target), cache_dir=str(tmp_path / str(options)))
+        assert len(part) == count == options["per_class"] * len(NAMES)
+        assert set(Counter(part["label"]).values()) == {options["per_class"]}
+        return [np.asarray(row["image"]).tobytes() for row in part]
+
+    few, more, others = taken(per_class=2), taken(per_class=5), taken(per_class=3, skip=2)
+    assert set(few) < set(more) == set(few) | set(others)
+    assert not set(few) & set(others)
+    with pytest.raises(ValueError, match="images of the class"):
+        taken(per_class=1000)
 
 
 def test_weights_as_they_ship(data: Path, tmp_path: Path) -> None:
