@@ -20,6 +20,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.inference import Predictor, evaluate, probe
 from conformer_vision.inference.metrics import CLASS_METRICS, METRICS
 from conformer_vision.report import Findings, build, examine, write_report
+from conformer_vision.report.formats import title_case
 from conformer_vision.report.images import EDGE
 from conformer_vision.report.page import HEADS
 from conformer_vision.weights import Calibrated, load_model, save_calibration, save_model
@@ -73,7 +74,7 @@ def test_numbers_are_those_of_evaluate(page: Page, run: Path, images: Path, tmp_
         if metric.name == "top5":
             continue
         shown = [metric.text(result.heads[head].of(metric), none="–") for head in HEADS]
-        title = metric.title[0].upper() + metric.title[1:] + ", %" * metric.percent
+        title = title_case(metric.title) + ", %" * metric.percent
         assert f"{title} {' '.join(shown)}" in page.text
         assert metric.name in ("kappa", "brier", "log_loss") or " [" in shown[0], "with its interval"
     top1 = result.heads["fused"].top1

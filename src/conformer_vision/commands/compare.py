@@ -99,9 +99,7 @@ def _print(comparison: Comparison) -> None:
     if comparison.options is None:
         say("changed options: unknown, as one of the models has no config.yaml")
     elif comparison.options:
-        show_table(
-            ("changed option", "A", "B"), [(n, str(a), str(b)) for n, (a, b) in comparison.options.items()]
-        )
+        show_table(("option", "A", "B"), [(n, str(a), str(b)) for n, (a, b) in comparison.options.items()])
     else:
         say("changed options: none")
     _print_turns("right by A, wrong by B", comparison.lost, "b")

@@ -168,7 +168,7 @@ class Metric:
     """Its field in `HeadFigures` or `ClassFigures`."""
 
     def signed(self, difference: Figure, *, none: str = "-") -> str:
-        """Write a difference of figures, as in ``+1.7 [-0.2, +3.1]``; see `text`."""
+        """Write a difference of figures, as in ``+1.7 [-0.2, 3.1]``; see `text`."""
         return self.text(difference, none=none, sign="+")
 
     def text(self, figure: Figure, *, none: str = "-", sign: str = "") -> str:
@@ -177,15 +177,15 @@ class Metric:
         Args:
             figure: The figure.
             none: Stands for one that is undefined.
-            sign: ``+`` writes the sign of positive numbers too.
+            sign: ``+`` writes the sign of a positive figure too.
         """
         if figure.value is None:
             return none
-        scale, digits = (100, (1, 1)) if self.percent else (1, (3, 2))
+        scale, digits = (100, (1, 1)) if self.percent else (1, (2 if sign else 3, 2))
         text = f"{scale * figure.value:{sign}.{digits[0]}f}"
         if figure.low is None or figure.high is None:
             return text
-        return f"{text} [{scale * figure.low:{sign}.{digits[1]}f}, {scale * figure.high:{sign}.{digits[1]}f}]"
+        return f"{text} [{scale * figure.low:.{digits[1]}f}, {scale * figure.high:.{digits[1]}f}]"
 
 
 def _metric(title: str, compute: Callable[[Sums], Array], **options: Any) -> dict[str, Metric]:
@@ -226,7 +226,7 @@ class HeadFigures:
     """Accuracy: share of images whose class has the highest probability."""
     top5: Figure = field(metadata=_metric("top-5", lambda s: s.within(5), share_of=lambda s: s.total))
     """Share of images whose class is among the five with the highest; undefined below `TOP5_FROM` classes."""
-    balanced_accuracy: Figure = field(metadata=_metric("balanced accuracy", lambda s: _macro(s.recall)))
+    balanced_accuracy: Figure = field(metadata=_metric("balanced acc.", lambda s: _macro(s.recall)))
     """Macro recall."""
     precision: Figure = field(metadata=_metric("precision", lambda s: _macro(s.precision)))
     """Macro precision."""
@@ -234,7 +234,7 @@ class HeadFigures:
     """Macro F1."""
     auroc: Figure = field(metadata=_metric("AUROC", lambda s: _macro(s.ranking[0])))
     """Macro area under the ROC curve, every class against the rest."""
-    average_precision: Figure = field(metadata=_metric("average precision", lambda s: _macro(s.ranking[1])))
+    average_precision: Figure = field(metadata=_metric("mAP", lambda s: _macro(s.ranking[1])))
     """Macro average precision (mAP), every class against the rest."""
     kappa: Figure = field(metadata=_metric("kappa", lambda s: s.kappa, percent=False))
     """Cohen's kappa: agreement with the labels beyond chance."""

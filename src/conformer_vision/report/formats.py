@@ -22,8 +22,8 @@ def interval(figure: Figure) -> str:
 
 
 def title_case(words: str) -> str:
-    """Begin with a capital letter; the rest stays."""
-    return words[:1].upper() + words[1:]
+    """Begin with a capital letter, but for abbreviations such as mAP; the rest stays."""
+    return words if words[1:2].isupper() else words[:1].upper() + words[1:]
 
 
 def points(share: float) -> str:
