@@ -96,15 +96,16 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05, help="of labels to flip")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder for the images and the run")
-    parser.add_argument("options", nargs="*", help="of conformer-vision train, behind --")
-    options = parser.parse_args()
+    own = sys.argv[1:]
+    end = own.index("--") if "--" in own else len(own)
+    options, training = parser.parse_args(own[:end]), own[end + 1 :]
     options.output.mkdir(parents=True, exist_ok=True)
     target, run = options.output / "flipped.parquet", options.output / "run"
     flipped = write_flipped(
         options.source, target, images=options.images, share=options.share, seed=options.seed
     )
     command = [sys.executable, "-m", "conformer_vision", "train", "--data", str(target), "--output", str(run)]
-    subprocess.run([*command, *SPEC, *options.options], check=True)
+    subprocess.run([*command, *SPEC, *training], check=True)
     found = judge(run, flipped)
     (options.output / "found.json").write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
     for name, value in asdict(found).items():
