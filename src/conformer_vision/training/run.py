@@ -347,7 +347,6 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     if config.optimizer.ema_decay is not None:
         averaging = Averaging(config.optimizer.ema_decay, warmup=config.optimizer.ema_warmup)
     heads = HeadsFirst(parts.schedule) if config.schedule.freeze_epochs else None
-    patience = config.schedule.patience
     run_folder = RunFolder(
         folder,
         network=parts.network,
@@ -375,7 +374,7 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
         Guard(folder, seeds=seeds, name=None if isinstance(drawn, ImageStream) else drawn.name),
         BrokenImages(folder, images=number, most=config.data.max_broken),
         recorder,
-        None if patience is None else Patience(patience, heads=heads),
+        None if (patience := config.schedule.patience) is None else Patience(patience, heads=heads),
         Limits(clock, max_steps=config.schedule.max_steps),
         run_folder,
         *build_progress(config.output.progress, recorder, parts.schedule, run_folder),
