@@ -11,6 +11,7 @@ from conformer_vision.lazy import attach
 if TYPE_CHECKING:
     from .augment import AugmentConfig as AugmentConfig
     from .base import ImageSource as ImageSource
+    from .base import fingerprint as fingerprint
     from .datamodule import ImageDataModule as ImageDataModule
     from .find import find_images as find_images
     from .images import BrokenImageError as BrokenImageError

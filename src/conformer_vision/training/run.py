@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..console import say
-from ..data import ImageDataModule, ImageSource
-from ..data.base import fingerprint
+from ..data import ImageDataModule, ImageSource, fingerprint
 from ..data.folds import deal_folds, read_folds
 from ..data.opening import describe
 from ..data.order import images_per_batch
