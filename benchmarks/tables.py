@@ -101,8 +101,16 @@ def heat_map_table(results: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " --: |" * (len(header) - 2)]
     for row in results:
         values = ["–" if row[name] is None else f"{100 * row[name]:.1f}" for name in MAP_COLUMNS]
-        cells = [f"{row['run']} ({100 * row['top1']['fused']:.1f} %)", row["method"], f"{row['images']:,}"]
+        name = row["run"].removeprefix("localization--").rpartition("--")[0].replace("-", " ") or row["run"]
+        cells = [f"{name} ({100 * row['top1']['fused']:.1f} %)", row["method"], f"{row['images']:,}"]
         lines.append("| " + " | ".join([*cells, *values, f"{row['passes']:.2f}"]) + " |")
+    cases = max(row["cases"] for row in results)
+    chance = 100 * 1.96 * 0.5 / cases**0.5
+    lines += [
+        "",
+        f"{cases:,} objects at most: a share of them is uncertain by up to {chance:.0f} points (95 %). "
+        f"{_origin(results)}.",
+    ]
     return "\n".join(lines)
 
 
