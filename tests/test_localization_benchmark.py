@@ -262,8 +262,9 @@ def test_rows_are_stored_once(
     monkeypatch.setattr(localization, "evaluate_method", failing)
     kept = ["cam", "gradcam++"]
     assert localization.evaluate_run(network, made, methods=kept, most=12, results=tmp_path) == rows
-    *_, last = tables.heat_map_table(rows).splitlines()
+    *_, last, _, origin = tables.heat_map_table(rows).splitlines()
     assert last.startswith("| small (") and last.count("|") == 12
+    assert origin.startswith(f"{rows[0]['cases']} objects at most: ")
 
 
 def test_a_part_of_the_images_is_spread_over_the_classes(made: Path) -> None:

@@ -141,7 +141,7 @@ def test_imagenet_weights_are_measured_on_imagenet(
             with torch.no_grad(), Image.open(path) as image:
                 logits = model(transform(image.convert("RGB"))[None])[0]
             losses.append(float(-logits.log_softmax(0)[number]))
-    assert measured["loss"]["fused"] == pytest.approx(sum(losses) / 9, rel=1e-4)
+    assert measured["heads"]["fused"]["log_loss"]["value"] == pytest.approx(sum(losses) / 9, rel=1e-4)
 
 
 def test_imagenet_classes_have_english_names(published: Path) -> None:

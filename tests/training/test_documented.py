@@ -104,6 +104,7 @@ NEEDS = {
     "--auto_resume": "--output=runs/x",
     "--reset_head": "--checkpoint=FILE",
     "--distillation_type": "--teacher=runs/x",
+    "--fold": "--folds=5",
 }
 
 

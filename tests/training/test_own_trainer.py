@@ -62,7 +62,7 @@ def test_it_trains_validates_saves_and_resumes(name: str, tmp_path: Path) -> Non
     first = trainer(tmp_path, epochs=1, callbacks=[StepSeeds(0)])
     first.fit(module(name), loader(), loader())
     heads = ("conv", "trans", "fused") if name.startswith("conformer") else ("fused",)
-    scores = {f"val_top{k}_{head}" for k in (1, 5) for head in heads}
+    scores = {f"val_top1_{head}" for head in heads}  # top-5 says little of ten classes
     assert set(first.callback_metrics) == {"train_loss", "val_loss", *scores}
     saved = first.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     whole, rest = module(name), module(name)

@@ -252,8 +252,10 @@ def end_workers() -> None:
     """
     if _owner != os.getpid():
         return
-    for worker in list(_WORKERS):
-        if worker.is_alive():
-            worker.kill()
+    alive = [worker for worker in _WORKERS if worker.is_alive()]
+    for worker in alive:
+        worker.kill()
+    for worker in alive:
+        worker.join(1)  # it writes no more; one that waits for a dead disk may take for ever
     for path in Path(tempfile.gettempdir()).glob(f"{_prefix(os.getpid())}*"):
         path.unlink(missing_ok=True)
