@@ -1,4 +1,4 @@
-"""Reading CSV and TSV files as spreadsheets and scripts write them."""
+"""Reading CSV and TSV files as spreadsheets and scripts write them, and writing CSV."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from conformer_vision.errors import UserError
+from conformer_vision.files import atomic_path
 
 
 def read_csv(path: Path, *, errors: str = "strict") -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -77,3 +78,19 @@ def _checked(
                 "put values that contain a separator into double quotes"
             )
         yield line, cells + [""] * (width - len(cells))
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file as a whole or not at all; names that are not UTF-8 are kept byte for byte.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    # CSV's own line end, \r\n: with another one Python 3.11 does not quote a \r inside a name.
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -10,17 +10,15 @@ row 5``) are not paths and are compared as they are.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from conformer_vision.errors import UserError, some_names, words
-from conformer_vision.files import atomic_path
 
 from .base import ImageSource, SubsetSource
-from .csv_file import read_csv
+from .csv_file import read_csv, write_csv
 
 _COLUMNS = ("image", "reason")
 _NAMED_ROW = re.compile(r"(digits|hfds/.*|torch/.*|dataset/.*) row [0-9]+", re.DOTALL)
@@ -120,11 +118,5 @@ def write_exclusions(path: str | Path, entries: Iterable[tuple[str, str]]) -> No
     Raises:
         UserError: the file cannot be written.
     """
-    # CSV's own line end, \r\n: with another one Python 3.11 does not quote a \r inside a name.
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        writer.writerows((normal_name(name), " ".join(reason.split())) for name, reason in entries)
+    rows = ((normal_name(name), " ".join(reason.split())) for name, reason in entries)
+    write_csv(path, _COLUMNS, rows)

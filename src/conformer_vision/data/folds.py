@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from conformer_vision.errors import UserError
-from conformer_vision.files import atomic_path
 from conformer_vision.runs import FOLDS_FILE
 
-from .csv_file import read_csv
+from .csv_file import read_csv, write_csv
 from .opening import describe, open_images, require_source
 from .splits import Groups, Splitting
 
@@ -43,13 +41,7 @@ def write_folds(folder: Path, folds: Mapping[str, int]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with (
-        atomic_path(folder / FOLDS_FILE) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        writer.writerows(folds.items())
+    write_csv(folder / FOLDS_FILE, _COLUMNS, folds.items())
 
 
 def read_folds(folder: str | Path) -> dict[str, int] | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from pathlib import Path
 
 from conformer_vision import pages
 from conformer_vision.data import BrokenImageError, ImageSource
+from conformer_vision.data.csv_file import write_csv
 from conformer_vision.data.exclude import write_exclusions
-from conformer_vision.files import atomic_path
 from conformer_vision.inference.label_errors import LabelError, LabelErrors
 from conformer_vision.inference.predictions import stored_text
 from conformer_vision.report.formats import FILTERS
@@ -52,15 +51,8 @@ def write_table(path: str | Path, errors: list[LabelError], images: ImagesByName
     Raises:
         UserError: the file cannot be written.
     """
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(
-            (images.name(each.image), each.label, each.suggested, f"{each.score:.4f}") for each in errors
-        )
+    rows = ((images.name(each.image), each.label, each.suggested, f"{each.score:.4f}") for each in errors)
+    write_csv(path, COLUMNS, rows)
 
 
 def write_fix(path: str | Path, errors: list[LabelError], images: ImagesByName) -> None:
