@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformer_vision.data.base import ImageSource
+from conformer_vision.data.base import ImageSource, class_counts, classes_of
 from conformer_vision.data.exclude import write_exclusions
 from conformer_vision.data.groups import shared_groups
 from conformer_vision.data.images import MAX_PIXELS
@@ -131,7 +131,8 @@ class _Survey:
     def image(self, number: int) -> ImageRef:
         part, index = self._reader.place(number)
         source = self._reader.sources[part]
-        image = ImageRef(source.name(index), _SPLITS[part], source.classes[source.labels[index]])
+        label = ", ".join(source.classes[each] for each in classes_of(source.labels[index]))
+        image = ImageRef(source.name(index), _SPLITS[part], label)
         self.numbers[image] = number
         return image
 
@@ -172,8 +173,8 @@ class _Survey:
 
 
 def _summary(name: str, source: ImageSource) -> SplitSummary:
-    counts = np.bincount(np.asarray(source.labels, dtype=np.int64), minlength=len(source.classes))
-    return SplitSummary(name, len(source), dict(zip(source.classes, counts.tolist(), strict=True)))
+    counts = class_counts(source).tolist()
+    return SplitSummary(name, len(source), dict(zip(source.classes, counts, strict=True)))
 
 
 def _check_values(workers: int | None, min_size: int, max_pixels: int, distance: int, timeout: float) -> None:

@@ -11,7 +11,10 @@ from conformer_vision.lazy import attach
 if TYPE_CHECKING:
     from .augment import AugmentConfig as AugmentConfig
     from .base import ImageSource as ImageSource
+    from .base import Label as Label
+    from .base import class_counts as class_counts
     from .base import fingerprint as fingerprint
+    from .base import multi_hot as multi_hot
     from .datamodule import ImageDataModule as ImageDataModule
     from .find import find_images as find_images
     from .images import BrokenImageError as BrokenImageError

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+Label = int | tuple[int, ...]
+"""The class of an image, an index; or with several labels per image its classes, ascending, perhaps none."""
+
 
 class ImageSource(ABC):
     """Labelled images by number; a map-style dataset for torch, picklable for its workers.
@@ -24,6 +27,8 @@ class ImageSource(ABC):
     Attributes:
         classes: the class names; a label is an index into them.
         labels: one label per image.
+        multilabel: whether an image may have several labels, or none: every label is then a tuple of distinct
+            indices in ascending order.
         mirrorable: whether an image mirrored left to right is still of its class.
         passed_over: files beside the images that are not read.
         is_cut: whether a `Splitting` cut the images, as the set has no such split of its own.
@@ -35,14 +40,17 @@ class ImageSource(ABC):
     groups: Sequence[str] | None = None
     passed_over: Sequence[str] = ()
 
-    def __init__(self, classes: Sequence[str], labels: Iterable[int]) -> None:
+    def __init__(self, classes: Sequence[str], labels: Iterable[Label], *, multilabel: bool = False) -> None:
         self.classes = tuple(classes)
-        self.labels: Sequence[int] = tuple(map(int, labels))
+        self.multilabel = multilabel
+        self.labels: Sequence[Label] = tuple(
+            label if isinstance(label, tuple) else int(label) for label in labels
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Label]:
         """RGB image and label.
 
         Raises:
@@ -67,9 +75,48 @@ class ImageSource(ABC):
         """What a message calls the image: its path, or its file and row (the first is 0)."""
 
 
+def classes_of(label: Label) -> tuple[int, ...]:
+    """Return the classes of an image, of one label or of several; none where its label is negative."""
+    if isinstance(label, tuple):
+        return label
+    return (label,) if label >= 0 else ()
+
+
+def multi_hot(source: ImageSource) -> NDArray[np.bool_]:
+    """Return which image has which class, (N, K)."""
+    import numpy as np
+
+    rows, classes = label_pairs(source.labels)
+    found = np.zeros((len(source), len(source.classes)), bool)
+    found[rows, classes] = True
+    return found
+
+
+def class_counts(source: ImageSource) -> NDArray[np.int64]:
+    """Return the number of images of each class, (K,)."""
+    import numpy as np
+
+    return np.bincount(label_pairs(source.labels)[1], minlength=len(source.classes))
+
+
+def label_pairs(
+    labels: Sequence[Label] | NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return every label with its image: the numbers of the images (P,), ascending, and the classes (P,)."""
+    import numpy as np
+
+    if isinstance(labels, np.ndarray):
+        return np.arange(len(labels)), labels
+    each = [classes_of(label) for label in labels]
+    rows = np.repeat(np.arange(len(each)), [len(mine) for mine in each])
+    return rows, np.fromiter((one for mine in each for one in mine), np.int64, count=len(rows))
+
+
 def fingerprint(source: ImageSource) -> str:
     """Return what tells whether two sources hold the same images, as far as their classes and order tell."""
-    names = "\0".join(source.classes[label] for label in source.labels)
+    names = "\0".join(
+        "\1".join(source.classes[each] for each in classes_of(label)) for label in source.labels
+    )
     return hashlib.blake2b(names.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
@@ -86,7 +133,8 @@ class SubsetSource(ImageSource):
         self._rows = tuple(map(int, rows))
         self.mirrorable, self.is_cut = source.mirrorable, source.is_cut
         self.groups = None if source.groups is None else tuple(source.groups[row] for row in self._rows)
-        super().__init__(source.classes, (source.labels[row] for row in self._rows))
+        labels = (source.labels[row] for row in self._rows)
+        super().__init__(source.classes, labels, multilabel=source.multilabel)
 
     def image(self, index: int) -> Image.Image:
         """The RGB image."""
@@ -99,6 +147,16 @@ class SubsetSource(ImageSource):
     def name(self, index: int) -> str:
         """The image's name in the source."""
         return self._source.name(self._rows[index])
+
+
+class OneHotSource(SubsetSource):
+    """Images of one label each, for a model of several labels per image."""
+
+    def __init__(self, source: ImageSource) -> None:
+        super().__init__(source, range(len(source)))
+        self.passed_over = source.passed_over
+        self.multilabel = True
+        self.labels = tuple(map(classes_of, source.labels))
 
 
 def match_classes(

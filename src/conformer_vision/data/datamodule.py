@@ -21,7 +21,7 @@ from .augment import AugmentConfig
 from .exclude import exclude_listed
 from .loader import ImageLoader, evaluation_loader, training_loader
 from .opening import describe, open_images
-from .order import Sampling, Share, images_per_batch
+from .order import Sampling, Share, check_sampling, images_per_batch
 from .splits import Splitting
 from .stream import ImageStream
 from .transforms import build_transform
@@ -136,7 +136,14 @@ class ImageDataModule(lightning.LightningDataModule):
         if self._images is not None:
             return self._images
         train = open_images(self.data, "train", self.splitting, data_dir=self.data_dir)
-        val = open_images(self.data, "val", self.splitting, classes=train.classes, data_dir=self.data_dir)
+        val = open_images(
+            self.data,
+            "val",
+            self.splitting,
+            classes=train.classes,
+            multilabel=train.multilabel,
+            data_dir=self.data_dir,
+        )
         name = describe(self.data)
         if isinstance(train, ImageStream) or isinstance(val, ImageStream):
             for option, used in (
@@ -154,6 +161,7 @@ class ImageDataModule(lightning.LightningDataModule):
             if not len(val):
                 remedy = f"raise {name_of_option('val_fraction')} or add images"
                 raise UserError(f"{name} leaves no image to validate on; {remedy}")
+        check_sampling(self.sampling, train)
         self._images = train, val
         return self._images
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from conformer_vision.errors import UserError, some_names, words
 
-from .base import ImageSource, SubsetSource
+from .base import ImageSource, SubsetSource, classes_of
 from .csv_file import read_csv, write_csv
 
 _COLUMNS = ("image", "reason")
@@ -53,13 +53,17 @@ def exclude(source: ImageSource, names: Iterable[str], *, every_class: bool = Tr
     kept = [row for row, name in enumerate(called) if name not in wanted] if wanted else range(len(source))
     if len(source) and not kept:
         raise UserError(f"all {len(source)} images are excluded; shorten the exclusion list")
-    lost = sorted({*source.labels} - {source.labels[row] for row in kept})
+    lost = sorted(_classes_in(source, range(len(source))) - _classes_in(source, kept))
     if lost and every_class:
         raise UserError(
             f"every image of the class {some_names(source.classes[label] for label in lost)} "
             "is excluded; keep some, or remove the class from the data"
         )
     return ExcludedSource(source, kept, unmatched=frozenset(wanted.difference(called)))
+
+
+def _classes_in(source: ImageSource, rows: Iterable[int]) -> set[int]:
+    return {each for row in rows for each in classes_of(source.labels[row])}
 
 
 def exclude_listed(

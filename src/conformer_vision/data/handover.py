@@ -57,7 +57,8 @@ class Batch(NamedTuple):
     images: Tensor
     """(B, C, H, W), normalised."""
     labels: Tensor
-    """(B,), int64; `NOT_COUNTED` for an image to ignore."""
+    """(B,), int64; of a source with several labels per image (B, K), float32, of 0 and 1.
+    All are `NOT_COUNTED` for an image to ignore."""
     indices: Tensor
     """(B,), int64: number of each image in its source; -1 in a stream."""
     broken: list[str]
@@ -78,19 +79,20 @@ class Parcel:
         return self._reduced
 
 
-def pack(images: list[Tensor], numbers: Tensor, broken: list[str]) -> Parcel | ReadingError:
+def pack(images: list[Tensor], labels: Tensor, indices: Tensor, broken: list[str]) -> Parcel | ReadingError:
     """Pack a batch in shared memory or, where that cannot hold it, in a temporary file.
 
     Args:
         images: (C, H, W) each.
-        numbers: (2, B), int64: labels and indices.
+        labels: as in `Batch`.
+        indices: as in `Batch`.
         broken: as in `Batch`.
     """
     global _shared
     if _shared:
         try:
             stacked = default_collate(images)  # into shared memory
-            return Parcel(_from_memory, bytes(ForkingPickler.dumps((stacked, numbers, broken))))
+            return Parcel(_from_memory, bytes(ForkingPickler.dumps(Batch(stacked, labels, indices, broken))))
         except (RuntimeError, OSError):  # it is small in containers, or missing
             _shared = False
             for unfilled in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):  # torch leaves it there
@@ -98,8 +100,8 @@ def pack(images: list[Tensor], numbers: Tensor, broken: list[str]) -> Parcel | R
     try:
         handle, path = tempfile.mkstemp(prefix=_prefix(_main_process()))
         with open(handle, "wb") as file:
-            np.save(file, torch.stack(images).numpy())
-            np.save(file, numbers.numpy())
+            for tensor in (torch.stack(images), labels, indices):
+                np.save(file, tensor.numpy())
     except (OSError, MemoryError) as error:
         return reading_error("a batch", error)
     return Parcel(_from_file, path, broken)
@@ -107,22 +109,23 @@ def pack(images: list[Tensor], numbers: Tensor, broken: list[str]) -> Parcel | R
 
 def _from_memory(pickled: bytes) -> Batch | ReadingError:
     try:
-        images, numbers, broken = pickle.loads(pickled)
+        batch: Batch = pickle.loads(pickled)
     # The process has ended, or this one has no memory or descriptors left.
     except (OSError, EOFError, RuntimeError, MemoryError, ProcessError) as error:
         return reading_error("a batch", error)
-    return Batch(images, numbers[0], numbers[1], broken)
+    return batch
 
 
 def _from_file(path: str, broken: list[str]) -> Batch | ReadingError:
     _say_that_files_are_used(Path(path).parent)
     try:
         with open(path, "rb") as file:
-            images, numbers = (torch.from_numpy(np.load(file, allow_pickle=False)) for _ in range(2))
+            tensors = [torch.from_numpy(np.load(file, allow_pickle=False)) for _ in range(3)]
         os.unlink(path)
     except (OSError, ValueError, MemoryError) as error:
         return reading_error("a batch", error)
-    return Batch(images, numbers[0], numbers[1], broken)
+    images, labels, indices = tensors
+    return Batch(images, labels, indices, broken)
 
 
 @functools.cache

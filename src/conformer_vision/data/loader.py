@@ -6,6 +6,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from multiprocessing.util import get_temp_dir
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from conformer_vision.console import note
 from conformer_vision.errors import UserError
 from conformer_vision.preprocessing import Transform
 
-from .base import ImageSource
+from .base import ImageSource, Label
 from .handover import (
     Batch,
     Parcel,
@@ -35,7 +36,7 @@ from .handover import (
     started_or_ended,
 )
 from .images import BrokenImageError, ReadingError, machine_reason, reading_error
-from .order import Draw, EvaluationOrder, Sampling, Share, TrainingOrder
+from .order import Draw, EvaluationOrder, Sampling, Share, TrainingOrder, check_sampling
 from .stream import ImageStream
 from .stream_order import StreamOrder
 
@@ -47,7 +48,7 @@ MOST_REPLACED = 100
 
 class _Sample(NamedTuple):
     image: Tensor
-    label: int
+    label: Label
     number: int
     broken: tuple[str, ...] = ()
 
@@ -68,6 +69,7 @@ class ImageLoader(DataLoader[Any]):
         dataset: Dataset[_Sample | UserError],
         order: TrainingOrder | EvaluationOrder | StreamOrder,
         *,
+        source: ImageSource | ImageStream,
         workers: int,
     ) -> None:
         if workers < 0:
@@ -77,6 +79,7 @@ class ImageLoader(DataLoader[Any]):
         self.reads_on: Callable[[], bool] = lambda: False
         self._order = order
         self._next_epoch = 0
+        self._collate = partial(_collate, classes=len(source.classes) if source.multilabel else None)
         batches: dict[str, Any] = {"batch_sampler": order}
         if isinstance(order, StreamOrder):
             batches = {"batch_size": order.per_batch, "drop_last": order.endless}
@@ -85,7 +88,7 @@ class ImageLoader(DataLoader[Any]):
                 dataset,
                 **batches,
                 num_workers=workers,
-                collate_fn=_collate,
+                collate_fn=self._collate,
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=prepare_worker,
                 persistent_workers=workers > 0,
@@ -151,7 +154,7 @@ class ImageLoader(DataLoader[Any]):
 
     def _read_here(self, draws: list[Draw]) -> Batch | UserError:
         assert isinstance(self.dataset, _Transformed)
-        batch = _collate(self.dataset.__getitems__(draws))
+        batch = self._collate(self.dataset.__getitems__(draws))
         assert not isinstance(batch, Parcel)
         return batch
 
@@ -212,11 +215,12 @@ def training_loader(
             row are broken.
     """
     _check_batch_size(batch_size)
+    check_sampling(sampling, source)
     if isinstance(source, ImageStream):
         order = StreamOrder(
             source, batch_size, seed=seed, share=share, accumulate=accumulate, images=epoch_images
         )
-        return ImageLoader(_Streamed(order, transform), order, workers=workers)
+        return ImageLoader(_Streamed(order, transform), order, source=source, workers=workers)
     batches = TrainingOrder(
         source.labels,
         batch_size,
@@ -226,7 +230,9 @@ def training_loader(
         sampling=sampling,
         repeats=repeats,
     )
-    return ImageLoader(_Transformed(source, transform, replace_broken=True), batches, workers=workers)
+    return ImageLoader(
+        _Transformed(source, transform, replace_broken=True), batches, source=source, workers=workers
+    )
 
 
 def evaluation_loader(
@@ -252,9 +258,11 @@ def evaluation_loader(
     _check_batch_size(batch_size)
     if isinstance(source, ImageStream):
         order = StreamOrder(source, batch_size, seed=None, share=share)
-        return ImageLoader(_Streamed(order, transform), order, workers=workers)
+        return ImageLoader(_Streamed(order, transform), order, source=source, workers=workers)
     batches = EvaluationOrder(len(source), batch_size, share=share)
-    return ImageLoader(_Transformed(source, transform, replace_broken=False), batches, workers=workers)
+    return ImageLoader(
+        _Transformed(source, transform, replace_broken=False), batches, source=source, workers=workers
+    )
 
 
 class _Transformed(Dataset[_Sample | UserError]):
@@ -375,18 +383,32 @@ def _named(error: BaseException) -> UserError:
     return error if isinstance(error, UserError) else reading_error("images", error)
 
 
-def _collate(samples: list[_Sample | UserError]) -> Batch | Parcel | UserError:
+def _collate(samples: list[_Sample | UserError], *, classes: int | None) -> Batch | Parcel | UserError:
+    """Make a batch; ``classes`` is the number of classes where an image may have several of them."""
     good: list[_Sample] = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
     images = [sample.image for sample in good]
-    numbers = torch.tensor([[sample.label for sample in good], [sample.number for sample in good]])
+    each = [sample.label for sample in good]
+    labels = torch.tensor(each) if classes is None else _multi_hot(each, classes)
+    indices = torch.tensor([sample.number for sample in good])
     broken = [line for sample in good for line in sample.broken]
     if get_worker_info() is not None:
-        return pack(images, numbers, broken)
-    return Batch(torch.stack(images), numbers[0], numbers[1], broken)
+        return pack(images, labels, indices, broken)
+    return Batch(torch.stack(images), labels, indices, broken)
+
+
+def _multi_hot(labels: list[Label], classes: int) -> Tensor:
+    """Return (B, K), float32: 1 for each class of an image; `NOT_COUNTED` all over for one to ignore."""
+    batch = torch.zeros(len(labels), classes)
+    for row, label in enumerate(labels):
+        if isinstance(label, tuple):
+            batch[row, list(label)] = 1
+        else:
+            batch[row] = label
+    return batch
 
 
 @contextmanager

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 from conformer_vision.errors import UserError, option, words
 from conformer_vision.extras import naming_extras
 
-from .base import ImageSource
+from .base import ImageSource, OneHotSource
 from .find import PARQUET_SUFFIXES, find_parquet, is_photo_name
 from .images import BrokenImageError, open_image
 from .splits import Request, Split, Splitting
+from .stream import ImageStream, OneHotStream
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
-
-    from .stream import ImageStream
 
 DIGITS = "digits"
 _OBJECT = "dataset/"  # what config.yaml records of a Python object
@@ -122,6 +121,7 @@ def open_images(
     splitting: Splitting = Splitting(),  # noqa: B008  # immutable
     *,
     classes: Sequence[str] | None = None,
+    multilabel: bool | None = None,
     data_dir: str | Path | None = None,
 ) -> ImageSource | ImageStream:
     """Open one split of a set of labelled images.
@@ -145,13 +145,33 @@ def open_images(
         split: ``train`` or ``val``, or ``all`` for both together.
         splitting: how to cut a set without a validation split of its own.
         classes: class names of a trained model; labels are matched to them by name.
+        multilabel: whether a trained model may give an image several labels: images of one label are then
+            images of several that have one. None takes the data as it is.
         data_dir: the cache of ``datasets`` for ``hfds/`` and ``hfids/``, the root for ``torch/``, the folder
             that relative paths of ``wds/`` start from. Other forms ignore it.
 
     Raises:
-        UserError: nothing there, an unknown layout, an empty class, a single class, or an invalid
-            label or class; the line names it.
+        UserError: nothing there, an unknown layout, an empty class, a single class, an invalid
+            label or class, or several labels per image for a model of one; the line names it.
     """
+    images = _open(spec, split, splitting, classes, data_dir)
+    if images.multilabel and multilabel is False:
+        raise UserError(
+            f"{describe(spec)} has several labels per image, but the model gives each image one; "
+            "train a model on data of this kind, or give data with one label per image"
+        )
+    if multilabel and not images.multilabel:
+        return OneHotSource(images) if isinstance(images, ImageSource) else OneHotStream(images)
+    return images
+
+
+def _open(
+    spec: str | Path | Dataset[Any],
+    split: Split,
+    splitting: Splitting,
+    classes: Sequence[str] | None,
+    data_dir: str | Path | None,
+) -> ImageSource | ImageStream:
     folder = None if data_dir is None else Path(data_dir).expanduser()
     request = Request(split, splitting, classes, folder)
     if not isinstance(spec, (str, Path)):

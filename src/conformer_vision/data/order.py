@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, option
+
+from .base import ImageSource, Label
+from .stream import ImageStream
 
 Sampling = Literal["shuffle", "balanced"]
 
@@ -59,7 +62,7 @@ class TrainingOrder(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        labels: Sequence[int],
+        labels: Sequence[Label],
         batch_size: int,
         *,
         seed: int,
@@ -158,7 +161,21 @@ def images_per_batch(batch_size: int, world_size: int, accumulate: int) -> int:
     return batch_size // parts
 
 
-def _class_weights(labels: Sequence[int]) -> NDArray[np.float64]:
+def check_sampling(sampling: Sampling, images: ImageSource | ImageStream) -> None:
+    """Refuse to draw classes equally often where an image may have several.
+
+    Raises:
+        UserError: so.
+    """
+    if sampling == "balanced" and images.multilabel:
+        given, other = option("sampling", sampling), option("class_weights", "balanced")
+        raise UserError(
+            f"{given}: images with several labels cannot be drawn so that all classes are equally frequent; "
+            f"give {other}, which evens out the loss"
+        )
+
+
+def _class_weights(labels: Sequence[Label]) -> NDArray[np.float64]:
     array = np.asarray(labels)
     weights = 1.0 / np.bincount(array)[array]
     normalised: NDArray[np.float64] = weights / weights.sum()

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from conformer_vision.errors import UserError, some_names
 
+from .base import Label
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -259,7 +261,7 @@ class Groups:
     members: NDArray[np.int64]
 
     @classmethod
-    def of(cls, labels: Sequence[int] | NDArray[np.int64], groups: Sequence[str]) -> Groups:
+    def of(cls, labels: Sequence[Label] | NDArray[np.int64], groups: Sequence[str]) -> Groups:
         """Sort images into groups; ``labels`` and ``groups`` have one item per image."""
         import numpy as np
 

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from .base import Label, classes_of
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -19,8 +21,8 @@ class StreamedImage(NamedTuple):
     """What messages call the image: its shard and its place in it."""
     image: Image.Image | BrokenImageError
     """The RGB image, or why there is none; a broken image does not end the stream."""
-    label: int
-    """An index into the stream's classes; -1 if the label is invalid, and ``image`` is then the error."""
+    label: Label
+    """As in `ImageSource`; -1 if the label is invalid, and ``image`` is then the error."""
 
 
 class ImageStream(ABC):
@@ -31,12 +33,14 @@ class ImageStream(ABC):
         mirrorable: whether an image keeps its class when it is mirrored left to right.
         length: number of images in the split, about where the split is cut; None if unknown.
         is_cut: as in `ImageSource`.
+        multilabel: as in `ImageSource`.
     """
 
     classes: tuple[str, ...]
     mirrorable: bool = True
     length: int | None = None
     is_cut: bool = False
+    multilabel: bool = False
 
     @abstractmethod
     def read(self, *, seed: int | None, part: int, parts: int, start: int = 0) -> Iterator[StreamedImage]:
@@ -54,3 +58,19 @@ class ImageStream(ABC):
         Raises:
             UserError: a part or start out of range.
         """
+
+
+class OneHotStream(ImageStream):
+    """Images of one label each, for a model of several labels per image."""
+
+    multilabel = True
+
+    def __init__(self, stream: ImageStream) -> None:
+        self._stream = stream
+        self.classes, self.mirrorable = stream.classes, stream.mirrorable
+        self.length, self.is_cut = stream.length, stream.is_cut
+
+    def read(self, *, seed: int | None, part: int, parts: int, start: int = 0) -> Iterator[StreamedImage]:
+        """See `ImageStream.read`."""
+        for item in self._stream.read(seed=seed, part=part, parts=parts, start=start):
+            yield item._replace(label=classes_of(item.label))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class JoinedSource(ImageSource):
-    """Labelled images, and behind them others, whose label is `NOT_COUNTED`.
+    """Labelled images, and behind them others, whose label is `NOT_COUNTED`, also beside several per image.
 
     Args:
         labelled: whose classes these are.
@@ -26,7 +26,8 @@ class JoinedSource(ImageSource):
     """
 
     def __init__(self, labelled: ImageSource, unlabelled: ImageSource) -> None:
-        super().__init__(labelled.classes, [*labelled.labels, *[NOT_COUNTED] * len(unlabelled)])
+        labels = [*labelled.labels, *[NOT_COUNTED] * len(unlabelled)]
+        super().__init__(labelled.classes, labels, multilabel=labelled.multilabel)
         self.mirrorable, self.is_cut = labelled.mirrorable, labelled.is_cut
         self._labelled, self._unlabelled = labelled, unlabelled
 

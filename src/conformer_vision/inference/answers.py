@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from conformer_vision.data import ImageSource, ImageStream
+from conformer_vision.data import ImageSource, ImageStream, Label
 from conformer_vision.inference.runtimes import FUSED
 
 MOST_KEPT = 200_000_000
@@ -26,8 +26,8 @@ class Broken(NamedTuple):
     """An image that could not be read."""
 
     name: str
-    label: int | None
-    """Its true class; None in a stream."""
+    label: Label | None
+    """Its true class, or classes; None in a stream."""
     group: str | None
     """Its group, where there are groups."""
     line: str

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv, parquet
 
+from conformer_vision.data.base import classes_of
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.answers import Answers
@@ -77,7 +78,10 @@ def _table(answers: Answers, classes: Sequence[str]) -> pa.Table:
     columns: dict[str, Any] = {"image": _text([*answers.names, *(each.name for each in broken)])}
     if answers.groups is not None:
         columns["group"] = _text([*answers.groups, *(each.group for each in broken)])
-    of_broken = [None if each.label is None else classes[each.label] for each in broken]
+    of_broken = [
+        None if each.label is None else "|".join(classes[one] for one in classes_of(each.label))
+        for each in broken
+    ]
     columns |= {
         "truth": _text([*truth, *of_broken]),
         "answer": _text([*answer, *nothing]),

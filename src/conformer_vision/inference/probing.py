@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from conformer_vision.data import ImageSource, Splitting, open_images, require_source
+from conformer_vision.data import ImageSource, Label, Splitting, open_images, require_source
 from conformer_vision.data.base import SubsetSource
 from conformer_vision.data.loader import NOT_COUNTED, evaluation_loader
 from conformer_vision.errors import UserError
@@ -140,10 +140,10 @@ def probe_features(
     return Probe(tuple(scores), len(y), len(y_val), complete)
 
 
-def evenly(labels: Sequence[int], *, most: int, seed: int = 0) -> list[int]:
+def evenly(labels: Sequence[Label], *, most: int, seed: int = 0) -> list[int]:
     """Return the rows of at most so many images, as equally many of every class as there are, in order."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    seen: dict[int, int] = {}
+    seen: dict[Label, int] = {}
     ranked: list[tuple[int, int, int]] = []
     for row in order.tolist():
         label = labels[row]
