@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from multiprocessing.util import get_temp_dir
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from conformer_vision.console import note
 from conformer_vision.errors import UserError
 from conformer_vision.preprocessing import Transform
 
-from .base import ImageSource, Label
+from .base import ImageSource
+from .collate import Sample, collate
 from .handover import (
     Batch,
     Parcel,
@@ -30,7 +31,6 @@ from .handover import (
     end_workers,
     lost,
     no_child_handler,
-    pack,
     prepare_worker,
     remember,
     started_or_ended,
@@ -46,13 +46,6 @@ MOST_REPLACED = 100
 """Number of broken images in a row that ends training."""
 
 
-class _Sample(NamedTuple):
-    image: Tensor
-    label: Label
-    number: int
-    broken: tuple[str, ...] = ()
-
-
 class ImageLoader(DataLoader[Any]):
     """Batches of images that are read and transformed one by one.
 
@@ -66,7 +59,7 @@ class ImageLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        dataset: Dataset[_Sample | UserError],
+        dataset: Dataset[Sample | UserError],
         order: TrainingOrder | EvaluationOrder | StreamOrder,
         *,
         source: ImageSource | ImageStream,
@@ -79,7 +72,7 @@ class ImageLoader(DataLoader[Any]):
         self.reads_on: Callable[[], bool] = lambda: False
         self._order = order
         self._next_epoch = 0
-        self._collate = partial(_collate, classes=len(source.classes) if source.multilabel else None)
+        self._collate = partial(collate, classes=len(source.classes) if source.multilabel else None)
         batches: dict[str, Any] = {"batch_sampler": order}
         if isinstance(order, StreamOrder):
             batches = {"batch_size": order.per_batch, "drop_last": order.endless}
@@ -265,7 +258,7 @@ def evaluation_loader(
     )
 
 
-class _Transformed(Dataset[_Sample | UserError]):
+class _Transformed(Dataset[Sample | UserError]):
     """Transformed images of a source, each as an order draws it."""
 
     def __init__(self, source: ImageSource, transform: Transform, *, replace_broken: bool) -> None:
@@ -277,7 +270,7 @@ class _Transformed(Dataset[_Sample | UserError]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitems__(self, draws: list[Draw]) -> list[_Sample | UserError]:
+    def __getitems__(self, draws: list[Draw]) -> list[Sample | UserError]:
         """Take a batch, as torch's DataLoader asks for it."""
         with _generators_kept():
             try:
@@ -285,7 +278,7 @@ class _Transformed(Dataset[_Sample | UserError]):
             except _NAMED as error:
                 return [_named(error)]
 
-    def _read(self, draw: Draw) -> _Sample | UserError:
+    def _read(self, draw: Draw) -> Sample | UserError:
         broken: list[str] = []
         for number in range(draw.number, draw.number + self._tries):
             index = number % len(self._source)
@@ -295,27 +288,27 @@ class _Transformed(Dataset[_Sample | UserError]):
                 broken.append(str(error))
                 continue
             tensor = _transformed(self._transform, image, draw.seed)
-            return _Sample(tensor, label if draw.counted else NOT_COUNTED, index, tuple(broken))
+            return Sample(tensor, label if draw.counted else NOT_COUNTED, index, tuple(broken))
         if self._replace_broken:
             return _too_many(broken)
         return _missing(self._transform, draw.number, broken)
 
 
-class _Streamed(IterableDataset[_Sample | UserError]):
+class _Streamed(IterableDataset[Sample | UserError]):
     """Transformed images of this worker's part of a stream."""
 
     def __init__(self, order: StreamOrder, transform: Transform) -> None:
         self._order = order
         self._transform = transform
 
-    def __iter__(self) -> Iterator[_Sample | UserError]:
+    def __iter__(self) -> Iterator[Sample | UserError]:
         try:
             yield from self._read()
         except _NAMED as error:
             while True:  # until the batch is full: an incomplete one is dropped
                 yield _named(error)
 
-    def _read(self) -> Iterator[_Sample | UserError]:
+    def _read(self) -> Iterator[Sample | UserError]:
         broken: list[str] = []
         seeds: list[int | None] = []  # of the broken images, and then of the one that replaces them
         for item, seed in self._order.items():
@@ -333,7 +326,7 @@ class _Streamed(IterableDataset[_Sample | UserError]):
             for each in seeds:
                 with _generators_kept():
                     tensor = _transformed(self._transform, item.image, each)
-                yield _Sample(tensor, item.label, -1, tuple(broken))
+                yield Sample(tensor, item.label, -1, tuple(broken))
                 broken = []
             seeds = []
 
@@ -361,9 +354,9 @@ def _generators_kept() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _missing(transform: Transform, index: int, broken: list[str]) -> _Sample:
+def _missing(transform: Transform, index: int, broken: list[str]) -> Sample:
     black = transform(Image.new("RGB", (8, 8)))
-    return _Sample(torch.zeros_like(black), NOT_COUNTED, index, tuple(broken))
+    return Sample(torch.zeros_like(black), NOT_COUNTED, index, tuple(broken))
 
 
 def _too_many(broken: list[str]) -> BrokenImageError:
@@ -381,34 +374,6 @@ _NAMED = (UserError, OSError, MemoryError)
 
 def _named(error: BaseException) -> UserError:
     return error if isinstance(error, UserError) else reading_error("images", error)
-
-
-def _collate(samples: list[_Sample | UserError], *, classes: int | None) -> Batch | Parcel | UserError:
-    """Make a batch; ``classes`` is the number of classes where an image may have several of them."""
-    good: list[_Sample] = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        good.append(sample)
-    images = [sample.image for sample in good]
-    each = [sample.label for sample in good]
-    labels = torch.tensor(each) if classes is None else _multi_hot(each, classes)
-    indices = torch.tensor([sample.number for sample in good])
-    broken = [line for sample in good for line in sample.broken]
-    if get_worker_info() is not None:
-        return pack(images, labels, indices, broken)
-    return Batch(torch.stack(images), labels, indices, broken)
-
-
-def _multi_hot(labels: list[Label], classes: int) -> Tensor:
-    """Return (B, K), float32: 1 for each class of an image; `NOT_COUNTED` all over for one to ignore."""
-    batch = torch.zeros(len(labels), classes)
-    for row, label in enumerate(labels):
-        if isinstance(label, tuple):
-            batch[row, list(label)] = 1
-        else:
-            batch[row] = label
-    return batch
 
 
 @contextmanager
