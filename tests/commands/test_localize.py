@@ -13,7 +13,8 @@ from PIL import Image
 
 from command_line import one_line, run
 from conformer_vision.errors import Terminated
-from conformer_vision.explain import Explainer, Explanation, Localizer
+from conformer_vision.explain import METHODS, Explainer, Explanation, HeatMapOptions, Localizer
+from conformer_vision.inference.views import Views
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 
@@ -82,6 +83,14 @@ def test_the_most_probable_classes(model: Path, folder: Path, tmp_path: Path) ->
     assert scores and all(score in [pytest.approx(each) for each in best] for score in scores)
 
 
+def test_the_bundled_weights_localize_by_gradient_rollout(folder: Path, tmp_path: Path) -> None:
+    """Another method and another threshold than those of a ResNet."""
+    run("localize", folder / "one" / "1.png", "--out", tmp_path / "out", "--device=cpu")
+    about = content(tmp_path / "out")["info"]
+    assert about["method"] == "gradient-rollout"
+    assert about["threshold"] == METHODS["gradient-rollout"].threshold != METHODS["cam"].threshold
+
+
 def test_options_reach_the_explainer(
     model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +104,7 @@ def test_options_reach_the_explainer(
     monkeypatch.setattr(Explainer, "explain", recorded)
     image = folder / "one" / "1.png"
     run("localize", model, image, "--out", tmp_path / "1", "--device=cpu")
-    usual = {"classes": None, "top_k": 1, "method": "cam", "scales": [1.0], "flip": False, "blocks": None}
+    usual = {"classes": None, "top_k": 1, "options": HeatMapOptions("cam")}
     assert seen.pop() == (True, (3, 64, 64), usual)
     options = (
         "--crop",
@@ -108,11 +117,11 @@ def test_options_reach_the_explainer(
         "--device=cpu",
     )
     run("localize", model, image, "--out", tmp_path / "2", *options)
-    changed = {"scales": [1.0, 1.5], "flip": True, "method": "gradcam"}
-    assert seen.pop() == (False, (3, 96, 96), usual | changed)
+    changed = HeatMapOptions("gradcam", Views((1.0, 1.5), flip=True))
+    assert seen.pop() == (False, (3, 96, 96), usual | {"options": changed})
     options = ("--method=attention-cam", "--blocks", "11", "12", "--device=cpu")
     run("localize", image, "--out", tmp_path / "3", *options)
-    assert seen.pop()[2] == usual | {"method": "attention-cam", "blocks": [11, 12]}
+    assert seen.pop()[2] == usual | {"options": HeatMapOptions("attention-cam", blocks=(11, 12))}
 
 
 def test_a_threshold_is_fitted_on_labelled_boxes(model: Path, folder: Path, tmp_path: Path) -> None:

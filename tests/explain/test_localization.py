@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conformer_vision.errors import UserError
-from conformer_vision.explain import Explainer, Localization, Localizer, localize
+from conformer_vision.explain import METHODS, Explainer, HeatMapOptions, Localization, Localizer, localize
 from conformer_vision.explain.coco import PixelBox, RunLengths, TrueBoxes, match_files, read_true_boxes
 from conformer_vision.explain.explainer import ClassAnswer, Explanation
-from conformer_vision.explain.localization import Region, largest_part
+from conformer_vision.explain.localization import Region, default_method, largest_part
 from conformer_vision.explain.localization_folder import check_new, write_folder
 from conformer_vision.files import make_folder
 from conformer_vision.preprocessing import Box
@@ -140,7 +140,7 @@ class Drawn:
 
 def test_a_threshold_is_fitted() -> None:
     """The boxes are what reaches 0.6 (9 pixels wide), and once what reaches 0.8, with another nearby."""
-    localizer = Localizer(Drawn())  # type: ignore[arg-type]
+    localizer = Localizer(Drawn(), HeatMapOptions(), 0.5)  # type: ignore[arg-type]
     wide, narrow = PixelBox(26, 16, 9, 9), PixelBox(28, 18, 5, 5)
     truths = [
         ("a.png", TrueBoxes("a.png", (60, 40), {"cat": [wide], "dog": [PixelBox(0, 0, 5, 5), wide]})),
@@ -202,7 +202,7 @@ def test_regions_are_cut_from_the_evidence(method: str, model: Path, photo: Imag
     assert (found.width, found.height, found.error) == (90, 60, None)
     assert {region.label for region in found.regions} <= {"crane", "ostrich"}
     explainer = Explainer(model, device="cpu", whole=True)
-    (whole,) = explainer.explain(photo, classes=["ostrich"], method=method)
+    (whole,) = explainer.explain(photo, classes=["ostrich"], options=HeatMapOptions(method))
     expected = flooded(whole.evidence("ostrich") >= 0.6)
     (region,) = (region for region in found.regions if region.number == 2)
     assert region.score == pytest.approx(whole.classes[0].probabilities["fused"])
@@ -221,6 +221,28 @@ def test_classes_that_share_a_label(model: Path, photo: Image.Image) -> None:
         alone = localize(model, photo, classes=[name], threshold=0.6, method="occlusion", device="cpu")
         assert by_number[number] == alone.images[0].regions[0].mask.counts
     assert by_number[0] != by_number[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "method"),
+    [
+        ("conformer_nano_patch8_64", {}, "gradient-rollout"),
+        ("test_resnet", {}, "cam"),
+        ("test_vit", {}, "gradient-rollout"),
+        ("test_vit", {"global_pool": "avg", "class_token": False}, "occlusion"),
+    ],
+)
+def test_the_method_by_default(name: str, arguments: dict[str, Any], method: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    size = (3, 160, 160) if name == "test_vit" else (3, 64, 64)
+    network = timm.create_model(name, num_classes=2, **arguments)
+    save_model(network, ModelSpec(name, arguments, ("a", "b"), size), path)
+    assert default_method(Explainer(path, device="cpu", whole=True)) == method
+
+
+def test_what_localize_takes_by_default(model: Path, photo: Image.Image) -> None:
+    found = localize(model, photo, device="cpu")
+    assert found == localize(model, photo, method="cam", threshold=METHODS["cam"].threshold, device="cpu")
 
 
 def test_mistakes(model: Path, photo: Image.Image, tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
-from conformer_vision.commands.options import add_arch, add_heat_maps, add_inference, add_input_size
+from conformer_vision.commands.options import (
+    add_arch,
+    add_heat_maps,
+    add_inference,
+    add_input_size,
+    heat_map_options,
+)
 from conformer_vision.console import lost, note, say
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
@@ -100,7 +106,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     if model is None:
         note(f"using the bundled weights {explainer.path}")
     chosen = None if options.classes is None else explainer.class_numbers(options.classes)
-    how = {name: options[name] for name in ("method", "scales", "flip", "blocks")}
+    how = heat_map_options(options, method=options.method)
     out, names = make_folder(options.out), FileNames()
     on_page: list[Panel] = []
     broken = done = stopped = 0
@@ -110,7 +116,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
                 broken += 1
                 note(f"skipped: {shown.error}")
             else:
-                explanation = explainer.explanation(shown, chosen or shown.best(options.top_k), **how)
+                explanation = explainer.explanation(shown, chosen or shown.best(options.top_k), how)
                 stem = names.stem(shown.name)
                 for answer in explanation.classes:
                     path = out / f"{stem}-{slug(answer.label)}-{options.method}.png"

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
-from conformer_vision.commands.options import add_arch, add_heat_maps, add_inference, add_input_size
+from conformer_vision.commands.options import (
+    add_arch,
+    add_heat_maps,
+    add_inference,
+    add_input_size,
+    heat_map_options,
+)
 from conformer_vision.commands.output import name_broken
 from conformer_vision.console import note, say
 from conformer_vision.extras import check_installed
@@ -28,7 +34,13 @@ def build_parser() -> Parser:
     parser = plain_parser("Find where classes are: boxes and masks as COCO JSON and PNG images.")
     add_model_and_images(parser, exports=False)
     parser.add_argument("--out", metavar="FOLDER", required=True, help="New folder for the results.")
-    parser.add_argument("--method", type=str, default="cam", help="Method of the heat maps, as for explain.")
+    parser.add_argument(
+        "--method",
+        type=str | None,
+        default=None,
+        help="Method of the heat maps, as for explain; by default gradient-rollout for a Conformer, cam for "
+        "a ResNet.",
+    )
     parser.add_argument(
         "--classes",
         nargs="+",
@@ -41,7 +53,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--threshold",
         type=float | None,
-        help="Share of the strongest evidence in an image that a pixel needs; 0.35 by default.",
+        help="Share of the strongest evidence in an image that a pixel needs; the method's own by default.",
     )
     parser.add_argument(
         "--truth",
@@ -63,7 +75,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     """Run the subcommand; return the exit status."""
     check_installed("scipy")
     from conformer_vision.explain.explainer import Explainer
-    from conformer_vision.explain.localization import make_localizer
+    from conformer_vision.explain.localization import default_method, make_localizer
     from conformer_vision.explain.localization_folder import check_new, write_folder
     from conformer_vision.files import make_folder
     from conformer_vision.inference.inputs import named_images
@@ -84,13 +96,10 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         note(f"using the bundled weights {explainer.path}")
     localizer, fit = make_localizer(
         explainer,
-        method=options.method,
+        heat_map_options(options, method=options.method or default_method(explainer)),
         threshold=options.threshold,
         truth=options.truth,
         names=names,
-        scales=options.scales,
-        flip=options.flip,
-        blocks=options.blocks,
     )
     if fit is not None:
         _print_fit(fit)
@@ -108,7 +117,8 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         if not found:
             return stopped
     status = name_broken([each.error for each in found if each.error is not None])
-    path = write_folder(found, folder, explainer.spec, method=options.method, threshold=localizer.threshold)
+    method = localizer.options.method
+    path = write_folder(found, folder, explainer.spec, method=method, threshold=localizer.threshold)
     say(f"boxes and masks: {path}")
     return stopped or status
 

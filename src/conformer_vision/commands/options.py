@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 if TYPE_CHECKING:
     from conformer_vision.data import Splitting
+    from conformer_vision.explain.methods import HeatMapOptions
 
 _SPLITTING = ("val_fraction", "seed", "folds", "fold", "group")
 
@@ -90,6 +91,13 @@ def add_heat_maps(parser: ArgumentParser) -> None:
         default=None,
         help="16 or 8 for a finer feature map from the same weights.",
     )
+
+
+def heat_map_options(options: Namespace, *, method: str) -> HeatMapOptions:
+    """Return how heat maps are made, as the options of `add_heat_maps` say."""
+    from conformer_vision.explain.methods import HeatMapOptions
+
+    return HeatMapOptions.of(method, scales=options.scales, flip=options.flip, blocks=options.blocks)
 
 
 def add_splitting(parser: ArgumentParser, *, of_run: bool) -> None:

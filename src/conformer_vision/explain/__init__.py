@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .localization import Localizer as Localizer
     from .localization import localize as localize
     from .methods import METHODS as METHODS
+    from .methods import HeatMapOptions as HeatMapOptions
     from .methods import HeatMaps as HeatMaps
     from .methods import heat_maps as heat_maps
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError, nearest
-from conformer_vision.explain.methods import METHODS, heat_maps
+from conformer_vision.explain.methods import METHODS, HeatMapOptions, compute_heat_maps
 from conformer_vision.inference.inputs import ImageInput, named_images
 from conformer_vision.inference.runtimes.base import FUSED, heads, resolve_device
 from conformer_vision.inference.trained_model import InputSize
@@ -208,10 +208,7 @@ class Explainer:
         *,
         classes: Sequence[str] | None = None,
         top_k: int = 1,
-        method: str = "cam",
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        blocks: Sequence[int] | None = None,
+        options: HeatMapOptions | None = None,
     ) -> Iterator[Explanation]:
         """Yield the explanations in the order of the images.
 
@@ -219,10 +216,7 @@ class Explainer:
             inputs: Paths of files or folders, bytes, or PIL images, as for `Predictor`.
             classes: Labels of the classes to explain; by default the ``top_k`` most probable of each image.
             top_k: Number of classes per image.
-            method: A name of `METHODS`.
-            scales: See `heat_maps`.
-            flip: See `heat_maps`.
-            blocks: See `heat_maps`.
+            options: How the heat maps are made; by default ``cam``.
 
         Raises:
             UserError: A class that the model does not have, and what `heat_maps` refuses. A broken image
@@ -233,34 +227,24 @@ class Explainer:
         numbers = None if classes is None else self.class_numbers(classes)
         for shown in self.show(inputs):
             chosen = numbers if numbers is not None or shown.image is None else shown.best(top_k)
-            options = {"method": method, "scales": scales, "flip": flip, "blocks": blocks}
-            yield self.explanation(shown, chosen or [], **options)  # type: ignore[arg-type]
+            yield self.explanation(shown, chosen or [], options or HeatMapOptions())
 
     def explanation(
         self,
         shown: Shown,
         numbers: Sequence[int],
-        *,
-        method: str = "cam",
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        blocks: Sequence[int] | None = None,
+        options: HeatMapOptions,
     ) -> Explanation:
         """Explain one image.
 
         Args:
             shown: From `show`; an image that could not be read has an explanation with its error.
             numbers: Numbers of the classes to explain.
-            method: As for `explain`, like the rest.
-            scales: See `heat_maps`.
-            flip: See `heat_maps`.
-            blocks: See `heat_maps`.
+            options: How the heat maps are made.
         """
         if shown.image is None:
             return Explanation(shown.name, error=shown.error)
-        found = heat_maps(
-            self.model, shown.batch, numbers, method=method, scales=scales, flip=flip, blocks=blocks
-        )
+        found = compute_heat_maps(self.model, shown.batch, numbers, options)
         return Explanation(
             shown.name,
             image=shown.image,
@@ -268,7 +252,7 @@ class Explainer:
             top=tuple(self.answer(number, shown) for number in shown.best(MOST_ANSWERS)),
             classes=tuple(self.answer(number, shown) for number in numbers),
             maps=found.maps[0].float().cpu(),
-            method=method,
+            method=options.method,
         )
 
     def show(self, inputs: ImageInput | Iterable[ImageInput]) -> Iterator[Shown]:
@@ -365,5 +349,5 @@ def explain(
         UserError: As `Explainer` and its `explain`.
     """
     explainer = Explainer(model, device=device, whole=whole)
-    options = {"classes": classes, "top_k": top_k, "method": method}
-    return list(explainer.explain(inputs, **options, scales=scales, flip=flip, blocks=blocks))  # type: ignore[arg-type]
+    options = HeatMapOptions.of(method, scales=scales, flip=flip, blocks=blocks)
+    return list(explainer.explain(inputs, classes=classes, top_k=top_k, options=options))

@@ -18,15 +18,12 @@ from PIL import Image
 from conformer_vision.errors import UserError, option
 from conformer_vision.explain.coco import PixelBox, RunLengths, TrueBoxes, match_files, read_true_boxes
 from conformer_vision.explain.explainer import Explainer, Explanation, placed, relative
-from conformer_vision.explain.methods import METHODS
+from conformer_vision.explain.methods import METHODS, ONE_BRANCH, HeatMapOptions, first_possible, method_of
 from conformer_vision.extras import require
 from conformer_vision.inference.inputs import ImageInput, named_images
 from conformer_vision.inference.runtimes.base import FUSED
+from conformer_vision.models import Conformer
 
-DEFAULT_METHOD = "cam"
-DEFAULT_THRESHOLD = 0.35
-"""Share of the strongest evidence: close to what fits cam best with the bundled weights on the val images of
-benchmarks/localization_set.py (0.34). Other networks and methods differ, so fit it where it matters."""
 THRESHOLDS = tuple(number / 50 for number in range(1, 50))
 """Thresholds that fitting tries."""
 
@@ -123,22 +120,16 @@ class Localizer:
 
     Args:
         explainer: The model; shows it whole images where it was made so.
-        method: A name of `METHODS`.
+        options: How the heat maps are made.
         threshold: Share of the strongest evidence in an image that a pixel needs, in (0, 1).
-        scales: See `heat_maps`.
-        flip: See `heat_maps`.
-        blocks: See `heat_maps`.
 
     Raises:
         UserError: A threshold outside (0, 1).
     """
 
     explainer: Explainer
-    method: str = DEFAULT_METHOD
-    threshold: float = DEFAULT_THRESHOLD
-    scales: Sequence[float] = (1.0,)
-    flip: bool = False
-    blocks: Sequence[int] | None = None
+    options: HeatMapOptions
+    threshold: float
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -201,15 +192,7 @@ class Localizer:
     def _explain(
         self, inputs: ImageInput | Iterable[ImageInput], *, classes: Sequence[str] | None, top_k: int
     ) -> Iterator[Explanation]:
-        return self.explainer.explain(
-            inputs,
-            classes=classes,
-            top_k=top_k,
-            method=self.method,
-            scales=self.scales,
-            flip=self.flip,
-            blocks=self.blocks,
-        )
+        return self.explainer.explain(inputs, classes=classes, top_k=top_k, options=self.options)
 
     def _localization(self, explanation: Explanation) -> Localization:
         name = explanation.name
@@ -240,7 +223,7 @@ def localize(
     *,
     classes: Sequence[str] | None = None,
     top_k: int = 1,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     threshold: float | None = None,
     truth: str | Path | None = None,
     scales: Sequence[float] = (1.0,),
@@ -256,9 +239,9 @@ def localize(
         inputs: Paths of files or folders, bytes, or PIL images.
         classes: Labels of the classes to find in every image; by default its ``top_k`` most probable.
         top_k: Number of classes per image.
-        method: A name of `METHODS`.
-        threshold: Share of the strongest evidence in an image that a pixel needs, in (0, 1); 0.35 by
-            default.
+        method: A name of `METHODS`; that of `default_method` by default.
+        threshold: Share of the strongest evidence in an image that a pixel needs, in (0, 1); the method's own
+            by default.
         truth: COCO file with the boxes of some of the images, on which the threshold is fitted instead.
         scales: See `heat_maps`.
         flip: See `heat_maps`.
@@ -272,45 +255,52 @@ def localize(
     """
     if not isinstance(inputs, (str, os.PathLike, bytes, Image.Image)):
         inputs = list(inputs)  # it is gone through twice where there are labelled boxes
+    explainer = Explainer(model, device=device, whole=whole)
     localizer, fit = make_localizer(
-        Explainer(model, device=device, whole=whole),
-        method=method,
+        explainer,
+        HeatMapOptions.of(method or default_method(explainer), scales=scales, flip=flip, blocks=blocks),
         threshold=threshold,
         truth=truth,
         names=[image.name for image in named_images(inputs)],
-        scales=scales,
-        flip=flip,
-        blocks=blocks,
     )
     found = list(localizer.localize(inputs, classes=classes, top_k=top_k))
     return Localizations(found, localizer.threshold, fit)
 
 
+def default_method(explainer: Explainer) -> str:
+    """Return the method that localises best: gradient-rollout for a Conformer (docs/results.md).
+
+    Other networks get the first of `ONE_BRANCH` that they have.
+    """
+    if isinstance(explainer.model, Conformer):
+        return "gradient-rollout"
+    blank, _ = explainer.prepare(Image.new("RGB", explainer.spec.input_size[:0:-1]))
+    method, _ = first_possible(explainer.model, blank, [0], ONE_BRANCH)
+    return method
+
+
 def make_localizer(
     explainer: Explainer,
+    options: HeatMapOptions,
     *,
-    method: str,
     threshold: float | None,
     truth: str | Path | None,
     names: Iterable[str],
-    scales: Sequence[float],
-    flip: bool,
-    blocks: Sequence[int] | None,
 ) -> tuple[Localizer, Fit | None]:
-    """Return a localizer with a threshold that is given, fitted or the default.
+    """Return a localizer with a threshold that is given, fitted or the method's own.
 
     Args:
-        explainer: See `Localizer`, like the arguments that are not listed.
+        explainer: The model.
+        options: How the heat maps are made.
         threshold: The threshold, if it is given.
         truth: COCO file with the boxes to fit it on, if there is one.
         names: Paths of the images, among which are those of the file.
 
     Raises:
-        UserError: Both a threshold and a file; and as `Localizer.fit`.
+        UserError: Both a threshold and a file, no such method; and as `Localizer.fit`.
     """
     if threshold is not None and truth is not None:
         raise UserError(f"the threshold is fitted on {truth}; leave out {option('threshold', threshold)}")
-    localizer = Localizer(explainer, method=method, scales=scales, flip=flip, blocks=blocks)
-    if truth is not None:
-        return localizer.fit(match_files(read_true_boxes(truth), names))
-    return localizer if threshold is None else replace(localizer, threshold=threshold), None
+    default = method_of(options.method).threshold
+    localizer = Localizer(explainer, options, default if threshold is None else threshold)
+    return (localizer, None) if truth is None else localizer.fit(match_files(read_true_boxes(truth), names))

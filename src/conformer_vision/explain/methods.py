@@ -6,6 +6,7 @@ Shapes: B images of H x W pixels, T classes asked for per image, K classes of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,17 @@ from conformer_vision.explain.rollout import gradient_rollout, rollout
 from conformer_vision.inference.views import View, Views
 from conformer_vision.models import Conformer
 
-__all__ = ["METHODS", "HeatMaps", "Method", "heat_maps"]
+__all__ = [
+    "METHODS",
+    "ONE_BRANCH",
+    "HeatMapOptions",
+    "HeatMaps",
+    "Method",
+    "compute_heat_maps",
+    "first_possible",
+    "heat_maps",
+    "method_of",
+]
 
 Compute = Callable[[nn.Module, Tensor, Tensor, Sequence[int] | None], Activation]
 
@@ -34,6 +45,8 @@ class Method(NamedTuple):
     """The head whose answer it explains: conv, trans or fused."""
     summary: str
     """For people, in one line."""
+    threshold: float = 0.35
+    """Share of the strongest evidence at which boxes and masks are cut by default."""
     signed: bool = True
     """Whether zero means no evidence and less is evidence against; else only differences count."""
     takes_blocks: bool = False
@@ -59,7 +72,11 @@ METHODS: dict[str, Method] = {
     ),
     "rollout": Method(rollout, "trans", "attention over all blocks, the same for every class", signed=False),
     "gradient-rollout": Method(
-        gradient_rollout, "trans", "attention that raises the transformer head's logit", signed=False
+        gradient_rollout,
+        "trans",
+        "attention that raises the transformer head's logit",
+        threshold=0.15,
+        signed=False,
     ),
     "occlusion": Method(occlusion, "fused", "loss of the logit when a part is covered; slow"),
     "gradcam": Method(by_torchcam("GradCAM"), "fused", "last map weighed by mean gradients"),
@@ -67,6 +84,37 @@ METHODS: dict[str, Method] = {
     "xgradcam": Method(by_torchcam("XGradCAM"), "fused", "last map weighed by gradients times activations"),
     "layercam": Method(by_torchcam("LayerCAM"), "fused", "last map weighed by gradients cell by cell"),
 }
+
+
+ONE_BRANCH = ("cam", "gradient-rollout", "occlusion")
+"""Methods for networks without two branches, of which the first that a network has is taken."""
+
+
+@dataclass(frozen=True)
+class HeatMapOptions:
+    """HeatMapOptions heat maps are made.
+
+    Args:
+        method: A name of `METHODS`.
+        views: The scales and sides at which the images are looked at; maps and scores are averaged.
+        blocks: Numbers, from 1, of the blocks whose attention ``token-cam`` and ``attention-cam`` take; all
+            by default.
+    """
+
+    method: str = "cam"
+    views: Views = field(default_factory=Views)
+    blocks: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(
+        cls, method: str, *, scales: Sequence[float], flip: bool, blocks: Sequence[int] | None
+    ) -> HeatMapOptions:
+        """Return what the options of the functions and commands say.
+
+        Raises:
+            UserError: A scale is not a positive number.
+        """
+        return cls(method, Views(tuple(scales), flip), None if blocks is None else tuple(blocks))
 
 
 class HeatMaps(NamedTuple):
@@ -105,14 +153,24 @@ def heat_maps(
         UserError: No such method, class or block, a model that the method cannot explain, or one in training
             mode, whose answers are random.
     """
-    chosen = _method(method, model, blocks)
+    return compute_heat_maps(
+        model, images, classes, HeatMapOptions.of(method, scales=scales, flip=flip, blocks=blocks)
+    )
+
+
+def compute_heat_maps(
+    model: nn.Module, images: Tensor, classes: Tensor | Sequence[int] | int, options: HeatMapOptions
+) -> HeatMaps:
+    """Compute heat maps as `heat_maps` does."""
+    chosen = _method(options.method, model, options.blocks)
     if model.training:
         raise UserError("the model is in training mode, where its answers are random; call model.eval()")
-    looks = Views(tuple(scales), flip)
     with torch.inference_mode(False):  # what is made in that mode has no gradients, which some methods need
         numbers = _class_numbers(classes, len(images), getattr(model, "num_classes", None)).to(images.device)
         images = images.clone() if images.is_inference() else images
-        found = [_look(chosen.compute, model, images, numbers, blocks, view=view) for view in looks]
+        found = [
+            _look(chosen.compute, model, images, numbers, options.blocks, view=view) for view in options.views
+        ]
         maps, scores = (torch.stack(each).mean(0) for each in zip(*found, strict=True))
     return HeatMaps(maps, scores)
 
@@ -133,12 +191,38 @@ def _look(
     return HeatMaps(view.undo(full, height=images.shape[2], width=images.shape[3]), found.scores)
 
 
-def _method(name: str, model: nn.Module, blocks: Sequence[int] | None) -> Method:
-    """Return the method, once it is known to suit the model."""
+def first_possible(
+    model: nn.Module, images: Tensor, numbers: Sequence[int], methods: Sequence[str]
+) -> tuple[str, HeatMaps]:
+    """Return the first of some methods that the model has, and its heat maps.
+
+    Raises:
+        UserError: It has none of them.
+    """
+    *others, last = methods
+    for method in others:
+        try:
+            return method, heat_maps(model, images, numbers, method=method)
+        except UserError:
+            continue
+    return last, heat_maps(model, images, numbers, method=last)
+
+
+def method_of(name: str) -> Method:
+    """Return a method by its name.
+
+    Raises:
+        UserError: There is no such method.
+    """
     if name not in METHODS:
         known = ", ".join(METHODS)
         raise UserError(f"method {name!r}: must be one of {known}{nearest(name, METHODS)}")
-    method = METHODS[name]
+    return METHODS[name]
+
+
+def _method(name: str, model: nn.Module, blocks: Sequence[int] | None) -> Method:
+    """Return the method, once it is known to suit the model."""
+    method = method_of(name)
     if method.conformer_only and not isinstance(model, Conformer):
         kind = type(model).__name__
         raise UserError(

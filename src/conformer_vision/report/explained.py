@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conformer_vision import pages
-from conformer_vision.errors import UserError
 from conformer_vision.explain import Explainer, couplings, heat_maps
 from conformer_vision.explain.drawing import heat_image, veil
 from conformer_vision.explain.explainer import ClassAnswer, Shown, relative
-from conformer_vision.explain.methods import METHODS
+from conformer_vision.explain.methods import METHODS, ONE_BRANCH, first_possible
 from conformer_vision.models import Conformer
 from conformer_vision.preprocessing import Box
 from conformer_vision.report.formats import FILTERS
@@ -33,8 +32,6 @@ HEAT_EDGE = 48
 TITLES = {"conv": "Convolution branch", "trans": "Transformer branch", "coupled": "Both, coupled"}
 CONFORMER = {"conv": "cam", "trans": "gradient-rollout", "coupled": "token-cam"}
 """The method that shows each of these for a Conformer."""
-OTHERS = ("cam", "gradient-rollout", "occlusion")
-"""For another model: the first of these that it takes."""
 
 
 class Place(NamedTuple):
@@ -126,21 +123,12 @@ def evidence(
         methods = dict(list(CONFORMER.items())[:views])
         maps = {title: heat_maps(model, batch, numbers, method=name).maps for title, name in methods.items()}
     else:
-        name, found = _first_possible(model, batch, numbers)
-        methods, maps = {name: name}, {name: found}
+        name, found = first_possible(model, batch, numbers, ONE_BRANCH)
+        methods, maps = {name: name}, {name: found.maps}
     return {
         title: [_small(values) for values in relative(maps[title][0], signed=METHODS[name].signed)]
         for title, name in methods.items()
     }
-
-
-def _first_possible(model: nn.Module, batch: Tensor, numbers: Sequence[int]) -> tuple[str, Tensor]:
-    for name in OTHERS[:-1]:
-        try:
-            return name, heat_maps(model, batch, numbers, method=name).maps
-        except UserError:
-            continue
-    return OTHERS[-1], heat_maps(model, batch, numbers, method=OTHERS[-1]).maps
 
 
 def _block_rows(model: nn.Module, batch: Tensor) -> Iterator[BlockRow]:
