@@ -24,6 +24,7 @@ from command_line import one_line, run
 from conformer_vision import Predictor, load
 from conformer_vision.errors import UserError
 from conformer_vision.export import write_network
+from conformer_vision.export.evaluated import add_results
 from conformer_vision.export.hf import self_contained
 from conformer_vision.export.run import export
 from conformer_vision.models.variants import SHIPPED
@@ -104,6 +105,42 @@ def test_the_model_card(folder: Path) -> None:
     assert metadata["pipeline_tag"] == "image-classification" and metadata["library_name"] == "transformers"
     assert "license" not in metadata, "who trained it says that"
     assert "Classes: cat, dog, owl, fox, bee" in text and "trust_remote_code=True" in text
+
+
+def test_the_model_card_has_the_results_of_the_run(trained: Path, folder: Path, tmp_path: Path) -> None:
+    figure = {"value": 0.875, "low": 0.75, "high": 0.9375}
+    heads = {"fused": figure, "conv": figure | {"value": 0.5}, "trans": figure | {"value": None}}
+    best = {"epoch": 1, "top1": heads}
+    results = {"best": best, "images": {"val": 1200}, "data": "/home/somebody/birds"}
+    card, source = tmp_path / "README.md", find_model(trained)
+    plain = (folder / "README.md").read_text()
+    hostile = [{}, results | {"best": None}, results | {"best": {"top1": 3}}, results | {"images": []}]
+    undefined = results | {"best": {"top1": {"fused": {"value": None, "low": None, "high": None}}}}
+    try:
+        for wrong in [*hostile, undefined]:
+            (trained / "results.json").write_text(json.dumps(wrong))
+            card.write_text(plain)
+            add_results(card, source, model="mine")
+            assert card.read_text() == plain
+        (trained / "results.json").write_text(json.dumps(results))
+        add_results(card, source, model="mine")
+    finally:
+        (trained / "results.json").unlink()
+    _, header, text = card.read_text().split("---\n", 2)
+    (found,) = yaml.safe_load(header)["model-index"]
+    assert found["name"] == "mine"
+    assert found["results"] == [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": "birds", "type": "birds", "split": "validation"},
+            "metrics": [{"type": "accuracy", "name": "Top-1", "value": 0.875}],
+        }
+    ]
+    said = (
+        "Top-1 on the 1,200 validation images of birds: 87.5% (95 % interval 75.0% to 93.8%); "
+        "convolution head 50.0% alone."
+    )
+    assert said in text and "somebody" not in card.read_text()
 
 
 def test_the_code_is_the_packages_own(folder: Path) -> None:

@@ -31,7 +31,7 @@ from conformer_vision.spec import ModelSpec
 from .formats import Format, Precision
 
 _PACKAGE = "conformer_vision"
-_CARD = "README.md"
+CARD = "README.md"
 _MODELING = f"{_PACKAGE}.export.modeling_conformer"
 _GREY = f"{_PACKAGE}.export.image_processing_grey"
 _IMPORT = re.compile(rf"^from {_PACKAGE}(?:\.\w+)*\.(\w+) import", re.MULTILINE)
@@ -81,7 +81,7 @@ def write(
     path.mkdir()
     (path / HF_WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
     card = _card(spec, code=bool(code), license=described.get("license"))
-    texts = {HF_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n", _CARD: card}
+    texts = {HF_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n", CARD: card}
     for name, text in (texts | code).items():
         (path / name).write_text(text, encoding="utf-8")
     return ()
@@ -121,7 +121,7 @@ def check_folder(target: Path) -> None:
         return
     if not target.is_dir():
         raise UserError(f"output {target} is a file; format hf writes a folder, so give another name")
-    own = {HF_CONFIG, HF_WEIGHTS, _CARD} | self_contained(_MODELING).keys() | self_contained(_GREY).keys()
+    own = {HF_CONFIG, HF_WEIGHTS, CARD} | self_contained(_MODELING).keys() | self_contained(_GREY).keys()
     if others := sorted({path.name for path in target.iterdir()} - own):
         raise UserError(
             f"output {target} holds other files ({some_names(others)});"

@@ -23,8 +23,9 @@ from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model
 
 from .compare import Difference, compare, open_written
+from .evaluated import add_results
 from .formats import Format, Precision, find_format, write_network
-from .hf import check_folder, check_repository, push, replace_folder
+from .hf import CARD, check_folder, check_repository, push, replace_folder
 from .images import prepared, sample_photos
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def export(
             )
             accuracy = before, after
         if entry.folder:
+            add_results(written / CARD, source, model=spec.model)
             replace_folder(written, target)
         else:
             _move(written, target)
