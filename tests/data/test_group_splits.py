@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from conformer_vision.data import Splitting
-from conformer_vision.data.splits import Groups
+from conformer_vision.data.grouped import Groups
 from conformer_vision.errors import UserError
 
 

@@ -10,8 +10,9 @@ from conformer_vision.errors import UserError
 from conformer_vision.runs import FOLDS_FILE
 
 from .csv_file import read_csv, write_csv
+from .grouped import Groups
 from .opening import describe, open_images, require_source
-from .splits import Groups, Splitting
+from .splits import Splitting
 
 _COLUMNS = ["group", "fold"]
 

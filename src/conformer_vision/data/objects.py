@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import operator
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,9 +14,10 @@ from PIL import Image
 
 from conformer_vision.errors import UserError, one_line, reason_of
 
-from .base import ImageSource, match_classes
+from .base import ImageSource, Label, match_classes
 from .groups import Grouping, taken
 from .images import BrokenImageError, as_rgb
+from .labels import holds_several, item_label, relabelled
 from .splits import Request
 
 if TYPE_CHECKING:
@@ -34,7 +33,8 @@ class DatasetSource(ImageSource):
 
     Args:
         parts: what messages call each dataset, and the dataset, which gives (image, label).
-        numbers: the label that the datasets give each of their items, one dataset after the other.
+        numbers: the label that the datasets give each of their items, one dataset after the other; tuples as
+            in `ImageSource` where there may be several.
         rows: the items, counted over all datasets.
         classes: as in `ImageSource`.
         labels: as in `ImageSource`.
@@ -44,18 +44,20 @@ class DatasetSource(ImageSource):
     def __init__(
         self,
         parts: Mapping[str, Any],
-        numbers: Sequence[int] | NDArray[np.int64],
+        numbers: Sequence[Label] | NDArray[np.int64],
         *,
         rows: NDArray[np.int64],
         classes: Sequence[str],
-        labels: NDArray[np.int64],
+        labels: Iterable[Label],
         mirrorable: bool = True,
     ) -> None:
-        super().__init__(classes, labels)
+        several = holds_several(numbers[0])
+        super().__init__(classes, labels, multilabel=several)
         self.mirrorable = mirrorable
         self._parts = tuple(parts.items())
         self._starts = list(accumulate((len(dataset) for dataset in parts.values()), initial=0))
-        self._numbers = tuple(map(int, numbers))
+        self._numbers = tuple(numbers) if several else tuple(map(int, numbers))
+        self._places = [_places(dataset.classes) for dataset in parts.values()]
         self._rows = tuple(map(int, rows))
 
     def image(self, index: int) -> Image.Image:
@@ -67,7 +69,8 @@ class DatasetSource(ImageSource):
                 ``targets`` holds.
         """
         part, row = self._place(index)
-        image, label = _item(self._parts[part][1], row, self.name(index))
+        image, stored = _item(self._parts[part][1], row, self.name(index))
+        label = item_label(stored, self._places[part], self.name(index), several=self.multilabel)
         listed = self._numbers[self._rows[index]]
         if label != listed:
             raise UserError(
@@ -96,8 +99,9 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
 
     An image is of PIL, an 8-bit array (H, W) or (H, W, C), or a tensor (C, H, W) of 8 bits or of
     floats from 0 to 1; C is 1 or 3. It is taken before normalisation and is not turned by its EXIF
-    orientation. A label is an index into ``dataset.classes``, or a class name. Labels are
-    taken from ``dataset.targets`` (or ``labels``) where it is there; else every item is read once.
+    orientation. A label is an index into ``dataset.classes``, or a class name. With several labels per image
+    it is a list or tuple of them, or a tensor or array of 0 and 1 for each class. Labels are taken from
+    ``dataset.targets`` (or ``labels``) where it is there; else every item is read once.
 
     Args:
         dataset: any object with ``classes``, ``len`` and items by number.
@@ -107,8 +111,6 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
     Raises:
         UserError: no ``classes``, no length, or items of another form.
     """
-    import numpy as np
-
     origin = describe(dataset)
     own = _class_names(dataset, origin)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
@@ -117,7 +119,6 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
         raise UserError(f"{origin} holds no images")
     numbers = _labels(dataset, own, origin)
     names, index = match_classes(own, request.classes, origin=origin)
-    labels = np.asarray(numbers)
     files = _listed(dataset, _files)
     group = request.splitting.group
     listed = None if group is None else _listed(dataset, partial(_attribute, group))
@@ -133,18 +134,17 @@ def open_dataset(dataset: Any, request: Request) -> DatasetSource:
             f"group {group!r}: {origin} has neither a list of that name, one value per item, nor paths "
             f"(samples); set dataset.{group if group.isidentifier() else 'patient'} = [...]"
         )
-    groups = grouping.groups(group, range(len(labels)), count=len(labels))
+    groups = grouping.groups(group, range(len(numbers)), count=len(numbers))
     rows = request.splitting.rows(
-        labels,
+        numbers,
         request.split,
         origin=origin,
         classes=own,
         names=str if files is None else files.__getitem__,
         groups=groups,
     )
-    source = DatasetSource(
-        {origin: dataset}, numbers, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]]
-    )
+    labels = relabelled(numbers, rows, index)
+    source = DatasetSource({origin: dataset}, numbers, rows=rows, classes=names, labels=labels)
     source.is_cut, source.groups = True, taken(groups, rows.tolist())
     return source
 
@@ -163,15 +163,23 @@ def _class_names(dataset: Any, origin: str) -> list[str]:
     return names
 
 
-def _labels(dataset: Any, classes: Sequence[str], origin: str) -> list[int]:
-    """Return the index of every item's class."""
+def _labels(dataset: Any, classes: Sequence[str], origin: str) -> list[Label]:
+    """Return the class of every item, or its classes."""
     stored = _listed(dataset, _targets)
     if stored is None or len(stored) != len(dataset):
         _logger.warning(
             "%s has no list of its labels (targets); all %d items are read for them", origin, len(dataset)
         )
-        return [_item(dataset, row, f"{origin} row {row}")[1] for row in range(len(dataset))]
-    return [_number(label, classes, f"{origin} row {row}") for row, label in enumerate(stored)]
+        stored = [_item(dataset, row, f"{origin} row {row}")[1] for row in range(len(dataset))]
+    several = holds_several(stored[0])
+    places = _places(classes)
+    return [
+        item_label(each, places, f"{origin} row {row}", several=several) for row, each in enumerate(stored)
+    ]
+
+
+def _places(classes: Sequence[Any]) -> dict[Any, int]:
+    return {name: place for place, name in enumerate(classes)}
 
 
 def _listed(dataset: Any, read: Callable[[Any], list[_T] | None]) -> list[_T] | None:
@@ -212,7 +220,7 @@ def _files(dataset: Any) -> list[str] | None:
     return [os.path.relpath(path, root).replace(os.sep, "/") if root else path for path in paths]
 
 
-def _item(dataset: Any, row: int, name: str) -> tuple[Image.Image, int]:
+def _item(dataset: Any, row: int, name: str) -> tuple[Image.Image, Any]:
     try:
         item = dataset[row]
     except Exception as error:  # whatever a decoder or the dataset's own code raises
@@ -222,18 +230,4 @@ def _item(dataset: Any, row: int, name: str) -> tuple[Image.Image, int]:
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise UserError(f"{name} is a {type(item).__name__}, not a pair of image and label")
     image, label = item
-    number = _number(label, dataset.classes, name)
-    return as_rgb(image, name=name), number
-
-
-def _number(label: Any, classes: Sequence[Any], name: str) -> int:
-    """Return the index of the class of the item that an error calls ``name``."""
-    if isinstance(label, str) and label in classes:
-        return list(classes).index(label)
-    with suppress(TypeError):  # no number either
-        if 0 <= (number := operator.index(label)) < len(classes):
-            return number
-    raise UserError(
-        f"{name}: label {str(label)[:100]!r} is neither a class name nor a number "
-        f"from 0 to {len(classes) - 1}"
-    )
+    return as_rgb(image, name=name), label

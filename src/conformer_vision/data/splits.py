@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from conformer_vision.errors import UserError, some_names
 
 from .base import Label
+from .grouped import Groups
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,9 +31,12 @@ class Splitting:
     from it, changes nothing for the other images, with one exception: a class of two or more
     images has at least one on either side.
 
+    Of an image with several labels the number is the hash of the seed and its name. Each class has images on
+    either side, as far as its images' other classes allow (`Groups.hold_out`, `Groups.deal`).
+
     With groups it is the groups that have numbers, so that the images of one stay together. Folds of groups
-    are dealt by scikit-learn's ``StratifiedGroupKFold``, which looks at all of them; a run therefore records
-    its folds.
+    are dealt by scikit-learn's ``StratifiedGroupKFold``, which looks at all of them and counts an image with
+    several labels once for each; a run therefore records its folds.
 
     Attributes:
         val_fraction: share to hold out. The lowest number of a class is held out where none is below
@@ -75,7 +79,7 @@ class Splitting:
 
     def rows(
         self,
-        labels: Sequence[int] | NDArray[np.int64],
+        labels: Sequence[Label] | NDArray[np.int64],
         split: Split,
         *,
         origin: str,
@@ -87,7 +91,7 @@ class Splitting:
         """Select the split's images among all that ``labels`` lists.
 
         Args:
-            labels: one label per image, an index into ``classes``.
+            labels: one label per image, an index into ``classes`` or several of them.
             split: the split to take.
             origin: what an error calls the set.
             classes: the set's own class names.
@@ -111,12 +115,15 @@ class Splitting:
             whole = parts.get("train", np.arange(len(labels)))
             if split == "all":
                 return whole
-            mine = np.asarray(labels)[whole]
-            if groups is None:
-                held_out = self._held_out(mine, whole, origin, classes, names)
-            else:
-                grouped = Groups.of(mine, [groups[row] for row in whole.tolist()])
+            rows = whole.tolist()
+            mine = [labels[row] for row in rows]
+            if groups is not None:
+                grouped = Groups.of(mine, [groups[row] for row in rows])
                 held_out = self._hold_out_groups(grouped, origin, classes)
+            elif mine and isinstance(mine[0], tuple):
+                held_out = self._hold_out_images(mine, list(map(names, rows)), origin)
+            else:
+                held_out = self._held_out(np.array(mine, np.int64), whole, origin, classes, names)
             return whole[held_out if split == "val" else ~held_out]
         if "train" not in parts and (split == "train" or self.folds is not None):
             raise UserError(f"{origin} holds validation images but none for training; add some")
@@ -154,6 +161,17 @@ class Splitting:
             held_out[mine] = self._choose(np.array(list(self._numbers(classes[labels[mine[0]]], called))))
         return held_out
 
+    def _hold_out_images(
+        self, labels: Sequence[Label], names: Sequence[str], origin: str
+    ) -> NDArray[np.bool_]:
+        """Tell which images with several labels are held out."""
+        images = Groups.of_images(labels)
+        numbers = list(self._numbers("", names))
+        if self.folds is None:
+            return images.spread(images.hold_out(numbers, self.val_fraction))
+        self._check_largest(images.largest(), origin)
+        return images.spread([fold == self.fold for fold in images.deal(numbers, self.folds)])
+
     def _check_largest(self, images: int, origin: str) -> None:
         if self.folds is not None and images < self.folds:
             raise UserError(
@@ -165,13 +183,12 @@ class Splitting:
         """Tell which images are held out, group by group."""
         if self.folds is not None:
             folds = self.recorded if self.recorded is not None else self.deal(groups, origin, classes)
-            held_out = {
-                name: folds.get(name, int(self.number("", name) * self.folds)) == self.fold
-                for name in groups.names
-            }
+            held_out = [
+                folds.get(name, int(self.number("", name) * self.folds)) == self.fold for name in groups.names
+            ]
         else:
             held_out = groups.hold_out([self.number("", name) for name in groups.names], self.val_fraction)
-            if len(groups.labels) and not any(held_out.values()):
+            if len(groups.labels) and not any(held_out):
                 raise UserError(
                     f"group {self.group!r} leaves no image of {origin} to validate on: each of its "
                     f"{len(groups.names):,} groups is the only one of a class"
@@ -198,7 +215,7 @@ class Splitting:
         what = f"folds {self.folds}: group {self.group!r} of {origin}"
         if len(groups.names) < self.folds:
             raise UserError(f"{what} has only {len(groups.names)} groups; give fewer folds")
-        self._check_largest(int(np.bincount(groups.labels).max()), origin)
+        self._check_largest(groups.largest(), origin)
         if (alone := groups.alone()) is not None:
             label, name = alone
             raise UserError(
@@ -207,16 +224,17 @@ class Splitting:
                 "or group otherwise"
             )
         cut = StratifiedGroupKFold(self.folds, shuffle=True, random_state=self.seed % 2**32)
+        labels, owners = groups.with_unlabelled()
         with warnings.catch_warnings():  # of classes with fewer images than folds
             warnings.simplefilter("ignore")
-            parts = [val for _, val in cut.split(groups.labels, groups.labels, groups.members)]
-        folds = {groups.names[groups.members[row]]: fold for fold, rows in enumerate(parts) for row in rows}
+            parts = [val for _, val in cut.split(labels, labels, owners)]
+        folds = {groups.names[owners[row]]: fold for fold, rows in enumerate(parts) for row in rows}
         for fold, rows in enumerate(parts):
-            trained = np.setdiff1d(groups.labels, np.delete(groups.labels, rows))
-            if len(trained) or not len(rows):
-                lacks = f"has no image of {some_names([classes[n] for n in trained])} to train on"
+            lost = np.setdiff1d(groups.labels, groups.labels[~np.isin(groups.owners, owners[rows])])
+            if len(lost) or not len(rows):
+                lacks = f"has no image of {some_names([classes[n] for n in lost])} to train on"
                 raise UserError(
-                    f"{what}: fold {fold} {lacks if len(trained) else 'would be empty'}; give fewer folds "
+                    f"{what}: fold {fold} {lacks if len(lost) else 'would be empty'}; give fewer folds "
                     "or another seed"
                 )
         return folds
@@ -244,76 +262,6 @@ class Splitting:
         elif not held_out.any() and len(numbers) > 1:
             held_out[numbers.argmin()] = True
         return held_out
-
-
-@dataclass(frozen=True, eq=False)
-class Groups:
-    """Images by class and group.
-
-    Attributes:
-        names: the groups, sorted.
-        labels: (N,), the class of each image.
-        members: (N,), the group of each image, an index into ``names``.
-    """
-
-    names: tuple[str, ...]
-    labels: NDArray[np.int64]
-    members: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, labels: Sequence[Label] | NDArray[np.int64], groups: Sequence[str]) -> Groups:
-        """Sort images into groups; ``labels`` and ``groups`` have one item per image."""
-        import numpy as np
-
-        names, members = np.unique(np.array(groups, dtype=object), return_inverse=True)
-        return cls(tuple(names.tolist()), np.asarray(labels, np.int64), members)
-
-    def alone(self) -> tuple[int, str] | None:
-        """Return a class that a single group holds, and that group; None where there is no such class."""
-        for label, members in self._by_class().items():
-            if len(members) == 1:
-                return label, self.names[members[0]]
-        return None
-
-    def hold_out(self, numbers: Sequence[float], share: float) -> dict[str, bool]:
-        """Choose the groups to hold out: those of a number below the share, with two exceptions.
-
-        Each class keeps a group to train on, the one of the highest number. A class of several groups has one
-        held out, the one of the lowest number that leaves every class a group to train on.
-        """
-        held_out = [number < share for number in numbers]
-        by_class = self._by_class()
-        for members in by_class.values():
-            if all(held_out[group] for group in members):
-                held_out[max(members, key=numbers.__getitem__)] = False
-        trained = {label: sum(not held_out[group] for group in by_class[label]) for label in by_class}
-        classes_of: dict[int, list[int]] = {}
-        for label, members in by_class.items():
-            for group in members:
-                classes_of.setdefault(group, []).append(label)
-        for members in by_class.values():
-            if any(held_out[group] for group in members):
-                continue
-            for group in sorted(members, key=numbers.__getitem__):
-                if all(trained[label] > 1 for label in classes_of[group]):
-                    held_out[group] = True
-                    for label in classes_of[group]:
-                        trained[label] -= 1
-                    break
-        return dict(zip(self.names, held_out, strict=True))
-
-    def spread(self, held_out: Mapping[str, bool]) -> NDArray[np.bool_]:
-        """Tell of each image whether its group is held out."""
-        import numpy as np
-
-        return np.array([held_out[name] for name in self.names], bool)[self.members]
-
-    def _by_class(self) -> dict[int, list[int]]:
-        """Return the groups of each class."""
-        found: dict[int, list[int]] = {}
-        for label, group in sorted({*zip(self.labels.tolist(), self.members.tolist(), strict=True)}):
-            found.setdefault(label, []).append(group)
-        return found
 
 
 @dataclass(frozen=True)
