@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .explain import heat_maps as heat_maps
     from .export import export as export
     from .inference import Evaluation as Evaluation
+    from .inference import MultilabelEvaluation as MultilabelEvaluation
     from .inference import Prediction as Prediction
     from .inference import Predictor as Predictor
     from .inference import Probe as Probe

@@ -13,17 +13,17 @@ from conformer_vision.runs import find_weights
 from conformer_vision.spec import ModelSpec, Preprocessing
 from conformer_vision.weights import read_weights, save_weights
 
-_SAME = ("model", "model_kwargs", "folded", *(each.name for each in fields(Preprocessing)))
+_SAME = ("model", "model_kwargs", "folded", "multilabel", *(each.name for each in fields(Preprocessing)))
 """What the specifications of the members must agree in, besides the classes."""
 
 
-def write_ensemble(runs: Sequence[Path], path: Path, *, temperature: float) -> ModelSpec:
+def write_ensemble(runs: Sequence[Path], path: Path, *, fitted: ModelSpec) -> ModelSpec:
     """Write the best networks of several runs into one weights file; see `Ensemble`.
 
     Args:
         runs: run folders, two or more.
         path: the file.
-        temperature: of the ensemble's logits; see `ModelSpec`.
+        fitted: has the ensemble's temperature, and what thresholds hold for it; those of a fold do not.
 
     Raises:
         UserError: a run without weights, runs with different classes, models or input, or a file that cannot
@@ -40,8 +40,7 @@ def write_ensemble(runs: Sequence[Path], path: Path, *, temperature: float) -> M
         check_alike(first, spec, runs[0], run)
         weights |= {f"members.{number}.{name}": tensor for name, tensor in tensors.items()}
     assert first is not None
-    # Thresholds are those of a fold, which answers otherwise.
-    joined = replace(first, members=len(runs), temperature=temperature, thresholds=None)
+    joined = replace(first, members=len(runs), temperature=fitted.temperature, thresholds=fitted.thresholds)
     save_weights(weights, joined, path)
     return joined
 

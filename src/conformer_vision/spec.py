@@ -12,7 +12,7 @@ from typing import Any
 
 from conformer_vision import __version__
 from conformer_vision.errors import UserError
-from conformer_vision.thresholds import Thresholds, is_finite, read
+from conformer_vision.thresholds import UNFITTED, ClassThresholds, Thresholds, is_finite, read
 
 FORMAT = 1
 METADATA_KEY = "conformer_vision"
@@ -24,7 +24,9 @@ MOST_MEMBERS = 100
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 # Keys that were added to the format later: a file without them gets their defaults.
-_LATER_KEYS = frozenset({"temperature", "folded", "members", "descriptions", "version", "thresholds"})
+_LATER_KEYS = frozenset(
+    {"temperature", "folded", "members", "descriptions", "version", "thresholds", "multilabel"}
+)
 # Arguments of timm.create_model that have their own field, or that would make timm read other files or the
 # network.
 _RESERVED_KWARGS = frozenset(
@@ -84,13 +86,16 @@ class ModelSpec:
         crop_pct: Share of the resized image's edge that the crop keeps, in (0, 1].
         crop_mode: ``center``, ``squash`` or ``border``, as in timm.
         in_chans: Input channels; 0 (the default) takes them from ``input_size``.
-        temperature: Divisor of the prediction's logits before the softmax, which calibrates the probabilities
-            (Guo et al., 2017); 1 leaves them as they are.
+        temperature: Divisor of the prediction's logits before the softmax, or sigmoid, which calibrates the
+            probabilities (Guo et al., 2017); 1 leaves them as they are.
         folded: Whether the weights are those of `Conformer.fold`.
         members: Number of such networks whose logits are averaged (`Ensemble`); 1 for a single one.
         descriptions: Readable names of the classes, in their order, where ``classes`` holds codes; or empty.
-        thresholds: When an answer is unsure, and which classes are in a set (docs/unsure.md); None if they
-            were not fitted.
+        thresholds: When an answer is unsure, and which classes are in a set (docs/unsure.md); of a model of
+            several labels per image, from which probability on an image has a class. None if they were not
+            fitted.
+        multilabel: Whether an image has any number of the classes instead of one; probabilities are then
+            sigmoids of the logits.
         version: Version of the package that made the specification; empty for files older than this field.
 
     Raises:
@@ -111,7 +116,8 @@ class ModelSpec:
     folded: bool = False
     members: int = 1
     descriptions: tuple[str, ...] = ()
-    thresholds: Thresholds | None = None
+    thresholds: Thresholds | ClassThresholds | None = None
+    multilabel: bool = False
     version: str = field(default=__version__, compare=False)
 
     def __post_init__(self) -> None:
@@ -122,11 +128,10 @@ class ModelSpec:
         for name, text in (("model", self.model), ("version", self.version)):
             _require(isinstance(text, str), f"{name} must be text, not {text!r}")
         _require(self.model != "", "model must be the name of a timm model")
-        if self.thresholds is not None:
-            object.__setattr__(self, "thresholds", read(Thresholds, self.thresholds))
         self._check_kwargs()
         self._check_classes()
         self._check_input()
+        self._check_thresholds()
 
     def _check_kwargs(self) -> None:
         named = isinstance(self.model_kwargs, dict) and all(isinstance(k, str) for k in self.model_kwargs)
@@ -158,7 +163,23 @@ class ModelSpec:
         _require(positive, f"temperature must be a positive number, not {self.temperature!r}")
         counts = type(self.members) is int and 1 <= self.members <= MOST_MEMBERS
         _require(counts, f"members must be from 1 to {MOST_MEMBERS}, not {self.members!r}")
-        _require(isinstance(self.folded, bool), f"folded must be true or false, not {self.folded!r}")
+        for name in ("folded", "multilabel"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"{name} must be true or false, not {value!r}")
+
+    def _check_thresholds(self) -> None:
+        if self.thresholds is None:
+            return
+        found = read(ClassThresholds if self.multilabel else Thresholds, self.thresholds)
+        if isinstance(found, ClassThresholds):
+            found.check(self.num_classes)
+        object.__setattr__(self, "thresholds", found)
+
+    @property
+    def class_thresholds(self) -> tuple[float, ...]:
+        """From which probability on an image has each of the classes, where it has any number of them."""
+        fitted = self.thresholds
+        return fitted.values if isinstance(fitted, ClassThresholds) else (UNFITTED,) * self.num_classes
 
     @property
     def num_classes(self) -> int:

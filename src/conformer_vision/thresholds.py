@@ -1,4 +1,4 @@
-"""What a model's answers are held against: scores of images that it was not trained on, in order.
+"""What a model's answers are held against, fitted to images that it was not trained on.
 
 They travel in the specification of a model. Nothing here imports torch.
 """
@@ -162,11 +162,47 @@ class Thresholds:
         _require(isinstance(self.reject, (list, tuple)) and self.reject, "reject must be a list of rules")
         object.__setattr__(self, "reject", tuple(read(RejectRule, rule) for rule in self.reject))
         object.__setattr__(self, "sets", read(SetRule, self.sets))
-        size = self.input_size
-        pair = isinstance(size, (list, tuple)) and len(size) == 2 and all(type(edge) is int for edge in size)
-        _require(pair, f"input_size must be height and width, not {size!r}")
-        object.__setattr__(self, "input_size", tuple(size))
+        object.__setattr__(self, "input_size", _size(self.input_size))
         check_share("coverage", self.coverage)
+
+
+@dataclass(frozen=True)
+class ClassThresholds:
+    """From which probability on an image has a class, of a model of several labels per image.
+
+    Raises:
+        UserError: A value is invalid; the line names it.
+    """
+
+    values: tuple[float, ...]
+    """Of every class, in (0, 1)."""
+    positives: tuple[int, ...]
+    """Of every class, the number of validation images that have it; without any it keeps `UNFITTED`."""
+    input_size: tuple[int, int]
+    """Height and width of the validation images as the network saw them."""
+
+    def __post_init__(self) -> None:
+        for name in ("values", "positives"):
+            value = getattr(self, name)
+            _require(isinstance(value, (list, tuple)), f"{name} must be a list, not {value!r:.50}")
+            object.__setattr__(self, name, tuple(value))
+        shares = all(is_finite(value) and 0 < value < 1 for value in self.values)
+        _require(shares and self.values, "values must be numbers between 0 and 1, both excluded")
+        counts = all(type(count) is int and count >= 0 for count in self.positives)
+        _require(counts and len(self.positives) == len(self.values), "positives must be one count per value")
+        object.__setattr__(self, "input_size", _size(self.input_size))
+
+    def check(self, classes: int) -> None:
+        """Check that there is a threshold for each of so many classes.
+
+        Raises:
+            UserError: There is not.
+        """
+        _require(len(self.values) == classes, f"{len(self.values)} values for {classes} classes")
+
+
+UNFITTED = 0.5
+"""The threshold of a class that was not fitted."""
 
 
 def check_share(name: str, value: object) -> None:
@@ -198,6 +234,13 @@ def read(kind: Callable[..., Any], values: object) -> Any:
 def is_finite(value: object) -> bool:
     """Tell whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _size(size: object) -> tuple[int, ...]:
+    pair = isinstance(size, (list, tuple)) and len(size) == 2 and all(type(edge) is int for edge in size)
+    _require(pair, f"input_size must be height and width, not {size!r:.50}")
+    assert isinstance(size, (list, tuple))
+    return tuple(size)
 
 
 def _floor(value: float) -> int:

@@ -42,7 +42,7 @@ from conformer_vision.runs import (
     find_weights,
 )
 from conformer_vision.spec import METADATA_KEY, ModelSpec, Preprocessing
-from conformer_vision.thresholds import Thresholds
+from conformer_vision.thresholds import ClassThresholds, Thresholds
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Calibrated(NamedTuple):
 
     temperature: float
     """See `ModelSpec`."""
-    thresholds: Thresholds | None = None
+    thresholds: Thresholds | ClassThresholds | None = None
     class_means: ClassMeans | None = None
 
 

@@ -13,7 +13,8 @@ from sklearn import metrics as sklearn
 from torchmetrics.functional import classification as torchmetrics
 
 from conformer_vision.data import ImageSource
-from conformer_vision.inference.answers import Answers, Collector, HeadAnswers, join
+from conformer_vision.inference.answers import Answers, Collector, join
+from conformer_vision.inference.heads import HeadAnswers, OneLabel
 from conformer_vision.inference.intervals import TOP5_FROM, Figure, Resamples, percentiles, share, wilson
 from conformer_vision.inference.metrics import CLASS_METRICS, METRICS, HeadFigures, head_figures
 from conformer_vision.inference.ranking import rank
@@ -39,7 +40,7 @@ def answers_of(
     logits: Array, labels: Array, *, groups: list[str] | None = None, temperature: float = 1.0
 ) -> Answers:
     """The answers of one head, collected in two batches."""
-    collector = Collector(len(labels), classes=logits.shape[1], temperature=temperature)
+    collector = Collector(len(labels), kind=OneLabel(), classes=logits.shape[1], temperature=temperature)
     for part in np.array_split(np.arange(len(labels)), min(2, len(labels))):
         places = torch.from_numpy(part)
         given = {"fused": torch.tensor(logits[part], dtype=torch.float32)}

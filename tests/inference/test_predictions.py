@@ -15,6 +15,7 @@ from conformer_vision.data.stream import ImageStream, StreamedImage
 from conformer_vision.errors import UserError
 from conformer_vision.inference import save_predictions
 from conformer_vision.inference.answers import Answers, Collector
+from conformer_vision.inference.heads import OneLabel
 
 HOSTILE = ("a,b", 'say "hi"', "two\nlines", "=1+1", "-7", "@sum", "fused:cat", "NA", "犬", "true")
 
@@ -41,7 +42,7 @@ class Stream(ImageStream):
 def answers(source: ImageSource | ImageStream, *, keep_all: bool = True) -> Answers:
     """Nine images in two batches by two heads, and a broken one."""
     torch.manual_seed(0)
-    collector = Collector(10, classes=10, temperature=3.0, keep_all=keep_all)
+    collector = Collector(10, kind=OneLabel(), classes=10, temperature=3.0, keep_all=keep_all)
     for rows in (torch.arange(4), torch.arange(4, 9)):
         logits = {head: torch.randn(len(rows), 10) for head in ("conv", "fused")}
         collector.add(logits, rows, rows, rows)

@@ -1,7 +1,6 @@
 """What is read from the answers, on answers made by hand."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from conformer_vision.data.stream import ImageStream, StreamedImage
 from conformer_vision.inference.answers import Answers, Collector
 from conformer_vision.inference.evaluation import Evaluation
+from conformer_vision.inference.heads import OneLabel
 from conformer_vision.inference.metrics import head_figures
 from conformer_vision.report.analysis import (
     Outcome,
@@ -38,7 +38,7 @@ LABELS = torch.tensor([0, 0, 0, 0, 1, 1])
 
 def answers_of(heads: dict[str, torch.Tensor]) -> Answers:
     """Six images in two batches, the third of them broken, of which four have their logits kept."""
-    collector = Collector(6, classes=3, temperature=2.0)
+    collector = Collector(6, kind=OneLabel(), classes=3, temperature=2.0)
     for start, stop, gap in ((0, 2, 0), (2, 6, 1)):
         places = torch.arange(start, stop) + gap
         part = {name: logits[start:stop] for name, logits in heads.items()}
@@ -105,12 +105,11 @@ def test_classes_worst_first_and_empty_ones_last() -> None:
         for _ in range(count)
     ]
     labels, predicted = torch.tensor(pairs).T
-    collector = Collector(len(pairs), classes=4, temperature=1.0)
+    collector = Collector(len(pairs), kind=OneLabel(), classes=4, temperature=1.0)
     collector.add({"fused": torch.eye(4)[predicted]}, labels, labels, labels)
     answers = collector.finish(Stream(), broken=[])
-    some: Any = None
     evaluation = Evaluation(
-        25, 25, None, head_figures(answers, "abcd"), confusion, tuple("abcd"), 1.0, 25.0, some, answers
+        25, 25, None, tuple("abcd"), 1.0, 25.0, [], answers, head_figures(answers, "abcd"), confusion
     )
     rows = class_rows(evaluation)
     f1 = [row.figures and row.figures.f1.value for row in rows]

@@ -23,6 +23,7 @@ from conformer_vision import Predictor
 from conformer_vision.ensemble import write_ensemble
 from conformer_vision.errors import UserError
 from conformer_vision.inference import evaluate
+from conformer_vision.spec import ModelSpec
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.run import resume, train
 from conformer_vision.weights import load
@@ -30,6 +31,7 @@ from option_tools import shows
 
 Tiny = Callable[..., TrainConfig]
 FOLDS = 3
+FITTED = ModelSpec("conformer_nano_patch8_64", classes=("red", "green"))
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +175,13 @@ def test_runs_that_make_no_ensemble(whole: Path, tiny: Tiny, images: Path, tmp_p
     two = train(tiny(data=str(tmp_path / "two"), output=str(tmp_path / "run")))
     file = tmp_path / "ensemble.safetensors"
     with pytest.raises(UserError, match=r"different classes \(only in fold-0: green\)") as caught:
-        write_ensemble([whole / "fold-0", two], file, temperature=1.0)
+        write_ensemble([whole / "fold-0", two], file, fitted=FITTED)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"nowhere has no weights yet; go on with"):
-        write_ensemble([whole / "fold-0", tmp_path / "nowhere"], file, temperature=1.0)
+        write_ensemble([whole / "fold-0", tmp_path / "nowhere"], file, fitted=FITTED)
     grey = train(tiny(in_chans=1, output=str(tmp_path / "grey")))
     with pytest.raises(UserError, match=r"differ in input_size, mean, std"):
-        write_ensemble([whole / "fold-0", grey], file, temperature=1.0)
+        write_ensemble([whole / "fold-0", grey], file, fitted=FITTED)
     assert not file.exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -23,8 +23,10 @@ from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.runs import check_output
 
 if TYPE_CHECKING:
-    from conformer_vision.inference import Evaluation
-    from conformer_vision.inference.metrics import HeadFigures
+    from collections.abc import Mapping, Sequence
+
+    from conformer_vision.inference import Evaluation, MultilabelEvaluation
+    from conformer_vision.inference.figures import FiguresOfHead, Metric
 
 MOST_CLASSES = 20
 """With more, only the worst are printed; --json has all."""
@@ -81,7 +83,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     for name in ("confusion_matrix", "predictions", "risk_coverage"):
         if options[name] is not None:
             check_output(options[name], f"--{name}", inputs=(options.model, options.data, options.exclude))
-    from conformer_vision.inference import evaluate, save_confusion_matrix, save_predictions
+    from conformer_vision.inference import Evaluation, evaluate, save_confusion_matrix, save_predictions
     from conformer_vision.inference.labelled import read_run_data
     from conformer_vision.inference.predictions import check_predictions_file
     from conformer_vision.inference.selective import save_risk_coverage
@@ -108,23 +110,28 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         ood=options.ood,
         tta=options.tta,
     )
+    selective = evaluation.selective if isinstance(evaluation, Evaluation) else None
     if options.json:
         emit(f"{evaluation.to_json()}\n")
     else:
         _print(evaluation)
-        if evaluation.selective is not None:
-            print_selective(evaluation.selective)
-    other = evaluation.selective and evaluation.selective.unknown
+        if selective is not None:
+            print_selective(selective)
+    other = selective and selective.unknown
     status = name_broken([*evaluation.broken, *(other.broken if other else ())])
     if options.tta is not None:
         note(f"test-time augmentation: {parse_views(options.tta).cost}")
     if image is not None:  # last, so that the numbers are out if it cannot be written
+        if not isinstance(evaluation, Evaluation):
+            raise UserError(
+                f"--confusion_matrix: {options.model} gives an image any number of classes; leave it out"
+            )
         save_confusion_matrix(evaluation.confusion, evaluation.classes, image)
         (note if options.json else say)(f"confusion matrix: {image}")
     if options.risk_coverage is not None:
-        if evaluation.selective is None:
+        if selective is None:
             raise UserError(f"--risk_coverage: {options.model} has no thresholds, so no answer is unsure")
-        save_risk_coverage(evaluation.selective, options.risk_coverage)
+        save_risk_coverage(selective, options.risk_coverage)
         (note if options.json else say)(f"risk-coverage curve: {options.risk_coverage}")
     if table is not None:
         save_predictions(evaluation.answers, evaluation.classes, table)
@@ -132,16 +139,15 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     return status
 
 
-def _print(evaluation: Evaluation) -> None:
-    from conformer_vision.inference.confusion import confused_pairs
+def _print(evaluation: Evaluation | MultilabelEvaluation) -> None:
     from conformer_vision.inference.intervals import UNDEFINED
-    from conformer_vision.inference.metrics import METRICS
 
     say(f"{evaluation.samples:,} images, {evaluation.images_per_second:,.0f} per second")
-    heads = {"fused": evaluation.heads["fused"], **evaluation.heads}  # the prediction first
+    heads: Mapping[str, FiguresOfHead[Any]] = evaluation.heads
+    heads = {"fused": heads["fused"], **heads}  # the prediction first
     rows = []
-    for metric in METRICS:
-        if metric.name != "top5" or heads["fused"].top5 != UNDEFINED:
+    for metric in evaluation.metrics:
+        if metric.name != "top5" or heads["fused"].of(metric) != UNDEFINED:
             title = f"{metric.title}, %" if metric.percent else metric.title
             rows.append((title, *(metric.text(figures.of(metric)) for figures in heads.values())))
     show_table(("", *heads), rows)
@@ -149,24 +155,37 @@ def _print(evaluation: Evaluation) -> None:
     say(f"in brackets: 95 % intervals for the choice of {drawn}")
     if evaluation.ranked < evaluation.samples:
         say(f"AUROC and average precision are those of {evaluation.ranked:,} images, which fit into memory")
-    _print_classes(heads["fused"])
-    for pair in confused_pairs(evaluation.confusion)[:3]:
-        say(f"{pair.true} taken for {pair.predicted}: {pair.images:,} ({pair.share:.0%})")
+    _print_classes(heads["fused"], evaluation.class_metrics)
+    for line in _details(evaluation):
+        say(line)
     if evaluation.broken:
         say(f"left out: {len(evaluation.broken):,} that could not be read")
 
 
-def _print_classes(figures: HeadFigures) -> None:
-    """Print the figures of every class, or of those with the lowest F1, in the order of the classes."""
-    from conformer_vision.inference.metrics import CLASS_METRICS
+def _details(evaluation: Evaluation | MultilabelEvaluation) -> list[str]:
+    """Return what only one kind of evaluation has, in lines: classes taken for others, or the thresholds."""
+    from conformer_vision.inference.confusion import confused_pairs
+    from conformer_vision.inference.evaluation import Evaluation
 
+    if isinstance(evaluation, Evaluation):
+        return [
+            f"{pair.true} taken for {pair.predicted}: {pair.images:,} ({pair.share:.0%})"
+            for pair in confused_pairs(evaluation.confusion)[:3]
+        ]
+    low, high = min(evaluation.thresholds.values()), max(evaluation.thresholds.values())
+    text = f"all {low:.2f}" if low == high else f"from {low:.2f} to {high:.2f}"
+    return [f"thresholds of the classes: {text}"]
+
+
+def _print_classes(figures: FiguresOfHead[Any], metrics: Sequence[Metric]) -> None:
+    """Print the figures of every class, or of those with the lowest F1, in the order of the classes."""
     filled = {name: each for name, each in figures.classes.items() if each is not None}
     lowest = sorted(filled, key=lambda name: filled[name].f1.value or 0.0)[:MOST_CLASSES]
     if len(filled) <= MOST_CLASSES:
         say("by class, %")
     else:
         say(f"the {len(lowest)} classes of {len(figures.classes):,} with the lowest F1, %")
-    shown = CLASS_METRICS[:3]
+    shown = metrics[:3]
     rows = [
         (name, f"{each.images:,}", *(metric.text(each.of(metric)) for metric in shown))
         for name, each in filled.items()

@@ -80,12 +80,11 @@ def _print(exported: Exported) -> None:
         say(f"kept in float: {', '.join(exported.kept_float)}")
     if exported.accuracy is None:
         return
-    from conformer_vision.inference.metrics import METRICS
-
-    top1 = METRICS[0]
     before, after = exported.accuracy
+    first, others = before.metrics[0], after.heads
     rows = [
-        (head, top1.text(figures.top1), top1.text(after.heads[head].top1))
+        (head, first.text(figures.of(first)), first.text(others[head].of(first)))
         for head, figures in before.heads.items()
     ]
-    show_table(("head", "top-1 of the model, %", f"top-1 in {exported.precision}, %"), rows)
+    title = first.title
+    show_table(("head", f"{title} of the model, %", f"{title} in {exported.precision}, %"), rows)

@@ -29,7 +29,7 @@ from .hf import CARD, check_folder, check_repository, push, replace_folder
 from .images import prepared, sample_photos
 
 if TYPE_CHECKING:
-    from conformer_vision.inference.evaluation import Evaluation
+    from conformer_vision.inference.evaluation import Evaluation, MultilabelEvaluation
 
 _CHECKED = 16
 """Number of images that a file is checked with."""
@@ -49,7 +49,7 @@ class Exported:
     """From the model, on real images."""
     kept_float: tuple[str, ...]
     """Parts of the network that int8 leaves in float, because they change the answers most."""
-    accuracy: tuple[Evaluation, Evaluation] | None
+    accuracy: tuple[Evaluation | MultilabelEvaluation, Evaluation | MultilabelEvaluation] | None
     """Of the model and of the file, on the validation images; for int8 alone."""
 
 
@@ -100,9 +100,9 @@ def export(
     checked = sample_photos(spec)
     calibration: list[Tensor] = []
     if images is not None:
-        checked = torch.cat(list(prepared(images.open(spec.classes), spec, count=_CHECKED)) or [checked])
+        checked = torch.cat(list(prepared(images.open(spec), spec, count=_CHECKED)) or [checked])
         if precision == "int8":
-            training = replace(images, split="train").open(spec.classes)
+            training = replace(images, split="train").open(spec)
             calibration = list(prepared(training, spec, count=calibration_images))
             say(f"calibrating on {sum(map(len, calibration))} training images of {describe(images.data)}")
     with _first_beside(target) as written:
@@ -119,7 +119,7 @@ def export(
             say("evaluating the model and the file on the validation images")
             from conformer_vision.inference.evaluation import evaluate_images  # needs the extra `train`
 
-            validation = images.open(spec.classes)
+            validation = images.open(spec)
             before, after = (
                 evaluate_images(TrainedModel(file), validation, batch_size=64, workers=0)
                 for file in (source, written)
@@ -151,9 +151,9 @@ def _find_images(
         return None
     images = LabelledImages(found, "val", run.splitting, data_dir=run.data_dir)
     try:
-        images.open(spec.classes)
+        images.open(spec)
         if needed:
-            replace(images, split="train").open(spec.classes)
+            replace(images, split="train").open(spec)
     except UserError as error:
         if data is None and needed:
             raise UserError(

@@ -7,6 +7,7 @@ from conformer_vision.lazy import attach
 if TYPE_CHECKING:
     from .confusion_image import save_confusion_matrix as save_confusion_matrix
     from .evaluation import Evaluation as Evaluation
+    from .evaluation import MultilabelEvaluation as MultilabelEvaluation
     from .evaluation import evaluate as evaluate
     from .predictions import save_predictions as save_predictions
     from .predictor import Guess as Guess

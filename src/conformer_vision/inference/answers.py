@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Generic, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream, Label
+from conformer_vision.inference.heads import Array, H, HeadAnswers, Kind, MultilabelHead
 from conformer_vision.inference.runtimes import FUSED
 
 MOST_KEPT = 200_000_000
 """Logits that are kept, of all heads: 800 MB, those of 66,000 images of 1,000 classes for three heads."""
-
-Array = npt.NDArray[Any]
 
 
 class Broken(NamedTuple):
@@ -34,56 +31,14 @@ class Broken(NamedTuple):
     """Its name and the reason."""
 
 
-COLUMNS = ("predicted", "rank", "confidence", "log_likelihood", "squares")
-"""Of `HeadAnswers`: what most figures need of an image."""
-
-
 @dataclass(frozen=True)
-class HeadAnswers:
-    """The answers of one head to N images, with probabilities at the head's temperature."""
-
-    predicted: Array
-    """(N,) int64, the class with the highest logit."""
-    rank: Array
-    """(N,) int64, how many classes come before the true one."""
-    confidence: Array
-    """(N,) float32, probability of the predicted class."""
-    log_likelihood: Array
-    """(N,) float32, logarithm of the probability of the true class, in nats."""
-    squares: Array
-    """(N,) float32, sum of the squared probabilities of all classes."""
-    logits: Tensor
-    """(M, K) float32, of the images that are kept, before the temperature."""
-    temperature: float
-
-    def probabilities(self) -> Array:
-        """Compute the probabilities (M, K) float32 of the images that are kept."""
-        probabilities: Array = (self.logits / self.temperature).softmax(dim=1).numpy()
-        return probabilities
-
-    def scores(self, number: int) -> Array:
-        """Compute the logarithms (M,) of the probabilities of a class, in float64.
-
-        In float32 many probabilities of a good model are 1, and could not be ordered.
-        """
-        scores: Array = (self.logits[:, number].double() / self.temperature - self._sums).numpy()
-        return scores
-
-    @cached_property
-    def _sums(self) -> Tensor:
-        """(M,) float64, what makes logarithms of probabilities of the logits; by part, to save memory."""
-        parts = self.logits.split(1024)
-        return torch.cat([(part.double() / self.temperature).logsumexp(dim=1) for part in parts])
-
-
-@dataclass(frozen=True)
-class Answers:
+class AnswersOf(Generic[H]):
     """The answers of every head to N images, without the broken ones, on the CPU."""
 
-    heads: dict[str, HeadAnswers]
+    heads: dict[str, H]
     """``conv``, ``trans`` and ``fused``, or ``fused`` alone for a network with one head."""
     labels: Array
-    """(N,) int64, true classes."""
+    """(N,) int64, true classes; (N, K) bool where an image has any number of them."""
     indices: Array
     """(N,) int64, numbers of the images in their source; -1 for a stream."""
     order: Array
@@ -102,19 +57,33 @@ class Answers:
         return len(self.kept) == len(self.labels)
 
 
-class Collector:
+Answers = AnswersOf[HeadAnswers]
+"""Of a model of one label per image."""
+MultilabelAnswers = AnswersOf[MultilabelHead]
+"""Of a model of any number of labels per image."""
+
+
+class Collector(Generic[H]):
     """Collects answers batch by batch; of the logits all, or those of an evenly drawn part of the images.
 
     Args:
         images: Number of images; None for a stream of unknown length, of which the first ones are kept.
+        kind: How they are summed up.
         classes: K.
         temperature: Of the fused head; the others' is 1.
         keep_all: Keep the logits of all images, whatever memory that takes.
     """
 
     def __init__(
-        self, images: int | None, *, classes: int, temperature: float, keep_all: bool = False
+        self,
+        images: int | None,
+        *,
+        kind: Kind[H],
+        classes: int,
+        temperature: float,
+        keep_all: bool = False,
     ) -> None:
+        self._kind = kind
         self._images = images
         self._classes = classes
         self._temperature = temperature
@@ -134,22 +103,28 @@ class Collector:
 
         Args:
             logits: Head -> (B, K) float32, all finite.
-            labels: (B,) int64, on the device of the logits.
+            labels: (B,) int64, or (B, K) of 0 and 1, on the device of the logits.
             indices: (B,) as in `Answers`.
             order: (B,) as in `Answers`.
+
+        Raises:
+            UserError: As `Kind.truth`.
         """
+        truth = self._kind.truth(labels, self._classes)
         places = torch.arange(self._seen, self._seen + len(labels))
         self._seen += len(labels)
         most = max(MOST_KEPT // (self._classes * len(logits)), 1)
         every = max(math.ceil((self._images or 0) / most), 1)
         kept = ((places % every == 0) & (places < most * every)) | self._keep_all
         for head, values in logits.items():
-            part = _summed_up(values, labels, self._temperature_of(head))
+            part = self._kind.columns(values, truth, self._temperature_of(head))
             self._parts.setdefault(head, []).append(part | {"logits": values.cpu()[kept]})
-        self._numbers.append((labels.cpu(), indices, order))
+        self._numbers.append((truth.cpu(), indices, order))
         self._kept.append(places[kept])
 
-    def finish(self, source: ImageSource | ImageStream, *, broken: list[tuple[int, int, str]]) -> Answers:
+    def finish(
+        self, source: ImageSource | ImageStream, *, broken: list[tuple[int, int, str]]
+    ) -> AnswersOf[H]:
         """Join the batches; there must be one.
 
         Args:
@@ -159,12 +134,13 @@ class Collector:
         heads = {}
         for head in list(self._parts):
             parts = self._parts.pop(head)
-            columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in COLUMNS}
-            logits = torch.cat([part["logits"] for part in parts])
-            heads[head] = HeadAnswers(**columns, logits=logits, temperature=self._temperature_of(head))
+            columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            logits = columns.pop("logits")
+            found = {name: column.numpy() for name, column in columns.items()}
+            heads[head] = self._kind.head(found, logits, self._temperature_of(head))
         labels, indices, order = (torch.cat(column).numpy() for column in zip(*self._numbers, strict=True))
         groups = source.groups if isinstance(source, ImageSource) else None
-        return Answers(
+        return AnswersOf(
             heads,
             labels,
             indices,
@@ -194,45 +170,31 @@ def name_of(source: ImageSource | ImageStream, index: int, order: int) -> str:
     return source.name(index) if isinstance(source, ImageSource) else f"image {order + 1} of the stream"
 
 
-def _summed_up(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Return the `COLUMNS` of a batch."""
-    true = logits.gather(1, labels[:, None])
-    # As for argmax, the first of equal classes comes first.
-    before = (logits == true) & (torch.arange(logits.shape[1], device=logits.device) < labels[:, None])
-    logs = (logits / temperature).log_softmax(dim=1)
-    probabilities = logs.exp()
-    columns = {
-        "predicted": logits.argmax(dim=1),
-        "rank": ((logits > true) | before).sum(dim=1),
-        "confidence": probabilities.max(dim=1).values,
-        "log_likelihood": logs.gather(1, labels[:, None])[:, 0],
-        "squares": probabilities.square().sum(dim=1),
-    }
-    return {name: column.cpu() for name, column in columns.items()}
-
-
-def at_temperature(answers: Answers, temperature: float) -> Answers:
+def at_temperature(answers: AnswersOf[H], temperature: float, kind: Kind[H]) -> AnswersOf[H]:
     """Return the answers with the prediction at another temperature; the logits of all must be kept."""
-    fused, labels = answers.heads[FUSED], torch.from_numpy(answers.labels)
-    columns = {name: column.numpy() for name, column in _summed_up(fused.logits, labels, temperature).items()}
-    changed = HeadAnswers(**columns, logits=fused.logits, temperature=temperature)
-    return replace(answers, heads=answers.heads | {FUSED: changed})
+    logits, truth = answers.heads[FUSED].logits, torch.from_numpy(answers.labels)
+    columns = {name: each.numpy() for name, each in kind.columns(logits, truth, temperature).items()}
+    return replace(answers, heads=answers.heads | {FUSED: kind.head(columns, logits, temperature)})
 
 
-def join(parts: Sequence[Answers]) -> Answers:
+def join(parts: Sequence[AnswersOf[H]]) -> AnswersOf[H]:
     """Join the answers of models of the same classes to different images, such as those of folds."""
     starts = np.cumsum([0, *(len(part.labels) for part in parts)])
     heads = {}
-    for head in parts[0].heads:
-        own = [part.heads[head] for part in parts]
-        columns = {name: np.concatenate([getattr(each, name) for each in own]) for name in COLUMNS}
+    for name, head in parts[0].heads.items():
+        own = [part.heads[name] for part in parts]
+        columns = {
+            each.name: np.concatenate([getattr(one, each.name) for one in own])
+            for each in fields(head)
+            if each.name not in ("logits", "temperature")
+        }
         # Logits that are at temperature 1 give the probabilities that each part had.
         logits = torch.cat([each.logits / each.temperature for each in own])
-        heads[head] = HeadAnswers(**columns, logits=logits, temperature=1.0)
+        heads[name] = replace(head, logits=logits, temperature=1.0, **columns)
     groups = None
     if all(part.groups is not None for part in parts):
         groups = [group for part in parts for group in part.groups or ()]
-    return Answers(
+    return AnswersOf(
         heads,
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.indices for part in parts]),

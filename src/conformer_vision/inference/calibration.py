@@ -2,6 +2,10 @@
 
 Temperature scaling (Guo et al., ICML 2017) divides the logits by one number T, which leaves the predicted
 classes as they are. T minimises the negative log-likelihood (NLL), which is convex in 1/T.
+
+Where an image has any number of labels, these are (N, K) bool instead of (N,) numbers of classes. NLL is then
+binary cross-entropy, the mean over images and classes. The bins hold the probabilities of all classes, and
+the share of right answers is that of the images that have the class.
 """
 
 from __future__ import annotations
@@ -11,10 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from scipy.optimize import minimize_scalar
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 BINS = 15
 LOWEST, HIGHEST = 0.05, 20.0
@@ -67,7 +70,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Args:
         logits: (N, K), finite.
-        labels: (N,), true classes.
+        labels: (N,), true classes, or (N, K).
     """
     found = minimize_scalar(
         lambda scale: _nll(logits * scale, labels),
@@ -86,15 +89,16 @@ def calibrate(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Calibration:
 
     Args:
         logits: (N, K) of the prediction, finite; N at least 1.
-        labels: (N,), true classes.
+        labels: (N,), true classes, or (N, K).
         seed: Seed of the halves.
     """
     before = reliability(logits, labels, torch.ones(len(labels)))
-    right = logits.argmax(dim=1) == labels
+    right = (logits > 0) == labels if labels.ndim == 2 else logits.argmax(dim=1) == labels
     if (note := _why_not(right, labels)) is not None:
         return Calibration(1.0, before, None, note)
     temperatures = torch.ones(len(labels))
-    for fitted, held_out in StratifiedKFold(2, shuffle=True, random_state=seed).split(labels, right):
+    halves = (KFold if labels.ndim == 2 else StratifiedKFold)(2, shuffle=True, random_state=seed)
+    for fitted, held_out in halves.split(labels, right):
         temperatures[held_out] = fit_temperature(logits[fitted], labels[fitted])
     temperature = fit_temperature(logits, labels)
     bound = next((b for b in (LOWEST, HIGHEST) if math.isclose(temperature, b, rel_tol=1e-3)), None)
@@ -107,14 +111,18 @@ def reliability(logits: Tensor, labels: Tensor, temperatures: Tensor) -> Reliabi
 
     Args:
         logits: (N, K).
-        labels: (N,), true classes.
+        labels: (N,), true classes, or (N, K).
         temperatures: (N,), one per image.
     """
     scaled = logits / temperatures[:, None]
-    probabilities = binned_probabilities(scaled)
-    confidence, predicted = probabilities.max(dim=1)
-    ece = multiclass_calibration_error(probabilities, labels, num_classes=logits.shape[1], n_bins=BINS)
-    return Reliability(_nll(scaled, labels), float(ece), _bins(confidence, predicted == labels))
+    if labels.ndim == 2:
+        confidence, right = scaled.sigmoid().flatten(), labels.flatten()
+    else:
+        confidence, predicted = scaled.softmax(dim=1).max(dim=1)
+        right = predicted == labels
+    bins = _bins(confidence, right)
+    ece = sum(each.count * abs(each.confidence - each.accuracy) for each in bins) / len(confidence)
+    return Reliability(_nll(scaled, labels), ece, bins)
 
 
 def bins_of(confidences: Tensor) -> Tensor:
@@ -123,25 +131,21 @@ def bins_of(confidences: Tensor) -> Tensor:
     return (torch.bucketize(confidences, edges, right=True) - 1).clamp(max=BINS - 1)
 
 
-def binned_probabilities(logits: Tensor) -> Tensor:
-    """Compute probabilities for `BINS` bins: at 1, torchmetrics would open another bin."""
-    probabilities = logits.softmax(dim=1)
-    return probabilities.clamp(max=1 - torch.finfo(probabilities.dtype).eps)
-
-
 def _why_not(right: Tensor, labels: Tensor) -> str | None:
     """Return why no temperature can be fitted, or None."""
-    images, wrong = len(right), int((~right).sum())
+    images, answers, wrong = len(right), right.numel(), int((~right).sum())
     if images < MIN_IMAGES:
         return f"{images} images are too few to fit a temperature ({MIN_IMAGES} are needed)"
-    if len(labels.unique()) == 1:
+    if labels.ndim == 1 and len(labels.unique()) == 1:
         return "all images are of one class; a temperature fitted to them would not hold for others"
-    if wrong < 2 or images - wrong < 2:
-        return f"{wrong:,} of {images:,} answers are wrong; fitting needs two right and two wrong ones"
+    if wrong < 2 or answers - wrong < 2:
+        return f"{wrong:,} of {answers:,} answers are wrong; fitting needs two right and two wrong ones"
     return None
 
 
 def _nll(logits: Tensor, labels: Tensor) -> float:
+    if labels.ndim == 2:
+        return float(binary_cross_entropy_with_logits(logits.double(), labels.double()))
     return float(cross_entropy(logits, labels, reduction="none").double().mean())
 
 

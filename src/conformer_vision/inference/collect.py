@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream
-from conformer_vision.data.loader import evaluation_loader
+from conformer_vision.data.loader import NOT_COUNTED, evaluation_loader
 from conformer_vision.errors import UserError
-from conformer_vision.inference.answers import Answers, Collector
+from conformer_vision.inference.answers import AnswersOf, Collector
 from conformer_vision.inference.runtimes import Outputs
+from conformer_vision.inference.task import task_of
 from conformer_vision.inference.trained_model import TrainedModel
 
 
@@ -24,14 +26,15 @@ def collect_answers(
     temperature: float | None = None,
     keep_all: bool = False,
     watch: Callable[[Outputs, Tensor], None] | None = None,
-) -> Answers:
+) -> AnswersOf[Any]:
     """Collect what a model answers to the images of an open source; see `evaluation.evaluate_images`."""
     classes = trained.spec.classes
     if len(classes) < 2:
         raise UserError(f"{trained.path} has a single class ({classes[0]}); there is nothing to evaluate")
     length = len(source) if isinstance(source, ImageSource) else source.length
-    collector = Collector(
+    collector: Collector[Any] = Collector(
         length,
+        kind=task_of(trained.spec).kind,
         classes=len(classes),
         temperature=trained.spec.temperature if temperature is None else temperature,
         keep_all=keep_all,
@@ -42,7 +45,7 @@ def collect_answers(
     trained.check_batch(images, read_ahead=2 * workers)
     for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
         order = torch.arange(seen, seen + len(batch.labels))
-        read = batch.labels >= 0
+        read = batch.labels.view(len(batch.labels), -1)[:, 0] != NOT_COUNTED
         lost = zip(batch.indices[~read].tolist(), order[~read].tolist(), batch.broken, strict=True)
         broken += lost
         if read.any():

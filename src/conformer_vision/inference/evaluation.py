@@ -6,30 +6,39 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream, Splitting
 from conformer_vision.data.splits import Split
-from conformer_vision.inference.answers import Answers
+from conformer_vision.inference.answers import Answers, AnswersOf
 from conformer_vision.inference.collect import collect_answers
 from conformer_vision.inference.confusion import Confusion
+from conformer_vision.inference.figures import Metric
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
-from conformer_vision.inference.metrics import HeadFigures, head_figures
+from conformer_vision.inference.metrics import CLASS_METRICS, METRICS, HeadFigures
+from conformer_vision.inference.multilabel_metrics import (
+    MULTILABEL_CLASS_METRICS,
+    MULTILABEL_METRICS,
+    MultilabelFigures,
+)
 from conformer_vision.inference.out_of_fold import collect_out_of_fold, images_unseen
 from conformer_vision.inference.runtimes import FUSED, Outputs
 from conformer_vision.inference.selective import Selective, make_watch, unknown_scores
+from conformer_vision.inference.task import task_of
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.inference.views import Views, parse_views
 from conformer_vision.runs import find_model
+from conformer_vision.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found."""
+class _Evaluated:
+    """What evaluations of every kind of model have."""
 
     samples: int
     """Number of images, without those that could not be read."""
@@ -37,12 +46,6 @@ class Evaluation:
     """Number of images, evenly drawn, that AUROC and average precision are of, as memory allows."""
     groups: int | None
     """Number of groups of images, such as patients, that the intervals resample; None without groups."""
-    heads: dict[str, HeadFigures]
-    """The figures by head: ``conv``, ``trans`` and ``fused`` (the model's prediction, with probabilities at
-    its temperature), or ``fused`` alone for a network with one head."""
-    confusion: Confusion
-    """Counts of the prediction: true class -> predicted class -> images. Pairs without images are left out,
-    so that it grows with the images and not with the square of the classes."""
     classes: tuple[str, ...]
     """Names of the model's outputs."""
     seconds: float
@@ -51,18 +54,59 @@ class Evaluation:
     """Images in that time."""
     broken: list[str]
     """One line, with the name and the reason, for each image that could not be read."""
-    answers: Answers = field(repr=False, compare=False)
+    answers: AnswersOf[Any] = field(repr=False, compare=False)
     """The answers to every image; not in the JSON."""
-    selective: Selective | None = None
-    """What rejecting unsure answers brings; None for a model without thresholds."""
+
+    metrics: ClassVar[tuple[Metric, ...]]
+    """Of a head, the one that models are compared by first."""
+    class_metrics: ClassVar[tuple[Metric, ...]]
+    """Of every class."""
 
     def to_json(self) -> str:
         """Return all fields but the answers as one JSON object."""
-        fields = asdict(replace(self, answers=None))  # type: ignore[arg-type]
-        del fields["answers"]
-        if fields["selective"] is not None:
-            del fields["selective"]["risks"]
-        return json.dumps(fields, ensure_ascii=False, allow_nan=False)
+        return json.dumps(self._plain(), ensure_ascii=False, allow_nan=False)
+
+    def _plain(self) -> dict[str, Any]:
+        plain = asdict(replace(self, answers=None))  # type: ignore[arg-type]
+        del plain["answers"]
+        return plain
+
+
+@dataclass(frozen=True)
+class Evaluation(_Evaluated):
+    """What `evaluate` found of a model of one label per image."""
+
+    metrics = METRICS
+    class_metrics = CLASS_METRICS
+
+    heads: dict[str, HeadFigures]
+    """The figures by head: ``conv``, ``trans`` and ``fused`` (the model's prediction, with probabilities at
+    its temperature), or ``fused`` alone for a network with one head."""
+    confusion: Confusion
+    """Counts of the prediction: true class -> predicted class -> images. Pairs without images are left out,
+    so that it grows with the images and not with the square of the classes."""
+    selective: Selective | None = None
+    """What rejecting unsure answers brings; None for a model without thresholds."""
+
+    def _plain(self) -> dict[str, Any]:
+        plain = super()._plain()
+        if plain["selective"] is not None:
+            del plain["selective"]["risks"]
+        return plain
+
+
+@dataclass(frozen=True)
+class MultilabelEvaluation(_Evaluated):
+    """What `evaluate` found of a model of several labels per image."""
+
+    metrics = MULTILABEL_METRICS
+    class_metrics = MULTILABEL_CLASS_METRICS
+
+    heads: dict[str, MultilabelFigures]
+    """The figures by head, as in `Evaluation`. An image is said to have a class if its probability reaches
+    the model's threshold of the class, which serves all heads."""
+    thresholds: dict[str, float]
+    """The threshold of each class."""
 
 
 def evaluate(
@@ -83,7 +127,7 @@ def evaluate(
     conformal: float | None = None,
     ood: str | None = None,
     tta: str | Views | None = None,
-) -> Evaluation:
+) -> Evaluation | MultilabelEvaluation:
     """Evaluate a trained model on labelled images, without augmentation unless it is asked for.
 
     Args:
@@ -113,7 +157,8 @@ def evaluate(
     Raises:
         UserError: No such model or data, an input size that the model cannot take, no image that can be read,
             or a model whose output is not finite. Single broken images are left out and named in the result.
-            Or a model without thresholds, where ``coverage``, ``conformal`` or ``ood`` need them.
+            Or a model without thresholds, where ``coverage``, ``conformal`` or ``ood`` need them, or images
+            of several labels each for a model of one.
     """
     source = find_model(model, arch=arch)
     trained = TrainedModel(source, device=device, input_size=input_size, views=parse_views(tta))
@@ -138,17 +183,17 @@ def evaluate(
                 input_size=input_size,
                 views=trained.views,
             )
-            return evaluate_answers(found.answers, trained.spec.classes, seconds=time.perf_counter() - start)
+            return evaluate_answers(found.answers, trained.spec, seconds=time.perf_counter() - start)
         images = unseen
     evaluation = evaluate_images(
         trained,
-        images.open(trained.spec.classes),
+        images.open(trained.spec),
         batch_size=batch_size,
         workers=workers,
         keep_all=keep_all,
         watch=None if watch is None else watch.add,
     )
-    if watch is None:
+    if watch is None or isinstance(evaluation, MultilabelEvaluation):
         return evaluation
     return replace(evaluation, selective=watch.finish(other))
 
@@ -162,7 +207,7 @@ def evaluate_images(
     temperature: float | None = None,
     keep_all: bool = False,
     watch: Callable[[Outputs, Tensor], None] | None = None,
-) -> Evaluation:
+) -> Evaluation | MultilabelEvaluation:
     """Evaluate a model on the images of an open source.
 
     Args:
@@ -188,24 +233,30 @@ def evaluate_images(
         keep_all=keep_all,
         watch=watch,
     )
-    return evaluate_answers(answers, trained.spec.classes, seconds=time.perf_counter() - start)
+    return evaluate_answers(answers, trained.spec, seconds=time.perf_counter() - start)
 
 
-def evaluate_answers(answers: Answers, classes: tuple[str, ...], *, seconds: float) -> Evaluation:
+def evaluate_answers(
+    answers: AnswersOf[Any], spec: ModelSpec, *, seconds: float
+) -> Evaluation | MultilabelEvaluation:
     """Compute all figures of answers that took so many seconds."""
-    samples = len(answers.labels)
-    return Evaluation(
+    samples, classes = len(answers.labels), spec.classes
+    common = _Evaluated(
         samples=samples,
         ranked=len(answers.kept),
         groups=None if answers.groups is None else len(set(answers.groups)),
-        heads=head_figures(answers, classes),
-        confusion=_confusion(answers, classes),
         classes=classes,
         seconds=seconds,
         images_per_second=samples / seconds,
         broken=[each.line for each in answers.broken],
         answers=answers,
     )
+    values = {each.name: getattr(common, each.name) for each in fields(common)}
+    heads = task_of(spec).figures(answers, classes)
+    if spec.multilabel:
+        thresholds = dict(zip(classes, spec.class_thresholds, strict=True))
+        return MultilabelEvaluation(**values, heads=heads, thresholds=thresholds)
+    return Evaluation(**values, heads=heads, confusion=_confusion(answers, classes))
 
 
 def _confusion(answers: Answers, names: Sequence[str]) -> Confusion:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from conformer_vision.class_means import ClassMeans
+from conformer_vision.inference.class_thresholds import fit_class_thresholds, unfitted_note
 from conformer_vision.inference.conformal import fit_sets
+from conformer_vision.inference.heads import SeveralLabels
 from conformer_vision.inference.runtimes import FUSED, Outputs
-from conformer_vision.inference.unsure import fit_rules
+from conformer_vision.inference.unsure import MIN_IMAGES, fit_rules
 from conformer_vision.spec import ModelSpec
-from conformer_vision.thresholds import Thresholds
+from conformer_vision.thresholds import ClassThresholds, Thresholds
 
 MOST_IMAGES = 10_000
 """Images that thresholds are fitted to; more would not change them."""
@@ -26,6 +28,15 @@ class FittedThresholds(NamedTuple):
     class_means: ClassMeans | None
     note: str | None
     """Why there are no thresholds."""
+
+
+class FittedClasses(NamedTuple):
+    """What `fit_multilabel` found."""
+
+    thresholds: ClassThresholds | None
+    class_means: None
+    note: str | None
+    """Why there are no thresholds, or none of some classes."""
 
 
 def fit_thresholds(
@@ -46,6 +57,25 @@ def fit_thresholds(
     height, width = spec.input_size[1:]
     thresholds = Thresholds(rules, fit_sets(probabilities, labels.cpu()), (height, width))
     return FittedThresholds(thresholds, class_means, None)
+
+
+def fit_multilabel(outputs: Outputs, labels: Tensor, *, spec: ModelSpec, temperature: float) -> FittedClasses:
+    """Fit the thresholds of the classes of a model of several labels per image.
+
+    Args:
+        outputs: Of the N validation images.
+        labels: (N, K), 1 for the classes of an image; or (N,), for images of one label each.
+        spec: Of the model; its input size is that of the images.
+        temperature: Of the prediction, as it will be.
+    """
+    truth = SeveralLabels(spec.class_thresholds).truth(labels, spec.num_classes).cpu().numpy()
+    if len(truth) < MIN_IMAGES:
+        note = f"{len(truth)} validation images are too few to fit thresholds ({MIN_IMAGES} are needed)"
+        return FittedClasses(None, None, note)
+    probabilities = (outputs.logits[FUSED] / temperature).sigmoid().cpu().numpy()
+    height, width = spec.input_size[1:]
+    found = fit_class_thresholds(probabilities, truth, input_size=(height, width))
+    return FittedClasses(found, None, unfitted_note(found, spec.labels))
 
 
 class OutputSample:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from conformer_vision.errors import UserError, reason_of
-from conformer_vision.inference.answers import Array
+from conformer_vision.inference.heads import Array
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.runs import OUT_OF_FOLD
 

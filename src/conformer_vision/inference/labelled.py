@@ -20,6 +20,7 @@ from conformer_vision.data.opening import describe
 from conformer_vision.data.splits import Split
 from conformer_vision.errors import UserError
 from conformer_vision.runs import read_run_values, run_folder_of
+from conformer_vision.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
 
@@ -50,14 +51,24 @@ class LabelledImages:
     exclude: str | Path | None = None
     """List of images to leave out (docs/check.md)."""
 
-    def open(self, classes: Sequence[str]) -> ImageSource | ImageStream:
+    def open(self, spec: ModelSpec) -> ImageSource | ImageStream:
         """Open the images, with labels matched by name to a model's classes.
+
+        Args:
+            spec: Of the model. If it gives an image any number of labels, images of one label each will do.
 
         Raises:
             UserError: As `open_images` and `read_exclusions`, or a list of exclusions for a stream.
         """
-        images = open_images(self.data, self.split, self.splitting, classes=classes, data_dir=self.data_dir)
-        self._warn_of_shared_groups(images, classes)
+        images = open_images(
+            self.data,
+            self.split,
+            self.splitting,
+            classes=spec.classes,
+            multilabel=spec.multilabel,
+            data_dir=self.data_dir,
+        )
+        self._warn_of_shared_groups(images, spec.classes)
         if self.exclude is None:
             return images
         source = require_source(images, name=f"exclude {self.exclude}: {describe(self.data)}")

@@ -6,35 +6,38 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from conformer_vision.data.opening import absolute_spec, describe
 from conformer_vision.ensemble import check_alike
 from conformer_vision.errors import UserError, option
-from conformer_vision.inference.answers import Answers, at_temperature, join
+from conformer_vision.inference.answers import AnswersOf, at_temperature, join
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.collect import collect_answers
 from conformer_vision.inference.labelled import LabelledImages, RunData
 from conformer_vision.inference.predictions import save_predictions
-from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.inference.runtimes import FUSED, Outputs
+from conformer_vision.inference.task import task_of
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.inference.views import Views
 from conformer_vision.runs import ENSEMBLE_WEIGHTS, fold_name
+from conformer_vision.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class OutOfFold:
     """The answers to the images of all folds."""
 
-    parts: list[Answers]
-    """Of each fold; the prediction is at the temperature that was fitted on the other folds."""
-    temperature: float
-    """Of the prediction, fitted on all images; 1 if it could not be fitted."""
-    classes: tuple[str, ...]
+    parts: list[AnswersOf[Any]]
+    """Of each fold; the prediction is at the temperature that was fitted on the other folds, and of several
+    labels per image at their thresholds."""
+    spec: ModelSpec
+    """Of the folds' model, with the temperature, and thresholds of classes, fitted on all images."""
 
     @property
-    def answers(self) -> Answers:
+    def answers(self) -> AnswersOf[Any]:
         """The answers to all images, fold by fold."""
         return join(self.parts)
 
@@ -65,7 +68,7 @@ def collect_out_of_fold(
     """
     folds = images.splitting.folds
     assert folds is not None
-    parts: list[Answers] = []
+    parts: list[AnswersOf[Any]] = []
     first: TrainedModel | None = None
     for fold in range(folds):
         trained = TrainedModel(folder / fold_name(fold), device=device, input_size=input_size, views=views)
@@ -76,26 +79,31 @@ def collect_out_of_fold(
         parts.append(
             collect_answers(
                 trained,
-                held_out.open(first.spec.classes),
+                held_out.open(first.spec),
                 batch_size=batch_size,
                 workers=workers,
                 temperature=1.0,
             )
         )
     assert first is not None
-    classes = first.spec.classes
-    seed = images.splitting.seed
-    scaled = [
-        at_temperature(part, _temperature([other for other in parts if other is not part], seed))
-        for part in parts
-    ]
-    return OutOfFold(scaled, _temperature(parts, seed), classes)
+    spec, seed = first.spec, images.splitting.seed
+    scaled = []
+    for part in parts:
+        fitted = _fitted(spec, [other for other in parts if other is not part], seed)
+        scaled.append(at_temperature(part, fitted.temperature, task_of(fitted).kind))
+    return OutOfFold(scaled, _fitted(spec, parts, seed))
 
 
-def _temperature(parts: Sequence[Answers], seed: int) -> float:
+def _fitted(spec: ModelSpec, parts: Sequence[AnswersOf[Any]], seed: int) -> ModelSpec:
+    """Return the spec with the temperature, and the thresholds of the classes, that suit answers."""
     logits = torch.cat([part.heads[FUSED].logits for part in parts])
     labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
-    return calibrate(logits, labels, seed=seed).temperature
+    temperature = calibrate(logits, labels, seed=seed).temperature
+    spec = replace(spec, temperature=temperature, thresholds=None)
+    if not spec.multilabel:  # one label per image: reject thresholds need what answers do not keep
+        return spec
+    found = task_of(spec).fit(Outputs({FUSED: logits}, None), labels, spec=spec, temperature=temperature)
+    return replace(spec, thresholds=found.thresholds)
 
 
 def images_unseen(images: LabelledImages, run: RunData, trained: TrainedModel) -> LabelledImages | None:
@@ -126,7 +134,7 @@ def images_unseen(images: LabelledImages, run: RunData, trained: TrainedModel) -
         one = folder / fold_name(images.splitting.fold)
         raise UserError(f"{folder} is the model of all folds; to evaluate one, give {one}")
     whole = replace(images, splitting=replace(images.splitting, folds=None, recorded=None))
-    if not whole.open(trained.spec.classes).is_cut:
+    if not whole.open(trained.spec).is_cut:
         return whole
     if trained.path.name != ENSEMBLE_WEIGHTS:
         raise UserError(
@@ -148,4 +156,4 @@ def write_out_of_fold(found: OutOfFold, path: Path) -> None:
     """
     folds = [fold for fold, part in enumerate(found.parts) for _ in part.labels]
     folds += [fold for fold, part in enumerate(found.parts) for _ in part.broken]
-    save_predictions(found.answers, found.classes, path, folds=folds)
+    save_predictions(found.answers, found.spec.classes, path, folds=folds)

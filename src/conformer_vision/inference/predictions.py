@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
 from conformer_vision.data.base import classes_of
 from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
-from conformer_vision.inference.answers import Answers
+from conformer_vision.inference.answers import AnswersOf
+from conformer_vision.inference.heads import Array
 from conformer_vision.inference.runtimes import FUSED
 
 _FORMULA = re.compile(r"[=+\-@\t\r]")
@@ -37,14 +39,19 @@ def check_predictions_file(path: str | Path) -> None:
 
 
 def save_predictions(
-    answers: Answers, classes: Sequence[str], path: str | Path, *, folds: Sequence[int] | None = None
+    answers: AnswersOf[Any],
+    classes: Sequence[str],
+    path: str | Path,
+    *,
+    folds: Sequence[int] | None = None,
 ) -> None:
     """Write one row per image: its name, truth, answer, and the probability of every class by every head.
 
     The columns are ``image``, ``group`` (where there are groups), ``truth``, ``answer``, ``correct``,
     ``error``, and one for each head and class, such as ``fused:cat``. An image that could not be read has its
-    error and no answer; such rows are the last. In CSV, text that a spreadsheet would run as a formula has an
-    apostrophe in front.
+    error and no answer; such rows are the last. Of several labels per image, truth and answer have a ``|``
+    between them, and an answer is correct if it names the same classes as the truth. In CSV, text that a
+    spreadsheet would run as a formula has an apostrophe in front.
 
     Args:
         answers: Of all images, with their logits.
@@ -69,23 +76,23 @@ def save_predictions(
         _WRITERS[Path(path).suffix.lower()](table, temporary)
 
 
-def _table(answers: Answers, classes: Sequence[str]) -> pa.Table:
+def _table(answers: AnswersOf[Any], classes: Sequence[str]) -> pa.Table:
     broken = answers.broken
     nothing = [None] * len(broken)
-    predicted = answers.heads[FUSED].predicted
-    truth = [classes[label] for label in answers.labels.tolist()]
-    answer = [classes[label] for label in predicted.tolist()]
+    truth, answer = _classes_in(answers.labels), _classes_in(answers.heads[FUSED].said)
     columns: dict[str, Any] = {"image": _text([*answers.names, *(each.name for each in broken)])}
     if answers.groups is not None:
         columns["group"] = _text([*answers.groups, *(each.group for each in broken)])
-    of_broken = [
-        None if each.label is None else "|".join(classes[one] for one in classes_of(each.label))
-        for each in broken
-    ]
+    of_broken = [None if each.label is None else classes_of(each.label) for each in broken]
+
+    def named(labels: Sequence[tuple[int, ...] | None]) -> pa.Array:
+        return _text([None if each is None else "|".join(classes[one] for one in each) for each in labels])
+
+    right = [one == other for one, other in zip(truth, answer, strict=True)]
     columns |= {
-        "truth": _text([*truth, *of_broken]),
-        "answer": _text([*answer, *nothing]),
-        "correct": pa.array([*(predicted == answers.labels).tolist(), *nothing], pa.bool_()),
+        "truth": named([*truth, *of_broken]),
+        "answer": named([*answer, *nothing]),
+        "correct": pa.array([*right, *nothing], pa.bool_()),
         "error": _text([*[None] * len(truth), *(each.line for each in broken)]),
     }
     missing = pa.nulls(len(broken), pa.float32())
@@ -95,6 +102,13 @@ def _table(answers: Answers, classes: Sequence[str]) -> pa.Table:
             values = pa.array(probabilities[:, number])
             columns[stored_text(f"{head}:{name}")] = pa.chunked_array([values, missing])
     return pa.table(columns)
+
+
+def _classes_in(labels: Array) -> list[tuple[int, ...]]:
+    """Return the classes of every image from their numbers (N,), or from which it has (N, K)."""
+    if labels.ndim == 1:
+        return [(label,) for label in labels.tolist()]
+    return [tuple(np.flatnonzero(row).tolist()) for row in labels]
 
 
 def _text(values: Sequence[str | None]) -> pa.Array:

@@ -21,7 +21,7 @@ def rank(
 
     Args:
         scores: Class -> (N,), what orders the images: the probability of the class, or what grows with it.
-        labels: (N,), true classes.
+        labels: (N,), true classes; (N, K) bool where an image has any number of them.
         classes: C classes.
         weights: (N, B), B sets of weights.
 
@@ -32,7 +32,7 @@ def rank(
     areas, precisions = np.full(shape, np.nan, weights.dtype), np.full(shape, np.nan, weights.dtype)
     total = weights.sum(axis=0)
     for row, number in enumerate(classes):
-        own = labels == number
+        own = labels == number if labels.ndim == 1 else labels[:, number]
         if own.any() and not own.all():
             areas[row], precisions[row] = _rank_one(scores(number), own, weights, total)
     return areas, precisions

@@ -94,7 +94,7 @@ class TrainedModel:
         thresholds = self.spec.thresholds
         if coverage is not None:
             thresholds = self.need_thresholds(option("coverage", coverage))
-        if thresholds is None:
+        if not isinstance(thresholds, Thresholds):
             return None
         return Judge(thresholds, self.runtime.class_means, coverage=coverage)
 
@@ -122,7 +122,12 @@ class TrainedModel:
         Raises:
             UserError: It has none.
         """
-        if self.spec.thresholds is None:
+        if self.spec.multilabel:
+            raise UserError(
+                f"{name} is for models of one label per image; {self.path} answers any number of them, so no "
+                "answer is unsure: leave it out"
+            )
+        if not isinstance(self.spec.thresholds, Thresholds):
             report = words("'conformer-vision report RUN'", "conformer_vision.report.write_report")
             raise UserError(f"{name}: {self.path} has no thresholds; {report} fits those of a run")
         return self.spec.thresholds
@@ -136,7 +141,9 @@ class TrainedModel:
         thresholds = self.spec.thresholds
         if thresholds is not None and self.spec.input_size[1:] != thresholds.input_size:
             size = "x".join(map(str, thresholds.input_size))
-            lines.append(f"what is unsure was fitted at {size} pixels; at another size it is less reliable")
+            what = "the thresholds of the classes were" if self.spec.multilabel else "what is unsure was"
+            less = "they are" if self.spec.multilabel else "it is"
+            lines.append(f"{what} fitted at {size} pixels; at another size {less} less reliable")
         return lines
 
     def probabilities(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from conformer_vision.data.base import fingerprint
 from conformer_vision.errors import UserError, option
 from conformer_vision.explain import Explainer
 from conformer_vision.inference.calibration import calibrate
-from conformer_vision.inference.evaluation import evaluate_images
+from conformer_vision.inference.evaluation import Evaluation, evaluate_images
 from conformer_vision.inference.fit import OutputSample, fit_thresholds
 from conformer_vision.inference.labelled import LabelledImages, read_run_data
 from conformer_vision.inference.trained_model import TrainedModel
@@ -97,7 +97,7 @@ def examine(
     if data is None:
         raise UserError(f"{folder / CONFIG_FILE} names no data; give it with {option('data')}")
     images = LabelledImages(data, "val", trained_on.splitting, data_dir=trained_on.data_dir, exclude=exclude)
-    source = images.open(trained.spec.classes)
+    source = images.open(trained.spec)
     if isinstance(source, ImageSource) and not len(source):
         raise UserError(f"{data} has no validation images to report on")
     if data != trained_on.data:
@@ -107,6 +107,7 @@ def examine(
     evaluation = evaluate_images(
         trained, source, batch_size=batch_size, workers=workers, temperature=1.0, watch=sample.add
     )
+    assert isinstance(evaluation, Evaluation)
     outcome = outcome_of(evaluation.answers)
     if evaluation.ranked < evaluation.samples:
         notes.append(

@@ -119,6 +119,12 @@ def compare(
     """
     trained = [TrainedModel(each, device=device) for each in (a, b)]
     classes = [each.spec.classes for each in trained]
+    for model in trained:
+        if model.spec.multilabel:
+            raise UserError(
+                f"{model.path} gives an image any number of labels, and compare is for models of one; "
+                "set the figures of evaluate side by side"
+            )
     _check_classes(*classes, names=(str(a), str(b)))
     runs = [read_run_data(each) for each in (a, b)]
     known = [run_folder_of(each) is not None for each in (a, b)]
@@ -130,10 +136,10 @@ def compare(
         )
     sources = [
         require_source(
-            LabelledImages(images, part, splitting, data_dir=data_dir or runs[0].data_dir).open(own),
+            LabelledImages(images, part, splitting, data_dir=data_dir or runs[0].data_dir).open(model.spec),
             name=describe(images),
         )
-        for (part, splitting), own in zip(_parts(runs, known, images, split), classes, strict=True)
+        for (part, splitting), model in zip(_parts(runs, known, images, split), trained, strict=True)
     ]
     sources = _in_both(sources, names=(str(a), str(b)), notes=notes)
     answers = [

@@ -42,7 +42,7 @@ def probe_start(
         model = _initial_weights(folder, spec)
         if model is None:
             return None
-        images = train.open(spec.classes)
+        images = train.open(spec)
         assert isinstance(images, ImageSource)
         return probe_features(model, spec, images, val, device=device, batch_size=batch_size, workers=workers)
     except UserError as error:

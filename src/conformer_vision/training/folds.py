@@ -120,7 +120,7 @@ def _join(folder: Path, config: TrainConfig, recorded: Mapping[str, int] | None)
         folder, images, device=config.hardware.device, batch_size=_BATCH, workers=data.workers
     )
     folders = [folder / fold_name(fold) for fold in range(len(found.parts))]
-    spec = write_ensemble(folders, folder / ENSEMBLE_WEIGHTS, temperature=found.temperature)
+    spec = write_ensemble(folders, folder / ENSEMBLE_WEIGHTS, fitted=found.spec)
     write_out_of_fold(found, folder / OUT_OF_FOLD)
     with atomic_path(folder / CLASSES_FILE) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in spec.classes), encoding="utf-8")
