@@ -97,13 +97,15 @@ MAP_COLUMNS = {
 
 def heat_map_table(results: list[dict[str, Any]]) -> str:
     """The table of heat maps: a row per network and method."""
-    header = ["Network", "Method", "Images", *MAP_COLUMNS.values(), "Passes"]
+    header = ["Network", "Method", "Images", *MAP_COLUMNS.values(), "Threshold", "Passes"]
     lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " --: |" * (len(header) - 2)]
     for row in results:
         values = ["–" if row[name] is None else f"{100 * row[name]:.1f}" for name in MAP_COLUMNS]
         name = row["run"].removeprefix("localization--").rpartition("--")[0].replace("-", " ") or row["run"]
         cells = [f"{name} ({100 * row['top1']['fused']:.1f} %)", row["method"], f"{row['images']:,}"]
-        lines.append("| " + " | ".join([*cells, *values, f"{row['passes']:.2f}"]) + " |")
+        lines.append(
+            "| " + " | ".join([*cells, *values, f"{row['threshold']:.2f}", f"{row['passes']:.2f}"]) + " |"
+        )
     cases = max(row["cases"] for row in results)
     chance = 100 * 1.96 * 0.5 / cases**0.5
     lines += [
@@ -116,7 +118,13 @@ def heat_map_table(results: list[dict[str, Any]]) -> str:
 
 def dense_table(results: list[dict[str, Any]]) -> str:
     """The table of a segmentation or detection task, with intervals."""
-    names = {"miou": "mIoU, %", "ap": "AP, %", "ap50": "AP50, %"}
+    names = {
+        "miou": "mIoU, %",
+        "object_iou": "Object, %",
+        "ap": "AP, %",
+        "ap50": "AP50, %",
+        "ap50_objects": "AP50 of objects, %",
+    }
     metrics = {key: text for key, text in names.items() if key in results[0]}
     header = ["", "Parameters, M", "Images seen, thousands", *metrics.values()]
     lines = ["| " + " | ".join(header) + " |", "| --- |" + " --: |" * (len(header) - 1)]
