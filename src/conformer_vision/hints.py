@@ -35,7 +35,7 @@ _OPTIONS = {
     "folds": "k_fold k_folds kfold kfolds num_folds cv cross_validation",
     "format": "f to export_format target",
     "freeze_blocks": "freeze freeze_layers",
-    "freeze_epochs": "freeze_backbone freeze_backbone_epochs unfreeze_epoch warmup_head_epochs linear_probe",
+    "freeze_share": "freeze_epochs freeze_backbone unfreeze_epoch warmup_head_epochs linear_probe",
     "grad_checkpointing": "checkpointing gradient_checkpointing activation_checkpointing",
     "input_size": "crop_size image_size img img_size imgsz im_size res resolution size",
     "inputs": "data file files folder image images img input path source",

@@ -122,7 +122,7 @@ def test_two_processes_train_as_one(
 def test_two_processes_in_stages(tiny: Tiny, tmp_path: Path, weights: Weights) -> None:
     """The layers that learn from the second epoch on are those of one process too, so DDP joins theirs."""
     begun = train(tiny(**NO_BATCHNORM, max_steps=1, output=str(tmp_path / "begun")))
-    stages = {"freeze_epochs": 1, "unfreeze_lr_scale": 0.5, "lr": 0.01, "layer_decay": 1.0}
+    stages = {"freeze_share": 0.5, "unfreeze_lr_scale": 0.5, "lr": 0.01, "layer_decay": 1.0}
     config = tiny(**PLAIN | NO_BATCHNORM | stages, checkpoint=str(begun / "last.safetensors"))
     one = train(config.with_options(output=str(tmp_path / "one")))
     two = run_pair(config, tmp_path / "two")

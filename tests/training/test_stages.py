@@ -30,7 +30,7 @@ RESNET: dict[str, Any] = {"model": "test_resnet", "model_kwargs": {}}
 STAGES: dict[str, Any] = {
     "epochs": 4,
     "max_steps": None,
-    "freeze_epochs": 2,
+    "freeze_share": 0.5,
     "unfreeze_lr_scale": 0.1,
     "lr": 0.01,
 }
@@ -53,7 +53,7 @@ def start(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[dic
 
 
 @pytest.mark.parametrize("network", [{}, RESNET, VIT], ids=["conformer", "resnet", "vit"])
-@shows("freeze_epochs", "unfreeze_lr_scale")
+@shows("freeze_share", "unfreeze_lr_scale")
 def test_the_heads_learn_first_and_then_all(
     tiny: Tiny, tmp_path: Path, weights: Weights, start: Any, network: dict[str, Any]
 ) -> None:
@@ -61,9 +61,7 @@ def test_the_heads_learn_first_and_then_all(
     begun = start(network)
     before = weights(begun.parent)
     options = network | STAGES | {"checkpoint": str(begun), "weight_decay": 0.5}
-    first = weights(
-        train(tiny(**options | {"epochs": 2, "unfreeze_lr_scale": 1.0}, output=str(tmp_path / "first")))
-    )
+    first = weights(train(tiny(**options | {"epochs": 2, "freeze_share": 1}, output=str(tmp_path / "first"))))
     both = weights(train(tiny(**options, output=str(tmp_path / "both"))))
     heads = {name for name in before if "head" in name or name.startswith("fc.")}
     assert heads
@@ -76,11 +74,14 @@ def test_the_heads_learn_first_and_then_all(
 def test_the_rate_in_each_stage(tiny: Tiny, start: Any) -> None:
     """Each has its own warm-up and cosine; the second's peak is the scale times the first's."""
     config = tiny(
-        **STAGES | {"epochs": 10, "freeze_epochs": 4}, min_lr=1e-5, layer_decay=1.0, checkpoint=str(start({}))
+        **STAGES | {"epochs": 10, "freeze_share": 0.4},
+        min_lr=1e-5,
+        layer_decay=1.0,
+        checkpoint=str(start({})),
     )
     seen = rates(config)
     assert len(seen) == 100
-    at_once = {"freeze_epochs": 0, "unfreeze_lr_scale": 1.0}
+    at_once = {"freeze_share": 0.0}
     alone = rates(config.with_options(epochs=4, **at_once))
     assert seen[:40] == pytest.approx(alone)
     second = config.with_options(epochs=6, lr=1e-3, **at_once)
@@ -94,7 +95,7 @@ def test_the_rate_in_each_stage(tiny: Tiny, start: Any) -> None:
 def test_time_ends_each_stage_too() -> None:
     """Of a minute the first fifth is the heads', which the rate follows; what has ended stays ended."""
     config = ScheduleConfig(
-        epochs=1000, freeze_epochs=200, unfreeze_lr_scale=0.1, max_minutes=1, min_lr=0, warmup_epochs=0
+        epochs=1000, freeze_share=0.2, unfreeze_lr_scale=0.1, max_minutes=1, min_lr=0, warmup_epochs=0
     )
     schedule = Schedule(config, lr=1.0)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -118,7 +119,7 @@ def test_time_ends_each_stage_too() -> None:
 
 
 def test_a_run_resumes_in_the_stage_that_the_clock_had_ended() -> None:
-    config = ScheduleConfig(epochs=10, freeze_epochs=5, max_minutes=1)
+    config = ScheduleConfig(epochs=10, freeze_share=0.5, max_minutes=1)
     schedule, later = Schedule(config, lr=1.0), Schedule(config, lr=1.0)
     schedule.frozen_steps = 7
     state = HeadsFirst(schedule).state_dict()
@@ -132,7 +133,7 @@ def test_a_run_resumes_in_the_stage_that_the_clock_had_ended() -> None:
 
 
 def test_the_rate_that_is_not_given_is_the_second_stages(tiny: Tiny, start: Any) -> None:
-    options = {"checkpoint": str(start({})), "freeze_epochs": 1, "unfreeze_lr_scale": 0.1}
+    options = {"checkpoint": str(start({})), "freeze_share": 0.25, "unfreeze_lr_scale": 0.1}
     assert settle(tiny(**options)).config.optimizer.lr == pytest.approx(2e-2)
     assert settle(tiny(**options, lr=0.5)).config.optimizer.lr == 0.5
 
@@ -176,7 +177,7 @@ def whole(tiny: Tiny, start: Any, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_patience_begins_with_the_second_stage(tiny: Tiny, start: Any, tmp_path: Path) -> None:
     """Without a learning rate top-1 never rises."""
-    options = VIT | STAGES | {"epochs": 9, "freeze_epochs": 4, "lr": 1e-30, "min_lr": 0.0, "patience": 2}
+    options = VIT | STAGES | {"epochs": 9, "freeze_share": 4 / 9, "lr": 1e-30, "min_lr": 0.0, "patience": 2}
     run = train(tiny(**options, checkpoint=str(start(VIT)), output=str(tmp_path / "run")))
     assert [row["epoch"] for row in rows_of(run)] == [1, 2, 3, 4, 5, 6, 7]
 
@@ -235,19 +236,15 @@ def test_from_scratch_all_layers_learn_at_once(
     run = train(tiny(**VIT | STAGES, output=str(tmp_path / "run")))
     assert "note: all layers learn at once, as there is nothing to keep" in capsys.readouterr().out
     config = (run / "config.yaml").read_text()
-    assert "freeze_epochs: 0\n" in config
-    assert "unfreeze_lr_scale: 1.0\n" in config
+    assert "freeze_share: 0.0\n" in config
 
 
 def test_values_that_do_not_fit(tiny: Tiny, start: Any) -> None:
-    with pytest.raises(UserError, match="freeze_epochs 5: must be at most epochs, 4; with as many, only the"):
-        tiny(epochs=4, freeze_epochs=5)
-    with pytest.raises(UserError, match="freeze_epochs -1: must be 0 or more"):
-        tiny(freeze_epochs=-1)
-    with pytest.raises(UserError, match="unfreeze_lr_scale has no effect without freeze_epochs"):
-        tiny(unfreeze_lr_scale=0.1)
+    for share in (-0.1, 1.1, math.nan):
+        with pytest.raises(UserError, match=f"freeze_share {share}: must be from 0 to 1"):
+            tiny(freeze_share=share)
     for scale in (0.0, 1.5, math.nan):
         with pytest.raises(UserError, match=f"unfreeze_lr_scale {scale}: must be above 0 and at most 1"):
-            tiny(freeze_epochs=1, unfreeze_lr_scale=scale)
+            tiny(freeze_share=0.5, unfreeze_lr_scale=scale)
     with pytest.raises(ValueError, match="the model has no classifier heads"):
         freeze_trunk(timm.create_model("test_resnet", num_classes=0))

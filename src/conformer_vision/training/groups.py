@@ -250,12 +250,12 @@ class ScheduleConfig(Group):
     """Epochs of linear warm-up; fractions are allowed."""
     min_lr: float = 1e-5
     """Learning rate at the end of the cosine."""
-    freeze_epochs: int = 0
-    """Epochs at the start in which only the classifier heads learn. Everything else stays as the initial
-    weights have it, the statistics of BatchNorm included. Each stage has its own warm-up and cosine. Of a run
-    that max_steps or max_minutes shortens, it is the same share."""
-    unfreeze_lr_scale: float = 1.0
-    """Factor on the learning rate of all layers after freeze_epochs."""
+    freeze_share: float = 0.0
+    """Share of the run, at its start, in which only the classifier heads learn; 1 for the whole run.
+    Everything else stays as the initial weights have it, the statistics of BatchNorm included. Each stage has
+    its own warm-up and cosine."""
+    unfreeze_lr_scale: float = 0.1
+    """Factor on the learning rate when all layers learn, after freeze_share."""
     progressive_from: int | None = None
     """Start with smaller images: pixels of the shorter side, which grows to input_size in four equal parts of
     the run (progressive resizing)."""
@@ -263,16 +263,14 @@ class ScheduleConfig(Group):
     def _check(self) -> None:
         self._require_positive("epochs", "max_steps", "max_minutes", "patience")
         self._require(f"{MIN_SIZE} or more", lambda value: value >= MIN_SIZE, "progressive_from")
-        self._require_not_negative("warmup_epochs", "min_lr", "freeze_epochs")
+        self._require_not_negative("warmup_epochs", "min_lr")
+        self._require("from 0 to 1", lambda value: 0 <= value <= 1, "freeze_share")
         self._require("above 0 and at most 1", lambda value: 0 < value <= 1, "unfreeze_lr_scale")
-        if self.freeze_epochs > self.epochs:
-            raise UserError(
-                f"freeze_epochs {self.freeze_epochs}: must be at most epochs, {self.epochs}; "
-                "with as many, only the heads learn"
-            )
-        if self.unfreeze_lr_scale != 1 and not self.freeze_epochs:
-            scale, freeze = option("unfreeze_lr_scale"), option("freeze_epochs")
-            raise UserError(f"{scale} has no effect without {freeze}; set {freeze} too, or remove {scale}")
+
+    @property
+    def last_stage_scale(self) -> float:
+        """Factor on the learning rate of the stage in which all layers learn."""
+        return self.unfreeze_lr_scale if self.freeze_share else 1.0
 
 
 @dataclass(frozen=True)

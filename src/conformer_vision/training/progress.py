@@ -141,7 +141,8 @@ class Lines(Callback):
         self._first = self._first or now
         if not self._estimated and (self._steps >= _TIMED_STEPS or now - self._began >= _TIMED_SECONDS):
             self._estimated = True
-            say(f"time: {self._estimate(trainer, now)}{_of_teacher(pl_module, trainer)}")
+            if trainer.global_step < self.schedule.total_steps:
+                say(f"time: {self._estimate(trainer, now)}{_of_teacher(pl_module, trainer)}")
         elif self.within and now >= self._next:
             self._pause = min(2 * self._pause, _RARELY_SECONDS)
             self._next = now + self._pause

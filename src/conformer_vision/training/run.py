@@ -156,7 +156,7 @@ def _run(
                 accumulate=config.data.accumulate,
                 clip_grad=config.optimizer.clip_grad,
                 log=bool(config.output.logger_names),
-                in_stages=config.schedule.freeze_epochs > 0,
+                in_stages=config.schedule.freeze_share > 0,
                 callbacks=callbacks,
             )
             data.trainer = trainer
@@ -345,7 +345,7 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     averaging = None
     if config.optimizer.ema_decay is not None:
         averaging = Averaging(config.optimizer.ema_decay, warmup=config.optimizer.ema_warmup)
-    heads = HeadsFirst(parts.schedule) if config.schedule.freeze_epochs else None
+    heads = HeadsFirst(parts.schedule) if config.schedule.freeze_share else None
     run_folder = RunFolder(
         folder,
         network=parts.network,

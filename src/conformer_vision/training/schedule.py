@@ -109,7 +109,7 @@ class Schedule:
         """Make the scheduler of an optimizer for a run of so many steps; see `ClassifierModule`."""
         per_epoch = total_steps / self.config.epochs
         self.total_steps = min(total_steps, self.config.max_steps or total_steps)
-        self.frozen_steps = round(self.frozen_share * self.total_steps)
+        self.frozen_steps = round(self.config.freeze_share * self.total_steps)
         warmup = self.config.warmup_epochs * per_epoch
         # A plain function: of a callable object torch would put the attributes, the clock among them, into
         # the checkpoint, which then could not be read without running code from it.
@@ -120,24 +120,19 @@ class Schedule:
 
     def _factor(self, step: int, warmup: float) -> float:
         """Return the factor on the peak learning rate, in the stage that a step belongs to."""
-        frozen, share, passed = self.frozen_steps, self.frozen_share, self.clock.progress
+        frozen, share, passed = self.frozen_steps, self.config.freeze_share, self.clock.progress
         if step < frozen:
             steps, scale, passed = frozen, 1.0, min(passed / share, 1.0)
         else:
             step, steps = step - frozen, max(self.total_steps - frozen, 1)
-            scale = self.config.unfreeze_lr_scale
+            scale = self.config.last_stage_scale
             passed = (passed - share) / (1 - share) if share < 1 else passed
         floor = min(self.config.min_lr / (self.lr * scale), 1.0)
         return scale * warmup_cosine(step, steps, warmup, floor=floor, passed=passed)
 
-    @property
-    def frozen_share(self) -> float:
-        """Share of the run in which only the heads learn, of its steps and of its time."""
-        return self.config.freeze_epochs / self.config.epochs
-
     def is_frozen(self, step: int) -> bool:
         """Tell whether only the heads learn in a step; once the clock has ended that, it stays ended."""
-        if step < self.frozen_steps and self.clock.progress >= self.frozen_share < 1:
+        if step < self.frozen_steps and self.clock.progress >= self.config.freeze_share < 1:
             self.frozen_steps = step
         return step < self.frozen_steps
 

@@ -49,7 +49,7 @@ class HeadsFirst(Callback):
             self._set(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        whole = isinstance(self.schedule, int) or self.schedule.frozen_share == 1
+        whole = isinstance(self.schedule, int) or self.schedule.config.freeze_share == 1
         if self._trunk and not whole and is_first():
             note("training ended while only the heads were learning")
 
@@ -110,12 +110,12 @@ def check_stages(model: nn.Module, config: ScheduleConfig) -> None:
     Raises:
         UserError: it has no heads that could learn alone.
     """
-    if not config.freeze_epochs:
+    if not config.freeze_share:
         return
     try:
         trunk = freeze_trunk(model)
     except ValueError as error:
-        raise UserError(f"freeze_epochs {config.freeze_epochs}: {error}; leave it out") from error
+        raise UserError(f"freeze_share {config.freeze_share}: {error}; leave it out") from error
     for parameter in trunk:
         parameter.requires_grad_(True)
     model.train()

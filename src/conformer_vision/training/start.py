@@ -229,14 +229,14 @@ def with_rates(config: OptimizerConfig, model: ModelConfig, schedule: ScheduleCo
         lr, decay = 5e-4, 0.75
     return replace(
         config,
-        lr=lr / schedule.unfreeze_lr_scale if config.lr is None else config.lr,
+        lr=lr / schedule.last_stage_scale if config.lr is None else config.lr,
         layer_decay=decay if config.layer_decay is None else config.layer_decay,
     )
 
 
 def with_stages(config: ScheduleConfig, model: ModelConfig) -> ScheduleConfig:
     """Take the stages of fine-tuning out of a schedule where a decided model has no weights to keep."""
-    return replace(config, freeze_epochs=0, unfreeze_lr_scale=1.0) if _is_from_scratch(model) else config
+    return replace(config, freeze_share=0.0) if _is_from_scratch(model) else config
 
 
 def _is_from_scratch(model: ModelConfig) -> bool:
