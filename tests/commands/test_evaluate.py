@@ -13,6 +13,7 @@ import timm
 import torch
 
 from conformer_vision.commands import evaluate
+from conformer_vision.data import fingerprint, open_images
 from conformer_vision.errors import UserError
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
@@ -44,6 +45,25 @@ def test_split_and_exclusions(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert command(run, "--split", "all", "--exclude", run.parent / "list.csv", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert {name: sum(row.values()) for name, row in result["confusion"].items()} == {"cat": 7, "dog": 8}
+
+
+def test_a_share_of_other_images_is_said_to_be_one(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Unless it is what the run held out, or all, or a split of the set's own."""
+    data = run.parent / "data"
+    assert command(run) == 0
+    (line,) = caplog.messages
+    assert line.startswith(f"{data} has no split of its own: these are the 3 images that ")
+    assert "val_fraction" in line and line.endswith(" takes every image")
+    own = fingerprint(open_images(str(data), "val"))  # type: ignore[arg-type]
+    for known, said in ((own, 1), ("other", 2)):
+        (run / "results.json").write_text(json.dumps({"val_fingerprint": known}))
+        command(run)
+        assert len(caplog.messages) == said
+    command(run, "--split", "all")
+    for part in ("train", "val"):
+        shutil.copytree(data, run.parent / "parts" / part)
+    command(run, "--data", run.parent / "parts")
+    assert len(caplog.messages) == 2
 
 
 def test_a_runs_files_stay_as_they_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

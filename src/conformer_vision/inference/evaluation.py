@@ -19,7 +19,7 @@ from conformer_vision.inference.answers import Answers, AnswersOf
 from conformer_vision.inference.collect import collect_answers
 from conformer_vision.inference.confusion import Confusion
 from conformer_vision.inference.figures import Metric
-from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
+from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data, warn_of_cut
 from conformer_vision.inference.metrics import CLASS_METRICS, METRICS, HeadFigures
 from conformer_vision.inference.multilabel_metrics import (
     MULTILABEL_CLASS_METRICS,
@@ -185,9 +185,11 @@ def evaluate(
             )
             return evaluate_answers(found.answers, trained.spec, seconds=time.perf_counter() - start)
         images = unseen
+    opened = images.open(trained.spec)
+    warn_of_cut(images, opened, model=trained.path)
     evaluation = evaluate_images(
         trained,
-        images.open(trained.spec),
+        opened,
         batch_size=batch_size,
         workers=workers,
         keep_all=keep_all,

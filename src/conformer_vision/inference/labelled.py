@@ -11,15 +11,22 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from conformer_vision.data import ImageSource, ImageStream, Splitting, open_images, require_source
+from conformer_vision.data import (
+    ImageSource,
+    ImageStream,
+    Splitting,
+    fingerprint,
+    open_images,
+    require_source,
+)
 from conformer_vision.data.exclude import exclude as without
 from conformer_vision.data.exclude import read_exclusions
 from conformer_vision.data.folds import read_folds
 from conformer_vision.data.groups import leak_line, shared_groups
 from conformer_vision.data.opening import describe
 from conformer_vision.data.splits import Split
-from conformer_vision.errors import UserError
-from conformer_vision.runs import read_run_values, run_folder_of
+from conformer_vision.errors import UserError, option
+from conformer_vision.runs import read_results, read_run_values, run_folder_of
 from conformer_vision.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
@@ -83,6 +90,30 @@ class LabelledImages:
             assert isinstance(train, ImageSource)
             if shared := shared_groups(train, images):
                 _log.warning("%s: %s", describe(self.data), leak_line(shared))
+
+
+def warn_of_cut(images: LabelledImages, source: ImageSource | ImageStream, *, model: Path) -> None:
+    """Log that the images are a held-out share of a set, unless they are what the model's run held out.
+
+    Whoever gives a test set expects all of it to be evaluated.
+
+    Args:
+        images: What was opened.
+        source: What came of it.
+        model: Weights, perhaps of a run.
+    """
+    if images.split != "val" or not isinstance(source, ImageSource) or not source.is_cut:
+        return
+    if fingerprint(source) != (read_results(model.parent) or {}).get("val_fingerprint"):
+        cut = images.splitting
+        share = "one fold" if cut.folds else f"{option('val_fraction')} ({cut.val_fraction:g})"
+        _log.warning(
+            "%s has no split of its own: these are the %s images that %s holds out; %s takes every image",
+            describe(images.data),
+            f"{len(source):,}",
+            share,
+            option("split", "all"),
+        )
 
 
 @dataclass(frozen=True)
