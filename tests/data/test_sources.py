@@ -4,6 +4,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -173,7 +174,12 @@ def test_impossible_split() -> None:
 )
 def test_streams(monkeypatch: pytest.MonkeyPatch, spec: str, opener: str) -> None:
     calls = []
-    monkeypatch.setattr(f"conformer_vision.data.{opener}", lambda *given: calls.append(given))
+
+    def open_stream(*given: object) -> SimpleNamespace:
+        calls.append(given)
+        return SimpleNamespace(multilabel=False)
+
+    monkeypatch.setattr(f"conformer_vision.data.{opener}", open_stream)
     images = open_images(spec, "val", Splitting(0.3, 5), classes=["a", "b"], data_dir="there")
     request = Request("val", Splitting(0.3, 5), ["a", "b"], Path("there"))
     assert calls == [(spec.partition("/")[2], request)]

@@ -40,6 +40,8 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "data_dir": ("sets", "sets"),
     "folds": ("5", 5),
     "group": (r"(p\d+)_", r"(p\d+)_"),
+    "label_column": ("tags", "tags"),
+    "label_separator": ("|", "|"),
     "exclude": ("list.csv", "list.csv"),
     "sampling": ("balanced", "balanced"),
     "teacher": ("runs/x", "runs/x"),

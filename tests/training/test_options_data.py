@@ -51,6 +51,23 @@ def test_group(tiny: Tiny) -> None:
         assert len(train) + len(val) == 36 and all(digits) and not digits[0] & digits[1]
 
 
+@shows("label_column", "label_separator")
+def test_columns_of_labels(tiny: Tiny, images: Path, tmp_path: Path) -> None:
+    """How they are read is in tests/data/test_multilabel.py."""
+    rows = [
+        f"{path},{n % 2},{'a|b' if n % 3 else 'b'}" for n, path in enumerate(sorted(images.rglob("*.png")))
+    ]
+    table = tmp_path / "set.csv"
+    table.write_text("\n".join(["path,label,tags", *rows]))
+    for options, classes in (
+        ({}, ("0", "1")),
+        ({"label_column": "tags"}, ("a|b", "b")),
+        ({"label_column": "tags", "label_separator": "|"}, ("a", "b")),
+    ):
+        found = opened(tiny(data=str(table), **options)).train_images
+        assert (found.classes, found.multilabel) == (classes, "label_separator" in options)
+
+
 @shows("data_dir")
 def test_data_dir(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a stream of shards with a relative path lies."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from conformer_vision.data import Splitting
     from conformer_vision.explain.methods import HeatMapOptions
 
-_SPLITTING = ("val_fraction", "seed", "folds", "fold", "group")
+_SPLITTING = ("val_fraction", "seed", "folds", "fold", "group", "label_column", "label_separator")
 
 
 def add_inference(parser: ArgumentParser, *, batch_size: int | None = None, workers: bool = False) -> None:
@@ -136,6 +136,19 @@ def add_splitting(parser: ArgumentParser, *, of_run: bool) -> None:
         f"patient, video or site{none}.",
     )
     parser.add_argument(
+        "--label_column",
+        metavar="COLUMN",
+        type=str | None,
+        help="Column of labels of a table, if it has no name that is known; several, with commas between "
+        f"them, are columns of 0 and 1, one per class{none}.",
+    )
+    parser.add_argument(
+        "--label_separator",
+        metavar="TEXT",
+        type=str | None,
+        help=f"What stands between several labels in a text, as in 'cat|dog'{none}.",
+    )
+    parser.add_argument(
         "--data_dir", metavar="FOLDER", type=str | None, help=f"Where named sets are stored{otherwise}."
     )
 
@@ -155,6 +168,8 @@ def splitting_of(options: Namespace, *, default: Splitting | None = None) -> Spl
     from conformer_vision.data import Splitting
 
     given = {name: options[name] for name in _SPLITTING if options[name] is not None}
-    if default is not None and given.get("group") == "":  # the run's groups are not those of other data
-        given |= {"group": None, "recorded": None}
+    if default is not None:  # the run's columns are not those of other data
+        if given.get("group") == "":
+            given |= {"group": None, "recorded": None}
+        given |= {name: None for name in ("label_column", "label_separator") if given.get(name) == ""}
     return replace(default or Splitting(), **given)

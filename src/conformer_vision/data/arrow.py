@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,14 @@ from PIL import Image
 from conformer_vision.errors import UserError, some_names
 
 from .arrow_columns import Columns, find_columns
-from .base import ImageSource, match_classes
-from .find import natural_key
+from .base import ImageSource, Label, match_classes
 from .groups import Grouping, taken
 from .images import BrokenImageError, open_image
-from .labels import class_numbers, label_values
+from .label_columns import check_all_columns, check_found, flag_labels, text_labels
+from .labels import StoredLabels, relabelled, stored_labels
 from .names import find_splits, find_words, split_words
-from .splits import Request, Split
-from .table import split_parts
+from .splits import Request, Split, Splitting
+from .table import split_parts, which_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -46,6 +46,7 @@ class ArrowSource(ImageSource):
         rows: the row of each image, counted over all tables.
         classes: as in `ImageSource`.
         labels: as in `ImageSource`.
+        multilabel: as in `ImageSource`.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class ArrowSource(ImageSource):
         *,
         rows: NDArray[np.int64],
         classes: Sequence[str],
-        labels: NDArray[np.int64],
+        labels: Sequence[Label],
+        multilabel: bool,
     ) -> None:
-        super().__init__(classes, labels)
+        super().__init__(classes, labels, multilabel=multilabel)
         self._origins = [(block.origin, block.folder) for block in blocks]
         self._starts = list(accumulate((len(block.data) for block in blocks), initial=0))
         self._data = [block.images for block in blocks]
@@ -111,12 +113,14 @@ class Block:
     Attributes:
         data: the rows.
         origin: what messages call them.
+        splitting: which columns hold the labels, and how.
         folder: where relative paths of images start; the working folder where None.
         part: what stands before a row where an image has no name of its own; it tells files apart.
     """
 
     data: datasets.Dataset
     origin: str
+    splitting: Splitting
     folder: Path | None = None
     part: str = ""
 
@@ -127,15 +131,22 @@ class Block:
         Raises:
             UserError: a column is missing or cannot hold them.
         """
-        return find_columns(self.data.features, origin=self.origin)
+        return find_columns(self.data.features, self.splitting, origin=self.origin)
 
     def where(self, row: int) -> str:
         """What an error calls a row."""
         return f"{self.origin} row {row}"
 
-    def labels(self) -> NDArray[Any]:
-        """The labels, integers or strings; see `labels.label_values`."""
-        return label_values(self._column(self.columns.label), name=self.columns.label, where=self.where)
+    def labels(self, used: NDArray[np.bool_]) -> StoredLabels:
+        """The labels of all rows; ``used`` says which rows are used."""
+        columns = self.columns
+        if columns.per_class:
+            flags = {name: self.values(name) or () for name in columns.labels}
+            return flag_labels(flags, origin=self.origin, where=self.where, used=used)
+        if self.splitting.label_separator is not None:
+            cells = self.values(columns.label) or ()
+            return text_labels(cells, self.splitting, column=columns.label, where=self.where)
+        return stored_labels(self._column(columns.label), name=columns.label, where=self.where)
 
     @cached_property
     def images(self) -> datasets.Dataset:
@@ -145,9 +156,8 @@ class Block:
 
     def words(self) -> Sequence[str] | None:
         """The words of the column of splits; None without one."""
-        columns = [
-            name for name in self.data.features if name not in (self.columns.image, self.columns.label)
-        ]
+        others = (self.columns.image, *self.columns.labels)
+        columns = [name for name in self.data.features if name not in others]
         return find_words(columns, self.values, origin=self.origin)
 
     def values(self, name: str) -> list[str] | None:
@@ -156,7 +166,7 @@ class Block:
         if not hasattr(feature, "dtype"):  # a list or struct
             return None
         values = self._column(name).to_pylist()
-        if hasattr(feature, "int2str"):  # a ClassLabel
+        if hasattr(feature, "int2str") and name not in self.columns.labels:  # a ClassLabel
             values = [None if value is None else feature.int2str(value) for value in values]
         return ["" if value is None else str(value).strip() for value in values]
 
@@ -231,11 +241,9 @@ def open_blocks(
             raise UserError(
                 f"{blocks[0].origin} and {block.origin} declare different classes; they must be the same"
             )
-    with quiet_datasets():
-        values = [block.labels() for block in blocks]
-    if not sum(map(len, values)):
+    starts = list(accumulate((len(block.data) for block in blocks), initial=0))
+    if not starts[-1]:
         raise UserError(f"{origin} holds no rows")
-    starts = list(accumulate(map(len, values), initial=0))
     rows_of: dict[Split, NDArray[np.int64]] = {}
     first = 0
     for part, mine in parts.items():
@@ -243,21 +251,30 @@ def open_blocks(
         first += len(mine)
     if "all" in parts:
         rows_of = _by_column(blocks, starts, origin)
-    declared = blocks[0].columns.class_names
-    own = list(declared or _names_in(values, starts, rows_of.get("train")))
-    chosen = np.concatenate(list(rows_of.values())) if rows_of else np.arange(starts[-1])
-    labels = np.full(starts[-1], -1, np.int64)
-    for block, start, value in zip(blocks, starts, values, strict=False):
-        used = np.isin(np.arange(start, start + len(value)), chosen, assume_unique=True)
-        labels[start : start + len(value)] = class_numbers(
-            value, own, declared=declared is not None, where=block.where, used=used
-        )
-    names, index = match_classes(own, request.classes, origin=origin)
-    groups = _grouping(blocks, starts, origin, request.splitting.group).groups(
-        request.splitting.group, chosen.tolist(), count=int(starts[-1])
+    used, trained = which_rows(rows_of, starts[-1])
+    splitting, columns = request.splitting, blocks[0].columns
+    with quiet_datasets():
+        each = [
+            block.labels(used[slice(*ends)]) for block, ends in zip(blocks, pairwise(starts), strict=True)
+        ]
+    stored = StoredLabels.joined(each)
+    own = list(columns.class_names or stored.names(trained))
+    if request.classes is None and columns.class_names is None:
+        check_found(own, stored, splitting, column=columns.label, origin=origin)
+    numbers = stored.numbers(
+        own,
+        declared=columns.class_names is not None,
+        where=lambda row: _where(blocks, starts, row),
+        used=used,
     )
-    rows = request.splitting.rows(
-        labels,
+    names, index = match_classes(own, request.classes, origin=origin)
+    if columns.per_class:
+        check_all_columns(index, names, origin=origin)
+    groups = _grouping(blocks, starts, origin, splitting.group).groups(
+        splitting.group, np.flatnonzero(used).tolist(), count=starts[-1]
+    )
+    rows = splitting.rows(
+        numbers,
         request.split,
         origin=origin,
         classes=own,
@@ -265,8 +282,9 @@ def open_blocks(
         parts=rows_of,
         groups=groups,
     )
-    source = ArrowSource(blocks, rows=rows, classes=names, labels=np.asarray(index)[labels[rows]])
-    source.is_cut, source.groups = request.splitting.cuts(rows_of), taken(groups, rows)
+    labels = relabelled(numbers, rows, index)
+    source = ArrowSource(blocks, rows=rows, classes=names, labels=labels, multilabel=stored.several)
+    source.is_cut, source.groups = splitting.cuts(rows_of), taken(groups, rows)
     return source
 
 
@@ -315,18 +333,6 @@ def _namer(blocks: Sequence[Block], starts: Sequence[int]) -> Callable[[int], st
         return names[row]
 
     return name
-
-
-def _names_in(
-    values: Sequence[NDArray[Any]], starts: Sequence[int], rows: NDArray[np.int64] | None
-) -> list[str]:
-    import numpy as np
-
-    found: set[str] = set()
-    for start, value in zip(starts, values, strict=False):
-        inside = slice(None) if rows is None else rows[(rows >= start) & (rows < start + len(value))] - start
-        found.update(map(str, np.unique(value[inside])))
-    return sorted(found, key=natural_key)
 
 
 @contextmanager

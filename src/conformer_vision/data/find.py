@@ -120,14 +120,18 @@ def warn_of_passed_over(
 _said: set[tuple[str, str]] = set()
 
 
+def warn_once(origin: str, text: str) -> None:
+    """Log a warning about a set; once per process, as every split of a set is opened."""
+    key = (os.path.abspath(origin), text)  # data may be given by other paths later
+    if key not in _said:
+        _said.add(key)
+        _logger.warning("%s: %s", one_line(origin), text)
+
+
 def _warn_once(folder: str, text: str, names: Sequence[str], *, what: str = "file") -> None:
     inside = [os.path.relpath(name, folder) for name in names[:4]] + list(names[4:])
     count = f"{len(names):,} {what}{'s' * (len(names) > 1)}"
-    text = f"{text.replace('#', count)}: {some_names(inside, most=3)}"
-    key = (os.path.abspath(folder), text)  # data may be given by other paths later
-    if key not in _said:
-        _said.add(key)
-        _logger.warning("%s: %s", one_line(folder), text)
+    warn_once(folder, f"{text.replace('#', count)}: {some_names(inside, most=3)}")
 
 
 def find_parquet(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from PIL import Image
 from conformer_vision.errors import UserError, one_line, some_names
 from conformer_vision.runs import is_run_folder
 
-from .base import ImageSource, match_classes
+from .base import ImageSource, Label, match_classes
 from .find import is_photo_name, natural_key, scan_images, warn_of_passed_over
 from .groups import Grouping, taken
 from .images import open_image
@@ -37,19 +37,21 @@ class FileSource(ImageSource):
         names: what messages call each image; its path where not given.
         places: where a table lists each image, for the error about a broken one.
         passed_over: as in `ImageSource`.
+        multilabel: as in `ImageSource`.
     """
 
     def __init__(
         self,
         classes: Sequence[str],
         paths: Sequence[str],
-        labels: Sequence[int],
+        labels: Sequence[Label],
         *,
         names: Sequence[str] | None = None,
         places: Sequence[str] | None = None,
         passed_over: Sequence[str] = (),
+        multilabel: bool = False,
     ) -> None:
-        super().__init__(classes, labels)
+        super().__init__(classes, labels, multilabel=multilabel)
         self.passed_over = tuple(passed_over)
         self._paths = tuple(paths)
         self._names = self._paths if names is None else tuple(names)

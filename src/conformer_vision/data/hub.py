@@ -125,10 +125,12 @@ def _open(found: Any, origin: str, request: Request) -> ArrowSource:
 
     parts: dict[Split, list[Block]]
     if isinstance(found, Dataset):
-        parts = {"all": [Block(found, origin)]}
+        parts = {"all": [Block(found, origin, request.splitting)]}
     elif not isinstance(found, Mapping) or not found:
         raise UserError(f"{origin} holds no rows")
     else:
         chosen = choose_splits([str(name) for name in found], origin=origin)
-        parts = {part: [Block(found[name], f"{origin} {name}")] for part, name in chosen.items()}
+        parts = {
+            part: [Block(found[name], f"{origin} {name}", request.splitting)] for part, name in chosen.items()
+        }
     return open_blocks(parts, origin, request)

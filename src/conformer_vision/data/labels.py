@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conformer_vision.errors import UserError, some_names
 
 from .base import Label
+from .find import natural_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,11 +17,110 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def label_values(column: pa.ChunkedArray, *, name: str, where: Callable[[int], str]) -> NDArray[Any]:
+class StoredLabels(NamedTuple):
+    """Labels as a set stores them."""
+
+    values: NDArray[Any]
+    """(P,), integers or strings."""
+    rows: NDArray[np.int64]
+    """(P,), the row of each label, ascending; every row once where it has one label."""
+    length: int
+    """Number of rows."""
+    several: bool
+    """Whether a row may have several labels, or none."""
+
+    @classmethod
+    def single(cls, values: NDArray[Any]) -> StoredLabels:
+        """One label per row."""
+        import numpy as np
+
+        return cls(values, np.arange(len(values)), len(values), False)
+
+    @classmethod
+    def lists(cls, values: NDArray[Any], lengths: Sequence[int] | NDArray[np.int64]) -> StoredLabels:
+        """As many labels for each row as the lengths say."""
+        import numpy as np
+
+        return cls(values, np.repeat(np.arange(len(lengths)), lengths), len(lengths), True)
+
+    @classmethod
+    def joined(cls, parts: Sequence[StoredLabels]) -> StoredLabels:
+        """Labels of several files, one after the other."""
+        import numpy as np
+
+        starts = np.cumsum([0, *(part.length for part in parts)])
+        return cls(
+            np.concatenate([part.values for part in parts if len(part.values)] or [parts[0].values]),
+            np.concatenate([part.rows + start for part, start in zip(parts, starts, strict=False)]),
+            int(starts[-1]),
+            parts[0].several,
+        )
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a row has several labels."""
+        return bool((self.rows[1:] == self.rows[:-1]).any())
+
+    def names(self, used: NDArray[np.bool_]) -> list[str]:
+        """The class names that occur in some rows, sorted."""
+        import numpy as np
+
+        found = np.unique(self.values[used[self.rows]]).tolist()
+        return sorted({str(value) for value in found}, key=natural_key)
+
+    def numbers(
+        self,
+        classes: Sequence[str],
+        *,
+        declared: bool,
+        where: Callable[[int], str],
+        used: NDArray[np.bool_],
+    ) -> Sequence[Label] | NDArray[np.int64]:
+        """The class of every row as an index into ``classes``, or its classes; -1 or none for one not used.
+
+        Args:
+            classes: the set's class names.
+            declared: whether labels are indices into them already; else they are names.
+            where: what an error calls a row.
+            used: whether a row belongs to a split that is used.
+
+        Raises:
+            UserError: a label of a used row that is not among the classes.
+        """
+        import numpy as np
+
+        used = used[self.rows]
+        if declared:
+            numbers = np.where((self.values < len(classes)) & used, self.values, -1).astype(np.int64)
+        else:
+            number = {name: index for index, name in enumerate(classes)}
+            values, inverse = np.unique(self.values, return_inverse=True)
+            known = np.array([number.get(str(value), -1) for value in values], dtype=np.int64)
+            numbers = np.where(used, known[inverse] if len(values) else -1, -1)
+        wrong = np.flatnonzero((numbers < 0) & used)
+        if wrong.size:
+            value, row = self.values[wrong[0]], where(int(self.rows[wrong[0]]))
+            if declared:
+                raise UserError(
+                    f"{row}: label {value} is out of range, "
+                    f"there are {len(classes)} classes (0 to {len(classes) - 1})"
+                )
+            raise UserError(
+                f"{row}: label {str(value)[:100]!r} does not occur in the training split; "
+                f"its classes are {some_names(classes)}"
+            )
+        if not self.several:
+            return numbers
+        kept = numbers[used].tolist()
+        ends = np.searchsorted(self.rows[used], np.arange(self.length + 1)).tolist()
+        return [tuple(sorted({*kept[start:end]})) for start, end in pairwise(ends)]
+
+
+def stored_labels(column: pa.ChunkedArray, *, name: str, where: Callable[[int], str]) -> StoredLabels:
     """A column of labels as an array of integers or strings.
 
     Args:
-        column: integers or strings, dictionaries of them too.
+        column: integers or strings, dictionaries of them, or lists of them.
         name: the column's name.
         where: what an error calls a row.
 
@@ -30,63 +129,38 @@ def label_values(column: pa.ChunkedArray, *, name: str, where: Callable[[int], s
     """
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
 
+    several = is_list(column.type)
     if column.null_count:
         row = int(np.flatnonzero(column.is_null())[0])
-        raise UserError(f"{where(row)} has no label (column {name!r} is null); remove the row")
+        remedy = "store an empty list if it is of no class, or " if several else ""
+        raise UserError(f"{where(row)} has no label (column {name!r} is null); {remedy}remove the row")
+    lengths = np.ones(len(column), np.int64)
+    if several:
+        lengths = np.asarray(pc.list_value_length(column), np.int64)
+        column = pc.list_flatten(column)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    if column.null_count:
+        row = int(rows[np.flatnonzero(column.is_null())[0]])
+        raise UserError(f"{where(row)}: its list of labels (column {name!r}) holds null; remove that")
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     values: NDArray[Any] = np.asarray(column if column.num_chunks else column.to_pylist())
-    if values.dtype == object:
+    if values.dtype == object or not values.size:
         values = values.astype(str)
-    elif values.size and values.dtype.kind in "iu" and values.min() < 0:
-        row = int(np.flatnonzero(values < 0)[0])
-        raise UserError(f"{where(row)}: label {values[row]} is negative, so it names no class")
-    return values
+    elif values.dtype.kind in "iu" and values.min() < 0:
+        place = int(np.flatnonzero(values < 0)[0])
+        raise UserError(f"{where(int(rows[place]))}: label {values[place]} is negative, so it names no class")
+    return StoredLabels(values, rows, len(lengths), several)
 
 
-def class_numbers(
-    labels: NDArray[Any],
-    classes: Sequence[str],
-    *,
-    declared: bool,
-    where: Callable[[int], str],
-    used: NDArray[np.bool_],
-) -> NDArray[np.int64]:
-    """The class of every row as an index into ``classes``; -1 for a row that is not used.
+def is_list(stored: pa.DataType) -> bool:
+    """Whether a column holds a list in every row."""
+    import pyarrow as pa
 
-    Args:
-        labels: one per row, as `label_values` gives them.
-        classes: the set's class names.
-        declared: whether labels are indices into them already; else they are names.
-        where: what an error calls a row.
-        used: whether a row belongs to a split that is used.
-
-    Raises:
-        UserError: a label of a used row that is not among the classes.
-    """
-    import numpy as np
-
-    if declared:
-        numbers = np.where((labels < len(classes)) & used, labels, -1).astype(np.int64)
-    else:
-        number = {name: index for index, name in enumerate(classes)}
-        values, inverse = np.unique(labels, return_inverse=True)
-        known = np.array([number.get(str(value), -1) for value in values], dtype=np.int64)
-        numbers = np.where(used, known[inverse] if len(values) else -1, -1)
-    wrong = np.flatnonzero((numbers < 0) & used)
-    if not wrong.size:
-        return numbers
-    row = int(wrong[0])
-    if declared:
-        raise UserError(
-            f"{where(row)}: label {labels[row]} is out of range, "
-            f"there are {len(classes)} classes (0 to {len(classes) - 1})"
-        )
-    raise UserError(
-        f"{where(row)}: label {str(labels[row])[:100]!r} does not occur in the training split; "
-        f"its classes are {some_names(classes)}"
-    )
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(stored) for is_kind in kinds)
 
 
 def relabelled(
@@ -103,65 +177,3 @@ def relabelled(
         tuple(sorted({index[each] for each in label})) if isinstance(label, tuple) else index[label]
         for label in (labels[row] for row in rows.tolist())
     ]
-
-
-def holds_several(stored: Any) -> bool:
-    """Whether the label of a Python item is of the kind that may name several classes."""
-    if isinstance(stored, list | tuple | set | frozenset):
-        return True
-    return getattr(stored, "ndim", 0) == 1 and len(stored) != 1  # a tensor of one number is a number
-
-
-def item_label(stored: Any, places: Mapping[Any, int], name: str, *, several: bool) -> Label:
-    """The class of a Python item as an index, or its classes.
-
-    Args:
-        stored: a class name or an index; or with several, a list or the like of them, or a tensor or array of
-            0 and 1 for each class.
-        places: the classes' indices by name.
-        name: what an error calls the item.
-        several: whether items have several labels.
-
-    Raises:
-        UserError: anything else.
-    """
-    if holds_several(stored) != several:
-        kinds = ("several labels", "a single one")
-        this, others = kinds if not several else kinds[::-1]
-        raise UserError(
-            f"{name}: label {_shown(stored)} is {this}, but the first item has {others}; give all of one kind"
-        )
-    if not several:
-        return _number(stored, places, name)
-    if not hasattr(stored, "ndim"):
-        for each in stored:
-            if isinstance(each, bool | float):
-                raise UserError(
-                    f"{name}: the list of labels holds {each}, which is neither a class name nor a number; "
-                    "give a tensor or array for 0 and 1 of each class"
-                )
-        return tuple(sorted({_number(each, places, name) for each in stored}))
-    values = stored.tolist()
-    if len(values) != len(places):
-        raise UserError(
-            f"{name}: the label is a {type(stored).__name__} of {len(values)} values, but there are "
-            f"{len(places)} classes; give 0 or 1 for each, or a list of class names or numbers"
-        )
-    if wrong := [value for value in values if value not in (0, 1)]:
-        raise UserError(f"{name}: the label holds {_shown(wrong[0])}; it must be 0 or 1 for each class")
-    return tuple(place for place, value in enumerate(values) if value)
-
-
-def _number(stored: Any, places: Mapping[Any, int], name: str) -> int:
-    if isinstance(stored, str) and stored in places:
-        return places[stored]
-    with suppress(TypeError):  # no number either
-        if 0 <= (number := operator.index(stored)) < len(places):
-            return number
-    raise UserError(
-        f"{name}: label {_shown(stored)} is neither a class name nor a number from 0 to {len(places) - 1}"
-    )
-
-
-def _shown(stored: Any) -> str:
-    return repr(str(stored)[:100])

@@ -17,7 +17,8 @@ from conformer_vision.errors import UserError, one_line, reason_of
 from .base import ImageSource, Label, match_classes
 from .groups import Grouping, taken
 from .images import BrokenImageError, as_rgb
-from .labels import holds_several, item_label, relabelled
+from .item_labels import holds_several, item_label
+from .labels import relabelled
 from .splits import Request
 
 if TYPE_CHECKING:

@@ -165,6 +165,15 @@ def open_images(
     return images
 
 
+_WITH_COLUMNS = (
+    "table.open_table",
+    "parquet.open_parquet",
+    "hub.open_saved",
+    "hub.open_hub",
+    "hub_stream.open_hub_stream",
+)
+
+
 def _open(
     spec: str | Path | Dataset[Any],
     split: Split,
@@ -275,7 +284,14 @@ def _decodes(path: Path) -> bool:
     return True
 
 
-def _call(opener: str, what: object, request: Request) -> ImageSource | ImageStream:
+def _call(opener: str, what: Any, request: Request) -> ImageSource | ImageStream:
+    if opener not in _WITH_COLUMNS:
+        for option_name in ("label_column", "label_separator"):
+            if (given := getattr(request.splitting, option_name)) is not None:
+                raise UserError(
+                    f"{option(option_name, given)}: {describe(what)} has no columns; leave it out, "
+                    "or give it empty for other data than a run's"
+                )
     module, _, name = opener.partition(".")
     with naming_extras():
         opened: ImageSource | ImageStream

@@ -14,8 +14,9 @@ from .arrow import ArrowSource, Block, open_blocks, quiet_datasets
 from .arrow_columns import find_columns
 from .find import find_parquet, natural_key
 from .groups import find_group_column
+from .labels import is_list
 from .names import group_files, may_hold_splits
-from .splits import Request, Split
+from .splits import Request, Split, Splitting
 
 if TYPE_CHECKING:
     import datasets
@@ -36,7 +37,7 @@ def open_parquet(spec: Path, request: Request) -> ArrowSource:
     if request.splitting.folds is not None and "train" in parts:  # the folds cut the training images
         parts = {"all": parts["train"]}
     paths = [path for mine in parts.values() for path in mine]
-    blocks = dict(zip(paths, _read(paths, alone=spec.is_file(), group=request.splitting.group), strict=True))
+    blocks = dict(zip(paths, _read(paths, request.splitting, alone=spec.is_file()), strict=True))
     return open_blocks(
         {part: [blocks[path] for path in mine] for part, mine in parts.items()}, str(spec), request
     )
@@ -53,12 +54,12 @@ def _files(spec: Path) -> list[Path]:
     return found
 
 
-def _read(paths: Sequence[Path], *, alone: bool, group: str | None) -> list[Block]:
+def _read(paths: Sequence[Path], splitting: Splitting, *, alone: bool) -> list[Block]:
     """The files by ``datasets``' reader, each a block of its own; ``alone`` is the file that was given."""
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
 
-    features, lengths = zip(*(_header(path, group) for path in paths), strict=True)
+    features, lengths = zip(*(_header(path, splitting) for path in paths), strict=True)
     for path, other in zip(paths, features, strict=True):
         if other != features[0]:  # the reader would cast it, the numbers of other classes too
             raise UserError(
@@ -82,12 +83,12 @@ def _read(paths: Sequence[Path], *, alone: bool, group: str | None) -> list[Bloc
         rows = data.select(range(start, start + length))
         # How many files there are, which "-of-00008" says, may change.
         part = "" if alone else re.sub("-of-[0-9]+", "", path.name) + " "
-        blocks.append(Block(rows, str(path), path.parent, part))
+        blocks.append(Block(rows, str(path), splitting, path.parent, part))
         start += length
     return blocks
 
 
-def _header(path: Path, group: str | None) -> tuple[datasets.Features, int]:
+def _header(path: Path, splitting: Splitting) -> tuple[datasets.Features, int]:
     """The columns that are used, with their types, and the number of rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -105,12 +106,12 @@ def _header(path: Path, group: str | None) -> tuple[datasets.Features, int]:
         features = Features.from_arrow_schema(plain)
     except Exception as error:  # the metadata is JSON that anyone may have written
         raise UserError(f"{path}: its Hugging Face metadata cannot be read ({reason_of(error)})") from error
-    columns = find_columns(features, origin=str(path))
+    columns = find_columns(features, splitting, origin=str(path))
     others = [name for name in features if name != columns.image]
     column = None
-    if group is not None:  # whether there are paths to search in, only the rows tell
-        column = find_group_column(group, others, origin=str(path), has_paths=True)
-    named = (columns.image, columns.label, column)
+    if splitting.group is not None:  # whether there are paths to search in, only the rows tell
+        column = find_group_column(splitting.group, others, origin=str(path), has_paths=True)
+    named = (columns.image, *columns.labels, column)
     used = [name for name in features if name in named or may_hold_splits(name)]
     return Features({name: features[name] for name in used}), rows
 
@@ -121,6 +122,8 @@ def _plain_type(stored: pa.DataType) -> pa.DataType:
 
     if pa.types.is_dictionary(stored):
         return _plain_type(stored.value_type)
+    if is_list(stored):
+        return pa.list_(_plain_type(stored.value_type))
     if pa.types.is_struct(stored):
         return pa.struct([field.with_type(_plain_type(field.type)) for field in stored])
     return {"string_view": pa.string(), "binary_view": pa.binary()}.get(str(stored), stored)

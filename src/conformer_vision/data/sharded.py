@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from conformer_vision.errors import UserError, option, reason_of, some_names
 
-from .base import match_classes
+from .base import Label, match_classes
 from .groups import find_group_column, match, plain_name
 from .images import BrokenImageError, open_image
 from .splits import Request, Split, Splitting
@@ -62,7 +62,7 @@ class _Encoded(NamedTuple):
     """An image before it is decoded: its file's bytes, its path or address, or what is wrong with it."""
 
     name: str
-    label: int
+    label: Label
     data: bytes | str | BrokenImageError
 
     def decode(self) -> StreamedImage:
@@ -88,6 +88,7 @@ class ShardStream(ImageStream):
         splitting: how to cut.
         length: as in `ImageStream`, if it is known without the shards' lengths.
         mirrorable: as in `ImageStream`.
+        multilabel: as in `ImageStream`.
         searched: whether the group of the splitting is searched in the keys of the images; else the shards
             give it.
     """
@@ -103,10 +104,12 @@ class ShardStream(ImageStream):
         splitting: Splitting,
         length: int | None = None,
         mirrorable: bool = True,
+        multilabel: bool = False,
         searched: bool = False,
     ) -> None:
         self.classes = tuple(classes)
         self.mirrorable = mirrorable
+        self.multilabel = multilabel
         self._shards = tuple(shards)
         self._own = tuple(own)
         self._labels = labels
@@ -177,7 +180,7 @@ class ShardStream(ImageStream):
     def _holds_out(self, row: Row) -> bool:
         if (group := self._group(row)) is not None:
             return self._splitting.number("", group) < self._splitting.val_fraction
-        label = plain_label(row.label)
+        label = None if self.multilabel else plain_label(row.label)
         if isinstance(label, int):
             label = self._own[label] if 0 <= label < len(self._own) else None
         return self._splitting.number(label or "", row.key) < self._splitting.val_fraction
@@ -194,19 +197,23 @@ class ShardStream(ImageStream):
         if self._splitting.group is not None and self._group(row) is None:
             return _broken(row.name, f"it has no group ({self._splitting.group!r})")
         data, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, None)
-        stored = plain_label(row.label)
         if row.problem is not None:
             return _broken(row.name, row.problem)
         if row.label is None:
             return _broken(row.name, "it has no label (null)")
-        if stored is None or stored not in self._labels:
-            names = some_names([name for name in self._labels if isinstance(name, str)])
-            problem = f"label {repr(row.label)[:100]} is neither a class ({names}) nor the number of one"
-            return _broken(row.name, problem)
+        if self.multilabel and not isinstance(row.label, list):
+            return _broken(row.name, f"label {repr(row.label)[:100]} is no list, but those of others are")
+        stored = [plain_label(each) for each in (row.label if self.multilabel else [row.label])]
+        for label, shown in zip(stored, row.label if self.multilabel else [row.label], strict=True):
+            if label is None or label not in self._labels:
+                names = some_names([name for name in self._labels if isinstance(name, str)])
+                problem = f"label {repr(shown)[:100]} is neither a class ({names}) nor the number of one"
+                return _broken(row.name, problem)
+        classes = tuple(sorted({self._labels[label] for label in stored if label is not None}))
         found = path if data is None else data
         if found is None:
             return _broken(row.name, "it holds no image (null)")
-        return _Encoded(row.name, self._labels[stored], found)
+        return _Encoded(row.name, classes if self.multilabel else classes[0], found)
 
 
 def open_shards(
@@ -218,6 +225,7 @@ def open_shards(
     lengths: Mapping[Split, int | None] | None = None,
     mirrorable: bool = True,
     columns: Collection[str] = (),
+    multilabel: bool = False,
 ) -> ShardStream:
     """Open one split of a set.
 
@@ -229,6 +237,7 @@ def open_shards(
         lengths: number of images by split, if they are known without the shards' lengths.
         mirrorable: as in `ImageStream`.
         columns: those that may hold the group of an image, which the shards then give (`Row.group`).
+        multilabel: whether labels are lists.
 
     Raises:
         UserError: folds, no training images to take, classes that `match_classes` refuses, or a group that
@@ -258,6 +267,7 @@ def open_shards(
         splitting=splitting,
         length=None if None in counts else sum(filter(None, counts)),
         mirrorable=mirrorable,
+        multilabel=multilabel,
         searched=searched,
     )
 

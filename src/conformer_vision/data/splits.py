@@ -24,8 +24,9 @@ Split = Literal["train", "val", "all"]
 
 @dataclass(frozen=True)
 class Splitting:
-    """How a set without a validation split of its own is cut into training and validation images.
+    """How a set is cut into training and validation images, and which columns say so.
 
+    A set with a validation split of its own keeps it.
     Every image has a number from 0 to 1, the hash of the seed, its class and its name in the set. It is held
     out if its number is below ``val_fraction``, or falls into the fold. So what is added to a set, or taken
     from it, changes nothing for the other images, with one exception: a class of two or more
@@ -47,6 +48,9 @@ class Splitting:
         fold: the fold to hold out, from 0.
         group: a column of the set, or a regular expression that finds a group in each image's path
             (`groups.Grouping`); None to split image by image.
+        label_column: the column of labels, or several, with commas between them, that each say whether an
+            image is of the class that the column is called; None for the column of a known name.
+        label_separator: what stands between several labels in a text; None for one label per text.
         recorded: the fold of each group as a run recorded it; other groups are dealt by their numbers.
 
     Raises:
@@ -58,6 +62,8 @@ class Splitting:
     folds: int | None = None
     fold: int = 0
     group: str | None = None
+    label_column: str | None = None
+    label_separator: str | None = None
     recorded: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +73,9 @@ class Splitting:
             raise UserError(f"seed {self.seed}: must be 0 or more")
         if self.group is not None and not self.group.strip():
             raise UserError("group is empty; give a column or a regular expression, or leave it out")
+        for name in ("label_column", "label_separator"):
+            if getattr(self, name) == "":
+                raise UserError(f"{name} is empty; leave it out for the default")
         if self.folds is None:
             if self.fold != 0:
                 raise UserError(f"fold {self.fold}: give the number of folds too")

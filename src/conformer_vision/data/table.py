@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conformer_vision.errors import UserError, some_names
+from conformer_vision.errors import UserError, option, some_names
 
 from .base import match_classes
 from .csv_file import read_csv
-from .find import natural_key
 from .folder import FileSource
 from .groups import Grouping, taken
-from .labels import class_numbers
+from .label_columns import (
+    are_flags,
+    check_all_columns,
+    check_found,
+    flag_labels,
+    label_columns,
+    text_labels,
+)
+from .labels import relabelled
 from .names import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -23,41 +30,55 @@ from .names import (
     find_column,
     find_splits,
     find_words,
+    is_column,
     parse_split,
     split_words,
 )
-from .splits import Request, Split
+from .splits import Request, Split, Splitting
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_MOST_SHOWN = 20
+"""Columns that an error suggests."""
 
 
 def open_table(path: Path, request: Request) -> FileSource:
     """Read a CSV or TSV file with a header.
 
     Columns are found by `names.IMAGE_COLUMNS`, `names.LABEL_COLUMNS` and `names.SPLIT_COLUMNS`. Paths are
-    relative to the table's folder. Labels are class names, numbers too. With a column of splits the
+    relative to the table's folder. Labels are class names, numbers too; how several of them are found, see
+    `label_columns.text_labels` and `label_columns.flag_labels`. With a column of splits the
     set is divided as `split_parts` says; else it is cut as `Splitting` says. Errors are those of
     `open_images`.
     """
     import numpy as np
 
-    table = _read(path)
-    parts = split_parts(table.splits or (), origin=str(path), where=table.where)
-    used = np.full(len(table.labels), not parts)
-    for rows in parts.values():
-        used[rows] = True
-    words = np.array(table.labels, dtype=object)
-    own = sorted({*words[parts.get("train", used)]}, key=natural_key)
-    labels = class_numbers(words, own, declared=False, where=table.where, used=used)
-    names, index = match_classes(own, request.classes, origin=str(path))
-    grouping = Grouping(str(path), table.where, table.columns, table.values, table.inner_path)
-    groups = grouping.groups(request.splitting.group, np.flatnonzero(used).tolist(), count=len(table.labels))
-    rows = request.splitting.rows(
-        labels,
+    origin, splitting = str(path), request.splitting
+    table = _read(path, splitting)
+    parts = split_parts(table.splits or (), origin=origin, where=table.where)
+    used, trained = which_rows(parts, len(table.images))
+    labels = table.labels
+    per_class = len(labels) > 1
+    if per_class:
+        stored, own = flag_labels(labels, origin=origin, where=table.where, used=used), list(labels)
+    else:
+        ((column, cells),) = labels.items()
+        stored = text_labels(cells, splitting, column=column, where=table.where)
+        own = stored.names(trained)
+        if request.classes is None:
+            check_found(own, stored, splitting, column=column, origin=origin)
+    numbers = stored.numbers(own, declared=per_class, where=table.where, used=used)
+    names, index = match_classes(own, request.classes, origin=origin)
+    if per_class:
+        check_all_columns(index, names, origin=origin)
+    grouping = Grouping(origin, table.where, table.columns, table.values, table.inner_path)
+    groups = grouping.groups(splitting.group, np.flatnonzero(used).tolist(), count=len(used))
+    rows = splitting.rows(
+        numbers,
         request.split,
-        origin=str(path),
+        origin=origin,
         classes=own,
         names=table.name,
         parts=parts,
@@ -66,8 +87,9 @@ def open_table(path: Path, request: Request) -> FileSource:
     source = FileSource(
         names,
         [_resolve(path.parent, table.images[row]) for row in rows],
-        [index[label] for label in labels[rows]],
+        relabelled(numbers, rows, index),
         places=[table.where(row) for row in rows],
+        multilabel=stored.several,
     )
     source.is_cut, source.groups = request.splitting.cuts(parts), taken(groups, rows)
     return source
@@ -108,6 +130,20 @@ def split_parts(
     return {part: np.flatnonzero(names == name) for part, name in found.items()}
 
 
+def which_rows(
+    parts: Mapping[Split, NDArray[np.int64]], count: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tell which rows are used, and of which labels tell the classes: all rows without splits."""
+    import numpy as np
+
+    used = np.full(count, not parts)
+    for rows in parts.values():
+        used[rows] = True
+    trained = np.zeros_like(used)
+    trained[parts.get("train", used)] = True
+    return used, trained
+
+
 def _resolve(folder: Path, cell: str) -> str:
     """Return the path of an image; spaces around it and backslashes belong to it if a file is so called."""
     path = os.path.join(folder, cell)
@@ -123,12 +159,13 @@ class _Table:
     """Columns of a table, without its header and empty lines."""
 
     path: Path
+    header: Sequence[str]
+    rows: Sequence[tuple[int, Sequence[str]]]
+    """Line and cells of each."""
     images: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    """The cells of each column of labels."""
     splits: Sequence[str] | None = None
-    lines: list[int] = field(default_factory=list)
-    header: Sequence[str] = ()
-    cells: Sequence[Sequence[str]] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -136,7 +173,7 @@ class _Table:
 
     def values(self, column: str) -> list[str]:
         place = self.header.index(column)
-        return [cells[place].strip() for cells in self.cells]
+        return [cells[place].strip() for _, cells in self.rows]
 
     def inner_path(self, row: int) -> str:
         return self.name(row).replace("\\", "/")
@@ -145,25 +182,39 @@ class _Table:
         return self.images[row].strip()
 
     def where(self, row: int) -> str:
-        return f"{self.path} line {self.lines[row]}"
+        return f"{self.path} line {self.rows[row][0]}"
 
 
-def _read(path: Path) -> _Table:
+def _read(path: Path, splitting: Splitting) -> _Table:
     header, rows = read_csv(path)
-    listed = list(rows)
-    table = _Table(path, header=header, cells=[cells for _, cells in listed])
-    image = header.index(find_column(table.columns, IMAGE_COLUMNS, origin=str(path), holds="images"))
-    label = header.index(find_column(table.columns, LABEL_COLUMNS, origin=str(path), holds="labels"))
-    for line, cells in listed:
-        if not cells[image].strip() or "\0" in cells[image]:
-            raise UserError(f"{path} line {line} has no path of an image (column {header[image]!r})")
-        if not cells[label].strip():
-            raise UserError(f"{path} line {line} has no label (column {header[label]!r} is empty)")
-        table.images.append(cells[image])
-        table.labels.append(cells[label].strip())
-        table.lines.append(line)
-    if not table.lines:
+    table = _Table(path, header=header, rows=list(rows))
+    image = find_column(table.columns, IMAGE_COLUMNS, origin=str(path), holds="images")
+    labels = label_columns(splitting, table.columns, origin=str(path))
+    if labels is None:
+        labels = (_column_of_labels(table, image),)
+    place = header.index(image)
+    for line, cells in table.rows:
+        if not cells[place].strip() or "\0" in cells[place]:
+            raise UserError(f"{path} line {line} has no path of an image (column {image!r})")
+        table.images.append(cells[place])
+    if not table.rows:
         raise UserError(f"{path} holds no rows, only the names of columns")
-    others = [name for name in table.columns if name not in (header[image], header[label])]
+    table.labels = {column: table.values(column) for column in labels}
+    others = [name for name in table.columns if name not in (image, *labels)]
     table.splits = find_words(others, table.values, origin=str(path))
     return table
+
+
+def _column_of_labels(table: _Table, image: str) -> str:
+    """Find the column of labels by its name; where there is none, say which columns may be classes."""
+    try:
+        return find_column(table.columns, LABEL_COLUMNS, origin=str(table.path), holds="labels")
+    except UserError as error:
+        flags = [name for name in table.columns if name != image and are_flags(table.values(name))]
+        if len(flags) < 2 or any(is_column(name, LABEL_COLUMNS) for name in table.columns):
+            raise
+        shown = ",".join(flags if len(flags) <= _MOST_SHOWN else [*flags[:_MOST_SHOWN], "..."])
+        raise UserError(
+            f"{table.path} has no column of labels; if those of 0 and 1 are its classes, give "
+            f"{option('label_column', shown)}"
+        ) from error

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice, product
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from conformer_vision.errors import UserError, reason_of, some_names
 
@@ -33,7 +33,8 @@ def open_webdataset(pattern: str, request: Request) -> ShardStream:
     """Open tar shards of files ``KEY.jpg`` (or another image) and ``KEY.cls``, ``.json`` or ``.txt``.
 
     KEY may hold dots. ``.cls`` holds the number or the name of a class, ``.json`` one of them under
-    ``label``, ``.txt`` a name; of several, the first of these counts. What a sample lacks is
+    ``label``, ``.txt`` a name; of several, the first of these counts. A list in ``.json``, or as JSON in
+    ``.cls``, holds the labels of an image that may have several. What a sample lacks is
     reported with it. Class names come from ``classes.txt`` (one per line), ``_info.json`` or
     ``dataset_info.json`` beside the shards; where there are none, local shards are read once for their
     labels, and classes are the names that occur, sorted, or ``0`` to the largest number. ``_info.json``
@@ -67,8 +68,7 @@ def open_webdataset(pattern: str, request: Request) -> ShardStream:
         part: [_Tar(path, shown[path], info.lengths.get(path), group) for path in files]
         for part, files in groups.items()
     }
-    for mine in shards.values():
-        _check_first(mine[0], origin)
+    multilabel, *_ = [_check_first(mine[0], origin) for mine in shards.values()]
     own = info.classes or request.classes or _names_in(next(iter(shards.values())), origin)
     return open_shards(
         shards,
@@ -77,6 +77,7 @@ def open_webdataset(pattern: str, request: Request) -> ShardStream:
         origin=origin,
         mirrorable=info.mirrorable,
         columns=() if group is None else (group,),
+        multilabel=multilabel,
     )
 
 
@@ -120,16 +121,18 @@ class _Tar(Shard):
         return Row(f"{self.name}/{name}", key, None if image is None else image[1], label, problem, group)
 
 
-def _label(kind: str, files: Mapping[str, tuple[str, bytes]]) -> int | str | None:
-    """Return the label that a file of that kind holds; None if there is none."""
+def _label(kind: str, files: Mapping[str, tuple[str, bytes]]) -> int | str | list[Any] | None:
+    """Return the label that a file of that kind holds, or a list of them; None if there is none."""
     if kind not in files:
         return None
     text = files[kind][1].decode("utf-8-sig", "replace").strip()
-    if kind == ".json":
+    if kind == ".json" or (kind == ".cls" and text.startswith("[")):
         try:
-            return plain_label(json.loads(text))
+            found = json.loads(text)
         except (ValueError, RecursionError):
             return None
+        stored = found.get("label") if isinstance(found, Mapping) else found
+        return stored if isinstance(stored, list) else plain_label(stored)
     if kind == ".cls" and re.fullmatch("[+-]?[0-9]{1,9}", text):
         return int(text)
     return text or None
@@ -192,8 +195,8 @@ def _merged(key: str, stems: Mapping[str, Mapping[str, tuple[str, bytes]]]) -> d
     return merged
 
 
-def _check_first(shard: _Tar, origin: str) -> None:
-    """Refuse shards that cannot be read, or of another layout."""
+def _check_first(shard: _Tar, origin: str) -> bool:
+    """Refuse shards that cannot be read, or of another layout; return whether labels are lists."""
     try:
         rows = list(islice(shard.read(), 5))
     except Exception as error:  # tarfile's, fsspec's, the server's
@@ -204,6 +207,7 @@ def _check_first(shard: _Tar, origin: str) -> None:
         raise UserError(
             f"{origin}: {rows[0].name}: {rows[0].problem}; nor are the first samples after it whole"
         )
+    return any(isinstance(row.label, list) for row in rows)
 
 
 def _names_in(shards: Sequence[_Tar], origin: str) -> list[str]:
@@ -211,7 +215,9 @@ def _names_in(shards: Sequence[_Tar], origin: str) -> list[str]:
     stored: set[int | str | None] = set()
     for shard in shards:
         with suppress(Exception):  # reading the images will name the damage
-            stored.update(plain_label(row.label) for row in shard.read())
+            for row in shard.read():
+                labels = row.label if isinstance(row.label, list) else [row.label]
+                stored.update(map(plain_label, labels))
     names = sorted(label for label in stored if isinstance(label, str))
     numbers = sorted(label for label in stored if isinstance(label, int))
     if not names and not numbers:

@@ -41,6 +41,8 @@ _KINDS: dict[str, Any] = {
     "folds": int | None,
     "fold": int | str,
     "group": str | None,
+    "label_column": str | None,
+    "label_separator": str | None,
     "data_dir": str | None,
 }
 

@@ -107,6 +107,11 @@ class DataConfig(Group):
     group: str | None = None
     """Column that says which images belong together (patient, video, site), or a regular expression that
     finds it in the image's path; a group is never split."""
+    label_column: str | None = None
+    """Column of labels of a table, if it has no name that is known. Several, with commas between them, are
+    columns of 0 and 1, one per class of which an image may have several."""
+    label_separator: str | None = None
+    """What stands between several labels in a text, as in "cat|dog"; lists need none."""
     exclude: str | None = None
     """CSV file of images to leave out, as written by "conformer-vision check --fix"."""
     max_broken: float = 0.01
@@ -143,9 +148,10 @@ class DataConfig(Group):
 
     @property
     def splitting(self) -> Splitting:
-        """How to cut data that has no validation split."""
+        """How to cut data that has no validation split, and which columns say so."""
         fold = 0 if isinstance(self.fold, str) else self.fold
-        return Splitting(self.val_fraction, self.seed, self.folds, fold, self.group)
+        same = ("val_fraction", "seed", "folds", "group", "label_column", "label_separator")
+        return Splitting(fold=fold, **{name: getattr(self, name) for name in same})
 
 
 @dataclass(frozen=True)
