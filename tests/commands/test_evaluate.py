@@ -132,7 +132,16 @@ def test_the_numbers_come_out_though_the_image_cannot_be_written(
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a mount of its own")
 def test_a_read_only_run(run: Path) -> None:
     """A process for whom the run's file system is read-only, as root needs to see one."""
-    arguments = ["evaluate", str(run), "--data", str(run.parent / "data"), "--device", "cpu"]
+    arguments = [
+        "evaluate",
+        str(run),
+        "--data",
+        str(run.parent / "data"),
+        "--split",
+        "all",
+        "--device",
+        "cpu",
+    ]
     twice = f"""import sys; from conformer_vision.cli import main; arguments = {arguments}
 sys.exit(main(arguments) or main([*arguments, "--confusion_matrix", {str(run / "confusion.png")!r}]))"""
     script = f"""mount --bind {run} {run} && mount -o remount,bind,ro {run} || exit 77
