@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sklearn.metrics import f1_score
 from conformer_vision.commands import compare
 from conformer_vision.errors import UserError
 from conformer_vision.inference import evaluate
-from conformer_vision.inference.comparison import contrast, mcnemar, renumbered, turns
+from conformer_vision.inference.comparison import contrast, paired_test, renumbered, turns
 from conformer_vision.inference.intervals import Resamples
 from conformer_vision.runs import mark_config
 from conformer_vision.spec import ModelSpec
@@ -86,7 +87,7 @@ def test_all_that_is_said(
     assert {turn["name"] for turn in found["won"]} == won
     for turn in found["lost"]:
         assert Path(turn["name"]).parent.name == turn["truth"] == turn["a"] != turn["b"]
-    test = found["mcnemar"]
+    test = found["test"]
     assert (test["only_a"], test["only_b"]) == (len(lost), len(won))
     assert f"only A {len(lost)}, only B {len(won)}" in text and "lr" in text and "B - A" in text
     page = Page(tmp_path / "c.html")
@@ -100,7 +101,7 @@ def test_the_same_run_twice(runs: tuple[Path, Path], capsys: pytest.CaptureFixtu
     assert command(runs[0], runs[0], "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["options"] == {} and found["lost"] == found["won"] == []
-    assert found["mcnemar"]["p"] == 1
+    assert found["test"]["p"] == 1
     for difference in found["heads"]["fused"]["difference"].values():
         assert difference == {"value": 0.0, "low": None, "high": None}
 
@@ -181,7 +182,7 @@ def test_the_difference_is_that_of_paired_resamples(
 def test_mcnemar_is_the_binomial_test_of_those_that_differ(runs: tuple[Path, Path], data: Path) -> None:
     a, b = (evaluate(run, data, device="cpu").answers for run in runs)
     b = renumbered(b, ("cat", "ant", "bee"), CLASSES)
-    found = mcnemar(a, b)
+    found = paired_test(a, b)
     right = [each.heads["fused"].rank == 0 for each in (a, b)]
     n, k = int((right[0] != right[1]).sum()), int((right[0] & ~right[1]).sum())
     extreme = sum(comb(n, i) for i in range(n + 1) if comb(n, i) <= comb(n, k)) / 2**n
@@ -189,3 +190,27 @@ def test_mcnemar_is_the_binomial_test_of_those_that_differ(runs: tuple[Path, Pat
     assert found.both + found.only_a + found.only_b + found.neither == len(a.labels)
     lost, won = turns(a, b, CLASSES)
     assert (len(lost), len(won)) == (found.only_a, found.only_b)
+    alone = replace(a, groups=[str(row) for row in range(len(a.labels))])
+    assert found.groups is None and paired_test(alone, b).groups == len(a.labels)
+    assert paired_test(alone, b).p == pytest.approx(extreme, abs=0.02), "a group of one image is an image"
+
+
+def test_images_of_a_group_change_sides_together(runs: tuple[Path, Path], data: Path) -> None:
+    """The exact test by its definition: all signs of the groups' surpluses."""
+    a, b = (evaluate(run, data, device="cpu").answers for run in runs)
+    b = renumbered(b, ("cat", "ant", "bee"), CLASSES)
+    right = [each.heads["fused"].rank == 0 for each in (a, b)]
+    groups = [f"patient {row % 7}" for row in range(len(a.labels))]
+    surplus = [
+        sum(int(right[1][row]) - int(right[0][row]) for row, name in enumerate(groups) if name == group)
+        for group in sorted(set(groups))
+    ]
+    sums = [
+        abs(sum(sign * each for sign, each in zip(signs, surplus, strict=True)))
+        for signs in product((-1, 1), repeat=7)
+    ]
+    found = paired_test(replace(a, groups=groups), b)
+    assert found.groups == 7
+    assert found.p == pytest.approx(sum(each >= abs(sum(surplus)) for each in sums) / len(sums))
+    one = paired_test(replace(a, groups=["the same"] * len(groups)), b)
+    assert one.p == 1, "a single group tells nothing"

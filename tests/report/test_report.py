@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -59,10 +60,72 @@ def page(findings: Findings) -> Page:
 
 def test_page_is_complete_in_itself(page: Page, run: Path) -> None:
     page.check_complete()
-    assert page.tags["svg"] == 5
+    assert page.tags["svg"] == 6
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
     assert "prefers-color-scheme: dark" in page.source
     assert len(page.source.encode()) < 1_000_000
+
+
+def test_questions_are_answered_in_order(page: Page, findings: Findings) -> None:
+    titles = re.findall(r"<h2[^>]*>(.*?)</h2>", page.source)
+    assert titles == [
+        "What came out",
+        "Worst errors",
+        "Confusion",
+        "Figures per class",
+        "The two branches",
+        "Calibration and unsure answers",
+        "Data",
+        "Run and reproduction",
+    ]
+    sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
+    links = [link for link in page.values("href") if link[1:] in sections]
+    assert links[: len(sections)] == [f"#{name}" for name in sections], "as the page lists them"
+    assert re.search(rf"<title>my run: report of {findings.date}, \S+/images</title>", page.source)
+
+
+def test_images_enlarge_by_keyboard_and_without_a_script(page: Page, findings: Findings) -> None:
+    cards = [attributes for tag, attributes in page.elements if tag == "article"]
+    buttons = [attributes for tag, attributes in page.elements if tag == "button"]
+    assert all("popover" in card for card in cards)
+    assert [button["popovertarget"] for button in buttons] == [card["id"] for card in cards]
+    assert findings.study is not None
+    examples = [row for case in findings.study.cases.values() for row in case.rows]
+    assert len(cards) == len(findings.worst) + len(findings.samples) + len(examples)
+    assert page.tags["img"] == 3 * len(cards), "each with the heat maps of both branches beside it"
+
+
+def test_unsure_answers_are_marked(page: Page, findings: Findings, run: Path) -> None:
+    """As the threshold has it: so many of the validation images are below, each compared with the others."""
+    fitted = findings.thresholds
+    assert fitted.thresholds is not None and fitted.scores is not None and findings.selective is not None
+    threshold = fitted.thresholds.reject[0].threshold(0.95)
+    unsure = (fitted.scores < threshold).nonzero()[:, 0].tolist()
+    assert 0 < len(unsure) <= 0.05 * 62
+    assert {row for row in findings.unsure if row in findings.images} == set(unsure) & set(findings.images)
+    assert page.values("class").count("unsure") == sum(
+        row in unsure
+        for rows in (
+            findings.worst,
+            findings.samples,
+            *(case.rows for case in findings.study.cases.values() if findings.study),
+        )
+        for row in rows
+    )
+    right = (findings.outcome.logits.argmax(dim=1) == findings.outcome.labels).double()
+    sure = [row for row in range(61) if row not in unsure]
+    assert findings.selective.accuracy.value == pytest.approx(float(right[sure].mean()))
+    assert f"sure {100 * len(sure) / 61:.1f} % {100 * right[sure].mean():.1f} %" in page.text
+
+
+def test_data_of_the_run(page: Page, findings: Findings) -> None:
+    assert findings.class_sizes == {
+        "Training": {"blue": 1, "green": 1, "grey": 1, "red": 1, "never": 0},
+        "Validation": {"blue": 15, "green": 20, "grey": 1, "red": 25, "never": 0},
+    }
+    assert "Training: 4 images" in page.text and "red 25 green 20 blue 15 grey 1 never 0" in page.text
+    labels = [findings.evaluation.classes[label] for label in findings.outcome.labels[findings.samples]]
+    assert Counter(labels) == {"blue": 3, "green": 3, "grey": 1, "red": 3}
 
 
 def test_numbers_are_those_of_evaluate(page: Page, run: Path, images: Path, tmp_path: Path) -> None:
@@ -81,10 +144,15 @@ def test_numbers_are_those_of_evaluate(page: Page, run: Path, images: Path, tmp_
     assert f"Top-1 {100 * top1.value:.1f} % [{100 * top1.low:.1f}, {100 * top1.high:.1f}]" in page.text
     assert "op-5" not in page.text, "of five classes"
     red = result.heads["fused"].classes["red"]
-    assert f"red 25 {' '.join(metric.text(red.of(metric)) for metric in CLASS_METRICS[:3])}" in page.text
+    figures = " ".join(metric.text(red.of(metric)) for metric in CLASS_METRICS[:3])
+    rival, count = max(
+        ((name, n) for name, n in result.confusion["red"].items() if name != "red"), key=lambda pair: pair[1]
+    )
+    assert f"red often taken for {rival} ({count}) 25 {figures}" in page.text
     assert "61 validation images" in page.text
     assert "never 0 – – –" in page.text
-    matrix = [int(count or 0) for count in re.findall(r'<td[^>]*style="--a:[^"]*">(\d*)</td>', page.source)]
+    body = page.source.partition('aria-label="Confusion matrix"')[2].partition("</table>")[0]
+    matrix = [int(count or 0) for count in re.findall(r"<td[^>]*>(\d*)</td>", body.partition("<tbody>")[2])]
     expected = result.confusion
     assert matrix == [
         expected.get(true, {}).get(name, 0) for true in result.classes for name in result.classes
@@ -206,7 +274,11 @@ def test_a_thousand_classes(make_run: MakeRun, tmp_path: Path) -> None:
     page.check_complete()
     assert "Shown are the 40 most confused of 1,000 classes" in page.text
     assert page.text.count("class number 999 0 – – –") == 1
-    assert page.tags["img"] == 2 * build.WORST  # each with a heat map, of the one head
+    assert page.tags["img"] == 2 * (build.WORST + build.SAMPLES)  # each with a heat map, of the one head
+    assert "Shown are the 10 most confused of 1,000 classes" in page.text, "on a narrow page"
+    hidden = Counter(page.values("class"))
+    shown = sum(tag == "tr" for tag, _ in page.elements)
+    assert hidden["over-10 over-20"] > hidden["over-10"] > 0 and shown > 40
     assert len(page.source.encode()) < 1_000_000
 
 
@@ -231,11 +303,17 @@ def test_logits_of_some_images_where_all_would_not_fit(
 def test_broken_images_are_named(make_run: MakeRun, tmp_path: Path) -> None:
     images = write_images(tmp_path / "p", {"cat": 5, "dog": 5})
     (images / "val" / "dog" / "3.png").write_bytes(b"\x89PNG broken")
-    folder = make_run(CONFORMER, ("cat", "dog"), images)
+    folder = make_run(CONFORMER, ("cat", "dog"), images, ema_decay=0.9)
+    line = f"{images / 'train' / 'cat' / '0.png'}: too short"
+    (folder / "broken_images.txt").write_text(f"{line}\n")
     page = Page(write_report(folder, device="cpu").path)
     page.check_complete()
     assert "1 validation image is broken and left out" in page.text
     assert str(images / "val" / "dog" / "3.png") in page.text
+    assert f"Images that could not be read in training: {line}" in page.text
+    notes = [name for name in page.values("class") if name.startswith("note")]
+    assert notes.count("note warning") == 1, "the broken image; that weights are averaged is no warning"
+    assert len(notes) > 1
     assert "9 validation images" in page.text
 
 

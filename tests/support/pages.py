@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "use"}
@@ -59,4 +60,7 @@ class Page(HTMLParser):
         assert set(targets) <= {f"#{name}" for name in ids}
         assert all("alt" in attributes for tag, attributes in self.elements if tag == "img")
         assert all(attributes.get("aria-label") for tag, attributes in self.elements if tag == "svg")
-        assert self.tags["h1"] == 1
+        assert set(self.values("popovertarget")) <= set(ids)
+        levels = [int(tag[1]) for tag, _ in self.elements if tag in ("h1", "h2", "h3", "h4")]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(below <= level + 1 for level, below in pairwise(levels)), "a heading leaves a level out"

@@ -16,9 +16,9 @@ from command_line import NETWORK
 from conformer_vision import evaluate
 from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
+from conformer_vision.plotting import draw_curves
 from conformer_vision.runs import RUN_MARKER
 from conformer_vision.training import TrainConfig, folder, train
-from conformer_vision.training.curves import draw_curves
 from conformer_vision.training.recipe import read_config, recipes
 from conformer_vision.weights import load_model
 from option_tools import opened, rows_of, same

@@ -14,7 +14,7 @@ from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.runs import check_output
 
 if TYPE_CHECKING:
-    from conformer_vision.inference.comparison import Turn
+    from conformer_vision.inference.comparison import PairedTest, Turn
     from conformer_vision.report.comparing import Comparison
 
 _MOST_NAMED = 5
@@ -90,10 +90,10 @@ def _print(comparison: Comparison) -> None:
                 texts = (metric.text(each.of(metric)) for each in (found.a, found.b))
                 rows.append((title, *texts, metric.signed(found.difference[metric.name])))
         show_table((head, "A", "B", "B - A"), rows)
-    test = comparison.mcnemar
+    test = comparison.test
     say(
         f"right: both {test.both:,}, only A {test.only_a:,}, only B {test.only_b:,}, neither"
-        f" {test.neither:,}; McNemar p = {test.p:.2g}"
+        f" {test.neither:,}; {_named(test)} p = {test.p:.2g}"
     )
     say("in brackets: 95 % intervals; a difference whose interval holds 0 may be chance")
     if comparison.options is None:
@@ -104,6 +104,10 @@ def _print(comparison: Comparison) -> None:
         say("changed options: none")
     _print_turns("right by A, wrong by B", comparison.lost, "b")
     _print_turns("wrong by A, right by B", comparison.won, "a")
+
+
+def _named(test: PairedTest) -> str:
+    return "McNemar" if test.groups is None else f"McNemar by {test.groups:,} groups"
 
 
 def _print_turns(title: str, turns: list[Turn], wrong: str) -> None:

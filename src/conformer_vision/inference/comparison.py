@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 
 from conformer_vision.inference.answers import Answers
 from conformer_vision.inference.intervals import TOP5_FROM, Array, Figure, Resamples, figure, percentiles
 from conformer_vision.inference.metrics import METRICS, HeadFigures, Sums, head_figures
 from conformer_vision.inference.runtimes import FUSED
+
+MOST_SIGNS = 9_999
+"""Choices of the groups' signs that are tried: all of up to 13 groups, else as many that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,15 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class McNemar:
-    """How many images each model is right about, and the exact test of McNemar (1947)."""
+class PairedTest:
+    """How many images each model is right about, and whether the difference is chance.
+
+    Without groups this is the exact test of McNemar (1947): of the images that only one model is right about,
+    each falls to either with probability one half. The images of a group are not independent, so with groups
+    each whole group does: its surplus of images for one model changes sign, as a block of the sign-flipping
+    test of Winkler et al., "Permutation inference for the general linear model", NeuroImage 2014. With groups
+    of a single image both are the same.
+    """
 
     both: int
     only_a: int
@@ -35,6 +45,8 @@ class McNemar:
     neither: int
     p: float
     """Chance of counts ``only_a`` and ``only_b`` so far apart if the models were equally good."""
+    groups: int | None
+    """Number of groups of images; None without groups."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +103,42 @@ def _differences(a: Answers, b: Answers, head: str, filled: Array, weights: Arra
     return np.stack([metric.compute(of_b) - metric.compute(of_a) for metric in METRICS])
 
 
-def mcnemar(a: Answers, b: Answers) -> McNemar:
-    """Count the images that each model answers right, and test whether the difference is chance."""
+def paired_test(a: Answers, b: Answers, *, seed: int = 0) -> PairedTest:
+    """Count the images that each model answers right, and test whether the difference is chance.
+
+    Args:
+        a: Answers to some images; their groups count.
+        b: Answers to the same images in the same order.
+        seed: Of the signs that are drawn where there are too many groups to try all.
+    """
     right_a, right_b = (each.heads[FUSED].rank == 0 for each in (a, b))
     only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
-    p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return McNemar(int((right_a & right_b).sum()), only_a, only_b, int((~right_a & ~right_b).sum()), float(p))
+    if a.groups is None:
+        p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    else:
+        p = _by_groups(right_b.astype(int) - right_a.astype(int), a.groups, seed=seed)
+    both, neither = int((right_a & right_b).sum()), int((~right_a & ~right_b).sum())
+    return PairedTest(
+        both, only_a, only_b, neither, float(p), None if a.groups is None else len(set(a.groups))
+    )
+
+
+def _by_groups(differences: Array, groups: Sequence[str], *, seed: int) -> float:
+    """Return the probability of a sum of differences (N,) so far from 0 if each group's sign were chance."""
+    _, places = np.unique(np.array(groups, dtype=object), return_inverse=True)
+    surplus = np.bincount(places, weights=differences)
+    if len(surplus) < 2 or not surplus.any():
+        return 1.0
+    found = permutation_test(
+        (surplus,),
+        lambda signed, axis: np.abs(signed.sum(axis=axis)),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=MOST_SIGNS,
+        alternative="greater",
+        random_state=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
 
 
 def turns(a: Answers, b: Answers, classes: Sequence[str]) -> tuple[list[Turn], list[Turn]]:

@@ -13,7 +13,7 @@ from conformer_vision.inference.class_thresholds import fit_class_thresholds, un
 from conformer_vision.inference.conformal import fit_sets
 from conformer_vision.inference.heads import SeveralLabels
 from conformer_vision.inference.runtimes import FUSED, Outputs
-from conformer_vision.inference.unsure import MIN_IMAGES, fit_rules
+from conformer_vision.inference.unsure import MIN_IMAGES, fit_rules, reasons, sum_up
 from conformer_vision.spec import ModelSpec
 from conformer_vision.thresholds import ClassThresholds, Thresholds
 
@@ -28,6 +28,10 @@ class FittedThresholds(NamedTuple):
     class_means: ClassMeans | None
     note: str | None
     """Why there are no thresholds."""
+    scores: Tensor | None = None
+    """(N,) float64, of the validation images, each compared with the others: the lower, the less sure."""
+    unsure: tuple[str | None, ...] = ()
+    """Why the answers to the N validation images are unsure; None for those that are not."""
 
 
 class FittedClasses(NamedTuple):
@@ -50,13 +54,20 @@ def fit_thresholds(
         spec: Of the model; its input size is that of the images.
         temperature: Of the prediction, as it will be.
     """
-    rules, class_means, note = fit_rules(outputs, labels, classes=spec.num_classes)
+    rules, class_means, note, signals = fit_rules(outputs, labels, classes=spec.num_classes)
     if not rules:
         return FittedThresholds(None, None, note)
     probabilities = (outputs.logits[FUSED].double() / temperature).softmax(dim=1).cpu()
     height, width = spec.input_size[1:]
     thresholds = Thresholds(rules, fit_sets(probabilities, labels.cpu()), (height, width))
-    return FittedThresholds(thresholds, class_means, None)
+    least = rules[0].threshold(thresholds.coverage)
+    return FittedThresholds(
+        thresholds,
+        class_means,
+        None,
+        sum_up(rules[0], signals),
+        tuple(reasons(rules[0], signals, outputs.logits, threshold=least)),
+    )
 
 
 def fit_multilabel(outputs: Outputs, labels: Tensor, *, spec: ModelSpec, temperature: float) -> FittedClasses:
@@ -89,6 +100,8 @@ class OutputSample:
         self._every = max(math.ceil((images or 0) / MOST_IMAGES), 1)
         self._seen = 0
         self._parts: list[tuple[Outputs, Tensor]] = []
+        self.places: list[int] = []
+        """Of the images that are kept, among all that were added."""
 
     def add(self, outputs: Outputs, labels: Tensor) -> None:
         """Add a batch: its outputs and classes (B,)."""
@@ -98,6 +111,7 @@ class OutputSample:
         logits = {head: values.cpu()[kept] for head, values in outputs.logits.items()}
         features = None if outputs.features is None else outputs.features.cpu()[kept]
         self._parts.append((Outputs(logits, features), labels.cpu()[kept]))
+        self.places += places[kept].tolist()
 
     def join(self) -> tuple[Outputs, Tensor]:
         """Return the outputs and the classes of the images that were kept; there must be one."""

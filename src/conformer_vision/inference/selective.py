@@ -6,7 +6,7 @@ Shapes: N labelled images, M images of other things, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -29,6 +31,8 @@ from conformer_vision.inference.intervals import Figure, Resamples, figure, perc
 from conformer_vision.inference.runtimes import FUSED, Outputs
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.inference.unsure import Judge
+from conformer_vision.pages.palette import LIGHT
+from conformer_vision.plotting import PERCENT, Colours, style
 
 TABLES = (".parquet", ".csv", ".arrow", ".tar", ".zip")
 """Endings of files that hold sets of images; any other file is an image."""
@@ -136,20 +140,9 @@ class Watch:
             unknown: Scores (M,) of images of other things, and a line for each that could not be read.
         """
         scores, right = (torch.cat(each).numpy() for each in (self._scores, self._right))
-        sure = scores >= self.judge.threshold
-        curve = risk_coverage(scores, right)
-        counts = {part: round(part * len(curve)) for part in SHOWN}
-        return Selective(
-            coverage=self.judge.coverage,
-            answered=share(int(sure.sum()), len(sure)),
-            accuracy=share(int(right[sure].sum()), int(sure.sum())),
-            accuracy_unsure=share(int(right[~sure].sum()), int((~sure).sum())),
-            aurc=float(curve.mean()),
-            curve=tuple(Point(part, 1 - float(curve[n - 1])) for part, n in counts.items() if n),
-            risks=curve,
-            sets=self._finish_sets(),
-            unknown=None if unknown is None else self._finish_unknown(scores, *unknown),
-        )
+        found = selective(scores, right, threshold=self.judge.threshold, coverage=self.judge.coverage)
+        told = None if unknown is None else self._finish_unknown(scores, *unknown)
+        return replace(found, sets=self._finish_sets(), unknown=told)
 
     def _finish_sets(self) -> Sets | None:
         if self._error_rate is None:
@@ -184,6 +177,31 @@ def make_watch(
         trained.need_thresholds(option("ood", ood))
     judge = trained.judge(coverage=coverage)
     return None if judge is None else Watch(trained, judge, conformal=conformal)
+
+
+def selective(scores: Array, right: npt.NDArray[np.bool_], *, threshold: float, coverage: float) -> Selective:
+    """Compute what rejecting brings on N labelled images.
+
+    Args:
+        scores: (N,), the lower, the less sure.
+        right: (N,), whether the answers are right.
+        threshold: An answer whose score is below it is unsure.
+        coverage: What the threshold is meant to give.
+    """
+    sure = scores >= threshold
+    curve = risk_coverage(scores, right)
+    counts = {part: round(part * len(curve)) for part in SHOWN}
+    return Selective(
+        coverage=coverage,
+        answered=share(int(sure.sum()), len(sure)),
+        accuracy=share(int(right[sure].sum()), int(sure.sum())),
+        accuracy_unsure=share(int(right[~sure].sum()), int((~sure).sum())),
+        aurc=float(curve.mean()),
+        curve=tuple(Point(part, 1 - float(curve[n - 1])) for part, n in counts.items() if n),
+        risks=curve,
+        sets=None,
+        unknown=None,
+    )
 
 
 def risk_coverage(scores: Array, right: npt.NDArray[np.bool_]) -> Array:
@@ -280,17 +298,37 @@ def save_risk_coverage(selective: Selective, path: str | Path) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    risks = selective.risks
-    figure = Drawing(figsize=(5, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(np.arange(1, len(risks) + 1) / len(risks) * 100, risks * 100, color="#12703a")
-    if (answered := selective.answered.value) is not None:
-        axes.axvline(100 * answered, color="0.5", linestyle="--", linewidth=1)
-        axes.annotate(" reject threshold", (100 * answered, 0), rotation=90, ha="right", va="bottom")
-    axes.set_xlabel("coverage: sure answers, %")
-    axes.set_ylabel("risk: errors among them, %")
-    axes.set_xlim(0, 100)
+    with rc_context(style(LIGHT)):
+        figure = Drawing(figsize=(5, 3.5))
+        plot_risk_coverage(figure.add_subplot(), selective.risks, selective.answered.value, LIGHT)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+
+
+def plot_risk_coverage(axes: Axes, risks: Array, answered: float | None, colours: Colours) -> None:
+    """Draw a risk-coverage curve.
+
+    Args:
+        axes: To draw on.
+        risks: (N,) from `risk_coverage`.
+        answered: Share of sure answers at the reject threshold, which is marked; None for no mark.
+        colours: See `plotting`.
+    """
+    axes.plot(np.arange(1, len(risks) + 1) / len(risks), risks, color=colours["fused"], linewidth=2)
+    if answered is not None:
+        axes.axvline(answered, color=colours["muted"], linestyle="--", linewidth=1)
+        axes.text(
+            answered,
+            0.98,
+            "reject threshold ",
+            transform=axes.get_xaxis_transform(),
+            rotation=90,
+            ha="right" if answered > 0.5 else "left",
+            va="top",
+            fontsize=8,
+            color=colours["muted"],
+        )
+    axes.set(xlabel="coverage: sure answers", ylabel="risk: errors among them", xlim=(0, 1))
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PERCENT)

@@ -93,15 +93,7 @@ class Judge:
 
     def __call__(self, outputs: Outputs) -> list[str | None]:
         """Return for every image why its answer is unsure, or None where it is not."""
-        signals = self._signals(outputs)
-        unsure = (~(sum_up(self.rule, signals) >= self.threshold)).tolist()  # also what is not a number
-        lowest = torch.stack(list(standardized(self.rule, signals).values())).argmin(dim=0).tolist()
-        differ = heads_differ(outputs.logits).tolist()
-        reasons = [SIGNALS[name].reason for name in signals]
-        return [
-            None if not no else f"{reasons[low]}; {HEADS_DIFFER}" if two else reasons[low]
-            for no, low, two in zip(unsure, lowest, differ, strict=True)
-        ]
+        return reasons(self.rule, self._signals(outputs), outputs.logits, threshold=self.threshold)
 
     def _signals(self, outputs: Outputs) -> dict[str, Tensor]:
         return {name: SIGNALS[name].compute(outputs, self.class_means) for name in self.rule.signals}
@@ -130,6 +122,27 @@ def sum_up(rule: RejectRule, signals: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(standardized(rule, signals).values())).sum(dim=0)
 
 
+def reasons(
+    rule: RejectRule, signals: dict[str, Tensor], logits: dict[str, Tensor], *, threshold: float
+) -> list[str | None]:
+    """Return for each of B images why its answer is unsure, or None where it is not.
+
+    Args:
+        rule: Adds up the signals.
+        signals: Of the images, (B,) each.
+        logits: By head, (B, K) each.
+        threshold: An answer whose score is below it is unsure.
+    """
+    unsure = (~(sum_up(rule, signals) >= threshold)).tolist()  # also what is not a number
+    lowest = torch.stack(list(standardized(rule, signals).values())).argmin(dim=0).tolist()
+    differ = heads_differ(logits).tolist()
+    named = [SIGNALS[name].reason for name in signals]
+    return [
+        None if not no else f"{named[low]}; {HEADS_DIFFER}" if two else named[low]
+        for no, low, two in zip(unsure, lowest, differ, strict=True)
+    ]
+
+
 def heads_differ(logits: dict[str, Tensor]) -> Tensor:
     """Tell for every image (B,) whether the heads' first choices differ; never with one head."""
     choices = [values.argmax(dim=1) for head, values in logits.items() if head != FUSED]
@@ -145,6 +158,8 @@ class FittedRules(NamedTuple):
     """Empty without a rule, for the reason in ``note``."""
     class_means: ClassMeans | None
     note: str | None
+    signals: dict[str, Tensor]
+    """Those (N,) of the validation images that the first rule adds up."""
 
 
 def fit_rules(outputs: Outputs, labels: Tensor, *, classes: int) -> FittedRules:
@@ -158,7 +173,7 @@ def fit_rules(outputs: Outputs, labels: Tensor, *, classes: int) -> FittedRules:
         classes: Number of the model's classes.
     """
     if (note := why_not(labels)) is not None:
-        return FittedRules((), None, note)
+        return FittedRules((), None, note, {})
     labels = labels.cpu()
     signals = {"energy": energy(outputs, None)}
     class_means = None
@@ -170,8 +185,8 @@ def fit_rules(outputs: Outputs, labels: Tensor, *, classes: int) -> FittedRules:
     rules = [_fit({name: signals[name] for name in names}) for names in possible]
     found = tuple(rule for rule in rules if rule is not None)
     if not found:
-        return FittedRules((), None, "all validation images look alike to the network")
-    return FittedRules(found, class_means, None)
+        return FittedRules((), None, "all validation images look alike to the network", {})
+    return FittedRules(found, class_means, None, {name: signals[name] for name in found[0].signals})
 
 
 def why_not(labels: Tensor) -> str | None:

@@ -37,6 +37,8 @@ class Outcome:
     """(N,), image numbers in the source; -1 in a stream."""
     order: Tensor
     """(N,), positions in the order of reading."""
+    places: Tensor
+    """(N,), positions among the images that could be read, of which these are some or all."""
     logits: Tensor
     """(N, K), fused."""
     branches: dict[str, Choices]
@@ -59,7 +61,7 @@ def outcome_of(answers: Answers) -> Outcome:
     labels, indices, order = (
         torch.from_numpy(column[kept]) for column in (answers.labels, answers.indices, answers.order)
     )
-    return Outcome(labels, indices, order, answers.heads[FUSED].logits, branches)
+    return Outcome(labels, indices, order, torch.from_numpy(kept), answers.heads[FUSED].logits, branches)
 
 
 def worst_errors(outcome: Outcome, *, temperature: float, most: int) -> list[int]:
@@ -67,6 +69,23 @@ def worst_errors(outcome: Outcome, *, temperature: float, most: int) -> list[int
     loss = cross_entropy(outcome.logits / temperature, outcome.labels, reduction="none")
     wrong = outcome.logits.argmax(dim=1) != outcome.labels
     return _highest(loss, wrong, most)
+
+
+def sample_rows(outcome: Outcome, *, most: int) -> list[int]:
+    """Return some rows, as many of every class; of more classes than ``most``, one each of some."""
+    classes = outcome.labels.unique()
+    drawn = classes[_evenly(len(classes), most)].tolist()
+    each = most // len(drawn)
+    rows = []
+    for label in drawn:
+        own = (outcome.labels == label).nonzero()[:, 0]
+        rows += own[_evenly(len(own), each)].tolist()
+    return rows
+
+
+def _evenly(length: int, most: int) -> Tensor:
+    """Return up to ``most`` places, evenly drawn from so many."""
+    return torch.linspace(0, length - 1, min(most, length)).round().long()
 
 
 class ClassRow(NamedTuple):

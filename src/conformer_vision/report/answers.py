@@ -4,31 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from conformer_vision import pages
 from conformer_vision.data import BrokenImageError, open_image
 from conformer_vision.explain import Explainer
-from conformer_vision.explain.drawing import veil
 from conformer_vision.inference import Prediction
-from conformer_vision.report.explained import Place, evidence, place_of
 from conformer_vision.report.formats import FILTERS
+from conformer_vision.report.images import Again, thumbnail
 
 MOST = 500
 """Images on the page, the least sure ones: each takes about 20 kB."""
 EDGE = 192
 """Longest edge of a thumbnail, in pixels."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """One image and its prediction; without an image where it could not be read again."""
-
-    prediction: Prediction
-    thumbnail: str
-    heat: tuple[str, Place] | None
-    """The heat map to lay over it, and where."""
 
 
 def write_answers(
@@ -56,20 +45,21 @@ def write_answers(
         "broken": [each.error for each in predictions if each.error is not None],
         "model": model,
         "explained": explainer is not None,
+        "today": date.today(),
     }
     pages.write_page(path, pages.render(__package__, "answers.html.j2", context, filters=FILTERS))
 
 
-def _card(prediction: Prediction, explainer: Explainer | None) -> Card:
+def _card(prediction: Prediction, explainer: Explainer | None) -> tuple[Prediction, pages.Thumbnail]:
     """Read the image again, for the page, and find the evidence for its first class."""
     if explainer is None:
         try:
-            return Card(prediction, pages.data_uri(open_image(prediction.name), edge=EDGE), None)
+            return prediction, pages.Thumbnail(
+                prediction.name, pages.data_uri(open_image(prediction.name), edge=EDGE)
+            )
         except BrokenImageError:  # readable a minute ago
-            return Card(prediction, "", None)
+            return prediction, pages.Thumbnail(prediction.name, None)
     (shown,) = explainer.show(prediction.name)
-    if shown.image is None:
-        return Card(prediction, "", None)
-    ((heat,),) = evidence(explainer.model, shown.batch, shown.best(1), views=1).values()
-    place = place_of(shown.seen, shown.image.size)
-    return Card(prediction, pages.data_uri(shown.image, edge=EDGE), (pages.png_uri(veil(heat)), place))
+    again = Again(prediction.name, shown.image, shown.batch, shown.seen)
+    number = shown.best(1)[0] if shown.image is not None else 0
+    return prediction, thumbnail(again, explainer, number, views=1)

@@ -4,39 +4,51 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream
-from conformer_vision.data.base import fingerprint
+from conformer_vision.data.base import class_counts, fingerprint
 from conformer_vision.errors import UserError, option
 from conformer_vision.explain import Explainer
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.evaluation import Evaluation, evaluate_images
-from conformer_vision.inference.fit import OutputSample, fit_thresholds
+from conformer_vision.inference.fit import FittedThresholds, OutputSample, fit_thresholds
 from conformer_vision.inference.labelled import LabelledImages, read_run_data
+from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.inference.selective import Selective, selective
 from conformer_vision.inference.trained_model import TrainedModel
+from conformer_vision.inference.unsure import Judge
 from conformer_vision.pages import write_page
-from conformer_vision.report.analysis import outcome_of, study_branches, worst_errors
-from conformer_vision.report.findings import Findings, RunSettings
+from conformer_vision.report.analysis import Outcome, outcome_of, sample_rows, study_branches, worst_errors
+from conformer_vision.report.findings import Findings, Note, RunSettings
 from conformer_vision.report.frozen import probe_start
-from conformer_vision.report.images import thumbnails
+from conformer_vision.report.images import Again, read_again, thumbnail
 from conformer_vision.report.page import render
 from conformer_vision.runs import (
     BEST_WEIGHTS,
+    BROKEN_FILE,
     CONFIG_FILE,
     LAST_WEIGHTS,
     METRICS_FILE,
     fold_folders,
     read_results,
 )
+from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import Calibrated, save_calibration
 
 WORST = 24
 """Errors that are shown with their images."""
+SAMPLES = 12
+"""Images that are shown of all kinds, at most."""
 EXAMPLES = 8
 """Images shown for each way in which the branches are right or wrong."""
 
@@ -111,30 +123,46 @@ def examine(
     outcome = outcome_of(evaluation.answers)
     if evaluation.ranked < evaluation.samples:
         notes.append(
-            f"Worst errors, branches, calibration, AUROC and average precision are those of"
-            f" {evaluation.ranked:,} of the {evaluation.samples:,} images, whose logits fit into memory."
+            Note(
+                f"Worst errors, branches, calibration, AUROC and average precision are those of"
+                f" {evaluation.ranked:,} of the {evaluation.samples:,} images, whose logits fit into memory."
+            )
         )
     calibration = calibrate(outcome.logits, outcome.labels, seed=trained_on.splitting.seed)
-    thresholds = fit_thresholds(*sample.join(), spec=trained.spec, temperature=calibration.temperature)
+    outputs, labels = sample.join()
+    thresholds = fit_thresholds(outputs, labels, spec=trained.spec, temperature=calibration.temperature)
+    train = replace(images, split="train")
     probed = probe_start(
         folder,
         trained.spec,
-        replace(images, split="train"),
+        train,
         source,
         device=trained.device,
         batch_size=batch_size,
         workers=workers,
     )
     if isinstance(probed, str):
-        notes.append(probed)
+        notes.append(Note(probed))
         probed = None
     worst = worst_errors(outcome, temperature=calibration.temperature, most=WORST)
     study = study_branches(outcome, most=EXAMPLES)
-    shown = dict.fromkeys(worst)
+    samples = sample_rows(outcome, most=SAMPLES)
+    shown = dict.fromkeys([*worst, *samples])
     if study is not None:
         shown |= dict.fromkeys(row for case in study.cases.values() for row in case.rows)
+    shown_images, unsure = {}, {}
+    explainer = Explainer(folder, device=device)
+    why_unsure = _why_unsure(trained, thresholds, outcome, sample.places)
+    predicted = outcome.logits.argmax(dim=1).tolist()
+    for row, again in read_again(
+        shown, outcome, source, explainer=explainer, batch_size=batch_size, workers=workers
+    ):
+        shown_images[row] = thumbnail(again, explainer, predicted[row])
+        if (why := why_unsure(row, again)) is not None:
+            unsure[row] = why
     return Findings(
         folder=folder,
+        date=date.today(),
         data=data,
         moved=data != trained_on.data,
         seed=trained_on.splitting.seed,
@@ -149,19 +177,69 @@ def examine(
         calibration=calibration,
         thresholds=thresholds,
         outcome=outcome,
+        selective=_selective(thresholds, right=outputs.logits[FUSED].argmax(dim=1).cpu() == labels),
         worst=worst,
+        samples=samples,
         study=study,
-        images=thumbnails(
-            shown,
-            outcome,
-            source,
-            explainer=Explainer(folder, device=device),
-            batch_size=batch_size,
-            workers=workers,
-        ),
+        images=shown_images,
+        unsure=unsure,
+        class_sizes=_class_sizes(train, source, evaluation, spec=trained.spec),
+        broken_in_training=_broken_in_training(folder, evaluation.broken),
         probe=probed,
         notes=notes,
     )
+
+
+def _why_unsure(
+    trained: TrainedModel, fitted: FittedThresholds, outcome: Outcome, places: list[int]
+) -> Callable[[int, Again], str | None]:
+    """Return what tells why the answer to an image in a row is unsure, or None.
+
+    An image that thresholds were fitted to was compared with the others, any other one with all of those.
+    """
+    if fitted.thresholds is None:
+        return lambda row, again: None
+    known = dict(zip(places, fitted.unsure, strict=True))
+    judge = Judge(fitted.thresholds, fitted.class_means)
+
+    def why(row: int, again: Again) -> str | None:
+        place = int(outcome.places[row])
+        if place in known or again.image is None:
+            return known.get(place)
+        with torch.no_grad():
+            return judge(trained.outputs(again.batch))[0]
+
+    return why
+
+
+def _selective(fitted: FittedThresholds, *, right: Tensor) -> Selective | None:
+    """Return what rejecting brings on the images that thresholds were fitted to."""
+    if fitted.thresholds is None or fitted.scores is None:
+        return None
+    coverage = fitted.thresholds.coverage
+    threshold = fitted.thresholds.reject[0].threshold(coverage)
+    return selective(fitted.scores.numpy(), right.numpy(), threshold=threshold, coverage=coverage)
+
+
+def _class_sizes(
+    train: LabelledImages, source: ImageSource | ImageStream, evaluation: Evaluation, *, spec: ModelSpec
+) -> dict[str, dict[str, int]]:
+    """Count the images of every class in each split, of the validation images those that could be read."""
+    sizes = {}
+    if isinstance(source, ImageSource):
+        with suppress(UserError):  # moved data need not have training images
+            images = train.open(spec)
+            assert isinstance(images, ImageSource)
+            sizes["Training"] = class_counts(images)
+    sizes["Validation"] = np.bincount(evaluation.answers.labels, minlength=len(spec.classes))
+    return {split: dict(zip(spec.classes, counts.tolist(), strict=True)) for split, counts in sizes.items()}
+
+
+def _broken_in_training(folder: Path, known: list[str]) -> list[str]:
+    """Return the lines of ``broken_images.txt`` that the evaluation does not have too."""
+    path = folder / BROKEN_FILE
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [line for line in lines if line not in set(known)]
 
 
 def _check_same_images(folder: Path, data: str, source: ImageSource | ImageStream) -> None:
@@ -204,22 +282,25 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _notes(settings: RunSettings, trained: TrainedModel) -> tuple[list[str], str | None]:
+def _notes(settings: RunSettings, trained: TrainedModel) -> tuple[list[Note], str | None]:
     """Return the notes at the top of the page, and the run's exclusion list if it still exists."""
     notes = []
     if trained.path.name != BEST_WEIGHTS:
-        notes.append(f"Training ended before its first validation, so {trained.path.name} is evaluated.")
+        text = f"Training ended before its first validation, so {trained.path.name} is evaluated."
+        notes.append(Note(text, warning=True))
     if settings.ema_decay is not None:
-        notes.append(
+        text = (
             f"The weights are an exponential moving average over the steps (decay {settings.ema_decay:g}); "
             "validation during training evaluated the average too."
         )
+        notes.append(Note(text))
     exclude = settings.exclude
     if exclude is not None and not Path(exclude).is_file():
-        notes.append(f"The exclusion list {exclude} is gone, so all images are evaluated.")
+        text = f"The exclusion list {exclude} is gone, so all images are evaluated."
+        notes.append(Note(text, warning=True))
         exclude = None
     elif exclude is not None:
-        notes.append(f"The images listed in {exclude} are left out, as in training.")
+        notes.append(Note(f"The images listed in {exclude} are left out, as in training."))
     return notes, exclude
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from conformer_vision import pages
@@ -18,15 +18,6 @@ MOST = 24
 EDGE = 192
 """Longest edge of a thumbnail, in pixels."""
 _HEADS = {"fused": "The prediction", "conv": "Convolution head", "trans": "Transformer head"}
-
-
-@dataclass(frozen=True)
-class Card:
-    """An image that changed sides."""
-
-    turn: Turn
-    thumbnail: str
-    """Empty where it could not be read again."""
 
 
 def write_compared(path: str | Path, comparison: Comparison) -> None:
@@ -46,19 +37,23 @@ def write_compared(path: str | Path, comparison: Comparison) -> None:
         "metrics": METRICS,
         "curves": curves_of_two(comparison.a.rows, comparison.b.rows),
         "turned": [
-            ("Right by A, wrong by B", comparison.lost, _cards(comparison.lost, comparison.source)),
-            ("Wrong by A, right by B", comparison.won, _cards(comparison.won, comparison.source)),
+            (group, title, turns, _cards(turns, comparison.source))
+            for group, title, turns in (
+                ("lost", "Right by A, wrong by B", comparison.lost),
+                ("won", "Wrong by A, right by B", comparison.won),
+            )
         ],
+        "today": date.today(),
     }
     pages.write_page(path, pages.render(__package__, "compared.html.j2", context, filters=FILTERS))
 
 
-def _cards(turns: list[Turn], source: ImageSource) -> list[Card]:
+def _cards(turns: list[Turn], source: ImageSource) -> list[tuple[Turn, pages.Thumbnail]]:
     cards = []
     for turn in turns[:MOST]:
         try:
-            thumbnail = pages.data_uri(source.image(turn.row), edge=EDGE)
+            data = pages.data_uri(source.image(turn.row), edge=EDGE)
         except BrokenImageError:  # readable a minute ago
-            thumbnail = ""
-        cards.append(Card(turn, thumbnail))
+            data = None
+        cards.append((turn, pages.Thumbnail(turn.name, data)))
     return cards

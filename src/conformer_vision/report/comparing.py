@@ -19,10 +19,10 @@ from conformer_vision.errors import UserError, option, some_names
 from conformer_vision.inference.collect import collect_answers
 from conformer_vision.inference.comparison import (
     Contrast,
-    McNemar,
+    PairedTest,
     Turn,
     contrast,
-    mcnemar,
+    paired_test,
     renumbered,
     restricted,
     turns,
@@ -65,7 +65,7 @@ class Comparison:
     groups: int | None
     """Groups of images that the intervals resample; None without groups."""
     heads: dict[str, Contrast]
-    mcnemar: McNemar
+    test: PairedTest
     options: dict[str, tuple[Any, Any]] | None
     """Options of training that differ, with the values of A and B; None if one has no configuration."""
     lost: list[Turn]
@@ -81,7 +81,7 @@ class Comparison:
     def to_json(self) -> str:
         """Return all fields but the images as one JSON object; a figure of NaN is null."""
         fields = {name: value for name, value in vars(self).items() if name != "source"}
-        for name in ("a", "b", "mcnemar"):
+        for name in ("a", "b", "test"):
             fields[name] = asdict(fields[name])
         for name in ("lost", "won"):
             fields[name] = [asdict(each) for each in fields[name]]
@@ -164,7 +164,7 @@ def compare(
         images=len(names),
         groups=None if first.groups is None else len(set(first.groups)),
         heads=contrast(first, second, classes[0]),
-        mcnemar=mcnemar(first, second),
+        test=paired_test(first, second),
         options=_changed(side_a.config, side_b.config),
         lost=lost,
         won=won,

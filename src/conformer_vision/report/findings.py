@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from typing import get_type_hints
+from typing import NamedTuple, get_type_hints
 
 from conformer_vision.inference.calibration import Calibration
 from conformer_vision.inference.evaluation import Evaluation
 from conformer_vision.inference.fit import FittedThresholds
 from conformer_vision.inference.probing import Probe
+from conformer_vision.inference.selective import Selective
+from conformer_vision.pages import Thumbnail
 from conformer_vision.report.analysis import BranchStudy, Outcome
-from conformer_vision.report.images import Thumbnail
 from conformer_vision.runs import REPORT_FILE, read_run_values
 from conformer_vision.spec import ModelSpec
 
@@ -39,11 +41,21 @@ class RunSettings:
         return cls(**read_run_values(folder, get_type_hints(cls)))
 
 
+class Note(NamedTuple):
+    """What a reader should know before the numbers."""
+
+    text: str
+    warning: bool = False
+    """Whether something is wrong, and not only worth knowing."""
+
+
 @dataclass(frozen=True)
 class Findings:
     """All that a report says."""
 
     folder: Path
+    date: date
+    """On which the images were evaluated."""
     data: str
     """The images that were evaluated."""
     moved: bool
@@ -63,15 +75,24 @@ class Findings:
     calibration: Calibration
     thresholds: FittedThresholds
     outcome: Outcome
+    selective: Selective | None
+    """What rejecting unsure answers brings, each image compared with the others; None without thresholds."""
     worst: list[int]
     """Rows of the outcome."""
+    samples: list[int]
+    """Rows of images of all kinds."""
     study: BranchStudy | None
     images: dict[int, Thumbnail]
-    """By row, for those in ``worst`` and ``study``."""
+    """By row, for those in ``worst``, ``samples`` and ``study``."""
+    unsure: dict[int, str]
+    """By row, why the answer is unsure, for those in ``images`` that are."""
+    class_sizes: dict[str, dict[str, int]]
+    """Split -> class -> images; no training images for a stream."""
+    broken_in_training: list[str]
+    """One line for each image that could not be read in training, without the validation images."""
     probe: Probe | None
     """Of the initial weights' features; None from scratch, for streams, and where the weights are gone."""
-    notes: list[str]
-    """What a reader should know before the numbers."""
+    notes: list[Note]
 
     @property
     def path(self) -> Path:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from datetime import timedelta
 
+from markupsafe import Markup, escape
+
 from conformer_vision.inference.intervals import Figure
 
 
@@ -52,6 +54,32 @@ def short(name: str) -> str:
     return "/".join(name.replace("\\", "/").split("/")[-2:])
 
 
+def whole_percent(share: float) -> str:
+    """Format 0.95 as ``95 %``, for shares that are chosen and not found."""
+    return f"{100 * share:.4g} %"
+
+
+def share_text(figure: Figure) -> str:
+    """Format a share with its interval as ``98.3 % [95.2, 99.4]``, an undefined one as a dash."""
+    return f"{percent(figure.value)} {interval(figure)}".strip()
+
+
+def ranged(text: str) -> Markup:
+    """Mark the interval behind a figure, so that a narrow page can put it on a line of its own."""
+    value, bracket, rest = text.partition(" [")
+    return escape(value) + (Markup('<span class="range"> [{}</span>').format(rest) if bracket else "")
+
+
+def sentence(words: str) -> str:
+    """Begin with a capital letter."""
+    return words[:1].upper() + words[1:]
+
+
+def tag(classes: str) -> Markup:
+    """Return the attribute ``class``, nothing for no classes."""
+    return Markup(' class="{}"').format(classes.strip()) if classes.strip() else Markup("")
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
     "interval": interval,
@@ -59,6 +87,11 @@ FILTERS: dict[str, Callable[..., str]] = {
     "points": points,
     "number": number,
     "duration": duration,
+    "whole_percent": whole_percent,
+    "share_text": share_text,
+    "ranged": ranged,
+    "sentence": sentence,
+    "tag": tag,
     "short": short,
 }
 """By their names in the templates."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
 
 from conformer_vision import pages
@@ -14,33 +17,36 @@ from conformer_vision.data import BrokenImageError, ImageSource
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.stream import ImageStream
 from conformer_vision.explain import Explainer
-from conformer_vision.explain.drawing import veil
+from conformer_vision.explain.drawing import overlay
+from conformer_vision.explain.explainer import placed
+from conformer_vision.pages import Thumbnail
 from conformer_vision.preprocessing import Box, evaluation_transform
 from conformer_vision.report.analysis import Outcome
-from conformer_vision.report.explained import Place, evidence, place_of
+from conformer_vision.report.explained import evidence
 from conformer_vision.spec import ModelSpec
 
-EDGE = 240
+EDGE = 256
 """Longest edge of an image, which is shown smaller until it is enlarged, in pixels."""
+HEAT_EDGE = 160
+"""Longest edge of an image with a heat map."""
 VIEWS = 2
 """Heat maps of an image: one of each branch."""
+TITLES = {"conv": "convolution", "trans": "transformer"}
 
 
-@dataclass(frozen=True)
-class Thumbnail:
-    """One image on the page."""
+class Again(NamedTuple):
+    """An image that is read again to be shown."""
 
     name: str
-    """As the source names it."""
-    data: str | None
-    """``data:image/...`` URI; None if the image could not be read again."""
-    place: Place | None = None
-    """Where the heat maps lie on it."""
-    heat: dict[str, str] = field(default_factory=dict)
-    """Heat maps of the predicted class by the title of their view, as URIs."""
+    image: Image.Image | None
+    """None if it could not be read again; the prediction is known all the same."""
+    batch: Tensor
+    """(1, C, H, W), as the network is shown it."""
+    seen: Box
+    """The part of the image that it shows."""
 
 
-def thumbnails(
+def read_again(
     rows: Collection[int],
     outcome: Outcome,
     source: ImageSource | ImageStream,
@@ -48,11 +54,10 @@ def thumbnails(
     explainer: Explainer,
     batch_size: int,
     workers: int,
-) -> dict[int, Thumbnail]:
-    """Make thumbnails of the images in some rows of an outcome, with heat maps of what was predicted.
+) -> Iterator[tuple[int, Again]]:
+    """Yield the images in some rows of an outcome, with their rows.
 
-    Images of a stream have no numbers: the stream is read once more, and the thumbnails show what the
-    network sees.
+    Images of a stream have no numbers: the stream is read once more, and they are as the network sees them.
 
     Args:
         rows: numbers from 0 to N - 1.
@@ -62,27 +67,24 @@ def thumbnails(
         batch_size: as for the predictions.
         workers: as for the predictions, since it decides the order of a stream.
     """
-    predicted = outcome.logits.argmax(dim=1)
     if isinstance(source, ImageSource):
-        return {
-            row: _by_number(source, int(outcome.indices[row]), explainer, int(predicted[row])) for row in rows
-        }
+        for row in rows:
+            yield row, _by_number(source, int(outcome.indices[row]), explainer)
+        return
     wanted = {int(outcome.order[row]): row for row in rows}
-    found: dict[int, Thumbnail] = {}
     seen = 0
     transform = evaluation_transform(explainer.spec)
     for batch in evaluation_loader(source, transform, batch_size=batch_size, workers=workers):
         for place in range(len(batch.labels)):
-            if (row := wanted.get(seen + place)) is not None:
-                name = f"image {seen + place + 1} of the stream"
+            if seen + place in wanted:
+                row = wanted.pop(seen + place)
                 image = as_seen(batch.images[place], explainer.spec)
-                whole = Box(0, 0, *image.size)
                 tensor = batch.images[place][None].to(explainer.device)
-                found[row] = _thumbnail(name, image, tensor, whole, explainer, int(predicted[row]))
+                name = f"image {seen + place + 1} of the stream"
+                yield row, Again(name, image, tensor, Box(0, 0, *image.size))
         seen += len(batch.labels)
-        if len(found) == len(wanted):
+        if not wanted:
             break
-    return found
 
 
 def as_seen(image: Tensor, spec: ModelSpec) -> Image.Image:
@@ -92,18 +94,31 @@ def as_seen(image: Tensor, spec: ModelSpec) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def _by_number(source: ImageSource, index: int, explainer: Explainer, number: int) -> Thumbnail:
+def _by_number(source: ImageSource, index: int, explainer: Explainer) -> Again:
     try:
         image = source.image(index)
-    except BrokenImageError:  # readable a minute ago; the prediction is known all the same
-        return Thumbnail(source.name(index), None)
-    batch, seen = explainer.prepare(image)
-    return _thumbnail(source.name(index), image, batch, seen, explainer, number)
+    except BrokenImageError:  # readable a minute ago
+        return Again(source.name(index), None, torch.empty(0), Box(0, 0, 0, 0))
+    return Again(source.name(index), image, *explainer.prepare(image))
 
 
-def _thumbnail(
-    name: str, image: Image.Image, batch: Tensor, seen: Box, explainer: Explainer, number: int
-) -> Thumbnail:
-    found = evidence(explainer.model, batch, [number], views=VIEWS)
-    heat = {title: pages.png_uri(veil(maps[0])) for title, maps in found.items()}
-    return Thumbnail(name, pages.data_uri(image, edge=EDGE), place_of(seen, image.size), heat)
+def thumbnail(again: Again, explainer: Explainer, number: int, *, views: int = VIEWS) -> Thumbnail:
+    """Make a thumbnail with heat maps of the evidence for a class; ``views`` is how many of a Conformer."""
+    if again.image is None:
+        return Thumbnail(again.name, None)
+    found = evidence(explainer.model, again.batch, [number], views=views)
+    heat = {
+        TITLES.get(title, "evidence"): _heated(again.image, again.seen, maps[0])
+        for title, maps in found.items()
+    }
+    return Thumbnail(again.name, pages.data_uri(again.image, edge=EDGE), heat)
+
+
+def _heated(image: Image.Image, seen: Box, heat: NDArray[np.float32]) -> str:
+    """Return a small grey copy of an image under a heat map of the part that was seen, as a URI."""
+    scale = HEAT_EDGE / max(image.size)
+    width, height = (max(round(edge * scale), 1) for edge in image.size)
+    small = image.resize((width, height), Resampling.LANCZOS if scale < 1 else Resampling.NEAREST)
+    across, down = width / image.width, height / image.height
+    box = Box(seen.left * across, seen.top * down, seen.right * across, seen.bottom * down)
+    return pages.data_uri(overlay(small, placed(torch.from_numpy(heat), box, small.size)), edge=HEAT_EDGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 from conformer_vision import pages
@@ -34,15 +35,15 @@ class ImagesByName:
         number = self._numbers.get(stored)
         return stored if number is None or self._source is None else self._source.name(number)
 
-    def thumbnail(self, stored: str) -> str | None:
-        """Return a small copy as a ``data:`` URI; None for an image that cannot be read."""
+    def thumbnail(self, stored: str) -> pages.Thumbnail:
+        """Return a small copy, without an image where it cannot be read."""
         number = self._numbers.get(stored)
         if number is None or self._source is None:
-            return None
+            return pages.Thumbnail(stored, None)
         try:
-            return pages.data_uri(self._source.image(number), edge=EDGE)
+            return pages.Thumbnail(stored, pages.data_uri(self._source.image(number), edge=EDGE))
         except BrokenImageError:  # readable when the folds were trained
-            return None
+            return pages.Thumbnail(stored, None)
 
 
 def write_table(path: str | Path, errors: list[LabelError], images: ImagesByName) -> None:
@@ -79,7 +80,11 @@ def write_page(path: str | Path, found: LabelErrors, images: ImagesByName, *, ru
         "found": found,
         "run": run,
         "cards": [(each, images.thumbnail(each.image)) for each in shown],
-        "pairs": pairs.most_common(MOST_PAIRS),
+        "pairs": [
+            (f"{label}, looks like {suggested}", count)
+            for (label, suggested), count in pairs.most_common(MOST_PAIRS)
+        ],
+        "today": date.today(),
         "more_pairs": max(len(pairs) - MOST_PAIRS, 0),
     }
     pages.write_page(path, pages.render(__package__, "label_errors.html.j2", context, filters=FILTERS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import shlex
+from collections.abc import Sequence
 from importlib.metadata import version
 from statistics import median
 from typing import Any, NamedTuple
@@ -17,17 +18,21 @@ from conformer_vision import pages
 from conformer_vision.inference.confusion import Confusion, confused_pairs, shown_classes
 from conformer_vision.inference.intervals import UNDEFINED
 from conformer_vision.inference.metrics import CLASS_METRICS, METRICS
+from conformer_vision.plotting import PANELS
 from conformer_vision.report.analysis import class_rows
-from conformer_vision.report.charts import curves, reliability_diagram
-from conformer_vision.report.explained import TITLES
+from conformer_vision.report.charts import curves, reliability_diagram, risk_coverage_chart
 from conformer_vision.report.findings import Findings
 from conformer_vision.report.formats import FILTERS
 from conformer_vision.runs import CONFIG_FILE
 
-MAX_MATRIX = 40
-"""Most classes in the confusion matrix; of more, the most confused ones are shown."""
+MATRIX = (10, 20, 40)
+"""Most classes in the confusion matrix of a narrow, a medium and a wide page; of more, the most confused ones
+are shown."""
 MAX_PAIRS = 20
-MAX_BROKEN = 100
+SHOWN_FIRST = 8
+"""Worst errors that are shown at once; the others can be unfolded."""
+MOST_BARS = 40
+"""Bars of class sizes; of more classes, only the largest and smallest have one."""
 
 HEADS = {"fused": "Fused (the prediction)", "conv": "Convolution branch", "trans": "Transformer branch"}
 FEATURES = {
@@ -51,6 +56,15 @@ CASES = {
 """Title of each case, and which of its images are shown."""
 
 
+class Section(NamedTuple):
+    """A section of the page; its template is called like it."""
+
+    name: str
+    title: str
+    note: str | None = None
+    """Stands in place of a section that does not apply."""
+
+
 class Guess(NamedTuple):
     """The prediction of one head for an image."""
 
@@ -65,12 +79,31 @@ def render(findings: Findings) -> str:
     return pages.render(__package__, "report.html.j2", _context(findings), filters=FILTERS)
 
 
+def _sections(findings: Findings) -> list[Section]:
+    """Return the sections in the order of a reader's questions."""
+    sections = [
+        Section("result", "What came out"),
+        Section("errors", "Worst errors"),
+        Section("confusion", "Confusion"),
+        Section("classes", "Figures per class"),
+        Section("branches", "The two branches"),
+        Section("calibration", "Calibration and unsure answers"),
+        Section("data", "Data"),
+        Section("run", "Run and reproduction"),
+    ]
+    return [each for each in sections if each.name != "branches" or findings.study is not None]
+
+
 def _context(findings: Findings) -> dict[str, Any]:
     evaluation, calibration = findings.evaluation, findings.calibration
     diagrams = [reliability_diagram(calibration.before, name="before", title="Before scaling")]
     if calibration.after is not None:
         title = "After scaling (cross-fitted)"
         diagrams.append(reliability_diagram(calibration.after, name="after", title=title))
+    if findings.selective is not None:
+        found = findings.selective
+        diagrams.append(risk_coverage_chart(found.risks, found.answered.value))
+    shown = shown_classes(evaluation.confusion, evaluation.classes, most=MATRIX[-1])
     order = [head for head in HEADS if head in evaluation.heads]
     return {
         "findings": findings,
@@ -90,16 +123,23 @@ def _context(findings: Findings) -> dict[str, Any]:
         ],
         "class_metrics": CLASS_METRICS[:3],
         "heads": [(HEADS[head] if len(order) > 1 else "Model", head) for head in order],
+        "sections": _sections(findings),
         "curves": curves(findings.rows),
+        "columns": _columns(findings.rows),
         "diagrams": diagrams,
-        "shown": (shown := shown_classes(evaluation.confusion, evaluation.classes, most=MAX_MATRIX)),
+        "shown": shown,
+        "tier": _tiers(evaluation.confusion, shown, evaluation.classes),
         "matrix": _matrix(evaluation.confusion, shown),
-        "max_broken": MAX_BROKEN,
+        "shown_first": SHOWN_FIRST,
+        "sizes": {
+            split: sorted(sizes.items(), key=lambda item: -item[1])
+            for split, sizes in findings.class_sizes.items()
+        },
+        "most_bars": MOST_BARS,
         "pairs": confused_pairs(evaluation.confusion)[:MAX_PAIRS],
         "class_rows": class_rows(evaluation),
         "errors": sum(pair.images for pair in confused_pairs(evaluation.confusion)),
         "cases": CASES,
-        "titles": TITLES,
         "guesses": _guesses(findings),
         "training": _training(findings),
         "commands": _commands(findings),
@@ -110,6 +150,24 @@ def _context(findings: Findings) -> dict[str, Any]:
             "lightning": version("lightning"),
             "Python": platform.python_version(),
         },
+    }
+
+
+def _columns(rows: list[dict[str, float]]) -> list[tuple[str, str, bool]]:
+    """Return the columns of the curves that the rows have, each with a title and whether it is a share."""
+    return [
+        (column, f"{panel.title}, {line.legend}" if line.legend else panel.title, panel.percent)
+        for panel in PANELS
+        for column, line in panel.lines.items()
+        if rows and column in rows[-1]
+    ]
+
+
+def _tiers(confusion: Confusion, shown: list[str], classes: Sequence[str]) -> dict[str, str]:
+    """Return for each class of the matrix the style classes that hide it on pages that are too narrow."""
+    kept = {most: set(shown_classes(confusion, classes, most=most)) for most in MATRIX[:-1]}
+    return {
+        name: " ".join(f"over-{most}" for most, names in kept.items() if name not in names) for name in shown
     }
 
 

@@ -22,6 +22,7 @@ from ..data.handover import end_workers
 from ..data.images import ReadingError
 from ..errors import UserError, resuming
 from ..files import atomic_path, remove_leftovers
+from ..plotting import draw_curves
 from ..runs import (
     BEST_WEIGHTS,
     BROKEN_FILE,
@@ -42,7 +43,6 @@ from ..weights import save_weights
 from .averaging import Averaging
 from .callbacks import Recorder, Row
 from .config import TrainConfig
-from .curves import draw_curves
 from .groups import OutputConfig
 from .interrupt import Interrupted, InterruptedWaiting, InterruptFlag
 from .lock import LOCK_FILE, locked

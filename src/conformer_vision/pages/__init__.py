@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from importlib.resources import files
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformer_vision.extras import require
 from conformer_vision.files import atomic_path
+from conformer_vision.pages.palette import PALETTE
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small image on a page, with heat maps that stand beside it."""
+
+    name: str
+    """Of the image, as its source has it."""
+    data: str | None
+    """``data:image/...`` URI; None if the image could not be read again."""
+    heat: Mapping[str, str] = field(default_factory=dict)
+    """Title -> URI."""
+
 
 _TINY = 48
 """At this size PNG costs no more than JPEG, and every pixel counts."""
@@ -26,14 +40,25 @@ def render(
     *,
     filters: Mapping[str, Callable[..., str]],
 ) -> str:
-    """Render a template of a package; every value is escaped, as class and file names come from anywhere."""
+    """Render a template of a package; every value is escaped, as class and file names come from anywhere.
+
+    Args:
+        package: Has the template; those of `conformer_vision.pages` can be extended and imported too.
+        template: Its file name.
+        context: What it shows.
+        filters: How it writes numbers and names.
+    """
     jinja2 = require("jinja2")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, "") for name in (package, __name__)]),
     )
     environment.filters.update(filters)
-    text = files(package).joinpath(template).read_text(encoding="utf-8")
-    page: str = environment.from_string(text).render(context)
+    environment.globals["palette"] = PALETTE
+    page: str = environment.get_template(template).render(context)
     return page
 
 
