@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from conformer_vision.data import BrokenImageError, ImageSource, open_image
-from conformer_vision.data.base import SubsetSource
+from conformer_vision.data import BrokenImageError, ImageSource, class_counts, open_image
+from conformer_vision.data.base import SubsetSource, classes_of
 from conformer_vision.errors import UserError
 from image_sets import opened
 from streamed import NAMES, colour, encode
@@ -26,17 +26,24 @@ def digest(source: ImageSource) -> str:
     return found.hexdigest()
 
 
+def several(count: int) -> list[list[str]]:
+    """The labels of images that have several: that of `SourceContract`, one more, or none."""
+    names = [[NAMES[number % 3], *([NAMES[number % 4 - 1]] * (number % 4 > 0))] for number in range(count)]
+    return [[] if number % 7 == 6 else [*dict.fromkeys(each)] for number, each in enumerate(names)]
+
+
 class SourceContract:
     """A subclass says how images 0, 1, ... of the labels 0, 1, 2, 0, ... named x, y, z are written.
 
     `write` takes a folder and the images' files, and gives the spec; all that belongs to training, where
-    the form keeps splits.
+    the form keeps splits. With several labels per image, they are those of `several`.
     """
 
     options: dict[str, Any] = {}  # noqa: RUF012  # of `open_images`
     keeps_files = True
     grows = True
     own_splits = False
+    multilabel = False
 
     def write(self, root: Path, files: list[bytes]) -> Any:
         raise NotImplementedError
@@ -57,7 +64,8 @@ class SourceContract:
         source = self.open(self.written(tmp_path))
         assert len(source) == len(source.labels) == len(set(self.names(source)))
         assert len(source) >= IMAGES
-        assert set(source.labels) == set(range(len(source.classes)))
+        assert source.multilabel == self.multilabel == isinstance(source.labels[0], tuple)
+        assert class_counts(source).all() and len(class_counts(source)) == len(source.classes)
         for index in range(IMAGES):
             image, label = source[index]
             assert (image.mode, image.info) == ("RGB", {})
@@ -65,7 +73,11 @@ class SourceContract:
         if source.classes == NAMES:
             shown = [source[index][0].getpixel((0, 0))[0] for index in range(IMAGES)]  # type: ignore[index]
             assert sorted(shown) == list(range(IMAGES))
-            assert [number % 3 for number in shown] == list(source.labels[:IMAGES])
+            labels: list[Any] = [number % 3 for number in shown]
+            if self.multilabel:
+                names = several(IMAGES)
+                labels = [tuple(sorted(map(NAMES.index, names[number]))) for number in shown]
+            assert labels == list(source.labels[:IMAGES])
 
     def test_any_process_reads_the_same(self, tmp_path: Path) -> None:
         source = self.open(self.written(tmp_path))
@@ -110,7 +122,7 @@ class SourceContract:
             train, val = (self.open(spec, split, folds=4, fold=fold) for split in ("train", "val"))
             assert not set(self.names(train)) & set(self.names(val))
             assert val.is_cut and SubsetSource(val, [0]).is_cut
-            assert set(train.labels) == set(range(len(train.classes)))
+            assert class_counts(train).all()
             held_out += self.names(val)
         assert sorted(held_out) == sorted(self.names(self.open(spec, folds=4)))
 
@@ -118,10 +130,12 @@ class SourceContract:
         spec = self.written(tmp_path)
         source = self.open(spec)
         own = source.classes
-        wanted = ("new", *reversed(own))
+        wanted = (*["new"] * ("label_column" not in self.options), *reversed(own))
         other = self.open(spec, classes=wanted)
         assert other.classes == wanted
-        assert [wanted[label] for label in other.labels] == [own[label] for label in source.labels]
+        assert [{wanted[each] for each in classes_of(label)} for label in other.labels] == [
+            {own[each] for each in classes_of(label)} for label in source.labels
+        ]
         with pytest.raises(UserError, match=f"does not know the class {own[-1]}"):
             self.open(spec, classes=own[:-1])
 

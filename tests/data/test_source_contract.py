@@ -1,6 +1,7 @@
 """The contract of sources, for every form but torchvision's sets (test_named.py)."""
 
 import csv
+import json
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
-from contracts.source import SourceContract, digest
+from contracts.source import SourceContract, digest, several
 from streamed import NAMES, colour, opened_stream, read, write_rows, write_shards
 
 
@@ -100,6 +101,59 @@ class TestTorchvisionFolder(SourceContract):
         return "torch/image_folder"
 
 
+class TestTableOfLists(SourceContract):
+    """With several labels per image."""
+
+    multilabel = True
+
+    def write(self, root: Path, files: list[bytes]) -> Path:
+        write_folders(root / "images", files)
+        with open(root / "set.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["Path", "Labels"])
+            for number, names in enumerate(several(len(files))):
+                writer.writerow([f"images/{NAMES[number % 3]}/{number}.png", json.dumps(names)])
+        return root / "set.csv"
+
+
+class TestColumnsPerClass(SourceContract):
+    multilabel = True
+    options = {"label_column": ",".join(NAMES)}  # noqa: RUF012
+
+    def write(self, root: Path, files: list[bytes]) -> Path:
+        images = [{"bytes": data, "path": None} for data in files]
+        flags = {name: [name in names for names in several(len(files))] for name in NAMES}
+        features = datasets.Features(
+            {"image": datasets.Image(), **dict.fromkeys(NAMES, datasets.Value("bool"))}
+        )
+        datasets.Dataset.from_dict({"image": images, **flags}, features).to_parquet(root / "set.parquet")
+        return root / "set.parquet"
+
+
+class TestListColumn(SourceContract):
+    multilabel = True
+
+    def write(self, root: Path, files: list[bytes]) -> Path:
+        kind = datasets.Sequence(datasets.ClassLabel(names=list(NAMES)))
+        features = datasets.Features({"image": datasets.Image(), "label": kind})
+        images = [{"bytes": data, "path": None} for data in files]
+        labels = [[NAMES.index(name) for name in names] for names in several(len(files))]
+        datasets.Dataset.from_dict({"image": images, "label": labels}, features).save_to_disk(root / "set")
+        return root / "set"
+
+
+class TestMultiHotDataset(SourceContract):
+    multilabel = True
+    keeps_files = False
+
+    def write(self, root: Path, files: list[bytes]) -> Any:
+        pixels = torch.tensor([colour(number) for number in range(len(files))], dtype=torch.uint8)
+        hot = torch.tensor([[name in names for name in NAMES] for names in several(len(files))])
+        dataset = TensorDataset(pixels[:, :, None, None].expand(-1, 3, 8, 8), hot)
+        dataset.classes = list(NAMES)  # type: ignore[attr-defined]
+        return dataset
+
+
 class TestDigits(SourceContract):
     keeps_files = False
     grows = False
@@ -138,7 +192,7 @@ def test_a_new_process_reads_the_same(tmp_path: Path) -> None:
         if contract.__module__ == __name__:
             form = contract()
             sources.append(form.open(form.written(tmp_path / contract.__name__)))
-    assert len(sources) == 11
+    assert len(sources) == 15
     streams = [
         opened_stream(write(tmp_path / write.__name__, [5, 5, 2]), "train")
         for write in (write_rows, write_shards)
