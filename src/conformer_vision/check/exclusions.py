@@ -14,7 +14,7 @@ def exclusions(
 ) -> Iterator[tuple[int, str]]:
     """Yield the number and reason of every training image to leave out; validation images always stay.
 
-    Left out are copies of a validation image; all copies among training images of different classes,
+    Left out are copies of a validation image; all copies among training images of different labels,
     since it is unknown which label is right; and, with ``redundant``, all but the first of a class's
     images with equal pixels. Only direct copies count, not those through a third image.
 

@@ -15,7 +15,7 @@ MOST_SHOWN = 24
 """Images, or groups of copies, shown per kind of finding."""
 MOST_IN_GROUP = 6
 """Images shown per group."""
-_NAMED = ("missing_class", "passed_over", "shared_group")
+_NAMED = ("missing_class", "constant_class", "passed_over", "shared_group")
 """Kinds of finding that are names without images."""
 _MOST_CLASSES = 40
 """Bars per split; of more classes, only the largest and smallest have one."""

@@ -17,13 +17,17 @@ MEANINGS = {
         "groups across train and val",
         "images of one group (patient, video, site) are on both sides, so the accuracy is too high",
     ),
-    "conflict": ("copies with different classes", "at most one of the labels is right"),
+    "conflict": ("copies with different labels", "at most one of them is labelled right"),
     "broken": ("broken", "cannot be decoded"),
     "truncated": ("truncated", "the data ends too early or is damaged; training cannot read it"),
     "gigantic": ("gigantic", "more pixels than the limit, according to the header; not decoded"),
     "missing_class": ("class missing", "a class without images in one split"),
+    "constant_class": (
+        "class of all images",
+        "every image of one split has the class, so nothing can be learnt or measured about it",
+    ),
     "extension": ("wrong extension", "the name says another format than the data; still read"),
-    "redundant": ("copies within a class", "same class and split: they count twice"),
+    "redundant": ("copies within a class", "same labels and split: they count twice"),
     "tiny": ("tiny", "the short edge is shorter than the limit"),
     "elongated": ("elongated", "one edge is more than 8 times the other: a crop shows little of it"),
     "single_colour": ("single colour", "every pixel is the same"),
@@ -37,7 +41,7 @@ MEANINGS = {
 """The kinds of finding, the gravest first: short name and meaning."""
 
 MOST_IMBALANCED = 5.0
-"""Ratio of the largest to the smallest class above which balanced sampling is suggested."""
+"""Ratio of the largest to the smallest class above which balancing them is suggested."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class ImageRef:
     split: str
     """``train`` or ``val``."""
     label: str
-    """Its class."""
+    """Its class; of several labels ``cat|dog``, or ``no label``."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class DuplicateGroup:
     """Two or more images that are copies of each other."""
 
     kinds: tuple[str, ...]
-    """``leak`` (across train and val), ``conflict`` (across classes), both, or else ``redundant``."""
+    """``leak`` (across train and val), ``conflict`` (different labels), both, or else ``redundant``."""
     exact: bool
     """Whether all have equal pixels; otherwise some only look alike."""
     images: tuple[ImageRef, ...]
@@ -82,6 +86,8 @@ class SplitSummary:
     images: int
     counts: dict[str, int]
     """Images per class, including 0."""
+    labels_per_image: dict[int, int] | None = None
+    """Images by their number of labels, ascending; None where each has one."""
 
     @property
     def ratio(self) -> float | None:
@@ -93,6 +99,23 @@ class SplitSummary:
     def missing(self) -> tuple[str, ...]:
         """Classes without images."""
         return tuple(name for name, count in self.counts.items() if not count)
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Classes that every image has, where images may have several labels."""
+        if self.labels_per_image is None or not self.images:
+            return ()
+        return tuple(name for name, count in self.counts.items() if count == self.images)
+
+    @property
+    def labels_line(self) -> str | None:
+        """How many labels images have, in words; None where each has one."""
+        found = self.labels_per_image
+        if not found:
+            return None
+        mean = sum(labels * images for labels, images in found.items()) / self.images
+        line = f"{min(found)} to {max(found)} labels per image, {mean:.1f} on average"
+        return line + (f"; {found[0]:,} images have none" if 0 in found else "")
 
 
 @dataclass(frozen=True)
@@ -129,6 +152,7 @@ class CheckResult:
         found["passed_over"] = len(self.passed_over)
         found["shared_group"] = len(self.shared_groups)
         found["missing_class"] = sum(len(split.missing) for split in self.splits)
+        found["constant_class"] = sum(len(split.constant) for split in self.splits)
         return {kind: found[kind] for kind in MEANINGS}
 
     @property
@@ -140,6 +164,8 @@ class CheckResult:
         """Return one line per occurrence of a kind."""
         if kind == "missing_class":
             return [f"{name} in {split.name}" for split in self.splits for name in split.missing]
+        if kind == "constant_class":
+            return [f"{name} in {split.name}" for split in self.splits for name in split.constant]
         if kind == "passed_over":
             return list(self.passed_over)
         if kind == "shared_group":
@@ -156,7 +182,12 @@ class CheckResult:
             "seconds": round(self.seconds, 1),
             "counts": self.counts,
             "splits": [
-                asdict(split) | {"ratio": split.ratio and round(split.ratio, 3), "missing": split.missing}
+                asdict(split)
+                | {
+                    "ratio": split.ratio and round(split.ratio, 3),
+                    "missing": split.missing,
+                    "constant": split.constant,
+                }
                 for split in self.splits
             ],
             "findings": [asdict(finding) for finding in self.findings],
@@ -180,4 +211,5 @@ def balance_hints(train: SplitSummary) -> tuple[str, ...]:
     if train.ratio is None or train.ratio <= MOST_IMBALANCED:
         return ()
     times = f"{train.ratio:.0f} times the images of the smallest"
-    return (f"the largest class of train has {times}: train with {option('sampling', 'balanced')}",)
+    name = "sampling" if train.labels_per_image is None else "class_weights"
+    return (f"the largest class of train has {times}: train with {option(name, 'balanced')}",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -131,8 +132,8 @@ class _Survey:
     def image(self, number: int) -> ImageRef:
         part, index = self._reader.place(number)
         source = self._reader.sources[part]
-        label = ", ".join(source.classes[each] for each in classes_of(source.labels[index]))
-        image = ImageRef(source.name(index), _SPLITS[part], label)
+        classes = [source.classes[each] for each in classes_of(source.labels[index])]
+        image = ImageRef(source.name(index), _SPLITS[part], "|".join(classes) or "no label")
         self.numbers[image] = number
         return image
 
@@ -173,8 +174,11 @@ class _Survey:
 
 
 def _summary(name: str, source: ImageSource) -> SplitSummary:
-    counts = class_counts(source).tolist()
-    return SplitSummary(name, len(source), dict(zip(source.classes, counts, strict=True)))
+    counts = dict(zip(source.classes, class_counts(source).tolist(), strict=True))
+    if not source.multilabel:
+        return SplitSummary(name, len(source), counts)
+    lengths = Counter(len(classes_of(label)) for label in source.labels)
+    return SplitSummary(name, len(source), counts, dict(sorted(lengths.items())))
 
 
 def _check_values(workers: int | None, min_size: int, max_pixels: int, distance: int, timeout: float) -> None:

@@ -56,7 +56,7 @@ def build_parser() -> Parser:
         "--fix",
         metavar="CSV",
         help="Write a CSV list of images to leave out: those that cannot be decoded, training copies of "
-        "validation images, and training copies with different classes.",
+        "validation images, and training copies with different labels.",
     )
     parser.add_argument(
         "--fix_duplicates",
@@ -156,5 +156,7 @@ def _print(result: CheckResult) -> None:
                 f"{split.name}: {len(split.counts)} classes of {min(sizes):,} to {max(sizes):,} images, "
                 f"ratio {split.ratio:.1f}"
             )
+        if split.labels_line is not None:
+            say(f"{split.name}: {split.labels_line}")
     for hint in result.hints:
         say(f"hint: {hint}")
