@@ -56,7 +56,7 @@ def _common_suffix(source: ImageSource) -> str | None:
 
 def _sample(source: ImageSource, index: int, suffix: str | None) -> Iterator[tuple[str, bytes]]:
     """Yield the files of an image with their suffixes; a broken image raises."""
-    yield ".cls", str(source.labels[index]).encode()
+    yield ".cls", json.dumps(source.labels[index]).encode()  # a number, or a list of several
     image, file = source.image(index), source.file(index)
     if suffix is not None and isinstance(file, Path):
         yield suffix, file.read_bytes()

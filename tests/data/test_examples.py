@@ -12,7 +12,7 @@ import pytest
 
 from conformer_vision.data import open_image
 from image_sets import opened
-from streamed import opened_stream, read
+from streamed import encode, opened_stream, read
 from write_images import write_images
 from write_shards import write_shards
 
@@ -40,6 +40,19 @@ def test_digits_come_back(tmp_path: Path) -> None:
     # The order is drawn: every shard holds most classes.
     assert len({item.label for item in read(stream)[:50]}) > 7
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.name.startswith(".")) == []
+
+
+def test_several_labels_come_back(tmp_path: Path) -> None:
+    for row in range(4):
+        (tmp_path / f"{row}.png").write_bytes(encode((row, 0, 0)))
+    rows = ['0.png,"[""x"", ""z""]"', "1.png,[]", '2.png,"[""y""]"', '3.png,"[""x"", ""y"", ""z""]"']
+    (tmp_path / "set.csv").write_text("\n".join(["path,label", *rows]))
+    source = opened(tmp_path / "set.csv")
+    write_shards(source, tmp_path / "s", images_per_shard=3)
+    stream = opened_stream(f"wds/{tmp_path}/s")
+    assert stream.multilabel and stream.classes == source.classes
+    shown = {item.image.getpixel((0, 0))[0]: item.label for item in read(stream)}  # type: ignore[union-attr, index]
+    assert [shown[row] for row in range(4)] == list(source.labels) == [(0, 2), (), (1,), (0, 1, 2)]
 
 
 def test_image_files_go_in_as_they_are(tmp_path: Path, class_folders: Callable[..., Path]) -> None:
