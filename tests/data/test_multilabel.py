@@ -155,12 +155,19 @@ def as_targets(root: Path) -> Any:
     return as_object(hot.astype(bool), targets=hot)
 
 
+def as_list_of_other_name(root: Path) -> Any:
+    return write_parquet(root / "set.parquet", {"findings": pa.array(LABELS)})
+
+
 COLUMNS = {"label_column": "x, y,z"}
 TEXTS = {"label_column": "tags", "label_separator": "|"}
 FORMS: dict[Callable[[Path], Any], dict[str, Any]] = {
     as_texts: TEXTS,
     as_json: {},
     as_python: {},
+    lambda root: write_csv(root / "set.csv", ["label"], [[str(tuple(labels))] for labels in LABELS]): {},
+    lambda root: write_csv(root / "set.csv", ["label"], [[str({*labels})] for labels in LABELS]): {},
+    as_list_of_other_name: {"label_column": "Finding"},
     as_flags: COLUMNS,
     as_words: COLUMNS,
     as_list_column: {},
@@ -261,6 +268,23 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         r"set.csv line 4: column 'age' holds '2', which does not say .*; write 1 or 0",
     ),
     "a separator that is nowhere": (as_texts, TEXTS | {"label_separator": "/"}, "'/' parts no label of"),
+    "the column of images": (as_texts, {"label_column": "path"}, "'path' holds the images"),
+    "lists of 0 and 1": (
+        lambda root: write_csv(root / "set.csv", ["label"], [["[0, 1, 1]"], ["[1, 0, 0]"]]),
+        {},
+        "each list in column 'label' holds 3 times 0 or 1, which names no class; store the names",
+    ),
+    "lists of 0 and 1, parquet": (
+        lambda root: write_parquet(root / "set.parquet", {"label": pa.array([[0, 1], [1, 0], [1, 1]])}),
+        {},
+        "each list in column 'label' holds 2 times 0 or 1",
+    ),
+    "no label beside joined ones": (
+        lambda root: write_csv(root / "set.csv", ["label"], [["a;b"], ["b"], [""]]),
+        {},
+        "line 4 has no label .*; if other rows have several, give label_separator=';'",
+    ),
+    "another name": (as_list_of_other_name, {}, "it has image, findings; label_column names another"),
     "a separator of lists": (
         as_list_column,
         {"label_separator": "|"},
@@ -336,7 +360,7 @@ def test_lists_in_cells(tmp_path: Path, cells: list[str], message: str) -> None:
 
 def test_a_text_is_one_label_unless_said_otherwise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Class names may hold commas and brackets; a hint comes where they look joined."""
-    names = ["tench, Tinca tinca", "goldfish, Carassius auratus", "[sic]", '["a"]', "great white shark"]
+    names = ["tench, Tinca tinca", "goldfish, Carassius auratus", "[sic]", '["a"]', "(1, 2)", "{'a'}"]
     path = write_csv(tmp_path / "set.csv", ["label"], [[name] for name in names])
     assert not opened(path).multilabel and set(opened(path).classes) == {*names}
     assert caplog.text == ""
@@ -373,7 +397,7 @@ def test_cells_of_columns_per_class(tmp_path: Path, caplog: pytest.LogCaptureFix
     path = write_csv(tmp_path / "set.csv", ["a", "b", "c"], rows)
     with caplog.at_level(logging.WARNING):
         assert opened(path, label_column="a,b,c").labels == ((0,), (2,), (1, 2))
-    assert "3 empty cells in columns of classes count as 0, not of the class" in caplog.text
+    assert "3 empty cells in the columns of classes count as 0" in caplog.text
     for bad, said in (("-1", "-1 often means uncertain"), ("2", "write 1 or 0"), ("maybe", "write 1 or 0")):
         rows[1][2] = bad
         path = write_csv(tmp_path / "set.csv", ["a", "b", "c"], rows)

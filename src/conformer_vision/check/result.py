@@ -114,7 +114,8 @@ class SplitSummary:
         if not found:
             return None
         mean = sum(labels * images for labels, images in found.items()) / self.images
-        line = f"{min(found)} to {max(found)} labels per image, {mean:.1f} on average"
+        span = f"{min(found)} to {max(found)}" if len(found) > 1 else str(min(found))
+        line = f"{span} labels per image, {mean:.1f} on average"
         return line + (f"; {found[0]:,} images have none" if 0 in found else "")
 
 

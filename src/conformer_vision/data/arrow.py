@@ -259,7 +259,7 @@ def open_blocks(
         ]
     stored = StoredLabels.joined(each)
     own = list(columns.class_names or stored.names(trained))
-    if request.classes is None and columns.class_names is None:
+    if request.classes is None and not columns.per_class:
         check_found(own, stored, splitting, column=columns.label, origin=origin)
     numbers = stored.numbers(
         own,

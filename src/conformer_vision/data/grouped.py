@@ -122,11 +122,14 @@ class Groups:
 
     @cached_property
     def _by_class(self) -> dict[int, list[int]]:
-        """The groups of each class."""
-        found: dict[int, list[int]] = {}
-        for label, group in sorted({*zip(self.labels.tolist(), self.owners.tolist(), strict=True)}):
-            found.setdefault(label, []).append(group)
-        return found
+        """The groups of each class, ascending."""
+        import numpy as np
+
+        pairs = np.unique(self.labels * len(self.names) + self.owners)
+        labels, groups = np.divmod(pairs, max(len(self.names), 1))
+        starts = np.flatnonzero(np.diff(labels, prepend=-1))
+        each = np.split(groups, starts[1:]) if len(starts) else []
+        return {int(label): part.tolist() for label, part in zip(labels[starts], each, strict=True)}
 
     @cached_property
     def _classes_of(self) -> dict[int, list[int]]:

@@ -63,7 +63,8 @@ def text_labels(
     """Labels from a column of texts.
 
     With `Splitting.label_separator` a row has the labels between the separators, or none where it is empty.
-    Without it, rows that all hold a list, JSON's or Python's, have the labels in it. Else a text is a label.
+    Without it, rows that all hold a list, JSON's or Python's, have the labels in it, likewise Python's tuples
+    and sets. Else a text is a label.
 
     Args:
         cells: one per row.
@@ -81,7 +82,10 @@ def text_labels(
     if _are_lists(cells):
         return _lists([_labels_in(cell, column, where(row)) for row, cell in enumerate(cells)])
     if "" in cells:
-        raise UserError(f"{where(cells.index(''))} has no label (column {column!r} is empty)")
+        line = f"{where(cells.index(''))} has no label (column {column!r} is empty)"
+        if (joined := joined_by({*cells})) is not None:
+            line += f"; if other rows have several, give {option('label_separator', joined)}"
+        raise UserError(line)
     return StoredLabels.single(np.array(cells, dtype=object))
 
 
@@ -98,7 +102,12 @@ def _lists(parts: Sequence[Sequence[str]]) -> StoredLabels:
 
 
 def _are_lists(cells: Sequence[str]) -> bool:
-    return any(cells) and all(not cell or (cell[0], cell[-1]) == ("[", "]") for cell in {*cells})
+    held = {*cells} - {""}
+    if not held:
+        return False
+    if all((cell[0], cell[-1]) == ("[", "]") for cell in held):
+        return True
+    return all(re.match(r"[({]|set\(", cell) and isinstance(_from_python(cell), tuple | set) for cell in held)
 
 
 def _labels_in(cell: str, column: str, row: str) -> list[str]:
@@ -123,12 +132,12 @@ def _labels_in(cell: str, column: str, row: str) -> list[str]:
     return [str(value).strip() for value in found]
 
 
-def _from_python(cell: str) -> list[Any] | None:
-    """Read a list as pandas writes it; None for anything else."""
+def _from_python(cell: str) -> Collection[Any] | None:
+    """Read a list, tuple or set as pandas writes it; None for anything else."""
     if re.search(r"['\"]\s+['\"]", cell):  # numpy's "['a' 'b']", which Python would read as ['ab']
         return None
     try:
-        found: list[Any] = ast.literal_eval(cell)
+        found: Collection[Any] = ast.literal_eval(cell)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
     return found
@@ -171,7 +180,7 @@ def flag_labels(
         rows.append(mine)
         values.append(np.full(len(mine), number))
     if empty:
-        warn_once(origin, f"{empty:,} empty cells in columns of classes count as 0, not of the class")
+        warn_once(origin, f"{empty:,} empty cells in the columns of classes count as 0")
     found, labels = np.concatenate(rows), np.concatenate(values)
     order = np.argsort(found, kind="stable")
     return StoredLabels(labels[order], found[order], len(used), True)
@@ -209,21 +218,34 @@ def check_found(
     """Look at the class names that a set turns out to have; log those that look like several, joined.
 
     Raises:
-        UserError: `Splitting.label_separator` is given, but no row has several labels.
+        UserError: `Splitting.label_separator` is given, but no row has several labels; or lists that hold 0
+            or 1 for each class, whose names are unknown.
     """
     if (given := splitting.label_separator) is not None and not stored.has_several:
         raise UserError(
             f"{option('label_separator', given)} parts no label of {origin} (column {column!r}); correct it, "
             "or leave it out for one label per image"
         )
-    for separator in () if stored.several else _SEPARATORS:
-        joined = [name for name in classes if separator in name]
+    if (values := stored.flags) is not None:
+        raise UserError(
+            f"{origin}: each list in column {column!r} holds {values} times 0 or 1, which names no class; "
+            f"store the names, or a column per class for {option('label_column')}"
+        )
+    if not stored.several and (separator := joined_by(classes)) is not None:
+        name = next(name for name in classes if separator in name)
+        given = option("label_separator", separator)
+        warn_once(origin, f"classes such as {name!r} look like several labels; if so, give {given}")
+
+
+def joined_by(names: Collection[str]) -> str | None:
+    """The separator that seems to join several class names into one: their parts come again and again."""
+    for separator in _SEPARATORS:
+        joined = [name for name in names if separator in name]
         parts = Counter(part.strip() for name in joined for part in {*name.split(separator)})
-        again = [part for part, count in parts.items() if count > 1 or part in classes]
+        again = [part for part, count in parts.items() if count > 1 or part in names]
         if joined and 2 * len(again) >= len(parts):
-            given = option("label_separator", separator)
-            warn_once(origin, f"classes such as {joined[0]!r} look like several labels; if so, give {given}")
-            return
+            return separator
+    return None
 
 
 def check_all_columns(index: Sequence[int], classes: Sequence[str], *, origin: str) -> None:

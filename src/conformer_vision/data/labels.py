@@ -61,6 +61,16 @@ class StoredLabels(NamedTuple):
         """Whether a row has several labels."""
         return bool((self.rows[1:] == self.rows[:-1]).any())
 
+    @property
+    def flags(self) -> int | None:
+        """How many values the list of every row holds, where all are 0 or 1; else None."""
+        import numpy as np
+
+        lengths = np.bincount(self.rows, minlength=self.length)
+        if not self.several or lengths.min() < 2 or lengths.min() < lengths.max():
+            return None
+        return int(lengths[0]) if {*map(str, np.unique(self.values))} <= {"0", "1"} else None
+
     def names(self, used: NDArray[np.bool_]) -> list[str]:
         """The class names that occur in some rows, sorted."""
         import numpy as np

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Literal, NamedTuple
 
-from conformer_vision.errors import UserError, some_names
+from conformer_vision.errors import UserError, option, some_names
 
 from .splits import Split
 
@@ -28,7 +28,10 @@ _FILLERS = frozenset(
 )
 """Words beside a split's that say nothing more, also in the plural and in one word with it (``trainset``)."""
 
-IMAGE_COLUMNS = ("image", "img", "path", "file", "filename", "filepath", "imagepath", "imgpath", "imagefile")
+IMAGE_COLUMNS = (
+    *("image", "img", "path", "file", "filename", "filepath", "imagepath", "imgpath", "imagefile"),
+    *("imagename", "imageindex"),
+)
 """Names of a column of images, also in the plural; the first that is there is taken."""
 
 LABEL_COLUMNS = ("label", "finelabel", "class", "classname", "cls")
@@ -179,9 +182,10 @@ def find_column(there: Collection[str], wanted: Sequence[str], *, origin: str, h
             if len(found) > 1:
                 raise UserError(f"{origin} has {len(found)} columns named {name}; rename all but one")
             return found[0]
+    another = f"; {option('label_column')} names another" if holds == "labels" else ""
     raise UserError(
         f"{origin} has no column of {holds}; it needs one named {' or '.join(wanted)}, "
-        f"it has {some_names(there, most=20)}"
+        f"it has {some_names(there, most=20)}{another}"
     )
 
 

@@ -192,6 +192,8 @@ def _read(path: Path, splitting: Splitting) -> _Table:
     labels = label_columns(splitting, table.columns, origin=str(path))
     if labels is None:
         labels = (_column_of_labels(table, image),)
+    elif image in labels:
+        raise UserError(f"{option('label_column', splitting.label_column)}: {image!r} holds the images")
     place = header.index(image)
     for line, cells in table.rows:
         if not cells[place].strip() or "\0" in cells[place]:
