@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-DATA = ("py.typed", "recipes/quick.yaml", "report/report.html.j2", "check/page.html.j2")
+DATA = ("py.typed", "recipes/quick.yaml", "report/report.html.j2", "check/page.html.j2", "pages/base.html.j2")
 
 
 def main(wheel: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from conformer_vision import pages
@@ -17,8 +18,6 @@ MOST_IN_GROUP = 6
 """Images shown per group."""
 _NAMED = ("missing_class", "constant_class", "passed_over", "shared_group")
 """Kinds of finding that are names without images."""
-_MOST_CLASSES = 40
-"""Bars per split; of more classes, only the largest and smallest have one."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,9 @@ def write_page(path: str | Path, result: CheckResult, thumbnails: Mapping[ImageR
     context = {
         "result": result,
         "sections": _sections(result),
-        "most_classes": _MOST_CLASSES,
-        "thumbnails": thumbnails,
+        "thumbnails": {image: pages.Thumbnail(image.name, data) for image, data in thumbnails.items()},
+        "no_image": pages.Thumbnail("", None),
+        "today": date.today(),
     }
     filters = {"short": lambda name: name.removeprefix(root)}
     pages.write_page(path, pages.render(__package__, "page.html.j2", context, filters=filters))

@@ -31,8 +31,6 @@ are shown."""
 MAX_PAIRS = 20
 SHOWN_FIRST = 8
 """Worst errors that are shown at once; the others can be unfolded."""
-MOST_BARS = 40
-"""Bars of class sizes; of more classes, only the largest and smallest have one."""
 
 HEADS = {"fused": "Fused (the prediction)", "conv": "Convolution branch", "trans": "Transformer branch"}
 FEATURES = {
@@ -135,7 +133,6 @@ def _context(findings: Findings) -> dict[str, Any]:
             split: sorted(sizes.items(), key=lambda item: -item[1])
             for split, sizes in findings.class_sizes.items()
         },
-        "most_bars": MOST_BARS,
         "pairs": confused_pairs(evaluation.confusion)[:MAX_PAIRS],
         "class_rows": class_rows(evaluation),
         "errors": sum(pair.images for pair in confused_pairs(evaluation.confusion)),
