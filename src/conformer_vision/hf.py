@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from conformer_vision.runs import HF_CONFIG
 from conformer_vision.spec import ModelSpec, Preprocessing
 
 _log = logging.getLogger(__name__)
+_SEVERAL = "multi_label_classification"
+_THRESHOLDS = "label_thresholds"
+"""Our key: from which probability on an image has each label, as `ClassThresholds`."""
 _CODES = "label_codes"
 """Our key: label -> class, where a class is a code such as ImageNet's; other programs ignore it."""
 
@@ -59,6 +62,10 @@ def to_config(
         "model_args": model_args,
         "pretrained_cfg": {name: value for name, value in pretrained_cfg.items() if name != "architecture"},
     }
+    if spec.multilabel:  # the pipeline of transformers then takes sigmoids
+        config["problem_type"] = _SEVERAL
+        if spec.thresholds is not None:
+            config[_THRESHOLDS] = asdict(spec.thresholds)
     if spec.descriptions and len(set(spec.descriptions)) == len(spec.descriptions):
         config[_CODES] = dict(zip(spec.descriptions, spec.classes, strict=True))
     return config
@@ -108,4 +115,14 @@ def _spec_of(config: dict[str, Any], path: Path) -> ModelSpec:
     data = resolve_data_config(pretrained_cfg=cfg)
     values = {each.name: data[each.name] for each in fields(Preprocessing)}
     values["input_size"] = (args.pop("in_chans", values["input_size"][0]), *values["input_size"][1:])
-    return ModelSpec(config["architecture"], args, classes, descriptions=descriptions, version="", **values)
+    several = config.get("problem_type") == _SEVERAL
+    return ModelSpec(
+        config["architecture"],
+        args,
+        classes,
+        descriptions=descriptions,
+        multilabel=several,
+        thresholds=config.get(_THRESHOLDS) if several else None,
+        version="",
+        **values,
+    )

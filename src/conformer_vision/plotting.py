@@ -63,8 +63,10 @@ LOSS = Panel(
     },
 )
 TOP1 = Panel("top1", "Validation top-1", {f"val_top1_{head}": line for head, line in HEADS.items()}, True)
+MAP = Panel("map", "Validation mAP", {f"val_map_{head}": line for head, line in HEADS.items()}, True)
+"""In place of top-1, where an image has several labels."""
 RATE = Panel("lr", "Learning rate", {"lr": Line("", "ink", wide=True)})
-PANELS = (LOSS, TOP1, RATE)
+PANELS = (LOSS, TOP1, MAP, RATE)
 
 
 def style(colours: Colours) -> Any:
@@ -130,16 +132,17 @@ def _band(axes: Axes, rows: Sequence[Row], column: str, colour: str) -> None:
 
 
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
-    """Draw losses, top-1 of every head and the learning rate over the epochs.
+    """Draw losses, top-1 or mAP of every head and the learning rate over the epochs.
 
     Args:
         rows: one per epoch, as in `metrics.csv`; at least one.
         path: PNG file to write, in one step or not at all.
     """
+    panels = [panel for panel in PANELS if any(column in rows[-1] for column in panel.lines)]
     with rc_context(style(LIGHT)):
         figure = Figure(figsize=(12, 3.6))
         FigureCanvasAgg(figure)  # draws without a display, and leaves pyplot's state alone
-        for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
             plot_panel(axes, panel, rows, LIGHT)
             axes.set_title(panel.title)
             if any(line.legend for line in panel.lines.values()):

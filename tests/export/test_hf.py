@@ -58,7 +58,7 @@ def test_by_the_command(trained: Path) -> None:
     done = run("export", trained, "--format", "hf")
     assert done.status == 0, done.err
     folder = trained / "model-hf"
-    assert f"{folder}: hf, fp32, 0." in done.out and "the same first class for 100.0%" in done.out
+    assert f"{folder}: hf, fp32, 0." in done.out and "the same answer for 100.0%" in done.out
     assert find_model(folder).kind == "hf" and is_model(folder)
     again = run("export", trained, "--format", "hf")
     assert again.status == 0 and config_of(folder)["architecture"] == SPEC.model

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from scipy.optimize import minimize_scalar
 from sklearn import metrics as sklearn
+from sklearn.model_selection import KFold
 from torchmetrics.functional import classification as torchmetrics
 
 from conformer_vision.data import ImageSource
@@ -18,7 +19,12 @@ from conformer_vision.errors import UserError
 from conformer_vision.inference import intervals
 from conformer_vision.inference.answers import Collector, MultilabelAnswers, at_temperature, join
 from conformer_vision.inference.calibration import calibrate, fit_temperature
-from conformer_vision.inference.class_thresholds import best_threshold, fit_class_thresholds, unfitted_note
+from conformer_vision.inference.class_thresholds import (
+    at_fitted_thresholds,
+    best_threshold,
+    fit_class_thresholds,
+    unfitted_note,
+)
 from conformer_vision.inference.heads import OneLabel, SeveralLabels
 from conformer_vision.inference.intervals import UNDEFINED, Resamples, percentiles
 from conformer_vision.inference.multilabel_metrics import (
@@ -68,7 +74,7 @@ def answers_of(
     temperature: float = 1.0,
 ) -> MultilabelAnswers:
     """The answers of one head, collected in two batches."""
-    kind = SeveralLabels(thresholds or [0.5] * truth.shape[1])
+    kind = SeveralLabels(thresholds or [0.5] * truth.shape[1], temperature=temperature)
     collector = Collector(len(truth), kind=kind, classes=truth.shape[1], temperature=temperature)
     for part in np.array_split(np.arange(len(truth)), min(2, len(truth))):
         places = torch.from_numpy(part)
@@ -194,7 +200,7 @@ def test_what_is_undefined() -> None:
 
 def test_answers_joined_and_at_another_temperature_are_those_collected_so() -> None:
     logits, truth = make(90, 4)
-    kind = SeveralLabels([0.3, 0.5, 0.6, 0.7])
+    kind = SeveralLabels([0.3, 0.5, 0.6, 0.7], temperature=2.0)
     whole = answers_of(logits, truth, thresholds=[0.3, 0.5, 0.6, 0.7], temperature=2.0)
     parts = [
         at_temperature(answers_of(logits[rows], truth[rows]), 2.0, kind)
@@ -303,6 +309,20 @@ def test_the_other_kind_of_thresholds() -> None:
     values["multilabel"] = "yes"
     with pytest.raises(UserError, match="multilabel must be true or false"):
         ModelSpec.from_json(json.dumps(values))
+
+
+def test_honest_figures_are_at_thresholds_of_the_other_half() -> None:
+    logits, truth = make(80, 3, seed=4)
+    answers = answers_of(logits, truth)
+    found = at_fitted_thresholds(answers, seed=1)
+    assert found is not None
+    p = answers.heads["fused"].probabilities()
+    for fitted, held_out in KFold(2, shuffle=True, random_state=1).split(truth):
+        for k in range(3):
+            threshold = best_threshold(p[fitted, k].astype(float), truth[fitted, k])
+            wanted = p[held_out, k] >= threshold
+            assert found.heads["fused"].present[held_out, k].tolist() == wanted.tolist()
+    assert figures_of(found).map == figures_of(answers).map
 
 
 # ---- calibration -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from conformer_vision.data.loader import ImageLoader
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_network, build_preprocessing
-from conformer_vision.training.run import build_data, build_module
+from conformer_vision.training.parts import build_data, build_module
 from conformer_vision.training.schedule import Schedule
 from conformer_vision.training.start import settle
 

@@ -17,7 +17,7 @@ from conformer_vision.training import TrainConfig
 from conformer_vision.training.class_weights import class_weights
 from conformer_vision.training.losses import WeightedCrossEntropy
 from conformer_vision.training.module import ClassifierModule
-from conformer_vision.training.run import prepare
+from conformer_vision.training.parts import prepare
 from option_tools import batch, shows
 from streamed import NAMES, write_shards
 
@@ -26,7 +26,7 @@ CLASSES = ("a", "b", "c")
 
 
 def images(labels: Sequence[int], classes: Sequence[str] = CLASSES) -> Any:
-    return SimpleNamespace(labels=tuple(labels), classes=tuple(classes))
+    return SimpleNamespace(labels=tuple(labels), classes=tuple(classes), multilabel=False)
 
 
 def table(path: Path, *lines: str, header: str = "class,weight") -> str:

@@ -61,6 +61,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "lr": ("2e-4", 2e-4),
     "layer_decay": ("0.8", 0.8),
     "clip_grad": ("1", 1.0),
+    "label_smoothing": ("0.2", 0.2),
     "ema_decay": ("0.99", 0.99),
     "max_steps": ("7", 7),
     "max_minutes": ("2.5", 2.5),

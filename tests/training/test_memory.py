@@ -15,7 +15,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, memory, train
 from conformer_vision.training.memory import largest_batch, peak_memory, training_step
 from conformer_vision.training.network import build_network, find_batch_size
-from conformer_vision.training.run import prepare
+from conformer_vision.training.parts import prepare
 from image_sets import opened
 from option_tools import shows
 

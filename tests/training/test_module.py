@@ -78,7 +78,8 @@ def test_validation_of_two_heads(tiny: Tiny, logged: dict[str, Any], num_classes
     torch.testing.assert_close(logged["val_loss"], (losses[0] + losses[1]) / 2)
 
     right = int((outputs["fused"].argmax(1) == target)[counted].sum())
-    assert classifier.val_shares["top1_fused"] == share(right, int(counted.sum()))
+    assert classifier.val_summary is not None
+    assert classifier.val_summary.figures["top1_fused"] == share(right, int(counted.sum()))
 
 
 def test_intervals_by_groups_draw_groups(tiny: Tiny, logged: dict[str, Any]) -> None:
@@ -96,7 +97,8 @@ def test_intervals_by_groups_draw_groups(tiny: Tiny, logged: dict[str, Any]) -> 
         right = (classifier.model(images).argmax(1) == target).int().tolist()
     # c: images 0 and 2; b: image 1; a: images 3 and 5; image 4 does not count, and of d there is none.
     wanted = share_of_groups([right[0] + right[2], right[1], right[3] + right[5]], [2, 1, 2])
-    assert classifier.val_shares["top1_fused"] == wanted
+    assert classifier.val_summary is not None
+    assert classifier.val_summary.figures["top1_fused"] == wanted
     assert wanted.value == pytest.approx(float(logged["val_top1_fused"]))
 
 

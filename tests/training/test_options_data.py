@@ -13,7 +13,7 @@ from conformer_vision.data.augment import AugmentConfig
 from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig
-from conformer_vision.training.run import prepare
+from conformer_vision.training.parts import prepare
 from option_tools import loaders, opened, shows
 from streamed import NAMES, write_shards
 

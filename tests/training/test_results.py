@@ -134,7 +134,11 @@ def result(**best: Any) -> dict[str, Any]:
 
 
 def test_closing_lines() -> None:
-    counts = by_class(("ant", "bee", "no one", "cat"), ([4, 4, 0, 2], [3, 2, 0, 2]))
+    found = [
+        {"images": many, "correct": right, "recall": asdict(share(right, many))}
+        for many, right in ((4, 3), (4, 2), (0, 0), (2, 2))
+    ]
+    counts = by_class(("ant", "bee", "no one", "cat"), found)
     assert counts["weakest_class"] == "bee"
     assert closing_lines(result(**counts)) == [
         "best: top-1 75.0% [65.0, 95.0] (conv 60.0, trans 50.0) in epoch 7 of 9",
@@ -144,7 +148,7 @@ def test_closing_lines() -> None:
         "best: top-1 75.0% [65.0, 95.0] (conv 60.0, trans 50.0) in epoch 7 of 9"
     ]
     assert closing_lines({"epochs": 9}) == [], "every image of validation is broken"
-    assert by_class(("ant", "bee"), ([0, 0], [0, 0]))["weakest_class"] is None
+    assert by_class(("no one",), found[2:3])["weakest_class"] is None
 
 
 def test_scores_are_json_whatever_the_loss() -> None:

@@ -19,7 +19,8 @@ from conformer_vision.spec import ModelSpec, Preprocessing
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.groups import DistillationConfig
 from conformer_vision.training.module import ClassifierModule
-from conformer_vision.training.run import prepare, resume
+from conformer_vision.training.parts import prepare
+from conformer_vision.training.run import resume
 from conformer_vision.training.teacher import Distillation, Teacher, load_teacher
 from option_tools import batch, killed_after, same, shows, untimed
 from streamed import write_shards

@@ -74,7 +74,7 @@ def _print(exported: Exported) -> None:
     say(
         f"largest difference from the model on {difference.images} images: "
         f"{difference.relative:.1e} of the logits, {difference.probability:.1e} in probability; "
-        f"the same first class for {difference.agreement:.1%}"
+        f"the same answer for {difference.agreement:.1%}"
     )
     if exported.kept_float:
         say(f"kept in float: {', '.join(exported.kept_float)}")

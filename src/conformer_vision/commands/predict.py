@@ -29,13 +29,20 @@ if TYPE_CHECKING:
     Write = Callable[[Prediction], None]
 
 _LEAST_COLUMNS = 40
+_TOP_K = 3
 
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
     parser = plain_parser("Classify images with a trained model.")
     add_model_and_images(parser, exports=True)
-    parser.add_argument("--top_k", type=int, default=3, help="Number of classes per image.")
+    parser.add_argument(
+        "--top_k",
+        type=int | None,
+        default=None,
+        help=f"Number of classes per image; {_TOP_K} by default, and of a model of several labels per image "
+        "those that are present.",
+    )
     add_inference(parser, batch_size=32)
     add_input_size(parser)
     add_arch(parser)
@@ -79,7 +86,8 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         conformal=options.conformal,
         tta=options.tta,
     )
-    predictions = predictor.predict(images, top_k=options.top_k)
+    top_k = options.top_k if options.top_k is not None or predictor.multilabel else _TOP_K
+    predictions = predictor.predict(images, top_k=top_k)
     if model is None:
         note(f"using the bundled weights {predictor.model}")
     for line in predictor.notes:
@@ -159,9 +167,11 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _answers(prediction: Prediction) -> list[str]:
-    """Return what is said of an image: whether it is unsure, its classes, and their set."""
+    """Return what is said of an image: whether it is unsure or has no class, its classes, and their set."""
     pairs = zip(prediction.labels, prediction.probabilities, strict=True)
     answers = [f"{label} {probability:.1%}" for label, probability in pairs]
+    if prediction.present == ():
+        answers = ["no class", *answers]
     if prediction.unsure is not None:
         answers = [*f"unsure: {prediction.unsure}".split("; "), *answers]
     if prediction.conformal_set is not None:
@@ -228,17 +238,22 @@ def _json_lines() -> Iterator[Write]:
 
 @contextmanager
 def _csv() -> Iterator[Write]:
-    """Print one row per class of an image; an image without a result has one row with its error."""
+    """Print one row per class of an image; one without a result, or without a class, has one row too."""
     writer = csv.writer(SimpleNamespace(write=emit), lineterminator="\n")
-    writer.writerow(["image", "rank", "label", "probability", "error", "unsure", "in_set"])
+    writer.writerow(["image", "rank", "label", "probability", "error", "unsure", "in_set", "present"])
 
     def write(prediction: Prediction) -> None:
         if prediction.error is not None:
-            writer.writerow([prediction.name, "", "", "", prediction.error, "", ""])
+            writer.writerow([prediction.name, "", "", "", prediction.error, "", "", ""])
+        elif not prediction.labels:
+            writer.writerow([prediction.name, "", "", "", "", "", "", "no"])
         members, unsure = prediction.conformal_set, prediction.unsure or ""
         pairs = zip(prediction.labels, prediction.probabilities, strict=True)
         for rank, (label, probability) in enumerate(pairs, start=1):
-            member = "" if members is None else "yes" if label in members else "no"
-            writer.writerow([prediction.name, rank, label, f"{probability:.6f}", "", unsure, member])
+            chosen = [
+                "" if classes is None else "yes" if label in classes else "no"
+                for classes in (members, prediction.present)
+            ]
+            writer.writerow([prediction.name, rank, label, f"{probability:.6f}", "", unsure, *chosen])
 
     yield write

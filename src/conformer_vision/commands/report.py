@@ -24,7 +24,6 @@ def build_parser() -> Parser:
 
 def run(options: Namespace, parser: ArgumentParser) -> int:
     """Write the report; return the exit status."""
-    from conformer_vision.inference.metrics import METRICS
     from conformer_vision.report import examine, save_report
 
     findings = examine(
@@ -34,16 +33,15 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         batch_size=options.batch_size,
         workers=options.workers,
     )
-    evaluation, calibration = findings.evaluation, findings.calibration
-    top1 = METRICS[0].text(evaluation.heads["fused"].top1)
-    say(f"top-1 {top1} % of {evaluation.samples:,} images (in brackets: 95 % interval)")
+    calibration = findings.calibration
+    for line in findings.summary:
+        say(line)
     after = "" if calibration.after is None else f", {calibration.after.ece:.2%} after scaling"
     say(f"calibration error {calibration.before.ece:.2%}{after}")
-    fitted = findings.thresholds
-    if fitted.thresholds is None:
-        note(f"no reject threshold: {fitted.note}")
-    else:
-        say(f"reject threshold for {fitted.thresholds.coverage:.0%} sure answers, stored with the model")
+    if findings.stored is not None:
+        say(findings.stored)
+    if findings.note is not None:
+        note(findings.note)
     status = name_broken(findings.broken)
     save_report(findings)  # last, so that the numbers are out if it cannot be written
     say(f"report: {findings.path}")

@@ -131,8 +131,8 @@ def _write_report(folder: Path, config: TrainConfig) -> None:
 
     try:
         findings = write_report(folder, workers=config.data.workers, device=config.hardware.device)
-        if findings.thresholds.note is not None:
-            note(f"no reject threshold: {findings.thresholds.note}")
+        if findings.note is not None:
+            note(findings.note)
     except UserError as error:  # the run is complete without it
         note(f"no report: {error}")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError, nearest
 from conformer_vision.explain.methods import METHODS, HeatMapOptions, compute_heat_maps
+from conformer_vision.inference.decisions import head_probabilities, is_present
 from conformer_vision.inference.inputs import ImageInput, named_images
 from conformer_vision.inference.runtimes.base import FUSED, heads, resolve_device
 from conformer_vision.inference.trained_model import InputSize
@@ -59,12 +60,13 @@ class Shown(NamedTuple):
     answers: dict[str, Tensor]
     """Probabilities (K,) by head."""
     error: str | None = None
+    present: frozenset[int] = frozenset()
+    """Numbers of the classes that are present, of a model of several labels per image."""
 
     def best(self, most: int) -> list[int]:
-        """Return the numbers of the most probable classes, best first."""
-        fused = self.answers[FUSED]
-        best: list[int] = fused.topk(min(most, len(fused))).indices.tolist()
-        return best
+        """Return the numbers of the most probable classes, best first, and of all that are present."""
+        ordered: list[int] = self.answers[FUSED].argsort(descending=True, stable=True).tolist()
+        return [k for place, k in enumerate(ordered) if place < most or k in self.present]
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +266,10 @@ class Explainer:
                 yield Shown(named.name, None, _NOWHERE, _NO_MAPS, {}, error=str(error))
                 continue
             batch, seen = self.prepare(image)
-            yield Shown(named.name, image, seen, batch, self.probabilities(batch))
+            answers, present = self.probabilities(batch), frozenset[int]()
+            if self.spec.multilabel:
+                present = frozenset(is_present(answers[FUSED], self.spec).nonzero()[:, 0].tolist())
+            yield Shown(named.name, image, seen, batch, answers, present=present)
 
     def class_numbers(self, labels: Sequence[str]) -> list[int]:
         """Return the numbers of classes.
@@ -295,10 +300,8 @@ class Explainer:
     @torch.no_grad()
     def probabilities(self, batch: Tensor) -> dict[str, Tensor]:
         """Compute the probabilities of the first image by head, each (K,), as `Predictor` does."""
-        return {
-            head: (logits / self.spec.temperature if head == FUSED else logits).softmax(dim=1)[0].cpu()
-            for head, logits in heads(self.model, batch).items()
-        }
+        found = head_probabilities(heads(self.model, batch), self.spec)
+        return {head: values[0].cpu() for head, values in found.items()}
 
     def answer(self, number: int, shown: Shown) -> ClassAnswer:
         """Return what the heads say of a class."""
@@ -336,7 +339,8 @@ def explain(
     Args:
         model: As for `Explainer`.
         inputs: As for `Explainer.explain`, like all arguments but the last two.
-        classes: Labels of the classes to explain; by default the most probable.
+        classes: Labels of the classes to explain; by default the most probable, and of a model of several
+            labels per image all that are present.
         top_k: Number of classes per image without ``classes``.
         method: A name of `METHODS`.
         scales: See `heat_maps`.

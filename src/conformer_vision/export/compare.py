@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line
+from conformer_vision.inference.decisions import is_present, to_probabilities
 from conformer_vision.inference.runtimes import FUSED, open_runtime
 from conformer_vision.inference.runtimes.base import heads
 from conformer_vision.runs import ModelSource
@@ -35,7 +36,7 @@ class Difference:
     probability: float
     """Largest difference of a probability of the prediction, at temperature 1."""
     agreement: float
-    """Share of the images with the same first class."""
+    """Share of the images with the same first class, or of several labels per image the same classes."""
     images: int
     """Number of images, in batches of several sizes."""
 
@@ -99,8 +100,10 @@ def compare(
         for head, logits in expected.items():
             relative = max(relative, relative_difference(actual[head], logits))
         first, second = actual[FUSED], expected[FUSED]
-        probability = max(probability, float((first.softmax(1) - second.softmax(1)).abs().max()))
-        same.append(first.argmax(1) == second.argmax(1))
+        scale = temperature / spec.temperature  # what of the temperature is not in the heads
+        ours, theirs = (to_probabilities(each * scale, spec) for each in (first, second))
+        probability = max(probability, float((ours - theirs).abs().max()))
+        same.append((is_present(ours, spec) == is_present(theirs, spec)).all(dim=1))
     agreement = torch.cat(same).float()
     difference = Difference(relative, probability, float(agreement.mean()), len(agreement))
     if not relative <= TOLERANCES[precision]:

@@ -5,11 +5,16 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from sklearn.metrics import precision_recall_curve
+from sklearn.model_selection import KFold
 
 from conformer_vision.errors import some_names
+from conformer_vision.inference.answers import MultilabelAnswers
 from conformer_vision.inference.heads import Array
+from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.thresholds import UNFITTED, ClassThresholds
 
 
@@ -58,3 +63,28 @@ def unfitted_note(thresholds: ClassThresholds, classes: tuple[str, ...]) -> str 
     if not (without := [name for name, count in pairs if not count]):
         return None
     return f"no validation image has the class {some_names(without)}, whose threshold stays {UNFITTED:g}"
+
+
+def at_fitted_thresholds(answers: MultilabelAnswers, *, seed: int = 0) -> MultilabelAnswers | None:
+    """Return the answers at thresholds that are fitted to other images of them, for honest figures.
+
+    Each half of the images is answered at the thresholds of the other half (two-fold cross-fitting). They are
+    those of the prediction, at the temperature of the answers, and serve all heads.
+
+    Args:
+        answers: To the images.
+        seed: Seed of the halves.
+
+    Returns:
+        None where the logits were not all kept, or of fewer than two images.
+    """
+    if not answers.whole or len(answers.labels) < 2:
+        return None
+    probabilities = {name: head.probabilities() for name, head in answers.heads.items()}
+    present = {name: head.present.copy() for name, head in answers.heads.items()}
+    for fitted, held_out in KFold(2, shuffle=True, random_state=seed).split(answers.labels):
+        found = fit_class_thresholds(probabilities[FUSED][fitted], answers.labels[fitted], input_size=(1, 1))
+        for name, own in probabilities.items():
+            present[name][held_out] = own[held_out] >= np.array(found.values)
+    heads = {name: replace(head, present=present[name]) for name, head in answers.heads.items()}
+    return replace(answers, heads=heads)

@@ -104,7 +104,7 @@ class MultilabelEvaluation(_Evaluated):
 
     heads: dict[str, MultilabelFigures]
     """The figures by head, as in `Evaluation`. An image is said to have a class if its probability reaches
-    the model's threshold of the class, which serves all heads."""
+    the model's threshold of the class. The branches are cut at the same logits."""
     thresholds: dict[str, float]
     """The threshold of each class."""
 

@@ -176,12 +176,15 @@ class OneLabel(Kind[HeadAnswers]):
 class SeveralLabels(Kind[MultilabelHead]):
     """Every image has any number of the classes.
 
+    All heads are cut at the same logits, whatever their temperatures: those at which the prediction is.
+
     Args:
-        thresholds: (K,), the probability from which on an image has a class.
+        thresholds: (K,), the probability of the prediction from which on an image has a class.
+        temperature: Of the prediction, for which the thresholds are.
     """
 
-    def __init__(self, thresholds: Sequence[float]) -> None:
-        self.thresholds = torch.tensor(thresholds, dtype=torch.float64)
+    def __init__(self, thresholds: Sequence[float], *, temperature: float = 1.0) -> None:
+        self.cuts = torch.tensor(thresholds, dtype=torch.float64).logit() * temperature
 
     def truth(self, labels: Tensor, classes: int) -> Tensor:
         """Return which classes the images have, (B, K) bool; a single label is one of them."""
@@ -194,7 +197,7 @@ class SeveralLabels(Kind[MultilabelHead]):
         gaps = torch.zeros(len(logits), BINS)
         gaps.scatter_add_(1, bins_of(probabilities), probabilities - target)
         return {
-            "present": probabilities >= self.thresholds,
+            "present": logits.cpu().double() >= self.cuts,
             "squares": (probabilities - target).square().mean(dim=1),
             "losses": binary_cross_entropy_with_logits(scaled, target, reduction="none").mean(dim=1),
             "gaps": gaps,

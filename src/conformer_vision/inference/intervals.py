@@ -57,10 +57,17 @@ class Resamples:
         groups: The group of each image, such as its patient; groups are then drawn as a whole.
         classes: K; of large N × K there are fewer resamples, so that the work stays bounded.
         seed: Seed of the draws.
+        most: Number of resamples, if there are not too many images and classes.
     """
 
     def __init__(
-        self, images: int, *, groups: Sequence[str] | None = None, classes: int = 2, seed: int = 0
+        self,
+        images: int,
+        *,
+        groups: Sequence[str] | None = None,
+        classes: int = 2,
+        seed: int = 0,
+        most: int | None = None,
     ) -> None:
         self.images = images
         self.grouped = groups is not None
@@ -69,7 +76,7 @@ class Resamples:
             _, self._members = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
         self.units = int(self._members.max()) + 1
         """Groups, or images."""
-        self.count = int(np.clip(_WORK // (images * classes), FEWEST_RESAMPLES, RESAMPLES))
+        self.count = int(np.clip(_WORK // (images * classes), FEWEST_RESAMPLES, most or RESAMPLES))
         """Number of resamples."""
         self._seed = seed
 

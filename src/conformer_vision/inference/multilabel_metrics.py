@@ -7,13 +7,15 @@ MS-COCO since: CF1 is the harmonic mean of the mean precision and the mean recal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from conformer_vision.inference.answers import MultilabelAnswers
+from conformer_vision.inference.answers import AnswersOf, MultilabelAnswers
 from conformer_vision.inference.figures import (
     AnswerSums,
     FiguresOfClass,
@@ -24,8 +26,9 @@ from conformer_vision.inference.figures import (
     metric,
     metrics_of,
 )
-from conformer_vision.inference.heads import MultilabelHead
-from conformer_vision.inference.intervals import Array, Figure, Resamples
+from conformer_vision.inference.heads import MultilabelHead, SeveralLabels
+from conformer_vision.inference.intervals import FEWEST_RESAMPLES, UNDEFINED, Array, Figure, Resamples
+from conformer_vision.thresholds import UNFITTED
 
 
 class MultilabelSums(AnswerSums):
@@ -171,6 +174,14 @@ class MultilabelFigures(FiguresOfHead[MultilabelClassFigures]):
     """Expected calibration error of the probabilities of all classes, over 15 bins of equal width."""
 
 
+class Ranked(NamedTuple):
+    """How well one head ranks the images of every class."""
+
+    map: Figure
+    classes: list[Figure]
+    """Average precision by class; undefined for one that no image has."""
+
+
 MULTILABEL_METRICS = metrics_of(MultilabelFigures)
 """Of a head, in the order in which they are shown."""
 MULTILABEL_CLASS_METRICS = metrics_of(MultilabelClassFigures)
@@ -196,5 +207,41 @@ def multilabel_figures(
         of_class=MultilabelClassFigures,
         class_metrics=MULTILABEL_CLASS_METRICS,
         classes=classes,
+        filled=filled,
+    )
+
+
+def ranked_figures(
+    logits: Mapping[str, Tensor], truth: Tensor, *, groups: Sequence[str] | None
+) -> dict[str, Ranked]:
+    """Compute mean average precision by head, with intervals from few resamples, for every epoch of a run.
+
+    Args:
+        logits: By head, (N, K).
+        truth: (N, K) bool, which classes each image has.
+        groups: Of the N images, which are then resampled as a whole.
+    """
+    images, classes = truth.shape
+    if not images:
+        return {name: Ranked(UNDEFINED, [UNDEFINED] * classes) for name in logits}
+    kind, rows = SeveralLabels([UNFITTED] * classes), np.arange(images)
+    heads = {}
+    for name, own in logits.items():
+        columns = {key: column.numpy() for key, column in kind.columns(own, truth, 1.0).items()}
+        heads[name] = kind.head(columns, own, 1.0)
+    answers = AnswersOf(heads, truth.numpy(), rows, rows, rows, names=[], groups=None, broken=[])
+    filled = np.flatnonzero(truth.any(dim=0).numpy())
+
+    def of_head(by_class: dict[str, Figure | None], *, map: Figure) -> Ranked:  # noqa: A002 - its field
+        return Ranked(map, [each or UNDEFINED for each in by_class.values()])
+
+    return compute_figures(
+        {name: partial(MultilabelSums, head, answers, filled) for name, head in heads.items()},
+        Resamples(images, groups=groups, classes=classes, most=FEWEST_RESAMPLES),
+        of_head=of_head,
+        head_metrics=[each for each in MULTILABEL_METRICS if each.name == "map"],
+        of_class=lambda images, *, average_precision: average_precision,
+        class_metrics=[each for each in MULTILABEL_CLASS_METRICS if each.name == "average_precision"],
+        classes=[str(number) for number in range(classes)],
         filled=filled,
     )

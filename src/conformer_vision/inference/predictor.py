@@ -18,12 +18,16 @@ from torch import Tensor
 from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError, option
 from conformer_vision.inference.conformal import sets
+from conformer_vision.inference.decisions import is_present
 from conformer_vision.inference.inputs import ImageInput, NamedImage, named_images
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.inference.views import Views, parse_views
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.runs import find_model
+
+TOP_K = 5
+"""Classes per image of a model of one label, where no number is given."""
 
 
 class Guess(NamedTuple):
@@ -40,9 +44,11 @@ class Prediction:
     name: str
     """Path of the file, or the name of an image without one."""
     labels: tuple[str, ...]
-    """The top-k classes, or more if the conformal set is larger; empty with an error."""
+    """The top-k classes, or more if the conformal set is larger; empty with an error. Of a model of several
+    labels per image the classes that are present, perhaps none, unless ``top_k`` was given."""
     probabilities: tuple[float, ...]
-    """Their probabilities among all classes, at the model's temperature."""
+    """Their probabilities at the model's temperature: among all classes, or of several labels per image each
+    by itself."""
     error: str | None = None
     """Why there is no result, in one line."""
     conv: Guess | None = None
@@ -54,6 +60,9 @@ class Prediction:
     model without thresholds."""
     conformal_set: tuple[str, ...] | None = None
     """The classes that hold the true one with the probability asked for; None if it was not asked for."""
+    present: tuple[str, ...] | None = None
+    """The classes whose probability reaches the model's threshold of the class, the most probable first; None
+    for a model of one label per image, and with an error."""
 
 
 class _Answer(NamedTuple):
@@ -64,6 +73,8 @@ class _Answer(NamedTuple):
     unsure: str | None
     members: list[bool] | None
     """Which classes are in the conformal set."""
+    present: list[bool] | None
+    """Which classes the image has; None for a model of one label per image."""
 
 
 class Predictor:
@@ -129,15 +140,24 @@ class Predictor:
         return not self._exported and self._trained.spec.members == 1
 
     @property
+    def multilabel(self) -> bool:
+        """Whether an image has any number of the classes."""
+        return self._trained.spec.multilabel
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Readable names of the classes, in the order of the model's outputs."""
         return self._trained.spec.labels
 
-    def __call__(self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int = 5) -> list[Prediction]:
+    def __call__(
+        self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int | None = None
+    ) -> list[Prediction]:
         """Return the results of `predict` as a list."""
         return list(self.predict(inputs, top_k=top_k))
 
-    def predict(self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int = 5) -> Iterator[Prediction]:
+    def predict(
+        self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int | None = None
+    ) -> Iterator[Prediction]:
         """Yield the results in the order of the images, while later images are being read.
 
         At most two batches of images are held in memory, and the names of all images of a folder.
@@ -145,14 +165,17 @@ class Predictor:
         Args:
             inputs: One or many of: the path of a file or folder (all images in and below it, in natural
                 order), the bytes of a file, a PIL image.
-            top_k: Number of classes per image; all classes if the model has fewer.
+            top_k: Number of classes per image; all classes if the model has fewer. By default 5, and of a
+                model of several labels per image those that are present.
 
         Raises:
             UserError: ``top_k`` below 1, or a folder without images: at once if ``inputs`` is a path, list or
                 tuple, otherwise when the folder is reached. A missing, broken or oversized image raises
                 nothing; its `Prediction` has an ``error``.
         """
-        if top_k < 1:
+        if top_k is None:
+            top_k = 0 if self._trained.spec.multilabel else TOP_K
+        elif top_k < 1:
             raise UserError(f"top_k {top_k}: must be 1 or more")
         images = named_images(inputs)
         if isinstance(inputs, (str, os.PathLike, list, tuple)):  # names only: find mistakes before any work
@@ -206,31 +229,39 @@ class Predictor:
         heads = {head: values.cpu() for head, values in self._trained.probabilities(outputs.logits).items()}
         unsure = self._judge(outputs) if self._judge is not None else [None] * len(images)
         members = self._sets(heads[FUSED]).tolist() if self._sets is not None else [None] * len(images)
+        several = self._trained.spec.multilabel
+        present = is_present(heads[FUSED], self._trained.spec).tolist() if several else [None] * len(images)
         for row in range(len(images)):
-            yield _Answer({head: values[row] for head, values in heads.items()}, unsure[row], members[row])
+            own = {head: values[row] for head, values in heads.items()}
+            yield _Answer(own, unsure[row], members[row], present[row])
 
     def _prediction(self, name: str, answer: _Answer, top_k: int) -> Prediction:
         """Return the result for an answer."""
         heads = answer.heads
         if not all(bool(values.isfinite().all()) for values in heads.values()):
             return Prediction(name, (), (), error=f"{name}: the model's output is not finite; train it again")
-        ordered = heads[FUSED].topk(len(self.classes))
-        best = ordered.indices.tolist()
+        best: list[int] = heads[FUSED].topk(len(self.classes)).indices.tolist()
         branches = {
             head: Guess(self.classes[int(values.argmax())], values.max().item())
             for head, values in heads.items()
             if head != FUSED
         }
-        members = None
-        if answer.members is not None:
-            members = tuple(self.classes[k] for k in best if answer.members[k])
-            top_k = max(top_k, len(members))
+        members, present = (
+            None if chosen is None else tuple(self.classes[k] for k in best if chosen[k])
+            for chosen in (answer.members, answer.present)
+        )
+        if top_k == 0:  # what is present, which need not be the most probable: each has its own threshold
+            assert answer.present is not None
+            best = [k for k in best if answer.present[k]]
+            top_k = len(best)
+        top_k = max(top_k, len(members or ()))
         return Prediction(
             name,
             tuple(self.classes[k] for k in best[:top_k]),
-            tuple(ordered.values[:top_k].tolist()),
+            tuple(heads[FUSED][best[:top_k]].tolist()),
             conv=branches.get("conv"),
             trans=branches.get("trans"),
             unsure=answer.unsure,
             conformal_set=members,
+            present=present,
         )

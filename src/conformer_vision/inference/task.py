@@ -37,6 +37,6 @@ class Task:
 def task_of(spec: ModelSpec) -> Task:
     """Return the task of a model."""
     if spec.multilabel:
-        kind = SeveralLabels(spec.class_thresholds)
+        kind = SeveralLabels(spec.class_thresholds, temperature=spec.temperature)
         return Task(kind, multilabel_figures, MULTILABEL_METRICS, MULTILABEL_CLASS_METRICS, fit_multilabel)
     return Task(OneLabel(), head_figures, METRICS, CLASS_METRICS, fit_thresholds)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line, option, words
-from conformer_vision.inference.runtimes import FUSED, Outputs, Runtime, open_runtime
+from conformer_vision.inference.decisions import head_probabilities
+from conformer_vision.inference.runtimes import Outputs, Runtime, open_runtime
 from conformer_vision.inference.runtimes.base import heads
 from conformer_vision.inference.unsure import Judge
 from conformer_vision.inference.views import Views
@@ -148,10 +149,7 @@ class TrainedModel:
 
     def probabilities(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn logits into probabilities per head (B, K); those of ``fused`` at the model's temperature."""
-        return {
-            head: (values / self.spec.temperature if head == FUSED else values).softmax(dim=1)
-            for head, values in logits.items()
-        }
+        return head_probabilities(logits, self.spec)
 
 
 def _compute(model: nn.Module, images: Tensor) -> None:

@@ -35,12 +35,17 @@ def write_answers(
         UserError: The file cannot be written.
     """
     answered = [each for each in predictions if each.error is None]
-    good = sorted(answered, key=lambda each: (each.unsure is None, each.probabilities[0]))
+    good = sorted(answered, key=lambda each: (each.unsure is None, max(each.probabilities, default=0.0)))
     context = {
         "cards": [_card(each, explainer) for each in good[:MOST]],
         "left_out": max(len(good) - MOST, 0),
         "total": len(predictions),
-        "counts": Counter(each.labels[0] for each in good if each.unsure is None).most_common(),
+        "counts": Counter(
+            label
+            for each in good
+            if each.unsure is None
+            for label in (each.labels[:1] if each.present is None else each.present)
+        ).most_common(),
         "unsure": sum(each.unsure is not None for each in good),
         "broken": [each.error for each in predictions if each.error is not None],
         "model": model,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,31 +14,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream
-from conformer_vision.data.base import class_counts, fingerprint
-from conformer_vision.errors import UserError, option
+from conformer_vision.data.base import class_counts
+from conformer_vision.errors import UserError
 from conformer_vision.explain import Explainer
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.evaluation import Evaluation, evaluate_images
 from conformer_vision.inference.fit import FittedThresholds, OutputSample, fit_thresholds
-from conformer_vision.inference.labelled import LabelledImages, read_run_data
+from conformer_vision.inference.labelled import LabelledImages
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.selective import Selective, selective
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.inference.unsure import Judge
 from conformer_vision.pages import write_page
 from conformer_vision.report.analysis import Outcome, outcome_of, sample_rows, study_branches, worst_errors
-from conformer_vision.report.findings import Findings, Note, RunSettings
+from conformer_vision.report.findings import Findings, Note
 from conformer_vision.report.frozen import probe_start
 from conformer_vision.report.images import Again, read_again, thumbnail
+from conformer_vision.report.opened import open_run
 from conformer_vision.report.page import render
+from conformer_vision.report.several import MultilabelFindings, examine_multilabel, render_multilabel
 from conformer_vision.runs import (
     BEST_WEIGHTS,
     BROKEN_FILE,
-    CONFIG_FILE,
     LAST_WEIGHTS,
-    METRICS_FILE,
-    fold_folders,
-    read_results,
 )
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import Calibrated, save_calibration
@@ -60,7 +56,7 @@ def write_report(
     device: str | torch.device = "auto",
     batch_size: int = 64,
     workers: int = 0,
-) -> Findings:
+) -> Findings | MultilabelFindings:
     """Evaluate a run on its validation images, store temperature and thresholds, write ``report.html``.
 
     Args:
@@ -82,38 +78,25 @@ def write_report(
     return findings
 
 
-def save_report(findings: Findings) -> None:
+def save_report(findings: Findings | MultilabelFindings) -> None:
     """Store temperature and thresholds with the model, and write the page."""
     fitted = findings.thresholds
     store_calibration(
         findings.folder / findings.weights,
         Calibrated(findings.calibration.temperature, fitted.thresholds, fitted.class_means),
     )
-    write_page(findings.path, render(findings))
+    page = render(findings) if isinstance(findings, Findings) else render_multilabel(findings)
+    write_page(findings.path, page)
 
 
 def examine(
     folder: Path, *, data: str | None, device: str | torch.device, batch_size: int, workers: int
-) -> Findings:
+) -> Findings | MultilabelFindings:
     """Find what `write_report` writes; changes nothing."""
-    if folds := fold_folders(folder):
-        raise UserError(
-            f"{folder} is the run of several folds, each with a report; give one, such as {folds[0]}"
-        )
-    settings = RunSettings.read(folder)
-    trained_on = read_run_data(folder)
-    rows = read_metrics(folder / METRICS_FILE)
-    trained = TrainedModel(folder, device=device)
-    notes, exclude = _notes(settings, trained)
-    data = data or trained_on.data
-    if data is None:
-        raise UserError(f"{folder / CONFIG_FILE} names no data; give it with {option('data')}")
-    images = LabelledImages(data, "val", trained_on.splitting, data_dir=trained_on.data_dir, exclude=exclude)
-    source = images.open(trained.spec)
-    if isinstance(source, ImageSource) and not len(source):
-        raise UserError(f"{data} has no validation images to report on")
-    if data != trained_on.data:
-        _check_same_images(folder, data, source)
+    run = open_run(folder, data=data, device=device)
+    if run.trained.spec.multilabel:
+        return examine_multilabel(run, batch_size=batch_size, workers=workers)
+    trained, images, source, notes = run.trained, run.images, run.source, run.notes
     # At temperature 1, whatever an earlier report has stored: it is fitted to these images.
     sample = OutputSample(len(source) if isinstance(source, ImageSource) else source.length)
     evaluation = evaluate_images(
@@ -128,7 +111,7 @@ def examine(
                 f" {evaluation.ranked:,} of the {evaluation.samples:,} images, whose logits fit into memory."
             )
         )
-    calibration = calibrate(outcome.logits, outcome.labels, seed=trained_on.splitting.seed)
+    calibration = calibrate(outcome.logits, outcome.labels, seed=run.seed)
     outputs, labels = sample.join()
     thresholds = fit_thresholds(outputs, labels, spec=trained.spec, temperature=calibration.temperature)
     train = replace(images, split="train")
@@ -163,16 +146,16 @@ def examine(
     return Findings(
         folder=folder,
         date=date.today(),
-        data=data,
-        moved=data != trained_on.data,
-        seed=trained_on.splitting.seed,
-        settings=settings,
-        config_text=(folder / CONFIG_FILE).read_text(encoding="utf-8"),
-        rows=rows,
+        data=run.data,
+        moved=run.moved,
+        seed=run.seed,
+        settings=run.settings,
+        config_text=run.config_text,
+        rows=run.rows,
         weights=trained.path.name,
         spec=trained.spec,
         parameters=trained.runtime.parameters,
-        device=_device_name(trained.device),
+        device=run.device,
         evaluation=evaluation,
         calibration=calibration,
         thresholds=thresholds,
@@ -242,16 +225,6 @@ def _broken_in_training(folder: Path, known: list[str]) -> list[str]:
     return [line for line in lines if line not in set(known)]
 
 
-def _check_same_images(folder: Path, data: str, source: ImageSource | ImageStream) -> None:
-    """Refuse other images than the run's: their report would replace the run's own, and its temperature."""
-    known = (read_results(folder) or {}).get("val_fingerprint")
-    if known is not None and isinstance(source, ImageSource) and fingerprint(source) != known:
-        raise UserError(
-            f"{data} holds other validation images than {folder} was trained with, and its report would"
-            f" replace that of the run; use 'conformer-vision evaluate {folder} {option('data')} {data}'"
-        )
-
-
 def store_calibration(path: Path, fitted: Calibrated) -> None:
     """Store what was fitted in a run's weights, and in its other file of weights if they are the same."""
     save_calibration(path, fitted)
@@ -259,49 +232,6 @@ def store_calibration(path: Path, fitted: Calibrated) -> None:
         other = path.with_name(name)
         if name != path.name and other.is_file() and _same_weights(path, other):
             save_calibration(other, fitted)
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the rows of ``metrics.csv``, empty fields as NaN; no rows if there is no such file.
-
-    Raises:
-        UserError: the file is not a table of numbers.
-    """
-    if not path.is_file():
-        return []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                {name: float(value) if value else math.nan for name, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} is not a table of numbers ({error}); restore or remove it") from error
-    if rows and "epoch" not in rows[0]:
-        raise UserError(f"{path} has no column epoch; restore or remove it")
-    return rows
-
-
-def _notes(settings: RunSettings, trained: TrainedModel) -> tuple[list[Note], str | None]:
-    """Return the notes at the top of the page, and the run's exclusion list if it still exists."""
-    notes = []
-    if trained.path.name != BEST_WEIGHTS:
-        text = f"Training ended before its first validation, so {trained.path.name} is evaluated."
-        notes.append(Note(text, warning=True))
-    if settings.ema_decay is not None:
-        text = (
-            f"The weights are an exponential moving average over the steps (decay {settings.ema_decay:g}); "
-            "validation during training evaluated the average too."
-        )
-        notes.append(Note(text))
-    exclude = settings.exclude
-    if exclude is not None and not Path(exclude).is_file():
-        text = f"The exclusion list {exclude} is gone, so all images are evaluated."
-        notes.append(Note(text, warning=True))
-        exclude = None
-    elif exclude is not None:
-        notes.append(Note(f"The images listed in {exclude} are left out, as in training."))
-    return notes, exclude
 
 
 def _same_weights(first: Path, second: Path) -> bool:
@@ -312,7 +242,3 @@ def _same_weights(first: Path, second: Path) -> bool:
     return one.keys() == two.keys() and all(
         tensor.dtype == two[name].dtype and torch.equal(tensor, two[name]) for name, tensor in one.items()
     )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

@@ -30,7 +30,7 @@ from conformer_vision.inference.comparison import (
 from conformer_vision.inference.labelled import LabelledImages, RunData, read_run_data
 from conformer_vision.inference.out_of_fold import images_unseen
 from conformer_vision.inference.trained_model import TrainedModel
-from conformer_vision.report.build import read_metrics
+from conformer_vision.report.opened import read_metrics
 from conformer_vision.runs import METRICS_FILE, fold_name, read_results, read_run_config, run_folder_of
 
 _NOT_COMPARED = frozenset({"output", "auto_resume", "progress"})

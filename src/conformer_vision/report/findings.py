@@ -100,6 +100,27 @@ class Findings:
         return self.folder / REPORT_FILE
 
     @property
+    def summary(self) -> list[str]:
+        """What the command prints."""
+        evaluation, metric = self.evaluation, self.evaluation.metrics[0]
+        figure = metric.text(evaluation.heads["fused"].of(metric))
+        return [f"{metric.title} {figure} % of {evaluation.samples:,} images (in brackets: 95 % interval)"]
+
+    @property
+    def stored(self) -> str | None:
+        """What of the thresholds is stored with the model, in words."""
+        fitted = self.thresholds.thresholds
+        if fitted is None:
+            return None
+        return f"reject threshold for {fitted.coverage:.0%} sure answers, stored with the model"
+
+    @property
+    def note(self) -> str | None:
+        """Why there are no thresholds."""
+        note = self.thresholds.note
+        return None if note is None else f"no reject threshold: {note}"
+
+    @property
     def broken(self) -> list[str]:
         """One line for each image that could not be read."""
         return self.evaluation.broken

@@ -69,7 +69,7 @@ def read_again(
     """
     if isinstance(source, ImageSource):
         for row in rows:
-            yield row, _by_number(source, int(outcome.indices[row]), explainer)
+            yield row, again_by_number(source, int(outcome.indices[row]), explainer)
         return
     wanted = {int(outcome.order[row]): row for row in rows}
     seen = 0
@@ -94,7 +94,8 @@ def as_seen(image: Tensor, spec: ModelSpec) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def _by_number(source: ImageSource, index: int, explainer: Explainer) -> Again:
+def again_by_number(source: ImageSource, index: int, explainer: Explainer) -> Again:
+    """Read an image of a source again."""
     try:
         image = source.image(index)
     except BrokenImageError:  # readable a minute ago

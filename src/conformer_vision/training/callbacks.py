@@ -19,8 +19,17 @@ Row = dict[str, float]
 """One epoch's numbers by column name."""
 
 
+LEADING = {"top1": "top-1", "map": "mAP"}
+"""Score by which epochs are compared -> its title; the second for several labels per image."""
+
+
+def leading(row: Row) -> str:
+    """Return which of `LEADING` a row has."""
+    return next(name for name in LEADING if f"val_{name}_fused" in row)
+
+
 def by_head(row: Row, name: str) -> dict[str, Figure]:
-    """Return what a row has of `top1` or `top5`, with its interval, by head."""
+    """Return what a row has of `top1`, `top5` or `map`, with its interval, by head."""
     columns = {head: f"val_{name}_{head}" for head in HEADS}
     return {
         head: figure(row[column], row.get(f"{column}_low", math.nan), row.get(f"{column}_high", math.nan))
@@ -32,7 +41,8 @@ def by_head(row: Row, name: str) -> dict[str, Figure]:
 class Recorder(Callback):
     """Collects one row per epoch: `epoch, step, lr, train_loss, val_…, seconds, …`.
 
-    `val_top1_HEAD_low` and `val_top1_HEAD_high` are the bounds of the 95 % interval of `val_top1_HEAD`.
+    `val_top1_HEAD_low` and `val_top1_HEAD_high` are the bounds of the 95 % interval of `val_top1_HEAD`. With
+    several labels per image it is `val_map_HEAD`.
     `lr` is the highest one of the epoch's last step. `seconds` counts from the start of training.
     `images_per_second` is the speed of training without validation, and `waiting` the share of that time in
     which the step waited for images. `peak_memory_mb` is the most memory in use so far, on the GPU or by
@@ -86,7 +96,8 @@ class Recorder(Callback):
         images = (trainer.global_step - self._first_step) * self.batch_size
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics.pop("train_loss", None)  # of the last step; the row has the epoch's mean
-        for name, found in getattr(pl_module, "val_shares", {}).items():
+        summary = getattr(pl_module, "val_summary", None)
+        for name, found in (summary.figures if summary else {}).items():
             for side, bound in (("low", found.low), ("high", found.high)):
                 metrics[f"val_{name}_{side}"] = math.nan if bound is None else bound
         seconds = max(self._train_seconds, 1e-9)

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
-from ..data.base import ImageSource
+from ..data.base import ImageSource, class_counts
 from ..data.csv_file import read_csv
 from ..data.stream import ImageStream
 from ..errors import UserError, nearest, option, some_names
 
 _COLUMNS = ("class", "weight")
+Weights = NDArray[np.float64]
 BALANCED, NONE = "balanced", "none"
 
 
@@ -24,7 +26,8 @@ def class_weights(given: str, images: ImageSource | ImageStream) -> Tensor | Non
     """Return a weight per class (K,), or None where none is asked for.
 
     They are scaled so that their mean over the training images is 1, and of a stream, whose counts are
-    unknown, their mean over the classes.
+    unknown, their mean over the classes. Of several labels per image they are the weights of the images that
+    have the class, as they are.
 
     Args:
         given: `none`, `balanced` (inversely proportional to the number of images), or the path of a CSV file
@@ -36,14 +39,13 @@ def class_weights(given: str, images: ImageSource | ImageStream) -> Tensor | Non
     """
     if given == NONE:
         return None
+    if images.multilabel:
+        return torch.tensor(_of_positives(given, images), dtype=torch.float32)
     labels = None if isinstance(images, ImageStream) else np.array(images.labels)
     if given != BALANCED:
         weights = _read(Path(given).expanduser(), images.classes)
     elif labels is None:
-        raise UserError(
-            f"class_weights {BALANCED}: a stream does not know how many images a class has; "
-            "give a CSV file with a weight for every class"
-        )
+        raise _uncounted()
     else:
         present = np.unique(labels)
         weights = np.ones(len(images.classes))
@@ -52,7 +54,28 @@ def class_weights(given: str, images: ImageSource | ImageStream) -> Tensor | Non
     return torch.tensor(weights / mean, dtype=torch.float32)
 
 
-def _read(path: Path, classes: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _of_positives(given: str, images: ImageSource | ImageStream) -> Weights:
+    """Return the weights of the images that have a class, where one that has it not weighs 1.
+
+    Balanced, both kinds of images weigh as much in all. A class that all images have, or none, weighs 1.
+    """
+    if given != BALANCED:
+        return _read(Path(given).expanduser(), images.classes)
+    if isinstance(images, ImageStream):
+        raise _uncounted()
+    counts = class_counts(images)
+    mixed = (counts > 0) & (counts < len(images))
+    return np.divide(len(images) - counts, counts, out=np.ones(len(counts)), where=mixed)
+
+
+def _uncounted() -> UserError:
+    return UserError(
+        f"class_weights {BALANCED}: a stream does not know how many images a class has; "
+        "give a CSV file with a weight for every class"
+    )
+
+
+def _read(path: Path, classes: Sequence[str]) -> Weights:
     """Read the weights of a CSV file, in the order of the classes."""
     if not path.is_file():
         choices = f"{BALANCED}, {NONE}, or a CSV file with the columns {','.join(_COLUMNS)}"

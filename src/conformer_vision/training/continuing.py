@@ -113,6 +113,12 @@ def _filled_in(given: TrainConfig, kept: TrainConfig) -> TrainConfig:
     schedule = with_stages(given.schedule, model)
     own = build_preprocessing(model)
     model = replace(model, input_size=own["input_size"][1:], crop_pct=own["crop_pct"])
+    loss, before = given.regularization, kept.regularization
+    loss = replace(
+        loss,
+        loss=before.loss if loss.loss == "auto" else loss.loss,
+        label_smoothing=before.label_smoothing if loss.label_smoothing is None else loss.label_smoothing,
+    )
     batch_size = kept.data.batch_size if given.data.batch_size == "auto" else given.data.batch_size
     return replace(
         given,
@@ -120,6 +126,7 @@ def _filled_in(given: TrainConfig, kept: TrainConfig) -> TrainConfig:
         model=model,
         optimizer=with_rates(given.optimizer, model, schedule),
         schedule=schedule,
+        regularization=loss,
     )
 
 

@@ -41,7 +41,7 @@ from ..runs import (
 from ..spec import METADATA_KEY
 from ..weights import save_weights
 from .averaging import Averaging
-from .callbacks import Recorder, Row
+from .callbacks import Recorder, Row, leading
 from .config import TrainConfig
 from .groups import OutputConfig
 from .interrupt import Interrupted, InterruptedWaiting, InterruptFlag
@@ -148,10 +148,10 @@ def _remove_if_unused(folder: Path) -> None:
 class RunFolder(Callback):
     """Keeps the run folder current: after every epoch, every few minutes, and when a signal ends the run.
 
-    The best epoch has the highest fused top-1 and, of equals, the lowest validation loss. This must come
-    after all callbacks that have a state, so that what it saves holds what they did in a step, and before
-    what prints. lightning's `ModelCheckpoint` does not serve here: it writes neither atomically nor weights
-    that load without unpickling.
+    The best epoch has the highest fused top-1, or mAP, and of equals the lowest validation loss. This must
+    come after all callbacks that have a state, so that what it saves holds what they did in a step, and
+    before what prints. lightning's `ModelCheckpoint` does not serve here: it writes neither atomically nor
+    weights that load without unpickling.
 
     Args:
         folder: the run folder.
@@ -217,13 +217,14 @@ class RunFolder(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row = self.recorder.rows[-1]
-        score = (row["val_top1_fused"], -row["val_loss"])
+        found = row[f"val_{leading(row)}_fused"]
+        score = (-math.inf if math.isnan(found) else found, -row["val_loss"])
         if score > self._best:
             self._best = score
             self._best_scores = scores(row)
-            counts = getattr(pl_module, "val_counts", None)
-            if counts is not None:
-                self._best_scores |= by_class(self.network.spec.classes, counts)
+            summary = getattr(pl_module, "val_summary", None)
+            if summary is not None:
+                self._best_scores |= by_class(self.network.spec.classes, summary.classes)
             self._save(trainer, BEST_WEIGHTS)
         self._keep_top(trainer, score)
         self._write(trainer)

@@ -27,6 +27,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Devices = int | Literal["auto"]
 Sampling = Literal["shuffle", "balanced"]
 DistillationType = Literal["soft", "hard"]
+Loss = Literal["auto", "ce", "bce", "asl"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 Progress = Literal["auto", "rich", "plain"]
 
@@ -283,15 +284,20 @@ class ScheduleConfig(Group):
 class RegularizationConfig(Group):
     """Regularization and loss."""
 
-    label_smoothing: float = 0.1
-    """Share of the target that is spread evenly over all classes."""
+    loss: Loss = "auto"
+    """Cross-entropy ("ce") or, where an image has several labels, binary cross-entropy ("bce") or the
+    asymmetric loss ("asl"); "auto" is ce or bce."""
+    label_smoothing: float | None = None
+    """Share of the target that is spread evenly over all classes; of several labels per image, share by which
+    every target moves from 0 or 1 towards 1/2. Defaults to 0.1, and with several labels to 0."""
     mixup: float = 0.0
     """Alpha of MixUp; 0 is off. With cutmix too, every batch draws one of the two."""
     cutmix: float = 0.0
     """Alpha of CutMix; 0 is off."""
     class_weights: str = "none"
     """Weights of the classes in the training loss: "balanced", inversely proportional to their numbers of
-    images, or a CSV file with the columns class and weight. Validation loss is never weighted."""
+    images, or a CSV file with the columns class and weight. With several labels per image it is the weight of
+    the images with the class, those without it having 1. Validation loss is never weighted."""
     conv_loss_share: float = 0.5
     """Weight of the convolution head's loss; the transformer head has the rest."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

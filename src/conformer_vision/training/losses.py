@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, one_hot
+
+from ..data.loader import NOT_COUNTED
+
+
+def is_counted(target: Tensor) -> Tensor:
+    """Tell which images of a batch have labels, (B,) bool.
+
+    Args:
+        target: (B,) of class numbers or (B, K) of 0 and 1; -100 for an image that is not counted.
+    """
+    return (target if target.ndim == 1 else target[:, 0]) != NOT_COUNTED
 
 
 class WeightedCrossEntropy(nn.Module):
@@ -34,6 +45,58 @@ class WeightedCrossEntropy(nn.Module):
         return cross_entropy(
             logits.float(), target.float(), weight=self.weight, label_smoothing=self.label_smoothing
         )
+
+
+class BinaryCrossEntropy(nn.Module):
+    """torch's binary cross-entropy of every class by itself, the mean over images and classes.
+
+    Images that are not counted (`is_counted`) are left out.
+
+    Args:
+        label_smoothing: share by which every target moves from 0 or 1 towards 1/2.
+        pos_weight: weight of an image that has a class, by class (K,), where one that has not weighs 1.
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(self, *, label_smoothing: float = 0.0, pos_weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.register_buffer("pos_weight", pos_weight, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (B, K) for targets (B, K) in [0, 1]."""
+        counted = is_counted(target)
+        target = target[counted].float() * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return binary_cross_entropy_with_logits(logits[counted].float(), target, pos_weight=self.pos_weight)
+
+
+class AsymmetricLoss(nn.Module):
+    """Binary cross-entropy that looks away from easy images without a class (Ridnik et al., ICCV 2021).
+
+    The mean over images and classes, as in `BinaryCrossEntropy`. timm's own is a sum or a mean, depending on
+    its version, and ends the gradient of a class below a probability of 1e-8.
+
+    Args:
+        gamma_neg: focusing of images without the class.
+        gamma_pos: focusing of images with it.
+        margin: probability that counts as 0 for an image without the class.
+    """
+
+    def __init__(self, *, gamma_neg: float = 4.0, gamma_pos: float = 1.0, margin: float = 0.05) -> None:
+        super().__init__()
+        self.gamma_neg = gamma_neg
+        self.gamma_pos = gamma_pos
+        self.margin = margin
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (B, K) for targets (B, K) of 0 and 1."""
+        logits = logits.float()
+        probability = logits.sigmoid()
+        with_class = -logsigmoid(logits) * (1 - probability) ** self.gamma_pos
+        shifted = (probability - self.margin).clamp(min=0)
+        without = -(1 - shifted).log() * shifted**self.gamma_neg
+        return (target * with_class + (1 - target) * without).mean()
 
 
 class BranchLoss(nn.Module):

@@ -20,8 +20,8 @@ from ..errors import UserError
 from ..files import atomic_path
 from .config import TrainConfig
 from .module import ClassifierModule
+from .parts import prepare
 from .processes import count_processes
-from .run import prepare
 from .trainer import build_trainer, quiet_lightning
 
 MIN_LR, MAX_LR = 1e-6, 1.0

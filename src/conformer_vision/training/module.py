@@ -14,21 +14,17 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
 
-from ..data.loader import NOT_COUNTED
 from ..errors import UserError
-from ..inference.intervals import TOP5_FROM, Figure, share, share_of_groups
 from ..models.freezing import hold_frozen
-from .losses import BranchLoss
+from .losses import BranchLoss, is_counted
+from .scores import Scores, Summary
+from .task import Mix, task_for
 from .teacher import Distillation
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 """(optimizer, optimizer steps of the whole run) -> scheduler that steps after every optimizer step."""
-Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(images (B, C, H, W), labels (B,)) -> mixed images and soft targets (B, K), as `timm.data.Mixup`."""
 Resize = Callable[[Tensor, int], Tensor]
 """(images (B, C, H, W), optimizer steps done) -> images at the size to train at."""
 
@@ -52,21 +48,25 @@ class ClassifierModule(lightning.LightningModule):
     `conv`, `trans` and `fused` for a Conformer and `fused` alone for other models. Testing logs the same with
     `test_`. Prediction returns the fused logits (B, K).
 
+    With several labels per image, the labels of a batch are (B, K) float32 of 0 and 1, or -100 all over in a
+    row that is not counted. Validation then logs `val_map_HEAD`, the mean average precision.
+
     In training mode a Conformer given to this module returns the logits of both heads
     (`model.set_distilled_training(True)`). Modules whose parameters are all frozen stay in evaluation mode.
 
     Args:
         model: any timm classifier; (B, C, H, W) to logits (B, K).
         loss: training loss, `(logits, target) -> scalar`; for a model with two heads it is averaged over them
-            (see `BranchLoss`, which sets other weights). Defaults to cross-entropy.
+            (see `BranchLoss`, which sets other weights). Defaults to cross-entropy, or binary cross-entropy.
         optimizer: optimizer of the model's parameters, or a function that makes one from the model. Defaults
             to AdamW with a learning rate of 1e-3 and weight decay on all but norms and biases.
         scheduler: makes a learning-rate scheduler from the optimizer and the number of optimizer steps.
             Defaults to a constant learning rate.
         num_classes: number of classes. Defaults to `model.num_classes`.
+        multilabel: whether an image has any number of the classes.
         val_groups: the group of each validation image, such as its patient, by its number in the source, for
             the intervals; batches then carry `indices`.
-        val_loss: loss of validation and testing. Defaults to cross-entropy averaged over the heads.
+        val_loss: loss of validation and testing. Defaults to that of `loss`, averaged over the heads.
         mixup: mixes every training batch, e.g. `timm.data.Mixup`.
         resize: resizes every training batch, for progressive resizing.
         distillation: a teacher, whose answers are targets too; the label of an image may then be -100.
@@ -84,6 +84,7 @@ class ClassifierModule(lightning.LightningModule):
         optimizer: Optimizer | OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         num_classes: int | None = None,
+        multilabel: bool = False,
         val_groups: Sequence[str] | None = None,
         val_loss: nn.Module | None = None,
         mixup: Mix | None = None,
@@ -96,8 +97,9 @@ class ClassifierModule(lightning.LightningModule):
         self.two_heads = hasattr(model, "forward_branches")
         if self.two_heads:
             model.set_distilled_training(True)  # type: ignore[operator]
-        self.train_loss = _per_branch(loss or nn.CrossEntropyLoss())
-        self.val_loss = _per_branch(val_loss or nn.CrossEntropyLoss(ignore_index=NOT_COUNTED))
+        task = task_for(multilabel)
+        self.train_loss = _per_branch(loss or task.plain_loss())
+        self.val_loss = _per_branch(val_loss or task.plain_loss())
         self.optimizer = optimizer or _adamw
         self.scheduler = scheduler
         self.mixup = mixup
@@ -108,13 +110,12 @@ class ClassifierModule(lightning.LightningModule):
         if not isinstance(classes, int) or classes < 2:
             raise UserError(f"num_classes {classes}: must be 2 or more; pass num_classes=")
         heads = ("conv", "trans", "fused") if self.two_heads else ("fused",)
-        self.val_scores, self.test_scores = _Scores(heads, classes, val_groups), _Scores(heads, classes)
+        self.val_scores = task.scores(heads, classes, val_groups)
+        self.test_scores = task.scores(heads, classes, None)
         self.inputs: Inputs | None = None
         """Of the last training step."""
-        self.val_counts: tuple[list[int], list[int]] | None = None
-        """Of the last validation: images per class, and correct answers of the fused head among them."""
-        self.val_shares: dict[str, Figure] = {}
-        """Of the last validation: `top1_HEAD` and `top5_HEAD` with their intervals."""
+        self.val_summary: Summary | None = None
+        """Of the last validation."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W); in training mode a Conformer returns those of both heads."""
@@ -135,7 +136,7 @@ class ClassifierModule(lightning.LightningModule):
         if self.resize is not None:
             images = self.resize(images, self.global_step)
         images = self._arrange(images)
-        labelled = target != NOT_COUNTED
+        labelled = is_counted(target)
         if self.distillation is not None:
             target = target.clamp(min=0)  # MixUp makes vectors of them; those without a label are not used
         if self.mixup is not None:
@@ -167,10 +168,7 @@ class ClassifierModule(lightning.LightningModule):
             distribute_bn(self.model, self.trainer.world_size, reduce=True)
 
     def on_validation_epoch_end(self) -> None:
-        images, correct = self.val_scores.by_class.compute().tolist()
-        self.val_counts = images, correct
-        self.val_shares = self.val_scores.shares(sum(images))
-        self._log_scores(self.val_scores, "val")
+        self.val_summary = self._log_scores(self.val_scores, "val")
 
     def on_test_epoch_end(self) -> None:
         self._log_scores(self.test_scores, "test")
@@ -192,7 +190,7 @@ class ClassifierModule(lightning.LightningModule):
     def _arrange(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
-    def _score(self, scores: _Scores, batch: Sequence[Any]) -> None:
+    def _score(self, scores: Scores, batch: Sequence[Any]) -> None:
         images, target = self._arrange(batch[0]), batch[1]
         if self.two_heads:
             branches = self.model.forward_branches(images)  # type: ignore[operator]
@@ -203,127 +201,13 @@ class ClassifierModule(lightning.LightningModule):
             outputs, loss = {"fused": logits}, self.val_loss(logits, target)
         scores.update(outputs, loss, target, getattr(batch, "indices", None))
 
-    def _log_scores(self, scores: _Scores, stage: str) -> None:
+    def _log_scores(self, scores: Scores, stage: str) -> Summary:
         # Computed here and not by `log`, which would do so only in processes that saw an image.
-        for name, value in scores.compute().items():
+        summary = scores.summary()
+        for name, value in summary.values.items():
             self.log(f"{stage}_{name}", value, rank_zero_only=False)
         scores.reset()
-
-
-class _Scores(nn.Module):
-    """Mean loss, and top-1 and top-5 accuracy of every head, over an evaluation and all processes."""
-
-    def __init__(self, heads: Sequence[str], num_classes: int, groups: Sequence[str] | None = None) -> None:
-        super().__init__()
-        self.loss = MeanMetric()
-        self.by_class = _ByClass(num_classes)
-        ks = (1, 5) if num_classes >= TOP5_FROM else (1,)
-        self.accuracy = nn.ModuleDict(
-            {
-                f"top{k}_{head}": MulticlassAccuracy(
-                    num_classes, top_k=k, average="micro", ignore_index=NOT_COUNTED
-                )
-                for k in ks
-                for head in heads
-            }
-        )
-        self.by_group = None if groups is None else _ByGroup(groups, list(self.accuracy))
-
-    def update(self, logits: dict[str, Tensor], loss: Tensor, target: Tensor, indices: Tensor | None) -> None:
-        counted = int((target != NOT_COUNTED).sum())
-        if not counted:
-            return
-        self.loss.update(loss, weight=counted)
-        self.by_class.update(logits["fused"], target)
-        for name, metric in self.accuracy.items():
-            assert isinstance(metric, MulticlassAccuracy)
-            metric.update(logits[name.partition("_")[2]], target)
-        if self.by_group is not None:
-            assert indices is not None
-            self.by_group.update(logits, target, indices)
-
-    def compute(self) -> dict[str, Tensor]:
-        scores = {"loss": self.loss.compute()}
-        for name, metric in self.accuracy.items():
-            assert isinstance(metric, MulticlassAccuracy)
-            scores[name] = metric.compute()
-        return scores
-
-    def shares(self, images: int) -> dict[str, Figure]:
-        """Return every accuracy with its interval: of so many images or, where there are any, of groups."""
-        if self.by_group is not None:
-            total, *correct = self.by_group.compute().tolist()
-            return {
-                name: share_of_groups(right, total)
-                for name, right in zip(self.accuracy, correct, strict=True)
-            }
-        values = {name: float(value) for name, value in self.compute().items() if name != "loss"}
-        return {name: share(round(value * images), images) for name, value in values.items()}
-
-    def reset(self) -> None:
-        self.loss.reset()
-        if self.by_group is not None:
-            self.by_group.reset()
-        self.by_class.reset()
-        for metric in self.accuracy.values():
-            assert isinstance(metric, MulticlassAccuracy)
-            metric.reset()
-
-
-class _ByClass(Metric):
-    """Images per class, and correct answers; torchmetrics' own counts take memory per pair of classes."""
-
-    images: Tensor
-    correct: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        for name in ("images", "correct"):
-            self.add_state(name, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, target: Tensor) -> None:
-        counted = target != NOT_COUNTED
-        target = target[counted]
-        right = logits[counted].argmax(1) == target
-        self.images += torch.bincount(target, minlength=len(self.images))
-        self.correct += torch.bincount(target[right], minlength=len(self.correct))
-
-    def compute(self) -> Tensor:
-        return torch.stack([self.images, self.correct])
-
-
-class _ByGroup(Metric):
-    """Images per group, and correct answers by accuracy.
-
-    Args:
-        groups: of each image, by its number.
-        names: of the accuracies, as `top1_conv`.
-    """
-
-    counts: Tensor
-
-    def __init__(self, groups: Sequence[str], names: Sequence[str]) -> None:
-        super().__init__()
-        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-        self.names = list(names)
-        of_images = torch.tensor([numbers[group] for group in groups])
-        self.register_buffer("numbers", of_images, persistent=False)
-        zeros = torch.zeros(1 + len(names), len(numbers), dtype=torch.long)
-        self.add_state("counts", zeros, dist_reduce_fx="sum")
-
-    def update(self, logits: dict[str, Tensor], target: Tensor, indices: Tensor) -> None:
-        counted = target != NOT_COUNTED
-        assert isinstance(self.numbers, Tensor)
-        groups = self.numbers[indices.to(self.numbers.device)[counted]]
-        found = [groups]
-        for name in self.names:
-            rank, _, head = name.removeprefix("top").partition("_")
-            best = logits[head][counted].topk(int(rank), dim=1).indices
-            found.append(groups[(best == target[counted][:, None]).any(dim=1)])
-        self.counts += torch.stack([torch.bincount(each, minlength=self.counts.shape[1]) for each in found])
-
-    def compute(self) -> Tensor:
-        return self.counts
+        return summary
 
 
 def _per_branch(loss: nn.Module) -> nn.Module:

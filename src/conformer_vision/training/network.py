@@ -37,8 +37,12 @@ class Network(NamedTuple):
     spec: ModelSpec
 
 
-def build_network(config: ModelConfig, hardware: HardwareConfig, classes: tuple[str, ...]) -> Network:
+def build_network(
+    config: ModelConfig, hardware: HardwareConfig, classes: tuple[str, ...], *, multilabel: bool = False
+) -> Network:
     """Build the network with its initial weights, and its spec.
+
+    `multilabel` says whether an image has any number of the classes.
 
     Raises:
         UserError: as `build_model`, or the network cannot take the input size or recompute activations.
@@ -49,6 +53,7 @@ def build_network(config: ModelConfig, hardware: HardwareConfig, classes: tuple[
         model=config.name,
         model_kwargs={name: value for name, value in kwargs.items() if not name.endswith("_rate")},
         classes=classes,
+        multilabel=multilabel,
         **build_preprocessing(config),
     )
     check_size(model, spec, name="input_size", size=spec.input_size[1:])

@@ -5,37 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import UserError, first_line, nearest
 from .groups import OptimizerConfig, Precision, RegularizationConfig
-from .losses import BranchLoss, WeightedCrossEntropy
+from .losses import BranchLoss
+from .task import Mix, Task
 
 
 def build_loss(
-    config: RegularizationConfig, model: nn.Module, *, weights: Tensor | None = None
+    config: RegularizationConfig, model: nn.Module, task: Task, *, weights: Tensor | None = None
 ) -> BranchLoss:
-    """Make the training loss, with a weight per class (K,) if given.
+    """Make the training loss, with a weight per class (K,) if given; `config` is decided (`Task.decide`).
 
     Raises:
         UserError: an option for the two heads of a Conformer, and the model has one head.
     """
     if config.conv_loss_share != 0.5 and not hasattr(model, "forward_branches"):
         raise UserError("conv_loss_share is for the two heads of a Conformer; this model has one head")
-    mixes = config.mixup or config.cutmix  # MixUp smooths the targets that it mixes
-    smoothing = 0.0 if mixes else config.label_smoothing
-    criterion = (
-        nn.CrossEntropyLoss(label_smoothing=smoothing)
-        if weights is None
-        else WeightedCrossEntropy(weights, label_smoothing=smoothing)
-    )
-    return BranchLoss(criterion, conv_share=config.conv_loss_share)
+    return BranchLoss(task.loss(config, weights), conv_share=config.conv_loss_share)
 
 
-def build_mixup(config: RegularizationConfig, num_classes: int, *, images: int) -> Mixup | None:
+def build_mixup(config: RegularizationConfig, task: Task, num_classes: int, *, images: int) -> Mix | None:
     """Make MixUp and CutMix over whole batches, or None where both are off.
 
     Raises:
@@ -45,12 +38,7 @@ def build_mixup(config: RegularizationConfig, num_classes: int, *, images: int) 
         return None
     if images % 2:
         raise UserError(f"mixup and cutmix need an even number of images per pass, not {images}")
-    return Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        label_smoothing=config.label_smoothing,
-        num_classes=num_classes,
-    )
+    return task.mixup(config, num_classes)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, precision: Precision = "32") -> Optimizer:

@@ -19,12 +19,12 @@ from ..data.groups import leak_line, shared_groups
 from ..data.opening import describe
 from ..data.stream import ImageStream
 from ..errors import some_names
-from .callbacks import Recorder, Row, by_head
+from .callbacks import Recorder, Row, by_head, leading
 from .folder import RunFolder
 from .groups import Progress
 from .network import Network
 from .processes import is_first
-from .results import closing_lines, top1_text
+from .results import closing_lines, score_text
 from .schedule import FORWARD_SHARE, Schedule
 from .teacher import Distillation
 
@@ -219,13 +219,13 @@ def epoch_line(row: Row, *, epochs: int, left: float, short: bool) -> str:
         short: for a terminal of 80 columns: the losses of training and validation with a slash between them,
             no learning rate, speed and times, and no branches if they do not fit.
     """
-    figures = by_head(row, "top1")
+    score = score_text(leading(row), by_head(row, leading(row)))
     epoch = f"epoch {row['epoch']:.0f}/{epochs}"
     loss, val_loss = f"{row['train_loss']:.3f}", f"{row['val_loss']:.3f}"
     if short:
-        line = f"{epoch}  loss {loss}/{val_loss}  {top1_text(figures)}"
+        line = f"{epoch}  loss {loss}/{val_loss}  {score}"
         return line if len(line) <= _COLUMNS else line.partition(" (")[0]
-    line = f"{epoch}  loss {loss}  val loss {val_loss}  {top1_text(figures)}"
+    line = f"{epoch}  loss {loss}  val loss {val_loss}  {score}"
     times = f"{row['images_per_second']:,.0f} images/s  {_time(row['seconds'])}{_left(left)}"
     return f"{line}  lr {row['lr']:.1e}  {times}"
 

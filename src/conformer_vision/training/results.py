@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_path
-from ..inference.intervals import Figure, share
+from ..inference.intervals import Figure
 from ..runs import RESULTS_FILE, read_results
-from .callbacks import Row, by_head
+from .callbacks import LEADING, Row, by_head
 from .groups import ScheduleConfig
 
 Json = dict[str, Any]
@@ -36,29 +36,26 @@ def ends(schedule: ScheduleConfig) -> Json:
 
 
 def scores(row: Row) -> Json:
-    """Return an epoch's row in the form of `results.json`: top-1 and top-5 by head, with their intervals."""
+    """Return an epoch's row in the form of `results.json`: its scores by head, with their intervals."""
     found: Json = {"epoch": int(row["epoch"]), "step": int(row["step"]), "val_loss": _finite(row["val_loss"])}
-    for name in ("top1", "top5"):
+    for name in ("top1", "top5", "map"):
         if heads := by_head(row, name):
             found[name] = {head: asdict(figure) for head, figure in heads.items()}
     return found
 
 
-def by_class(classes: Sequence[str], counts: tuple[list[int], list[int]]) -> Json:
-    """Return images, correct answers and recall by class, and the class with the lowest recall.
+def by_class(classes: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Json:
+    """Return what is known of every class, and the class with the lowest figure.
 
     Args:
         classes: names of the classes.
-        counts: validation images, and correct answers of the fused head; one each per class.
+        found: as in `scores.Summary`.
     """
-    images, correct = counts
-    found: Json = {
-        name: {"images": many, "correct": right, "recall": asdict(share(right, many))}
-        for name, many, right in zip(classes, images, correct, strict=True)
-    }
-    shares = {name: right / many for name, many, right in zip(classes, images, correct, strict=True) if many}
-    weakest = min(shares, key=lambda name: shares[name], default=None)
-    return {"weakest_class": weakest, "classes": found}
+    by_name = {name: dict(own) for name, own in zip(classes, found, strict=True)}
+    ranked = {name: list(own.values())[-1]["value"] for name, own in by_name.items()}
+    known = {name: value for name, value in ranked.items() if value is not None}
+    weakest = min(known, key=lambda name: known[name], default=None)
+    return {"weakest_class": weakest, "classes": by_name}
 
 
 def closing_lines(results: Mapping[str, Any]) -> list[str]:
@@ -66,18 +63,23 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
     best = results.get("best")
     if best is None:
         return []
-    figures = {head: Figure(**values) for head, values in best["top1"].items()}
-    lines = [f"best: {top1_text(figures)} in epoch {best['epoch']} of {results['epochs']}"]
+    score = next(name for name in LEADING if name in best)
+    figures = {head: Figure(**values) for head, values in best[score].items()}
+    lines = [f"best: {score_text(score, figures)} in epoch {best['epoch']} of {results['epochs']}"]
     if (name := best.get("weakest_class")) is not None:
-        counts = best["classes"][name]
-        lines.append(f"weakest class: {name}, {counts['correct']} of {counts['images']} images right")
+        found = best["classes"][name]
+        if "correct" in found:
+            text = f"{found['correct']} of {found['images']} images right"
+        else:
+            text = f"AP {found['average_precision']['value']:.1%}, {found['images']} images have it"
+        lines.append(f"weakest class: {name}, {text}")
     return lines
 
 
-def top1_text(figures: Mapping[str, Figure]) -> str:
-    """Write top-1 of the prediction with its interval, and of the branches."""
-    fused = figures["fused"]
-    text = "top-1 -" if fused.value is None else f"top-1 {fused.value:.1%}"
+def score_text(score: str, figures: Mapping[str, Figure]) -> str:
+    """Write one of `LEADING` of the prediction with its interval, and of the branches."""
+    fused, title = figures["fused"], LEADING[score]
+    text = f"{title} -" if fused.value is None else f"{title} {fused.value:.1%}"
     if fused.low is not None and fused.high is not None:
         text += f" [{100 * fused.low:.1f}, {100 * fused.high:.1f}]"
     branches = [f"{head} {100 * (each.value or 0):.1f}" for head, each in figures.items() if head != "fused"]

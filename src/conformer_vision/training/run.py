@@ -2,60 +2,43 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..console import say
-from ..data import ImageDataModule, ImageSource, fingerprint
-from ..data.folds import deal_folds, read_folds
+from ..data import ImageSource, fingerprint
+from ..data.folds import read_folds
 from ..data.opening import describe
-from ..data.order import images_per_batch
 from ..data.stream import ImageStream
-from ..errors import UserError
 from ..runs import CONFIG_FILE, LAST_CHECKPOINT
 from .averaging import Averaging
 from .broken import BrokenImages
 from .callbacks import Limits, Recorder
-from .class_weights import class_weights
 from .config import TrainConfig
 from .continuing import check_same, run_of, with_absolute_paths
 from .ending import named_errors
 from .folder import RunFolder, claimed, must_read_on, write_config
 from .folds import train_folds
-from .groups import DataConfig, HardwareConfig, OptimizerConfig, Progress, RegularizationConfig
+from .groups import Progress
 from .guard import Guard
 from .loggers import start_loggers
-from .module import ClassifierModule
-from .network import (
-    Network,
-    build_network,
-    build_preprocessing,
-    check_memory,
-    check_progressive,
-    check_single,
-    find_batch_size,
-)
-from .optimization import build_loss, build_mixup, build_optimizer
-from .processes import count_processes, is_first
-from .progress import build_progress, device_line, opening_lines
+from .parts import Parts, prepare
+from .processes import is_first
+from .progress import build_progress, device_line
 from .recipe import read_config
 from .results import ends, is_complete
-from .schedule import Schedule
 from .seeding import StepSeeds
-from .stages import HeadsFirst, Patience, check_stages
-from .start import settle
+from .stages import HeadsFirst, Patience
 from .state import check_state
-from .teacher import Distillation, build_distillation
+from .task import task_for
 from .trainer import build_trainer, quiet_lightning
 
 
@@ -178,163 +161,13 @@ def _run(
     return folder
 
 
-class Parts(NamedTuple):
-    """A run before it has a trainer."""
-
-    config: TrainConfig
-    """With everything decided that `start.settle` decides."""
-    weights: str
-    """As in `Start`."""
-    data: ImageDataModule
-    network: Network
-    schedule: Schedule
-    module: ClassifierModule
-
-
-def prepare(
-    config: TrainConfig, *, restored: bool = False, recorded: Mapping[str, int] | None = None
-) -> Parts:
-    """Build the data, the network and the module of a run.
-
-    Args:
-        config: of the run.
-        restored: whether a checkpoint will replace the initial weights; the file that they came from may be
-            gone by now.
-        recorded: the folds of groups, where the run has recorded them.
-
-    Raises:
-        UserError: a wrong value, file or combination.
-    """
-    processes = math.prod(count_processes(config.hardware))
-    config, weights, note = settle(config, download=processes == 1)
-    lightning.seed_everything(config.data.seed, workers=True, verbose=False)
-    data = build_data(
-        config.data,
-        config.regularization,
-        build_preprocessing(config.model),
-        recorded=recorded,
-        unlabelled=config.distillation.unlabelled,
-    )
-    initial = config.model
-    if restored:
-        initial = replace(initial, pretrained=False, checkpoint=None, reset_head=False)
-    network = build_network(initial, config.hardware, data.classes)
-    if is_first():
-        shown, note = (f"the state in {LAST_CHECKPOINT}", "") if restored else (weights, note)
-        for line in opening_lines(data, network, weights=shown, note=note):
-            say(line)
-    distillation = build_distillation(config, network.spec, download=processes == 1)
-    if distillation is not None and is_first():
-        say(distillation.teacher.describe())
-    if config.data.batch_size == "auto":
-        if processes > 1:
-            raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
-        data.batch_size = find_batch_size(network, data.drawn_images, config.data, config.hardware)
-        say(f"batch_size: {data.batch_size}")
-    images = images_per_batch(data.batch_size, processes, config.data.accumulate)
-    check_memory(network, config.data, config.hardware, batch_size=data.batch_size)
-    if images == 1 and not config.hardware.sync_bn:
-        check_single(network)
-    if config.schedule.progressive_from is not None:
-        check_progressive(network, config.schedule.progressive_from)
-    check_stages(network.model, config.schedule)
-    assert config.optimizer.lr is not None
-    schedule = Schedule(config.schedule, lr=config.optimizer.lr)
-    module = build_module(
-        network,
-        schedule,
-        config.optimizer,
-        config.regularization,
-        config.hardware,
-        images=images,
-        weights=class_weights(config.regularization.class_weights, data.train_images),
-        distillation=distillation,
-        val_groups=data.val_images.groups if isinstance(data.val_images, ImageSource) else None,
-    )
-    return Parts(config, weights, data, network, schedule, module)
-
-
-def build_data(
-    config: DataConfig,
-    regularization: RegularizationConfig,
-    preprocessing: dict[str, Any],
-    *,
-    recorded: Mapping[str, int] | None = None,
-    unlabelled: str | None = None,
-) -> ImageDataModule:
-    """Open the images of a run; `recorded` are the folds of groups that it has recorded.
-
-    `unlabelled` are further images, as in `DistillationConfig`.
-
-    Raises:
-        UserError: the data or the exclusion list is refused, or an option does not suit the data.
-    """
-    if recorded is None:
-        recorded = deal_folds(config.data, config.splitting, data_dir=config.data_dir)
-    data = ImageDataModule(
-        config.data,
-        preprocessing,
-        batch_size=1 if isinstance(config.batch_size, str) else config.batch_size,
-        workers=config.workers,
-        splitting=replace(config.splitting, recorded=recorded),
-        augment=regularization.augment,
-        seed=config.seed,
-        sampling=config.sampling,
-        aug_repeats=config.aug_repeats,
-        epoch_images=config.epoch_images,
-        exclude=config.exclude,
-        data_dir=config.data_dir,
-        unlabelled=unlabelled,
-    )
-    data.setup()
-    return data
-
-
-def build_module(
-    network: Network,
-    schedule: Schedule,
-    optimizer: OptimizerConfig,
-    regularization: RegularizationConfig,
-    hardware: HardwareConfig,
-    *,
-    images: int,
-    weights: Tensor | None = None,
-    distillation: Distillation | None = None,
-    val_groups: Sequence[str] | None = None,
-) -> ClassifierModule:
-    """Make the module of a run; `images` is their number per forward pass of one process.
-
-    `weights` are those of the classes in the loss, (K,). For `val_groups` see `ClassifierModule`.
-
-    Raises:
-        UserError: the loss, the optimizer or the mixing does not suit the network or the batch.
-    """
-    model, classes = network.model, len(network.spec.classes)
-    make_optimizer = partial(build_optimizer, config=optimizer, precision=hardware.precision)
-    make_optimizer(model)  # a mistake shows before training
-    if hardware.compile:
-        model.compile()
-    return ClassifierModule(
-        model,
-        build_loss(regularization, model, weights=weights),
-        optimizer=make_optimizer,
-        scheduler=schedule.scheduler,
-        num_classes=classes,
-        val_groups=val_groups,
-        mixup=build_mixup(regularization, classes, images=images),
-        resize=schedule.resize if schedule.config.progressive_from is not None else None,
-        distillation=distillation,
-        channels_last=hardware.channels_last,
-    )
-
-
 def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback], RunFolder]:
     """Make the callbacks of a run, in the order in which lightning must call them.
 
     `RunFolder` is last of those that have a state, and what is printed comes after it.
     """
     config, train, val = parts.config, parts.data.train_images, parts.data.val_images
-    drawn = parts.data.drawn_images
+    drawn, task = parts.data.drawn_images, task_for(parts.network.spec.multilabel)
     images = number = None  # a stream does not know it
     if isinstance(train, ImageSource) and isinstance(val, ImageSource) and isinstance(drawn, ImageSource):
         images = {"train": len(train), "val": len(val)}
@@ -346,6 +179,9 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     if config.optimizer.ema_decay is not None:
         averaging = Averaging(config.optimizer.ema_decay, warmup=config.optimizer.ema_warmup)
     heads = HeadsFirst(parts.schedule) if config.schedule.freeze_share else None
+    patience = None
+    if config.schedule.patience is not None:
+        patience = Patience(config.schedule.patience, score=task.leading, heads=heads)
     run_folder = RunFolder(
         folder,
         network=parts.network,
@@ -373,7 +209,7 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
         Guard(folder, seeds=seeds, name=None if isinstance(drawn, ImageStream) else drawn.name),
         BrokenImages(folder, images=number, most=config.data.max_broken),
         recorder,
-        None if (patience := config.schedule.patience) is None else Patience(patience, heads=heads),
+        patience,
         Limits(clock, max_steps=config.schedule.max_steps),
         run_folder,
         *build_progress(config.output.progress, recorder, parts.schedule, run_folder),
@@ -389,11 +225,12 @@ def resolved(parts: Parts) -> TrainConfig:
     """
     config, data, spec = parts.config, parts.data, parts.network.spec
     augment = data.augment.for_source(data.train_images)
+    regularization = task_for(spec.multilabel).decide(config.regularization)
     config = replace(
         config,
         data=replace(config.data, batch_size=data.batch_size),
         model=replace(config.model, input_size=spec.input_size[1:], crop_pct=spec.crop_pct),
-        regularization=replace(config.regularization, augment=augment),
+        regularization=replace(regularization, augment=augment),
         output=replace(config.output, output=None, auto_resume=False),
     )
     return with_absolute_paths(config)

@@ -88,15 +88,16 @@ class HeadsFirst(Callback):
 
 
 class Patience(EarlyStopping):
-    """Stops when top-1 has not improved for some epochs; those in which only the heads learn do not count.
+    """Stops when a score has not improved for some epochs; those in which only the heads learn do not count.
 
     Args:
         epochs: without an improvement.
+        score: one of `callbacks.LEADING`.
         heads: says when only the heads learn.
     """
 
-    def __init__(self, epochs: int, *, heads: HeadsFirst | None = None) -> None:
-        super().__init__("val_top1_fused", mode="max", patience=epochs, check_finite=False)
+    def __init__(self, epochs: int, *, score: str = "top1", heads: HeadsFirst | None = None) -> None:
+        super().__init__(f"val_{score}_fused", mode="max", patience=epochs, check_finite=False)
         self.heads = heads
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
+from torch.nn.functional import interpolate
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from ..data.base import match_classes
@@ -20,6 +20,7 @@ from .config import TrainConfig
 from .groups import DistillationConfig
 from .losses import BranchLoss
 from .start import find_missing
+from .task import task_for
 
 _SYNCHRONIZED = 3
 """First calls whose time is taken on a GPU too, which has to be waited for."""
@@ -135,6 +136,12 @@ def load_teacher(
         model, spec = load_model(given)
     except UserError as error:
         raise UserError(f"{option('teacher')}: {error}") from error
+    if spec.multilabel != student.multilabel:
+        kinds = ("one label per image", "several labels per image")
+        raise UserError(
+            f"{option('teacher')} {given} answers with {kinds[spec.multilabel]} and the data has "
+            f"{kinds[student.multilabel]}; give another teacher"
+        )
     return Teacher(model, spec, student=student.preprocessing, classes=student.classes, name=given)
 
 
@@ -153,26 +160,6 @@ def build_distillation(
     return Distillation(teacher, options, conv_share=config.regularization.conv_loss_share)
 
 
-class _AnswerLoss(nn.Module):
-    """The loss of one head's logits (B, K) against a teacher's.
-
-    Args:
-        hard: against the class that the teacher answers, else against its probabilities.
-        tau: temperature of both softmaxes if not hard.
-    """
-
-    def __init__(self, *, hard: bool, tau: float) -> None:
-        super().__init__()
-        self.hard = hard
-        self.tau = tau
-
-    def forward(self, logits: Tensor, answers: Tensor) -> Tensor:
-        if self.hard:
-            return cross_entropy(logits, answers.argmax(dim=1))
-        student, teacher = (log_softmax(x.float() / self.tau, dim=1) for x in (logits, answers))
-        return self.tau**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-
 class Distillation:
     """The loss of a student with a teacher, on each of its heads.
 
@@ -189,7 +176,9 @@ class Distillation:
         self.teacher = teacher
         self.alpha = config.distillation_alpha
         self._loss = BranchLoss(
-            _AnswerLoss(hard=config.distillation_type == "hard", tau=config.distillation_tau),
+            task_for(teacher.spec.multilabel).answer_loss(
+                hard=config.distillation_type == "hard", tau=config.distillation_tau
+            ),
             conv_share=conv_share,
         )
 
@@ -207,7 +196,7 @@ class Distillation:
         Args:
             images: (B, C, H, W) that the student saw.
             output: its logits (B, K), or those of its heads.
-            target: labels (B,) or soft targets (B, K).
+            target: labels (B,) or targets (B, K).
             labelled: (B,) bool; the targets of the others are not looked at.
             label_loss: of logits, or of a tuple of them, and targets.
         """
