@@ -203,17 +203,18 @@ class ShardStream(ImageStream):
             return _broken(row.name, "it has no label (null)")
         if self.multilabel and not isinstance(row.label, list):
             return _broken(row.name, f"label {repr(row.label)[:100]} is no list, but those of others are")
-        stored = [plain_label(each) for each in (row.label if self.multilabel else [row.label])]
-        for label, shown in zip(stored, row.label if self.multilabel else [row.label], strict=True):
+        classes = set()
+        for stored in row.label if self.multilabel else [row.label]:
+            label = plain_label(stored)
             if label is None or label not in self._labels:
                 names = some_names([name for name in self._labels if isinstance(name, str)])
-                problem = f"label {repr(shown)[:100]} is neither a class ({names}) nor the number of one"
+                problem = f"label {repr(stored)[:100]} is neither a class ({names}) nor the number of one"
                 return _broken(row.name, problem)
-        classes = tuple(sorted({self._labels[label] for label in stored if label is not None}))
+            classes.add(self._labels[label])
         found = path if data is None else data
         if found is None:
             return _broken(row.name, "it holds no image (null)")
-        return _Encoded(row.name, classes if self.multilabel else classes[0], found)
+        return _Encoded(row.name, tuple(sorted(classes)) if self.multilabel else classes.pop(), found)
 
 
 def open_shards(
