@@ -27,7 +27,7 @@ import yaml
 import ablations  # noqa: F401 - registers the networks of the ablations with timm
 from conformer_vision import TrainConfig, evaluate, train
 from conformer_vision.files import atomic_path
-from conformer_vision.inference import Evaluation
+from conformer_vision.inference import Evaluation, MultilabelEvaluation
 from conformer_vision.training.recipe import find_recipe, read_recipe
 from conformer_vision.weights import load_model
 from robustness import moved_accuracy
@@ -135,14 +135,16 @@ def store(experiment: Experiment, folder: Path, data: Path, results: Path = RESU
     results.mkdir(exist_ok=True)
     with atomic_path(results / f"{experiment.slug}.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{experiment.slug}: {result['top1']}")
+    print(f"{experiment.slug}: {result.get('top1') or result['map']}")
     return result
 
 
-def _accuracy(measured: Evaluation) -> dict[str, Any]:
+def _accuracy(measured: Evaluation | MultilabelEvaluation) -> dict[str, Any]:
     """Take from an evaluation what is stored: values alone, since the seeds tell the spread."""
     fused = measured.heads["fused"]
     kept = {"top1": "top1", "top5": "top5", "loss": "log_loss"}
+    if isinstance(measured, MultilabelEvaluation):
+        kept = {"map": "map", "class_f1": "class_f1", "overall_f1": "overall_f1", "loss": "log_loss"}
     by_head = {
         name: {head: getattr(figures, field).value for head, figures in measured.heads.items()}
         for name, field in kept.items()

@@ -29,7 +29,7 @@ def rows_of(results: list[dict[str, Any]]) -> Iterator[list[str]]:
         of_name = [result for result in results if result["name"] == name]
         last = [result["curves"][-1] for result in of_name]
         heads = [
-            _spread([100 * result["top1"][head] for result in of_name if head in result["top1"]])
+            _spread([100 * scores[head] for scores in map(_scores, of_name) if head in scores])
             for head in ("conv", "trans", "fused")
         ]
         if _mean(results, name, "fused") == best:
@@ -47,7 +47,13 @@ def rows_of(results: list[dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def _mean(results: list[dict[str, Any]], name: str, head: str) -> float:
-    return statistics.mean(result["top1"][head] for result in results if result["name"] == name)
+    return statistics.mean(_scores(result)[head] for result in results if result["name"] == name)
+
+
+def _scores(result: dict[str, Any]) -> dict[str, float]:
+    """The scores by head that runs are compared by: top-1, or mAP where an image has several labels."""
+    found: dict[str, float] = result.get("top1") or result["map"]
+    return found
 
 
 def _spread(values: list[float]) -> str:
