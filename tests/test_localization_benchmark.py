@@ -263,7 +263,7 @@ def test_rows_are_stored_once(
     kept = ["cam", "gradcam++"]
     assert localization.evaluate_run(network, made, methods=kept, most=12, results=tmp_path) == rows
     *_, last, _, origin = tables.heat_map_table(rows).splitlines()
-    assert last.startswith("| small (") and last.count("|") == 12
+    assert last.startswith("| small (") and last.count("|") == 13
     assert origin.startswith(f"{rows[0]['cases']} objects at most: ")
 
 

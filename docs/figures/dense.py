@@ -2,8 +2,8 @@
 
     python docs/figures/dense.py DIR/localization
 
-Rows from above: the images, their true masks, the boxes of the detector that starts from the bundled weights,
-and the masks of the segmentation networks in the order of their table.
+Rows from above: the images, their true masks, and the answers of the networks in the order of their table: masks
+and, for the one that starts from the bundled weights, boxes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 from conformer_vision.files import atomic_path  # noqa: E402
 from dense import ROWS, TASKS, Set, normalizer, read_set  # noqa: E402
 
+LEAST_SCORE = 0.3
+"""Of a box that is drawn."""
 COLORS = np.random.default_rng(7).integers(60, 256, (64, 3)).astype(np.uint8)
 
 
@@ -70,10 +72,10 @@ def painted(image: NDArray[np.uint8], mask: Any) -> NDArray[np.uint8]:
 
 
 def boxed(image: NDArray[np.uint8], found: dict[str, Tensor]) -> NDArray[np.uint8]:
-    """Return an image (H, W, 3) with the boxes that have a score of one half or more, a colour per class."""
+    """Return an image (H, W, 3) with its boxes, a colour per class."""
     result = image.copy()
     for box, label, score in zip(found["boxes"], found["labels"], found["scores"], strict=True):
-        if score >= 0.5:
+        if score >= LEAST_SCORE:
             left, top, right, bottom = box.round().int().clamp(0, len(image) - 1).tolist()
             for line in (np.s_[top : bottom + 1, [left, right]], np.s_[[top, bottom], left : right + 1]):
                 result[line] = COLORS[label]

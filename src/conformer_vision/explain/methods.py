@@ -45,8 +45,9 @@ class Method(NamedTuple):
     """The head whose answer it explains: conv, trans or fused."""
     summary: str
     """For people, in one line."""
-    threshold: float = 0.35
-    """Share of the strongest evidence at which boxes and masks are cut by default."""
+    threshold: float = 0.5
+    """Share of the strongest evidence at which boxes and masks are cut by default: between those that fit
+    several networks best in docs/results.md, which differ much."""
     signed: bool = True
     """Whether zero means no evidence and less is evidence against; else only differences count."""
     takes_blocks: bool = False
@@ -59,6 +60,7 @@ METHODS: dict[str, Method] = {
         token_cam,
         "conv",
         "class maps weighed by what the class token attends to",
+        threshold=0.2,
         takes_blocks=True,
         conformer_only=True,
     ),
@@ -70,12 +72,18 @@ METHODS: dict[str, Method] = {
         takes_blocks=True,
         conformer_only=True,
     ),
-    "rollout": Method(rollout, "trans", "attention over all blocks, the same for every class", signed=False),
+    "rollout": Method(
+        rollout,
+        "trans",
+        "attention over all blocks, the same for every class",
+        threshold=0.35,
+        signed=False,
+    ),
     "gradient-rollout": Method(
         gradient_rollout,
         "trans",
         "attention that raises the transformer head's logit",
-        threshold=0.15,
+        threshold=0.2,
         signed=False,
     ),
     "occlusion": Method(occlusion, "fused", "loss of the logit when a part is covered; slow"),
