@@ -2,8 +2,8 @@
 
     python docs/figures/dense.py DIR/localization
 
-Rows from above: the images, their true masks, and the answers of the networks in the order of their table: masks
-and, for the one that starts from the bundled weights, boxes.
+Rows from above: the images, their true masks, and the answers of the networks in the order of their table:
+masks and, for the one that starts from the bundled weights, boxes.
 """
 
 from __future__ import annotations
