@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from conformer_vision.report import Findings, build, examine, write_report
 from conformer_vision.report.formats import title_case
 from conformer_vision.report.images import EDGE
 from conformer_vision.report.page import HEADS
+from conformer_vision.thresholds import Thresholds
 from conformer_vision.weights import Calibrated, load_model, save_calibration, save_model
 from image_sets import opened
 from pages import Page
@@ -116,6 +118,22 @@ def test_unsure_answers_are_marked(page: Page, findings: Findings, run: Path) ->
     sure = [row for row in range(61) if row not in unsure]
     assert findings.selective.accuracy.value == pytest.approx(float(right[sure].mean()))
     assert f"sure {100 * len(sure) / 61:.1f} % {100 * right[sure].mean():.1f} %" in page.text
+
+
+def test_images_that_thresholds_were_not_fitted_to_are_judged_as_predict_does(
+    make_run: MakeRun, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conformer_vision.inference.fit.MOST_IMAGES", 30)
+    monkeypatch.setattr("conformer_vision.inference.unsure.MIN_IMAGES", 20)
+    monkeypatch.setattr("conformer_vision.inference.fit.Thresholds", partial(Thresholds, coverage=0.5))
+    folder = make_run(CONFORMER, ("blue", "green", "grey", "red"), images)
+    findings = write_report(folder, device="cpu")
+    others = [row for row in findings.images if row % 3]  # every third one was taken
+    predictor = Predictor(folder, device="cpu")
+    unsure = {row: predictor([findings.images[row].name])[0].unsure for row in others}
+    assert any(unsure.values()) and not all(unsure.values())
+    assert {row: findings.unsure.get(row) for row in others} == unsure
+    assert findings.selective is not None and len(findings.selective.risks) == 21
 
 
 def test_data_of_the_run(page: Page, findings: Findings) -> None:

@@ -319,12 +319,12 @@ def plot_risk_coverage(axes: Axes, risks: Array, answered: float | None, colours
         axes.axvline(answered, color=colours["muted"], linestyle="--", linewidth=1)
         axes.text(
             answered,
-            0.98,
+            0.03,
             "reject threshold ",
             transform=axes.get_xaxis_transform(),
             rotation=90,
             ha="right" if answered > 0.5 else "left",
-            va="top",
+            va="bottom",
             fontsize=8,
             color=colours["muted"],
         )
