@@ -265,7 +265,7 @@ def test_a_signal_keeps_the_answers_so_far(
         count = len(json.loads(answers + end))
     else:
         rows = list(csv.reader(answers.splitlines()))
-        assert {len(row) for row in rows} == {7} and answers.endswith("\n")
+        assert {len(row) for row in rows} == {8} and answers.endswith("\n")
         count = sum(row[1] == "1" for row in rows)
         assert len(rows) == 1 + 3 * count
     assert 0 < count < 3000
