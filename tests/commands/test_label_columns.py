@@ -28,4 +28,6 @@ def test_columns_of_the_run(tmp_path: Path) -> None:
     assert "has no columns; leave it out, or give it empty for other data than a run's" in one_line(refused)
     empty = ["--label_column", "", "--label_separator", "", "--split", "all", "--json"]
     assert json.loads(run("evaluate", folder, "--data", tmp_path / "set", *empty).out)["samples"] == 24
-    assert "has no column 'findigns'; did you mean finding" in one_line(run("check", table, "--label_column", "findigns"))
+    assert "has no column 'findigns'; did you mean finding" in one_line(
+        run("check", table, "--label_column", "findigns")
+    )
