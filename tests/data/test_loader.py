@@ -23,8 +23,9 @@ from conformer_vision.data import (
     evaluation_loader,
     training_loader,
 )
+from conformer_vision.data.base import NOT_COUNTED
 from conformer_vision.data.handover import Batch
-from conformer_vision.data.loader import NOT_COUNTED, ImageLoader
+from conformer_vision.data.loader import ImageLoader
 from conformer_vision.data.order import Share
 from conformer_vision.errors import UserError
 from conformer_vision.spec import Preprocessing

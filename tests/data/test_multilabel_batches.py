@@ -20,11 +20,13 @@ from conformer_vision.data import (
     multi_hot,
     training_loader,
 )
+from conformer_vision.data.base import NOT_COUNTED
 from conformer_vision.data.handover import Batch
-from conformer_vision.data.loader import NOT_COUNTED
 from conformer_vision.data.order import Share
 from conformer_vision.data.unlabelled import JoinedSource
 from conformer_vision.errors import UserError
+from conformer_vision.export.images import prepared
+from conformer_vision.spec import ModelSpec
 from streamed import encode, opened_stream, write_tar
 
 LABELS = [(), (0,), (1, 3), (0, 1, 2, 3)]
@@ -155,3 +157,10 @@ def test_classes_are_not_drawn_equally_often(tmp_path: Path) -> None:
     module.setup()
     assert module.train_images.multilabel and module.val_images.multilabel
     assert next(iter(module.train_dataloader())).labels.shape == (4, 2)
+
+
+def test_images_to_check_an_export_with() -> None:
+    """Those that can be read, whatever labels they have."""
+    spec = ModelSpec("m", classes=("a", "b", "c", "d"), input_size=(3, 32, 32), multilabel=True)
+    batches = list(prepared(Tagged(12, broken={1, 8}), spec, count=12))
+    assert [len(batch) for batch in batches] == [7, 3]

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from conformer_vision.data.base import NOT_COUNTED
 from conformer_vision.data.handover import Batch
 from conformer_vision.data.images import BrokenImageError
-from conformer_vision.data.loader import NOT_COUNTED, evaluation_loader, training_loader
+from conformer_vision.data.loader import evaluation_loader, training_loader
 from conformer_vision.data.order import Share
 from conformer_vision.data.stream import ImageStream, StreamedImage
 from conformer_vision.data.stream_order import StreamOrder

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conformer_vision.data.base import NOT_COUNTED
 from conformer_vision.data.handover import Batch
-from conformer_vision.data.loader import NOT_COUNTED
 from conformer_vision.inference.intervals import share, share_of_groups
 from conformer_vision.training import TrainConfig
 from conformer_vision.training.module import ClassifierModule

@@ -17,8 +17,8 @@ from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_
 
 from conformer_vision import ClassifierModule, evaluate
 from conformer_vision.data import ImageSource
+from conformer_vision.data.base import NOT_COUNTED
 from conformer_vision.data.handover import Batch
-from conformer_vision.data.loader import NOT_COUNTED
 from conformer_vision.errors import UserError
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.class_weights import class_weights

@@ -16,9 +16,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
+    from torch import Tensor
 
+NOT_COUNTED = -100
+"""Label of an image to ignore: it is broken, or only fills up a batch (torch's ``ignore_index``)."""
 Label = int | tuple[int, ...]
 """The class of an image, an index; or with several labels per image its classes, ascending, perhaps none."""
+
+
+def is_counted(labels: Tensor) -> Tensor:
+    """Tell which images of a batch have labels, (B,) bool.
+
+    Args:
+        labels: (B,) of class numbers or (B, K) of 0 and 1; `NOT_COUNTED` for an image to ignore.
+    """
+    return (labels if labels.ndim == 1 else labels[:, 0]) != NOT_COUNTED
 
 
 class ImageSource(ABC):

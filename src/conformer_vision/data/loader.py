@@ -21,7 +21,7 @@ from conformer_vision.console import note
 from conformer_vision.errors import UserError
 from conformer_vision.preprocessing import Transform
 
-from .base import ImageSource
+from .base import NOT_COUNTED, ImageSource
 from .collate import Sample, collate
 from .handover import (
     Batch,
@@ -40,8 +40,6 @@ from .order import Draw, EvaluationOrder, Sampling, Share, TrainingOrder, check_
 from .stream import ImageStream
 from .stream_order import StreamOrder
 
-NOT_COUNTED = -100
-"""Label of an image to ignore: it is broken, or only fills up a batch (torch's ``ignore_index``)."""
 MOST_REPLACED = 100
 """Number of broken images in a row that ends training."""
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from conformer_vision.errors import UserError, option
 
-from .base import ImageSource
+from .base import NOT_COUNTED, ImageSource
 from .find import find_images, find_parquet
 from .folder import FileSource
-from .loader import NOT_COUNTED
 from .opening import open_images, require_source
 
 if TYPE_CHECKING:

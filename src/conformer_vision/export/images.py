@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data import ImageSource
-from conformer_vision.data.base import SubsetSource
+from conformer_vision.data.base import SubsetSource, is_counted
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.stream import ImageStream
 from conformer_vision.preprocessing import evaluation_transform
@@ -40,6 +40,6 @@ def prepared(source: ImageSource | ImageStream, spec: ModelSpec, *, count: int) 
         source = SubsetSource(source, range(0, len(source), step)[:count])
     loader = evaluation_loader(source, evaluation_transform(spec), batch_size=_BATCH, workers=0)
     for batch in islice(loader, -(-count // _BATCH)):
-        readable = batch.images[batch.labels >= 0]
+        readable = batch.images[is_counted(batch.labels)]
         if len(readable):
             yield readable

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream
-from conformer_vision.data.loader import NOT_COUNTED, evaluation_loader
+from conformer_vision.data.base import is_counted
+from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.errors import UserError
 from conformer_vision.inference.answers import AnswersOf, Collector
 from conformer_vision.inference.runtimes import Outputs
@@ -45,7 +46,7 @@ def collect_answers(
     trained.check_batch(images, read_ahead=2 * workers)
     for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
         order = torch.arange(seen, seen + len(batch.labels))
-        read = batch.labels.view(len(batch.labels), -1)[:, 0] != NOT_COUNTED
+        read = is_counted(batch.labels)
         lost = zip(batch.indices[~read].tolist(), order[~read].tolist(), batch.broken, strict=True)
         broken += lost
         if read.any():

@@ -20,8 +20,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from conformer_vision.data import ImageSource, Label, Splitting, open_images, require_source
-from conformer_vision.data.base import SubsetSource
-from conformer_vision.data.loader import NOT_COUNTED, evaluation_loader
+from conformer_vision.data.base import SubsetSource, is_counted
+from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.errors import UserError
 from conformer_vision.models import Conformer
 from conformer_vision.preprocessing import evaluation_transform
@@ -162,7 +162,7 @@ def _features(
     transform = evaluation_transform(spec)
     with torch.no_grad():
         for batch in evaluation_loader(source, transform, batch_size=batch_size, workers=workers):
-            counted = batch.labels != NOT_COUNTED
+            counted = is_counted(batch.labels)
             if bool(counted.any()):
                 seen = model.forward_features(batch.images[counted].to(device))
                 features.append(model.forward_head(seen, pre_logits=True).float().cpu())

@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from conformer_vision.data import BrokenImageError, open_images
+from conformer_vision.data.base import is_counted
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.splits import Splitting
 from conformer_vision.errors import UserError, option, some_names
@@ -280,7 +281,7 @@ def _batches(trained: TrainedModel, source: str, *, batch_size: int, broken: lis
     _refuse_known(set(opened.classes), trained, source)
     for batch in evaluation_loader(opened, trained.transform, batch_size=batch_size, workers=0):
         broken += batch.broken
-        if (read := batch.labels >= 0).any():
+        if (read := is_counted(batch.labels)).any():
             yield batch.images[read]
 
 

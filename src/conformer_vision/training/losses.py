@@ -7,16 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, one_hot
 
-from ..data.loader import NOT_COUNTED
-
-
-def is_counted(target: Tensor) -> Tensor:
-    """Tell which images of a batch have labels, (B,) bool.
-
-    Args:
-        target: (B,) of class numbers or (B, K) of 0 and 1; -100 for an image that is not counted.
-    """
-    return (target if target.ndim == 1 else target[:, 0]) != NOT_COUNTED
+from ..data.base import is_counted
 
 
 class WeightedCrossEntropy(nn.Module):

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..data.base import is_counted
 from ..errors import UserError
 from ..models.freezing import hold_frozen
-from .losses import BranchLoss, is_counted
+from .losses import BranchLoss
 from .scores import Scores, Summary
 from .task import Mix, task_for
 from .teacher import Distillation

@@ -13,10 +13,9 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
-from ..data.loader import NOT_COUNTED
+from ..data.base import NOT_COUNTED, is_counted
 from ..inference.intervals import TOP5_FROM, Figure, share, share_of_groups
 from ..inference.multilabel_metrics import ranked_figures
-from .losses import is_counted
 
 
 class Summary(NamedTuple):

@@ -12,7 +12,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, log_softmax
 
-from ..data.loader import NOT_COUNTED
+from ..data.base import NOT_COUNTED
 from ..errors import UserError, option
 from .groups import Loss, RegularizationConfig
 from .losses import AsymmetricLoss, BinaryCrossEntropy, WeightedCrossEntropy
