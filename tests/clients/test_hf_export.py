@@ -56,6 +56,15 @@ print(json.dumps({
 """
 
 
+PIPELINE = """
+import json, sys
+from transformers import pipeline
+source, photo = sys.argv[1:]
+answers = pipeline("image-classification", model=source, top_k=5, trust_remote_code=True)(photo)
+print(json.dumps({answer["label"]: answer["score"] for answer in answers}))
+"""
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     pixels = torch.randint(0, 256, (HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(2))
@@ -67,6 +76,15 @@ def photo(tmp_path: Path) -> Path:
 def ours(model: Path | str, photo: Path) -> dict[str, float]:
     (answer,) = Predictor(model, device="cpu")([photo])
     return dict(zip(answer.labels, answer.probabilities, strict=True))
+
+
+def test_the_pipeline_gives_our_probabilities_of_several_labels(tmp_path: Path, photo: Path) -> None:
+    run = write_run(tmp_path / "run", replace(CALIBRATED, multilabel=True))
+    folder = export(run, format="hf").path
+    found = json.loads(fresh_process(PIPELINE, folder, photo, package=False).splitlines()[-1])
+    (answer,) = Predictor(run, device="cpu")([photo], top_k=5)
+    assert found == pytest.approx(dict(zip(answer.labels, answer.probabilities, strict=True)), abs=1e-4)
+    assert sum(found.values()) != pytest.approx(1, abs=0.05), "sigmoids, no softmax"
 
 
 @pytest.mark.parametrize("kind", RUNS)
