@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data import BrokenImageError
-from conformer_vision.errors import UserError, nearest
+from conformer_vision.errors import UserError, nearest, some_names
 from conformer_vision.explain.methods import METHODS, HeatMapOptions, compute_heat_maps
 from conformer_vision.inference.decisions import head_probabilities, is_present
 from conformer_vision.inference.inputs import ImageInput, named_images
@@ -286,7 +286,10 @@ class Explainer:
         }
         for label in labels:
             if label not in known:
-                raise UserError(f"{self.path} has no class {label!r}{nearest(label, known)}")
+                raise UserError(
+                    f"{self.path} has no class {label!r}; it has {some_names(self.spec.labels)}"
+                    f"{nearest(label, known)}"
+                )
         return [known[label] for label in labels]
 
     def prepare(self, image: Image.Image) -> tuple[Tensor, Box]:
