@@ -15,11 +15,12 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 
-from conformer_vision import ClassifierModule, evaluate
+from conformer_vision import ClassifierModule, evaluate, probe
 from conformer_vision.data import ImageSource
 from conformer_vision.data.base import NOT_COUNTED
 from conformer_vision.data.handover import Batch
 from conformer_vision.errors import UserError
+from conformer_vision.inference.label_errors import find_label_errors
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.class_weights import class_weights
 from conformer_vision.training.losses import AsymmetricLoss, BinaryCrossEntropy
@@ -360,6 +361,13 @@ def test_folds_are_one_model_with_thresholds_of_its_own(
     assert table["correct"] == [one == other for one, other in zip(named, said, strict=True)]
     hits = sum(len(one & other) for one, other in zip(named, said, strict=True))
     assert pooled["overall_recall"]["value"] == pytest.approx(hits / sum(map(len, named)))
+    with pytest.raises(UserError, match="label errors are found among single labels"):
+        find_label_errors(folder)
+
+
+def test_a_probe_is_for_one_label_per_image(run: Path) -> None:
+    with pytest.raises(UserError, match="a probe is for data with one label per image"):
+        probe(run, Squares())  # type: ignore[arg-type]
 
 
 # ---- teachers --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 from conformer_vision.errors import UserError, reason_of
 from conformer_vision.inference.heads import Array
 from conformer_vision.inference.runtimes import FUSED
-from conformer_vision.runs import OUT_OF_FOLD
+from conformer_vision.runs import OUT_OF_FOLD, read_results
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ def read_out_of_fold(folder: Path) -> tuple[list[str], Array, Array, list[str]]:
         raise UserError(
             f"{folder} has no {OUT_OF_FOLD}; label errors are found by networks that were not trained on the "
             "images, so train with --folds 5 --fold all and give that run folder"
+        )
+    results = read_results(folder) or {}
+    if "map" in results.get("out_of_fold", {}).get(FUSED, {}):
+        raise UserError(
+            f"{folder} was trained on several labels per image; label errors are found among single labels"
         )
     prefix = f"{FUSED}:"
     try:

@@ -88,6 +88,8 @@ def probe(
     """
     network, spec = load_model(model)
     train = require_source(open_images(data, "train", splitting, data_dir=data_dir), name=data)
+    if train.multilabel:
+        raise UserError(f"{data} has several labels per image; a probe is for data with one label per image")
     val = open_images(data, "val", splitting, classes=train.classes, data_dir=data_dir)
     return probe_features(
         network,
