@@ -59,6 +59,8 @@ def test_run_folder(run: Path, config: TrainConfig) -> None:
     kept = read_config(run / "config.yaml")
     assert kept == config.with_options(
         output=None,
+        loss="ce",
+        label_smoothing=0.1,
         input_size=(32, 32),
         crop_pct=1.0,
         augment=dataclasses.replace(config.regularization.augment, hflip=0.5),
