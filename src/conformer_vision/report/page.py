@@ -59,8 +59,6 @@ class Section(NamedTuple):
 
     name: str
     title: str
-    note: str | None = None
-    """Stands in place of a section that does not apply."""
 
 
 class Guess(NamedTuple):
