@@ -271,7 +271,8 @@ def _side(given: str, trained: TrainedModel) -> Side:
     state = ""
     if results:
         epochs, wanted = results.get("epochs"), (results.get("ends") or {}).get("epochs")
-        state = f"{epochs} epochs" if results.get("finished") else f"epoch {epochs} of {wanted}"
+        whole = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+        state = whole if results.get("finished") else f"epoch {epochs} of {wanted}"
     rows = read_metrics(folder / METRICS_FILE)
     return Side(given, str(trained.path), trained.spec.model, state, read_run_config(folder), rows)
 
