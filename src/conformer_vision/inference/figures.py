@@ -8,6 +8,7 @@ compare every figure with theirs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from conformer_vision.inference.intervals import Array, Figure, Resamples, figur
 from conformer_vision.inference.ranking import rank
 
 
-class WeightedSums:
+class WeightedSums(ABC):
     """Weighted sums over N images, for B sets of weights.
 
     Args:
@@ -49,10 +50,10 @@ class WeightedSums:
         summed: Array = matrix @ self._weights
         return summed
 
-    @cached_property
+    @property
+    @abstractmethod
     def images(self) -> Array:
         """(C, B) of each class that is counted."""
-        raise NotImplementedError
 
 
 class AnswerSums(WeightedSums):
