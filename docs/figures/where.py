@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from skimage import data
 
-from conformer_vision.explain import Explainer, explained
+from conformer_vision.explain import Explainer, HeatMapOptions, explained
 from conformer_vision.explain.explainer import Shown
 from conformer_vision.explain.figure import save_couplings
 
@@ -39,7 +39,7 @@ def main() -> None:
         show(axes[0], shown.image, name, "#7b8794")
         best = shown.best(1)
         for place, (head, (title, method)) in zip(axes[1:], VIEWS.items(), strict=False):
-            explanation = explainer.explanation(shown, best, method=method)
+            explanation = explainer.explanation(shown, best, HeatMapOptions(method))
             answer = explanation.classes[0]
             show(
                 place,
