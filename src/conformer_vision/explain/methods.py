@@ -100,7 +100,7 @@ ONE_BRANCH = ("cam", "gradient-rollout", "occlusion")
 
 @dataclass(frozen=True)
 class HeatMapOptions:
-    """HeatMapOptions heat maps are made.
+    """How heat maps are made.
 
     Args:
         method: A name of `METHODS`.
