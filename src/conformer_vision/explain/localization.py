@@ -18,7 +18,7 @@ from PIL import Image
 from conformer_vision.errors import UserError, option
 from conformer_vision.explain.coco import PixelBox, RunLengths, TrueBoxes, match_files, read_true_boxes
 from conformer_vision.explain.explainer import Explainer, Explanation, placed, relative
-from conformer_vision.explain.methods import METHODS, ONE_BRANCH, HeatMapOptions, first_possible, method_of
+from conformer_vision.explain.methods import METHODS, HeatMapOptions, method_of, one_branch_method
 from conformer_vision.extras import require
 from conformer_vision.inference.inputs import ImageInput, named_images
 from conformer_vision.inference.runtimes.base import FUSED
@@ -270,13 +270,12 @@ def localize(
 def default_method(explainer: Explainer) -> str:
     """Return the method that localises best: gradient-rollout for a Conformer (docs/results.md).
 
-    Other networks get the first of `ONE_BRANCH` that they have.
+    Other networks get their `one_branch_method`.
     """
     if isinstance(explainer.model, Conformer):
         return "gradient-rollout"
     blank, _ = explainer.prepare(Image.new("RGB", explainer.spec.input_size[:0:-1]))
-    method, _ = first_possible(explainer.model, blank, [0], ONE_BRANCH)
-    return method
+    return one_branch_method(explainer.model, blank)
 
 
 def make_localizer(

@@ -28,9 +28,9 @@ __all__ = [
     "HeatMaps",
     "Method",
     "compute_heat_maps",
-    "first_possible",
     "heat_maps",
     "method_of",
+    "one_branch_method",
 ]
 
 Compute = Callable[[nn.Module, Tensor, Tensor, Sequence[int] | None], Activation]
@@ -199,21 +199,21 @@ def _look(
     return HeatMaps(view.undo(full, height=images.shape[2], width=images.shape[3]), found.scores)
 
 
-def first_possible(
-    model: nn.Module, images: Tensor, numbers: Sequence[int], methods: Sequence[str]
-) -> tuple[str, HeatMaps]:
-    """Return the first of some methods that the model has, and its heat maps.
+def one_branch_method(model: nn.Module, image: Tensor) -> str:
+    """Return the first of `ONE_BRANCH` that a network has; the last, which every network has, is not tried.
 
-    Raises:
-        UserError: It has none of them.
+    Args:
+        model: The network, in eval mode.
+        image: Any image (1, C, H, W) that it takes.
     """
-    *others, last = methods
+    *others, last = ONE_BRANCH
     for method in others:
         try:
-            return method, heat_maps(model, images, numbers, method=method)
+            heat_maps(model, image, 0, method=method)
         except UserError:
             continue
-    return last, heat_maps(model, images, numbers, method=last)
+        return method
+    return last
 
 
 def method_of(name: str) -> Method:

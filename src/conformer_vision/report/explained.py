@@ -20,7 +20,7 @@ from conformer_vision import pages
 from conformer_vision.explain import Explainer, couplings, heat_maps
 from conformer_vision.explain.drawing import heat_image, veil
 from conformer_vision.explain.explainer import ClassAnswer, Shown, relative
-from conformer_vision.explain.methods import METHODS, ONE_BRANCH, first_possible
+from conformer_vision.explain.methods import METHODS, one_branch_method
 from conformer_vision.models import Conformer
 from conformer_vision.preprocessing import Box
 from conformer_vision.report.formats import FILTERS
@@ -121,10 +121,10 @@ def evidence(
     """
     if isinstance(model, Conformer):
         methods = dict(list(CONFORMER.items())[:views])
-        maps = {title: heat_maps(model, batch, numbers, method=name).maps for title, name in methods.items()}
     else:
-        name, found = first_possible(model, batch, numbers, ONE_BRANCH)
-        methods, maps = {name: name}, {name: found.maps}
+        name = one_branch_method(model, batch)
+        methods = {name: name}
+    maps = {title: heat_maps(model, batch, numbers, method=name).maps for title, name in methods.items()}
     return {
         title: [_small(values) for values in relative(maps[title][0], signed=METHODS[name].signed)]
         for title, name in methods.items()
