@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from types import FrameType
 from typing import NoReturn, Protocol, cast
@@ -17,7 +17,6 @@ from typing import NoReturn, Protocol, cast
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision import __version__
-from conformer_vision.commands import train
 from conformer_vision.console import lost, note, open_streams, warnings_noted
 from conformer_vision.environment import prepare_process
 from conformer_vision.errors import Terminated, UserError, command_line_words, machine_error
@@ -33,22 +32,22 @@ class _Command(Protocol):
     def run(self, options: Namespace, parser: ArgumentParser) -> int: ...
 
 
-SUBCOMMANDS = (
-    "check",
-    "lr-find",
-    "train",
-    "report",
-    "evaluate",
-    "compare",
-    "labels",
-    "predict",
-    "explain",
-    "localize",
-    "export",
-    "benchmark",
-    "models",
-)
-"""In the order of ``--help``; each is a module of `commands` of that name, with ``_`` for ``-``."""
+SUBCOMMANDS = {
+    "check": "Check labelled images before training on them.",
+    "lr-find": "Suggest a learning rate from a few steps with a rising one.",
+    "train": "Train a classifier and write its run folder.",
+    "report": "Write a run's report.html again, and calibrate its model.",
+    "evaluate": "Evaluate a trained model on labelled images.",
+    "compare": "Compare two trained models on images that neither was trained on.",
+    "labels": "Find labels that are probably wrong, from the answers of a run of all folds.",
+    "predict": "Classify images with a trained model.",
+    "explain": "Show where a model looks: heat maps of both branches, as PNG and on a page.",
+    "localize": "Find where classes are: boxes and masks as COCO JSON and PNG images.",
+    "export": "Write a trained model in another format and check the file against the model.",
+    "benchmark": "Compare the forms of a model: speed, size, and difference from the model.",
+    "models": "List the Conformers by name, size and cost.",
+}
+"""What each does, in the order of ``--help``; each is a module of `commands` of its name, ``_`` for ``-``."""
 _TAKING_RECIPES = ("train", "lr-find")
 
 
@@ -85,7 +84,9 @@ def _status(arguments: list[str]) -> int:
         note(f"error: {error}")
         return 2
     except KeyboardInterrupt as interrupt:
-        return train.stopped(interrupt)
+        from conformer_vision.commands.train import stopped
+
+        return stopped(interrupt)
     except Exception as error:
         if (line := machine_error(error)) is None:
             raise
@@ -98,11 +99,13 @@ def _run(arguments: list[str]) -> int:
         os.getcwd()
     except OSError as error:  # torch would end the process when it is loaded
         raise UserError("the working folder has been removed; change to another one (cd)") from error
-    known = arguments[:1] if set(arguments[:1]) & set(SUBCOMMANDS) else SUBCOMMANDS
-    parser, subparsers = build_parsers(known)
+    parser, subparsers = build_parsers(arguments[:1])
     arguments = [_with_underscores(argument) for argument in arguments]
-    if arguments[:1] == ["train"] and (folder := train.option_value(arguments, "--resume")):
-        return train.resume(folder, arguments)
+    if arguments[:1] and arguments[0] in _TAKING_RECIPES:
+        from conformer_vision.commands import train
+
+        if arguments[0] == "train" and (folder := train.option_value(arguments, "--resume")):
+            return train.resume(folder, arguments)
     if arguments[:1] and (subparser := subparsers.get(arguments[0])):
         subparser.given = arguments = subparser.complete(arguments)
     if arguments[:1] and arguments[0] in _TAKING_RECIPES:
@@ -118,14 +121,22 @@ def _run(arguments: list[str]) -> int:
     return _command(name).run(parsed[name], subparsers[name])
 
 
-def build_parsers(names: Sequence[str] = SUBCOMMANDS) -> tuple[Parser, dict[str, Parser]]:
-    """Build the parser, and those of some subcommands by name; that of train takes a quarter of a second."""
+def build_parsers(names: Collection[str] = tuple(SUBCOMMANDS)) -> tuple[Parser, dict[str, Parser]]:
+    """Build the parser, and those of all subcommands by name.
+
+    Args:
+        names: Subcommands whose options are needed. The parsers of the others have none, because their
+            modules take time to import, and train's options a quarter of a second to build.
+    """
     parser = build_parser("Train, evaluate and use Conformer on your own images.", prog=PROGRAM)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subcommands = parser.add_subcommands(required=False)
-    subparsers = {name: _command(name).build_parser() for name in names}
+    subparsers = {
+        name: _command(name).build_parser() if name in names else build_parser() for name in SUBCOMMANDS
+    }
     for name, subparser in subparsers.items():
-        subcommands.add_subcommand(name, subparser, help=str(subparser.description))
+        subparser.description = SUBCOMMANDS[name]
+        subcommands.add_subcommand(name, subparser, help=SUBCOMMANDS[name])
     parser.commands = subparsers
     return parser, subparsers
 

@@ -75,7 +75,9 @@ def _types(action: argparse.Action) -> tuple[object, ...]:
     return get_args(hint) or (hint,)
 
 
-def build_parser(description: str, *, prog: str | None = None, most_used: Collection[str] = ()) -> Parser:
+def build_parser(
+    description: str = "", *, prog: str | None = None, most_used: Collection[str] = ()
+) -> Parser:
     """Make a parser without options.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Compare the forms of a model: speed, size, and difference from the model.")
+    parser = plain_parser()
     parser.add_argument("model", help="Run folder, weights file, or name of published weights.")
     parser.add_argument(
         "--forms",

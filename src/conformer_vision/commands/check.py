@@ -28,7 +28,7 @@ _LINE_SECONDS = 10.0
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Check labelled images before training on them.")
+    parser = plain_parser()
     parser.add_argument("data", help="Images, as for train; both train and val are read.")
     add_splitting(parser, of_run=False)
     parser.add_argument("--workers", type=int | None, help="Reading processes; one per core by default.")

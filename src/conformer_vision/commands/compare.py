@@ -23,7 +23,7 @@ _MOST_NAMED = 5
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Compare two trained models on images that neither was trained on.")
+    parser = plain_parser()
     what = "Run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights"
     parser.add_argument("a", help=f"{what}.")
     parser.add_argument("b", help=f"{what}; the other one.")

@@ -34,7 +34,7 @@ MOST_CLASSES = 20
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Evaluate a trained model on labelled images.")
+    parser = plain_parser()
     parser.add_argument(
         "model",
         help="Run folder, weights, checkpoint, ONNX or OpenVINO file, or the name of published weights.",

@@ -38,7 +38,7 @@ _CHOICE = 3
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Show where a model looks: heat maps of both branches, as PNG and on a page.")
+    parser = plain_parser()
     add_model_and_images(parser, exports=False)
     parser.add_argument(
         "--out", metavar="FOLDER", type=str, default="explained", help="Folder for the files."

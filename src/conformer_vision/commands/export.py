@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Write a trained model in another format and check the file against the model.")
+    parser = plain_parser()
     parser.add_argument("model", help="Run folder, weights, checkpoint or the name of published weights.")
     parser.add_argument("--format", required=True, choices=list(FORMATS), help="Format of the file.")
     parser.add_argument("--precision", default="fp32", choices=get_args(Precision), help="Of the arithmetic.")

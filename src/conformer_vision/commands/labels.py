@@ -24,7 +24,7 @@ _TABLE, _PAGE = "label_errors.csv", "label_errors.html"
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Find labels that are probably wrong, from the answers of a run of all folds.")
+    parser = plain_parser()
     parser.add_argument("run", help="Run folder, trained with --folds N --fold all.")
     parser.add_argument(
         "--out",

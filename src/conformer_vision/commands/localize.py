@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Find where classes are: boxes and masks as COCO JSON and PNG images.")
+    parser = plain_parser()
     add_model_and_images(parser, exports=False)
     parser.add_argument("--out", metavar="FOLDER", required=True, help="New folder for the results.")
     parser.add_argument(

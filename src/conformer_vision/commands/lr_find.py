@@ -24,10 +24,7 @@ MOST_USED = ("recipe", "steps", "plot", "data", "model")
 
 def build_parser() -> Parser:
     """Make the parser of the subcommand: its own options, and those of train that have an effect."""
-    parser = plain_parser(
-        "Suggest a learning rate from a few steps with a rising one.",
-        most_used=MOST_USED,
-    )
+    parser = plain_parser(most_used=MOST_USED)
     add_recipe(parser)
     parser.add_argument("--steps", type=int, default=100, help="Optimizer steps of the test.")
     parser.add_argument("--plot", metavar="PNG", help="PNG file to draw the loss over the learning rate to.")

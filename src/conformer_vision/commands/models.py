@@ -26,7 +26,7 @@ _ABOUT = (
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("List the Conformers by name, size and cost.")
+    parser = plain_parser()
     parser.add_argument("--json", action="store_true", help="Print a JSON list instead of a table.")
     return parser
 

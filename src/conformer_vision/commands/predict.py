@@ -34,7 +34,7 @@ _TOP_K = 3
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Classify images with a trained model.")
+    parser = plain_parser()
     add_model_and_images(parser, exports=True)
     parser.add_argument(
         "--top_k",

@@ -15,7 +15,7 @@ from conformer_vision.parsing import build_parser as plain_parser
 
 def build_parser() -> Parser:
     """Build the parser of the subcommand."""
-    parser = plain_parser("Write a run's report.html again, and calibrate its model.")
+    parser = plain_parser()
     parser.add_argument("run", help="Run folder.")
     parser.add_argument("--data", type=str | None, help="The run's data, if it has moved.")
     add_inference(parser, batch_size=64, workers=True)

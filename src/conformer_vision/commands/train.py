@@ -29,7 +29,7 @@ MOST_USED = (
 
 def build_parser() -> Parser:
     """Make the parser of the subcommand."""
-    parser = plain_parser("Train a classifier and write its run folder.", most_used=MOST_USED)
+    parser = plain_parser(most_used=MOST_USED)
     add_recipe(parser)
     parser.add_argument(
         "--resume",

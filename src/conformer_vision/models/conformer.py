@@ -239,8 +239,11 @@ class Conformer(InnerOutputs):
         """Initialise every weight and statistic.
 
         Truncated normal 0.02 for Linear layers and the class token, Kaiming fan-out for convolutions (the
-        couplings' projections included), ones and zeros for norms.
+        couplings' projections included), ones and zeros for norms. On the device ``meta`` there is nothing to
+        initialise.
         """
+        if next(self.parameters()).is_meta:
+            return  # going through all of it takes a third of a second, for which predict would wait
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
