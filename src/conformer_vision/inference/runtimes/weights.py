@@ -14,6 +14,7 @@ from conformer_vision.inference.runtimes.base import (
 )
 from conformer_vision.inference.runtimes.in_place import compute_in_place
 from conformer_vision.models import Conformer, Ensemble
+from conformer_vision.models.pointwise import pointwise_is_faster, use_pointwise
 from conformer_vision.runs import ModelSource
 from conformer_vision.weights import load_model, read_class_means
 
@@ -45,6 +46,8 @@ class WeightsRuntime(Runtime):
         self._model = model.to(self.device)  # private: hooks would see maps that are overwritten
         if self.device.type == "cpu":  # 7 to 17 % less time, measured for nano and tiny at 32 and 224 pixels
             self._model = self._model.to(memory_format=torch.channels_last)
+            if pointwise_is_faster(self._model):
+                use_pointwise(self._model)
 
     def network(self) -> nn.Module:
         """Return the model itself."""
