@@ -1,7 +1,8 @@
 """The laboratory in `benchmarks/comparison`: its statistics, and one comparison of a tiny model."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comparison import ComparisonConfig, compare, draw_plot, run
+from comparison import ComparisonConfig, ceiling, compare, draw_plot, run
 from comparison.ceiling import measure_ceilings
 from comparison.measure import percentiles, ratio, share_of_ceiling
 from comparison.plot import draw_figure
@@ -41,6 +42,18 @@ def test_ceilings_are_of_what_is_asked_for_and_float32() -> None:
     rates = measure_ceilings(["bf16", "bf16", "int8"], torch.device("cpu"), sizes=(32, 64))
     assert rates.keys() - {"int8"} == {"fp32", "bf16"}
     assert all(rate > 1e5 for rate in rates.values())
+
+
+def test_the_ceiling_is_of_the_fastest_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(precision: str, device: torch.device, size: int) -> Callable[[], object]:
+        return lambda: time.sleep(0.02)
+
+    fastest = measure_ceilings([], torch.device("cpu"), sizes=(32,))["fp32"]
+    for name in ("_by_blas", "_by_convolution"):
+        monkeypatch.setattr(ceiling, name, slow)
+    assert measure_ceilings([], torch.device("cpu"), sizes=(32,))["fp32"] > 32**3 / 0.02 < fastest
+    monkeypatch.setattr(ceiling, "_by_numpy", slow)
+    assert measure_ceilings([], torch.device("cpu"), sizes=(32,))["fp32"] <= 32**3 / 0.02
 
 
 def test_a_conformer_beside_its_plain_formulation_and_a_peer(
