@@ -64,7 +64,9 @@ class Experiment:
         recipe = options.pop("recipe", None)
         values = {"pretrained": False} | (read_recipe(find_recipe(recipe)) if recipe else {})
         values |= options | {"seed": self.seed, "output": str(runs / self.slug), "auto_resume": True}
-        values["data"] = str(data / values["data"])
+        for name, folder in (("data", data), ("unlabelled", data), ("teacher", runs)):
+            if name in values:
+                values[name] = str(folder / values[name])
         return TrainConfig.from_options(**values)
 
 
