@@ -20,6 +20,7 @@ from conformer_vision.data import BrokenImageError
 from conformer_vision.data.stream import ImageStream, StreamedImage
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Predictor, evaluate, probe
+from conformer_vision.inference.labelled import LabelledImages
 from conformer_vision.inference.metrics import CLASS_METRICS, METRICS
 from conformer_vision.report import Findings, build, examine, write_report
 from conformer_vision.report.formats import title_case
@@ -312,7 +313,7 @@ def test_logits_of_some_images_where_all_would_not_fit(
     page = Page(findings.path)
     page.check_complete()
     assert "calibration, AUROC and average precision are those of 21 of the 61 images" in page.text
-    monkeypatch.setattr(build.LabelledImages, "open", lambda *_: Stream(None))
+    monkeypatch.setattr(LabelledImages, "open", lambda *_: Stream(None))
     folder = make_run(CONFORMER, Stream.classes, "wds/none")
     monkeypatch.setattr("conformer_vision.inference.answers.MOST_KEPT", 3 * 2 * 4)
     assert write_report(folder, device="cpu", batch_size=3).outcome.order.tolist() == [0, 1, 2, 4]
@@ -380,7 +381,7 @@ class Stream(ImageStream):
 
 def test_images_of_a_stream(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(CONFORMER, Stream.classes, "wds/none")
-    monkeypatch.setattr(build.LabelledImages, "open", lambda *_: Stream())
+    monkeypatch.setattr(LabelledImages, "open", lambda *_: Stream())
     findings = write_report(folder, device="cpu", batch_size=2)
     assert findings.broken == ["shard 0, image 3: cannot be read"]
     assert findings.outcome.labels.tolist() == [0, 1, 0, 0, 1, 0]

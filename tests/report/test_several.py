@@ -85,6 +85,14 @@ def test_the_page(folder: Path) -> None:
     assert "<script" not in page
     wrong = [len(each.missed) + len(each.added) for each in findings.worst]
     assert wrong == sorted(wrong, reverse=True) and 0 < len(wrong) <= 24 and wrong[-1] > 0
+    counts = np.zeros(4, int)
+    for index in range(60):
+        counts[list(Squares(60)[index][1])] += 1
+    sizes = dict(zip(Squares.classes, counts.tolist(), strict=True))
+    assert findings.class_sizes == {"Training": sizes, "Validation": sizes}
+    assert f"Training: {counts.sum()} labels" in page and "Drawn evenly from the classes" in page
+    shown = [{*each.right, *each.missed} for each in findings.samples]
+    assert len(shown) == 4 and set().union(*shown) == set(Squares.classes)
 
 
 def test_too_few_images_for_thresholds(tmp_path: Path) -> None:

@@ -74,16 +74,16 @@ def worst_errors(outcome: Outcome, *, temperature: float, most: int) -> list[int
 def sample_rows(outcome: Outcome, *, most: int) -> list[int]:
     """Return some rows, as many of every class; of more classes than ``most``, one each of some."""
     classes = outcome.labels.unique()
-    drawn = classes[_evenly(len(classes), most)].tolist()
+    drawn = classes[evenly(len(classes), most)].tolist()
     each = most // len(drawn)
     rows = []
     for label in drawn:
         own = (outcome.labels == label).nonzero()[:, 0]
-        rows += own[_evenly(len(own), each)].tolist()
+        rows += own[evenly(len(own), each)].tolist()
     return rows
 
 
-def _evenly(length: int, most: int) -> Tensor:
+def evenly(length: int, most: int) -> Tensor:
     """Return up to ``most`` places, evenly drawn from so many."""
     return torch.linspace(0, length - 1, min(most, length)).round().long()
 

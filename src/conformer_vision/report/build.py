@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -13,14 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conformer_vision.data import ImageSource, ImageStream
-from conformer_vision.data.base import class_counts
-from conformer_vision.errors import UserError
+from conformer_vision.data import ImageSource
 from conformer_vision.explain import Explainer
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.evaluation import Evaluation, evaluate_images
 from conformer_vision.inference.fit import FittedThresholds, OutputSample, fit_thresholds
-from conformer_vision.inference.labelled import LabelledImages
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.selective import Selective, selective
 from conformer_vision.inference.trained_model import TrainedModel
@@ -30,15 +26,13 @@ from conformer_vision.report.analysis import Outcome, outcome_of, sample_rows, s
 from conformer_vision.report.findings import Findings, Note
 from conformer_vision.report.frozen import probe_start
 from conformer_vision.report.images import Again, read_again, thumbnail
-from conformer_vision.report.opened import open_run
+from conformer_vision.report.opened import broken_in_training, class_sizes, open_run
 from conformer_vision.report.page import render
 from conformer_vision.report.several import MultilabelFindings, examine_multilabel, render_multilabel
 from conformer_vision.runs import (
     BEST_WEIGHTS,
-    BROKEN_FILE,
     LAST_WEIGHTS,
 )
-from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import Calibrated, save_calibration
 
 WORST = 24
@@ -114,11 +108,10 @@ def examine(
     calibration = calibrate(outcome.logits, outcome.labels, seed=run.seed)
     outputs, labels = sample.join()
     thresholds = fit_thresholds(outputs, labels, spec=trained.spec, temperature=calibration.temperature)
-    train = replace(images, split="train")
     probed = probe_start(
         folder,
         trained.spec,
-        train,
+        replace(images, split="train"),
         source,
         device=trained.device,
         batch_size=batch_size,
@@ -166,8 +159,10 @@ def examine(
         study=study,
         images=shown_images,
         unsure=unsure,
-        class_sizes=_class_sizes(train, source, evaluation, spec=trained.spec),
-        broken_in_training=_broken_in_training(folder, evaluation.broken),
+        class_sizes=class_sizes(
+            run, np.bincount(evaluation.answers.labels, minlength=len(trained.spec.classes))
+        ),
+        broken_in_training=broken_in_training(folder, evaluation.broken),
         probe=probed,
         notes=notes,
     )
@@ -202,27 +197,6 @@ def _selective(fitted: FittedThresholds, *, right: Tensor) -> Selective | None:
     coverage = fitted.thresholds.coverage
     threshold = fitted.thresholds.reject[0].threshold(coverage)
     return selective(fitted.scores.numpy(), right.numpy(), threshold=threshold, coverage=coverage)
-
-
-def _class_sizes(
-    train: LabelledImages, source: ImageSource | ImageStream, evaluation: Evaluation, *, spec: ModelSpec
-) -> dict[str, dict[str, int]]:
-    """Count the images of every class in each split, of the validation images those that could be read."""
-    sizes = {}
-    if isinstance(source, ImageSource):
-        with suppress(UserError):  # moved data need not have training images
-            images = train.open(spec)
-            assert isinstance(images, ImageSource)
-            sizes["Training"] = class_counts(images)
-    sizes["Validation"] = np.bincount(evaluation.answers.labels, minlength=len(spec.classes))
-    return {split: dict(zip(spec.classes, counts.tolist(), strict=True)) for split, counts in sizes.items()}
-
-
-def _broken_in_training(folder: Path, known: list[str]) -> list[str]:
-    """Return the lines of ``broken_images.txt`` that the evaluation does not have too."""
-    path = folder / BROKEN_FILE
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    return [line for line in lines if line not in set(known)]
 
 
 def store_calibration(path: Path, fitted: Calibrated) -> None:

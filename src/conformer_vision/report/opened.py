@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from conformer_vision.data import ImageSource, ImageStream
-from conformer_vision.data.base import fingerprint
+from conformer_vision.data.base import class_counts, fingerprint
 from conformer_vision.errors import UserError, option
 from conformer_vision.inference.labelled import LabelledImages, read_run_data
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.report.findings import Note, RunSettings
-from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, fold_folders, read_results
+from conformer_vision.runs import (
+    BEST_WEIGHTS,
+    BROKEN_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    fold_folders,
+    read_results,
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,32 @@ def _check_same_images(folder: Path, data: str, source: ImageSource | ImageStrea
             f"{data} holds other validation images than {folder} was trained with, and its report would"
             f" replace that of the run; use 'conformer-vision evaluate {folder} {option('data')} {data}'"
         )
+
+
+def class_sizes(run: OpenedRun, validation: NDArray[np.integer[Any]]) -> dict[str, dict[str, int]]:
+    """Return how often every class is in each split.
+
+    Args:
+        run: The run; its training images are counted unless they come from a stream or are not there, as
+            those of data that moved need not be.
+        validation: (K,), of the validation images that could be read.
+    """
+    sizes: dict[str, NDArray[np.integer[Any]]] = {}
+    if isinstance(run.source, ImageSource):
+        with suppress(UserError):
+            images = replace(run.images, split="train").open(run.trained.spec)
+            assert isinstance(images, ImageSource)
+            sizes["Training"] = class_counts(images)
+    sizes["Validation"] = validation
+    classes = run.trained.spec.classes
+    return {split: dict(zip(classes, counts.tolist(), strict=True)) for split, counts in sizes.items()}
+
+
+def broken_in_training(folder: Path, known: list[str]) -> list[str]:
+    """Return the lines of ``broken_images.txt`` that the evaluation does not have too."""
+    path = folder / BROKEN_FILE
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [line for line in lines if line not in set(known)]
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

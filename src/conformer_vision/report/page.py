@@ -127,10 +127,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "tier": _tiers(evaluation.confusion, shown, evaluation.classes),
         "matrix": _matrix(evaluation.confusion, shown),
         "shown_first": SHOWN_FIRST,
-        "sizes": {
-            split: sorted(sizes.items(), key=lambda item: -item[1])
-            for split, sizes in findings.class_sizes.items()
-        },
+        "unit": "images",
         "pairs": confused_pairs(evaluation.confusion)[:MAX_PAIRS],
         "class_rows": class_rows(evaluation),
         "errors": sum(pair.images for pair in confused_pairs(evaluation.confusion)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -16,29 +17,33 @@ import conformer_vision
 from conformer_vision import pages
 from conformer_vision.data import ImageSource
 from conformer_vision.explain import Explainer
+from conformer_vision.inference.answers import AnswersOf
 from conformer_vision.inference.calibration import Calibration, calibrate
 from conformer_vision.inference.class_thresholds import at_fitted_thresholds
 from conformer_vision.inference.evaluation import MultilabelEvaluation, evaluate_answers, evaluate_images
 from conformer_vision.inference.fit import FittedClasses, fit_multilabel
-from conformer_vision.inference.heads import Array
+from conformer_vision.inference.heads import Array, MultilabelHead
 from conformer_vision.inference.intervals import Figure
 from conformer_vision.inference.multilabel_metrics import MultilabelClassFigures
 from conformer_vision.inference.runtimes import FUSED, Outputs
 from conformer_vision.pages import Thumbnail
+from conformer_vision.report.analysis import evenly
 from conformer_vision.report.charts import curves, reliability_diagram
 from conformer_vision.report.findings import Note
 from conformer_vision.report.formats import FILTERS
 from conformer_vision.report.images import again_by_number, thumbnail
-from conformer_vision.report.opened import OpenedRun
+from conformer_vision.report.opened import OpenedRun, broken_in_training, class_sizes
 from conformer_vision.runs import REPORT_FILE
 
 WORST = 24
-"""Images that are shown, those with the most wrong labels first."""
+"""Images that are shown as the worst, those with the most wrong labels first."""
+SAMPLES = 12
+"""Images that are shown of all kinds, at most."""
 _HEADS = {"fused": "Fused (the prediction)", "conv": "Convolution branch", "trans": "Transformer branch"}
 
 
-class WorstImage(NamedTuple):
-    """An image with wrong labels."""
+class ShownImage(NamedTuple):
+    """An image with the labels that it has or was given."""
 
     thumbnail: Thumbnail
     right: list[str]
@@ -70,7 +75,13 @@ class MultilabelFindings:
     calibration: Calibration
     thresholds: FittedClasses
     """Fitted to all images, for the temperature of the calibration."""
-    worst: list[WorstImage]
+    worst: list[ShownImage]
+    samples: list[ShownImage]
+    """One of every class, or of some classes."""
+    class_sizes: dict[str, dict[str, int]]
+    """Split -> class -> images that have it."""
+    broken_in_training: list[str]
+    """One line for each image that training could not read."""
     notes: list[Note]
 
     @property
@@ -133,35 +144,53 @@ def examine_multilabel(run: OpenedRun, *, batch_size: int, workers: int) -> Mult
         text = "Labels are given at thresholds that were fitted to the other half of the validation images."
     else:
         text = "Labels are given at a probability of one half, or at the thresholds of an earlier report."
+    answers = evaluation.answers
     return MultilabelFindings(
-        run, date.today(), evaluation, calibration, fitted, _worst(run, evaluation), [*notes, Note(text)]
+        run,
+        date.today(),
+        evaluation,
+        calibration,
+        fitted,
+        worst=list(_shown(run, answers, _worst(answers))),
+        samples=list(_shown(run, answers, _samples(answers))),
+        class_sizes=class_sizes(run, answers.labels.sum(axis=0)),
+        broken_in_training=broken_in_training(run.folder, evaluation.broken),
+        notes=[*notes, Note(text)],
     )
 
 
-def _worst(run: OpenedRun, evaluation: MultilabelEvaluation) -> list[WorstImage]:
-    """Return the images with the most wrong labels; of as many, the one with the highest loss first."""
-    if not isinstance(run.source, ImageSource):
-        return []  # of a stream, images have no numbers to be read again by
-    answers, classes = evaluation.answers, run.trained.spec.labels
-    said, truth = answers.heads[FUSED].present, answers.labels
-    wrong = (said != truth).sum(axis=1)
+def _worst(answers: AnswersOf[MultilabelHead]) -> list[int]:
+    """Return the rows with the most wrong labels; of as many, the one with the highest loss first."""
+    wrong = (answers.heads[FUSED].present != answers.labels).sum(axis=1)
     order = np.lexsort((-answers.heads[FUSED].losses, -wrong))[:WORST]
+    return [row for row in order.tolist() if wrong[row]]
+
+
+def _samples(answers: AnswersOf[MultilabelHead]) -> list[int]:
+    """Return the first row of every class that is not drawn yet; of many classes, of evenly drawn ones."""
+    classes = np.flatnonzero(answers.labels.any(axis=0))
+    rows: dict[int, None] = {}
+    for k in classes[evenly(len(classes), SAMPLES).numpy()].tolist():
+        own = (row for row in np.flatnonzero(answers.labels[:, k]).tolist() if row not in rows)
+        rows |= dict.fromkeys(itertools.islice(own, 1))
+    return list(rows)
+
+
+def _shown(run: OpenedRun, answers: AnswersOf[MultilabelHead], rows: Sequence[int]) -> Iterator[ShownImage]:
+    """Read the images of some rows again; of a stream, images have no numbers to be read again by."""
+    if not isinstance(run.source, ImageSource):
+        return
+    classes, said, truth = run.trained.spec.labels, answers.heads[FUSED].present, answers.labels
     explainer = Explainer(run.folder, device=run.trained.device)
 
     def named(row: Array) -> list[str]:
         return [classes[k] for k in np.flatnonzero(row)]
 
-    found = []
-    for row in (row for row in order.tolist() if wrong[row]):
+    for row in rows:
         again = again_by_number(run.source, int(answers.indices[row]), explainer)
-        missed, added = truth[row] & ~said[row], said[row] & ~truth[row]
-        first = int(np.flatnonzero(missed | added)[0])
-        found.append(
-            WorstImage(
-                thumbnail(again, explainer, first), named(truth[row] & said[row]), named(missed), named(added)
-            )
-        )
-    return found
+        right, missed, added = truth[row] & said[row], truth[row] & ~said[row], said[row] & ~truth[row]
+        first = int(np.flatnonzero(missed | added if (missed | added).any() else right)[0])
+        yield ShownImage(thumbnail(again, explainer, first), named(right), named(missed), named(added))
 
 
 def class_rows(evaluation: MultilabelEvaluation, thresholds: Sequence[float]) -> list[ClassRow]:
@@ -179,7 +208,8 @@ def class_rows(evaluation: MultilabelEvaluation, thresholds: Sequence[float]) ->
 def render_multilabel(findings: MultilabelFindings) -> str:
     """Render the page as HTML that needs no other file."""
     run, evaluation, calibration = findings.run, findings.evaluation, findings.calibration
-    fitted = replace(run.trained.spec, thresholds=findings.thresholds.thresholds)
+    spec = run.trained.spec
+    fitted = replace(spec, thresholds=findings.thresholds.thresholds)
     diagrams = [reliability_diagram(calibration.before, name="before", title="Before scaling")]
     if calibration.after is not None:
         title = "After scaling (cross-fitted)"
@@ -187,7 +217,7 @@ def render_multilabel(findings: MultilabelFindings) -> str:
     context = {
         "findings": findings,
         "run": run,
-        "spec": run.trained.spec,
+        "spec": spec,
         "parameters": run.trained.runtime.parameters,
         "evaluation": evaluation,
         "fused": evaluation.heads[FUSED],
@@ -196,6 +226,8 @@ def render_multilabel(findings: MultilabelFindings) -> str:
         "heads": [(_HEADS[head], head) for head in _HEADS if head in evaluation.heads],
         "class_rows": class_rows(evaluation, fitted.class_thresholds),
         "calibration": calibration,
+        "classes": spec.labels,
+        "unit": "labels",
         "curves": curves(run.rows),
         "diagrams": diagrams,
         "versions": {
