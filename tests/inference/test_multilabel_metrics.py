@@ -26,7 +26,7 @@ from conformer_vision.inference.class_thresholds import (
     unfitted_note,
 )
 from conformer_vision.inference.heads import OneLabel, SeveralLabels
-from conformer_vision.inference.intervals import UNDEFINED, Resamples, percentiles
+from conformer_vision.inference.intervals import UNDEFINED, Figure, Resamples, percentiles
 from conformer_vision.inference.multilabel_metrics import (
     MULTILABEL_CLASS_METRICS,
     MULTILABEL_METRICS,
@@ -359,3 +359,9 @@ def test_why_no_temperature_is_fitted() -> None:
     assert few.temperature == 1 and few.note == "49 images are too few to fit a temperature (50 are needed)"
     right = calibrate(torch.where(torch.tensor(make(60, 3)[1]), 5.0, -5.0), torch.tensor(make(60, 3)[1]))
     assert right.temperature == 1 and right.note is not None and right.note.startswith("0 of 180 answers")
+
+
+def test_small_figures_have_intervals_that_can_be_told_apart() -> None:
+    by_name = {metric.name: metric for metric in MULTILABEL_METRICS}
+    assert by_name["brier"].text(Figure(0.0971, 0.0958, 0.1012)) == "0.097 [0.096, 0.101]"
+    assert by_name["map"].text(Figure(0.529, 0.5171, 0.5494)) == "52.9 [51.7, 54.9]"

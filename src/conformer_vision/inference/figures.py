@@ -98,6 +98,8 @@ class Metric:
     """For a share of images: of how many."""
     biased: bool = False
     """Whether resamples give higher figures than the images; see `_intervals`."""
+    interval_digits: int = 2
+    """Decimals of the interval of a figure that is not in percent."""
     name: str = ""
     """Its field in the figures of a head or a class."""
 
@@ -115,7 +117,7 @@ class Metric:
         """
         if figure.value is None:
             return none
-        scale, digits = (100, (1, 1)) if self.percent else (1, (2 if sign else 3, 2))
+        scale, digits = (100, (1, 1)) if self.percent else (1, (2 if sign else 3, self.interval_digits))
         text = f"{scale * figure.value:{sign}.{digits[0]}f}"
         if figure.low is None or figure.high is None:
             return text

@@ -166,9 +166,13 @@ class MultilabelFigures(FiguresOfHead[MultilabelClassFigures]):
     """Share of all labels that are predicted."""
     overall_f1: Figure = field(metadata=metric("OF1", lambda s: s.overall_f1))
     """Harmonic mean of the two."""
-    brier: Figure = field(metadata=metric("Brier score", lambda s: s.brier, percent=False, lower=True))
+    brier: Figure = field(
+        metadata=metric("Brier score", lambda s: s.brier, percent=False, lower=True, interval_digits=3)
+    )
     """Squared distance of the probabilities from the truth, the mean over images and classes; in [0, 1]."""
-    log_loss: Figure = field(metadata=metric("log loss", lambda s: s.log_loss, percent=False, lower=True))
+    log_loss: Figure = field(
+        metadata=metric("log loss", lambda s: s.log_loss, percent=False, lower=True, interval_digits=3)
+    )
     """Binary cross-entropy in nats, the mean over images and classes."""
     ece: Figure = field(metadata=metric("ECE", lambda s: s.ece, lower=True, biased=True))
     """Expected calibration error of the probabilities of all classes, over 15 bins of equal width."""
