@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from conformer_vision.inference.fit import fit_thresholds
 from conformer_vision.inference.runtimes import Outputs
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.models.variants import SHIPPED
+from conformer_vision.preprocessing import read_through
 from conformer_vision.weights import Calibrated, save_calibration
 from learning import RESULTS, provenance
 from unknown_signals import Fitted, Seen, scores_of
@@ -117,7 +119,10 @@ def look(trained: TrainedModel, name: str, opened: Callable[[], datasets.Dataset
 
 def infer(trained: TrainedModel, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
     """Return logits and features of a batch of rows."""
-    images = [trained.transform(open_image(image["bytes"], name="image")) for image in batch["image"]]
+    images = [
+        read_through(trained.transform, partial(open_image, image["bytes"], name="image"))
+        for image in batch["image"]
+    ]
     found = trained.outputs(torch.stack(images))
     assert found.features is not None
     return {**found.logits, "features": found.features, "labels": torch.tensor(batch["label"])}

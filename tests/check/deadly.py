@@ -30,7 +30,7 @@ class DeadlySource(ImageSource):
     def __init__(self, count: int) -> None:
         super().__init__(("dark", "light"), (index % 2 for index in range(count)))
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: object = None) -> Image.Image:
         if index == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return Image.new("RGB", (20, 20), (10 * index + len(self),) * 3)

@@ -161,7 +161,7 @@ def test_equal_pixels_have_equal_digests(tmp_path: Path) -> None:
 
 def test_an_error_of_a_source_is_a_finding() -> None:
     class Odd(ImageSource):
-        def image(self, index: int) -> Image.Image:
+        def image(self, index: int, need: object = None) -> Image.Image:
             raise KeyError("what is this")
 
         def name(self, index: int) -> str:

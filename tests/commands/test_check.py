@@ -91,7 +91,7 @@ import conformer_vision.check.run as run
 class Endless(ImageSource):
     def __init__(self, split): super().__init__(("a", "b"), [0] * 10); self.split = split
     def name(self, index): return str(index)
-    def image(self, index):
+    def image(self, index, need=None):
         print(self.split, "image", flush=True)
         threading.Event().wait()
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from conformer_vision.data import BrokenImageError, ImageStream
+from conformer_vision.data import ImageStream
 from conformer_vision.errors import UserError
-from streamed import encode, numbers, opened_stream, read
+from streamed import encode, numbers, opened_stream, problem, read
 
 
 class Readers(IterableDataset[tuple[int, str, int]]):
@@ -56,24 +56,16 @@ class StreamContract:
     def test_start_equals_dropping_images_and_decodes_none(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from conformer_vision.data import sharded
+        from conformer_vision.data import stream as streams
 
         stream = opened_stream(self.write(tmp_path / "s", [9, 9, 4]))
-        decoded: list[str] = []
-
-        def counting(source: Any, *, name: str) -> Any:
-            decoded.append(name)
-            return original(source, name=name)
-
-        original = sharded.open_image
-        monkeypatch.setattr(sharded, "open_image", counting)
+        monkeypatch.setattr(streams, "open_image", None)
         for seed, part, parts in ((None, 0, 1), (1, 0, 1), (None, 2, 5), (1, 1, 2)):
             whole = read(stream, seed=seed, part=part, parts=parts)
             for start in range(len(whole) + 2):
-                decoded.clear()
                 rest = read(stream, seed=seed, part=part, parts=parts, start=start)
                 names = [item.name for item in whole[start:]]
-                assert [item.name for item in rest] == decoded == names, (seed, part, start)
+                assert [item.name for item in rest] == names, (seed, part, start)
 
     def test_seed_decides_the_order(self, tmp_path: Path) -> None:
         stream = opened_stream(self.write(tmp_path / "s", [20, 20, 20]))
@@ -138,7 +130,7 @@ class StreamContract:
     def test_a_broken_image_is_an_item(self, tmp_path: Path) -> None:
         spec = self.write(tmp_path / "s", [4], images={1: encode((1, 0, 7))[:40], 2: b""})
         items = read(opened_stream(spec))
-        assert [isinstance(item.image, BrokenImageError) for item in items] == [False, True, True, False]
+        assert [problem(item) != "" for item in items] == [False, True, True, False]
         assert [item.label for item in items] == [0, 1, 2, 0]
         for item in items[1:3]:
-            assert str(item.image).startswith(item.name) and "\n" not in str(item.image)
+            assert problem(item).startswith(item.name) and "\n" not in problem(item)

@@ -36,7 +36,7 @@ def test_digits_come_back(tmp_path: Path) -> None:
     wanted = Counter((source[index][0].tobytes(), source.labels[index]) for index in range(len(source)))
     for seed in (None, 1):
         items = read(stream, seed=seed)
-        assert Counter((item.image.tobytes(), item.label) for item in items) == wanted
+        assert Counter((item.image().tobytes(), item.label) for item in items) == wanted
     # The order is drawn: every shard holds most classes.
     assert len({item.label for item in read(stream)[:50]}) > 7
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.name.startswith(".")) == []
@@ -51,7 +51,7 @@ def test_several_labels_come_back(tmp_path: Path) -> None:
     write_shards(source, tmp_path / "s", images_per_shard=3)
     stream = opened_stream(f"wds/{tmp_path}/s")
     assert stream.multilabel and stream.classes == source.classes
-    shown = {item.image.getpixel((0, 0))[0]: item.label for item in read(stream)}  # type: ignore[union-attr, index]
+    shown = {item.image().getpixel((0, 0))[0]: item.label for item in read(stream)}  # type: ignore[index]
     assert [shown[row] for row in range(4)] == list(source.labels) == [(0, 2), (), (1,), (0, 1, 2)]
 
 
@@ -79,7 +79,7 @@ def test_files_of_several_formats_go_in_as_png(tmp_path: Path, class_folders: Ca
     source = opened(root)
     write_shards(source, tmp_path / "s", images_per_shard=10)
     items = read(opened_stream(f"wds/{tmp_path}/s"))
-    assert Counter(item.image.tobytes() for item in items) == Counter(
+    assert Counter(item.image().tobytes() for item in items) == Counter(
         source[index][0].tobytes() for index in range(5)
     )
 

@@ -63,7 +63,7 @@ class Holed(ImageSource):
         super().__init__(["even", "odd"], (number % 2 for number in range(count)))
         self.broken = broken
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: Any = None) -> Image.Image:
         if index in self.broken:
             raise BrokenImageError(f"{self.name(index)}: cannot be read")
         return Image.new("RGB", (8, 8), (index, 0, 0))

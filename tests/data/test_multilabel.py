@@ -24,7 +24,7 @@ from conformer_vision.data.splits import Splitting
 from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from image_sets import opened
-from streamed import encode, opened_stream, read, write_tar
+from streamed import encode, opened_stream, problem, read, write_tar
 
 LABELS: list[list[str]] = [["x", "z"], ["y"], [], ["x", "y", "z"], ["z"], ["y", "x"], ["z", "z"], []]
 """Of images 0, 1, ...: in any order, one twice, and none."""
@@ -541,8 +541,8 @@ def test_tar_shards(tmp_path: Path) -> None:
     stream = opened_stream(f"wds/{tmp_path}")
     items = read(stream)
     assert stream.multilabel and [item.label for item in items] == [*EXPECTED, -1, -1]
-    assert "label 'y' is no list, but those of others are" in str(items[8].image)
-    assert "label 'q' is neither a class (x, y, z) nor the number of one" in str(items[9].image)
+    assert "label 'y' is no list, but those of others are" in problem(items[8])
+    assert "label 'q' is neither a class (x, y, z) nor the number of one" in problem(items[9])
     (tmp_path / "classes.txt").unlink()
     assert opened_stream(f"wds/{tmp_path}").classes == ("q", "x", "y", "z")
 

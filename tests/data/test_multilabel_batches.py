@@ -40,7 +40,7 @@ class Tagged(ImageSource):
         super().__init__(["a", "b", "c", "d"], labels, multilabel=True)
         self.broken = broken
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: Any = None) -> Image.Image:
         if index in self.broken:
             raise BrokenImageError(f"{self.name(index)}: cannot be read")
         return Image.new("RGB", (8, 8), (index, 0, 0))

@@ -149,7 +149,7 @@ def test_every_form_knows_the_same_names(
     for split in ("train", "val", "all"):
         if form in ("stream", "tar"):
             items = read(opened_stream(spec, split))
-            shown = [(item.image.getpixel((0, 0))[0], item.label) for item in items]  # type: ignore[union-attr]
+            shown = [(item.image().getpixel((0, 0))[0], item.label) for item in items]
         else:
             source = opened(spec, split)
             shown = [

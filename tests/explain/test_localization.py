@@ -19,7 +19,7 @@ from conformer_vision.explain.explainer import ClassAnswer, Explanation
 from conformer_vision.explain.localization import Region, default_method, largest_part
 from conformer_vision.explain.localization_folder import check_new, write_folder
 from conformer_vision.files import make_folder
-from conformer_vision.preprocessing import Box
+from conformer_vision.geometry import Box
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 

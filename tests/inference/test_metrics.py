@@ -29,7 +29,7 @@ class Numbered(ImageSource):
         super().__init__(names(classes), labels.tolist())
         self.groups = groups
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: Any = None) -> Image.Image:
         raise NotImplementedError
 
     def name(self, index: int) -> str:

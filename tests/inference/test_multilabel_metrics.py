@@ -47,7 +47,7 @@ class Numbered(ImageSource):
         super().__init__(names(truth.shape[1]), labels, multilabel=True)
         self.groups = groups
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: Any = None) -> Image.Image:
         raise NotImplementedError
 
     def name(self, index: int) -> str:

@@ -25,7 +25,7 @@ class Named(ImageSource):
         super().__init__(HOSTILE, labels)
         self.groups = groups
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: object = None) -> Image.Image:
         raise NotImplementedError
 
     def name(self, index: int) -> str:

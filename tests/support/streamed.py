@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from conformer_vision.data import ImageStream, Splitting, open_images
+from conformer_vision.data import BrokenImageError, ImageStream, Splitting, open_images
 from conformer_vision.data.stream import StreamedImage
 
 NAMES = ("x", "y", "z")
@@ -30,11 +30,19 @@ def numbers(items: Sequence[StreamedImage]) -> list[int]:
     """The numbers of the images, by their colours."""
     found = []
     for item in items:
-        assert not isinstance(item.image, Exception), item.image
-        red, green, blue = item.image.getpixel((0, 0))  # type: ignore[misc]
+        red, green, blue = item.image().getpixel((0, 0))  # type: ignore[misc]
         assert blue == 7
         found.append(red + 256 * green)
     return found
+
+
+def problem(item: StreamedImage) -> str:
+    """Why an image cannot be read; empty if it can."""
+    try:
+        item.image()
+    except BrokenImageError as error:
+        return str(error)
+    return ""
 
 
 def opened_stream(spec: str | Path, split: Any = "all", **options: Any) -> ImageStream:

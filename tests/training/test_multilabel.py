@@ -164,7 +164,7 @@ def test_options_that_do_not_suit_the_labels_are_one_line(
 class Numbers(ImageSource):
     """Labels alone."""
 
-    def image(self, index: int) -> Any:
+    def image(self, index: int, need: Any = None) -> Any:
         raise NotImplementedError
 
     def name(self, index: int) -> str:

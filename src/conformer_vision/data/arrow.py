@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from conformer_vision.errors import UserError, some_names
+from conformer_vision.geometry import Need
 
 from .arrow_columns import Columns, find_columns
 from .base import ImageSource, Label, match_classes
@@ -65,10 +66,10 @@ class ArrowSource(ImageSource):
         self._rows = rows
         self._columns = self._open()
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: Need | None = None) -> Image.Image:
         """The RGB image."""
         file, name = self.file(index), self.name(index)
-        return open_image(file, name=name if isinstance(file, bytes) else f"{file} ({name})")
+        return open_image(file, name=name if isinstance(file, bytes) else f"{file} ({name})", need=need)
 
     def file(self, index: int) -> Path | bytes:
         """The image's bytes in the row, or else the path there."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from conformer_vision.geometry import Need
+
 NOT_COUNTED = -100
 """Label of an image to ignore: it is broken, or only fills up a batch (torch's ``ignore_index``)."""
 Label = int | tuple[int, ...]
@@ -71,8 +73,16 @@ class ImageSource(ABC):
         return self.image(index), self.labels[index]
 
     @abstractmethod
-    def image(self, index: int) -> Image.Image:
-        """The RGB image."""
+    def image(self, index: int, need: Need | None = None) -> Image.Image:
+        """The RGB image, upright.
+
+        Args:
+            index: the number of the image.
+            need: as in `open_image`; without effect where the source keeps pixels.
+
+        Raises:
+            BrokenImageError: the image cannot be decoded.
+        """
 
     def file(self, index: int) -> Path | bytes | None:
         """The image before decoding: its path or its file's bytes; None where the source keeps pixels.
@@ -148,9 +158,9 @@ class SubsetSource(ImageSource):
         labels = (source.labels[row] for row in self._rows)
         super().__init__(source.classes, labels, multilabel=source.multilabel)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: Need | None = None) -> Image.Image:
         """The RGB image."""
-        return self._source.image(self._rows[index])
+        return self._source.image(self._rows[index], need)
 
     def file(self, index: int) -> Path | bytes | None:
         """The image's file in the source."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from conformer_vision.errors import UserError, one_line, some_names
+from conformer_vision.geometry import Need
 from conformer_vision.runs import is_run_folder
 
 from .base import ImageSource, Label, match_classes
@@ -57,10 +58,10 @@ class FileSource(ImageSource):
         self._names = self._paths if names is None else tuple(names)
         self._places = None if places is None else tuple(places)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: Need | None = None) -> Image.Image:
         """The RGB image."""
         place = "" if self._places is None else f" ({self._places[index]})"
-        return open_image(self._paths[index], name=self._names[index] + place)
+        return open_image(self._paths[index], name=self._names[index] + place, need=need)
 
     def file(self, index: int) -> Path:
         """The image's path."""

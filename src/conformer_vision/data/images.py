@@ -8,14 +8,15 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from conformer_vision.errors import UserError, one_line, reason_of
+from conformer_vision.geometry import Need, reduced_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +60,8 @@ _UPRIGHT = {  # by EXIF orientation: how to turn the stored image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
+_REDUCIBLE = ("JPEG", "MPO")  # cameras write JPEGs of several images as MPO
 
 
 # Pillow logs some damage before it raises; without a handler of its own that would go to stderr.
@@ -82,6 +85,7 @@ def open_image(
     *,
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    need: Need | None = None,
 ) -> Image.Image:
     """Decode an image to upright 8-bit RGB (H × W × 3).
 
@@ -97,18 +101,43 @@ def open_image(
         name: what an error calls the image; by default the path. Its suffix tells the few formats
             that have no mark in the file, such as TGA.
         max_pixels: most pixels (height × width) to decode, judged by the header; `MAX_PIXELS` at most.
+        need: says what will be kept of the upright image. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its
+            size where that is enough (`Kept.reduction`), in a fraction of the time. It is not called for
+            other formats, which are decoded in full; what it raises is passed on.
 
     Raises:
         BrokenImageError: the image cannot be decoded, for whatever reason.
         ReadingError: no more files can be opened.
     """
+    label = name or _name_of(source)
+    with _named(label, source):
+        image = _opened(source, formats_of(label), max_pixels)
+    with image:
+        if need is not None and image.format in _REDUCIBLE:
+            turned = _orientation(image) in _ON_ITS_SIDE
+            _reduce(image, need(image.size[::-1] if turned else image.size).reduction)
+        with _named(label, source):
+            image.load()
+            upright = _UPRIGHT.get(_orientation(image))
+            rgb = _to_rgb(image)
+    del image  # frees its memory before a turned copy takes as much
+    rgb.info.clear()  # what describes the stored image, as "transparency", does not describe this one
+    if upright is None:
+        return rgb
+    with _named(label, source):
+        return rgb.transpose(upright)
+
+
+@contextmanager
+def _named(name: str, source: object) -> Iterator[None]:
+    """Turn whatever goes wrong inside into the error that names the image."""
     try:
         with warnings.catch_warnings():  # Pillow warns about sizes and metadata; an image is good or refused
             warnings.simplefilter("ignore")
-            return _decode(source, formats_of(name or _name_of(source)), max_pixels)
+            yield
     # Pillow's decoders raise SyntaxError, struct.error, IndexError, ... on damaged bytes.
     except Exception as error:
-        label = one_line(name or _name_of(source))
+        label = one_line(name)
         if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
             raise reading_error(label, error) from error
         raise BrokenImageError(f"{label}: cannot be read as an image ({_reason(error, source)})") from error
@@ -167,31 +196,40 @@ def as_rgb(image: object, *, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def _decode(
+def _opened(
     source: str | os.PathLike[str] | bytes | BinaryIO, formats: tuple[str, ...], max_pixels: int
-) -> Image.Image:
+) -> ImageFile.ImageFile:
+    """Read the header of an image and refuse what is not to be decoded."""
     if isinstance(source, (str, os.PathLike)):
-        mode = os.stat(source).st_mode
-        if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
-            raise _RefusedError("it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file")
-        if os.stat(source).st_size == 0:
+        status = os.stat(source)
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            folder = stat.S_ISDIR(status.st_mode)
+            raise _RefusedError("it is a folder" if folder else "it is not a regular file")
+        if status.st_size == 0:
             raise _RefusedError("the file is empty")
     elif isinstance(source, bytes):
         if not source:
             raise _RefusedError("the file is empty")
         source = BytesIO(source)
-    with Image.open(source, formats=formats) as image:
+    image = Image.open(source, formats=formats)
+    try:
         width, height = image.size
         if width * height > max_pixels:
             raise _RefusedError(f"{width} × {height} pixels are more than the limit of {max_pixels}")
         if image.format == "TIFF":
             _refuse_scrambled(cast(TiffImagePlugin.TiffImageFile, image))
-        image.load()
-        upright = _UPRIGHT.get(_orientation(image))
-        rgb = _to_rgb(image)
-    del image  # frees its memory before a turned copy takes as much
-    rgb.info.clear()  # what describes the stored image, as "transparency", does not describe this one
-    return rgb if upright is None else rgb.transpose(upright)
+    except BaseException:
+        image.__exit__()
+        raise
+    return image
+
+
+def _reduce(image: ImageFile.ImageFile, by: int) -> None:
+    """Let the decoder divide the edges of an image; Pillow takes the largest size that it may fall below."""
+    if by > 1:
+        wanted = reduced_size(image.size, by)
+        image.draft(None, (image.width // by, image.height // by))
+        assert image.size == wanted, f"Pillow reduced an image to {image.size}, not {wanted}"
 
 
 def _refuse_scrambled(image: TiffImagePlugin.TiffImageFile) -> None:

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from conformer_vision.console import note
 from conformer_vision.errors import UserError
-from conformer_vision.preprocessing import Transform
+from conformer_vision.geometry import Need
+from conformer_vision.preprocessing import Transform, read_through
 
 from .base import NOT_COUNTED, ImageSource
 from .collate import Sample, collate
@@ -191,7 +192,8 @@ def training_loader(
 
     Args:
         source: the images.
-        transform: from RGB image to tensor; see `transforms.build_transform`.
+        transform: from RGB image to tensor; see `transforms.build_transform`. A function of
+            one's own gets every image in full.
         batch_size: images per step of the optimizer, over all processes.
         workers: processes that read images and stay between epochs; 0 reads in this process.
         seed: see above.
@@ -238,7 +240,7 @@ def evaluation_loader(
 
     Args:
         source: the images.
-        transform: from RGB image to tensor.
+        transform: as for `training_loader`.
         batch_size: images per batch and process.
         workers: processes that read images; 0 reads in this one.
         share: this process among those that evaluate together.
@@ -281,12 +283,12 @@ class _Transformed(Dataset[Sample | UserError]):
         for number in range(draw.number, draw.number + self._tries):
             index = number % len(self._source)
             try:
-                image, label = self._source[index]
+                tensor = _read(self._transform, partial(self._source.image, index), draw.seed)
             except BrokenImageError as error:
                 broken.append(str(error))
                 continue
-            tensor = _transformed(self._transform, image, draw.seed)
-            return Sample(tensor, label if draw.counted else NOT_COUNTED, index, tuple(broken))
+            label = self._source.labels[index] if draw.counted else NOT_COUNTED
+            return Sample(tensor, label, index, tuple(broken))
         if self._replace_broken:
             return _too_many(broken)
         return _missing(self._transform, draw.number, broken)
@@ -311,8 +313,13 @@ class _Streamed(IterableDataset[Sample | UserError]):
         seeds: list[int | None] = []  # of the broken images, and then of the one that replaces them
         for item, seed in self._order.items():
             seeds.append(seed)
-            if isinstance(item.image, BrokenImageError):
-                broken.append(str(item.image))
+            try:
+                with _generators_kept():
+                    tensors = [_read(self._transform, item.image, each) for each in seeds]
+            except BrokenImageError as error:
+                broken.append(str(error))
+                tensors = []
+            if not tensors:
                 if not self._order.endless:
                     yield _missing(self._transform, -1, broken)
                     broken, seeds = [], []
@@ -321,20 +328,22 @@ class _Streamed(IterableDataset[Sample | UserError]):
                 continue
             # The next good image replaces the broken ones before it, whatever was read earlier, so that
             # the number of images alone says where an epoch resumes.
-            for each in seeds:
-                with _generators_kept():
-                    tensor = _transformed(self._transform, item.image, each)
+            for tensor in tensors:
                 yield Sample(tensor, item.label, -1, tuple(broken))
                 broken = []
             seeds = []
 
 
-def _transformed(transform: Transform, image: Image.Image, seed: int | None) -> Tensor:
+def _read(transform: Transform, read: Callable[[Need | None], Image.Image], seed: int | None) -> Tensor:
+    """Read an image and transform it, by the seed if there is one."""
+    return read_through(transform, read, begin=partial(_seed_generators, seed))
+
+
+def _seed_generators(seed: int | None) -> None:
     if seed is not None:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
-    return transform(image)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from PIL import Image
 
 from conformer_vision.errors import UserError, one_line, reason_of
+from conformer_vision.geometry import Need
 
 from .base import ImageSource, Label, match_classes
 from .groups import Grouping, taken
@@ -61,8 +62,8 @@ class DatasetSource(ImageSource):
         self._places = [_places(dataset.classes) for dataset in parts.values()]
         self._rows = tuple(map(int, rows))
 
-    def image(self, index: int) -> Image.Image:
-        """The RGB image.
+    def image(self, index: int, need: Need | None = None) -> Image.Image:
+        """The RGB image; the dataset has decoded it in full.
 
         Raises:
             BrokenImageError: the dataset raises an error.

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from conformer_vision.errors import UserError, option, reason_of, some_names
 
-from .base import Label, match_classes
+from .base import match_classes
 from .groups import find_group_column, match, plain_name
-from .images import BrokenImageError, open_image
+from .images import BrokenImageError
 from .splits import Request, Split, Splitting
 from .stream import ImageStream, StreamedImage
 
@@ -56,24 +56,6 @@ class Shard(ABC):
         if self.length is not None and rows != self.length:
             return f"holds {rows} images instead of {self.length}"
         return None
-
-
-class _Encoded(NamedTuple):
-    """An image before it is decoded: its file's bytes, its path or address, or what is wrong with it."""
-
-    name: str
-    label: Label
-    data: bytes | str | BrokenImageError
-
-    def decode(self) -> StreamedImage:
-        data = self.data
-        if isinstance(data, BrokenImageError):
-            return StreamedImage(self.name, data, self.label)
-        try:
-            encoded = _fetch(data, self.name) if isinstance(data, str) else data
-            return StreamedImage(self.name, open_image(encoded, name=self.name), self.label)
-        except BrokenImageError as error:
-            return StreamedImage(self.name, error, self.label)
 
 
 class ShardStream(ImageStream):
@@ -136,7 +118,7 @@ class ShardStream(ImageStream):
         if seed is not None:
             shuffled = _shuffled(images, seed=(seed, part, parts), block=start // block)
             images = islice(shuffled, start % block, None)
-        return (image.decode() for image in images)
+        return iter(images)
 
     def _share(self, seed: int | None, part: int, parts: int) -> tuple[list[Shard], slice]:
         """Return the shards that the part reads, in their order, and which images of each."""
@@ -151,7 +133,7 @@ class ShardStream(ImageStream):
         readers = len(range(shard, parts, len(shards)))
         return [shards[shard]], slice(part // len(shards), None, readers)
 
-    def _encoded(self, shards: Sequence[Shard], dealt: slice, *, skip: int) -> Iterator[_Encoded]:
+    def _encoded(self, shards: Sequence[Shard], dealt: slice, *, skip: int) -> Iterator[StreamedImage]:
         """Yield the part's images after the first ``skip``; skipped shards of known length stay closed."""
         waiting = list(shards)
         while waiting and self._cut is None and (count := waiting[0].length) is not None:
@@ -163,7 +145,7 @@ class ShardStream(ImageStream):
         images = (islice(self._read_shard(shard), dealt.start, None, dealt.step) for shard in waiting)
         return islice(chain.from_iterable(images), skip, None)
 
-    def _read_shard(self, shard: Shard) -> Iterator[_Encoded]:
+    def _read_shard(self, shard: Shard) -> Iterator[StreamedImage]:
         """Yield images of the split in stored order and, if the shard is damaged, one more that says so."""
         count = 0
         try:
@@ -192,7 +174,7 @@ class ShardStream(ImageStream):
             found = match[bool(match.re.groups)]
         return plain_name(found).strip() or None if found is not None else None
 
-    def _image(self, row: Row) -> _Encoded:
+    def _image(self, row: Row) -> StreamedImage:
         image = row.image
         if self._splitting.group is not None and self._group(row) is None:
             return _broken(row.name, f"it has no group ({self._splitting.group!r})")
@@ -214,7 +196,7 @@ class ShardStream(ImageStream):
         found = path if data is None else data
         if found is None:
             return _broken(row.name, "it holds no image (null)")
-        return _Encoded(row.name, tuple(sorted(classes)) if self.multilabel else classes.pop(), found)
+        return StreamedImage(row.name, found, tuple(sorted(classes)) if self.multilabel else classes.pop())
 
 
 def open_shards(
@@ -296,31 +278,21 @@ def plain_label(stored: Any) -> int | str | None:
     return stored if isinstance(stored, int) and not isinstance(stored, bool) else None
 
 
-def _broken(name: str, problem: str) -> _Encoded:
+def _broken(name: str, problem: str) -> StreamedImage:
     """Stand for an image that is not there."""
-    return _Encoded(name, -1, BrokenImageError(f"{name}: {problem}"))
+    return StreamedImage(name, BrokenImageError(f"{name}: {problem}"), -1)
 
 
-def _fetch(path: str, name: str) -> bytes:
-    """Read an image that is stored beside its row."""
-    import fsspec
-
-    try:
-        with fsspec.open(path, "rb") as file:
-            data: bytes = file.read()
-    except Exception as error:  # the file system's, the server's
-        raise BrokenImageError(f"{name}: {path} cannot be read ({reason_of(error)})") from error
-    return data
-
-
-def _shuffled(images: Iterable[_Encoded], *, seed: tuple[int, ...], block: int) -> Iterator[_Encoded]:
+def _shuffled(
+    images: Iterable[StreamedImage], *, seed: tuple[int, ...], block: int
+) -> Iterator[StreamedImage]:
     """Shuffle block by block, each by the seed and its number, while the next one fills."""
     import numpy as np
 
     waiting = iter(images)
     held = list(islice(waiting, SHUFFLE_BLOCK))
     while held:
-        following: list[_Encoded] = []
+        following: list[StreamedImage] = []
         for place in np.random.default_rng((*seed, block)).permutation(len(held)).tolist():
             following.extend(islice(waiting, 1))
             yield held[place]

@@ -6,23 +6,54 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from conformer_vision.errors import reason_of
+
 from .base import Label, classes_of
+from .images import BrokenImageError, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .images import BrokenImageError
+    from conformer_vision.geometry import Need
 
 
 class StreamedImage(NamedTuple):
-    """One image of a stream."""
+    """One image of a stream, before it is decoded."""
 
     name: str
     """What messages call the image: its shard and its place in it."""
-    image: Image.Image | BrokenImageError
-    """The RGB image, or why there is none; a broken image does not end the stream."""
+    stored: bytes | str | Image.Image | BrokenImageError
+    """Its file's bytes, path or address, the RGB image, or why there is none."""
     label: Label
-    """As in `ImageSource`; -1 if the label is invalid, and ``image`` is then the error."""
+    """As in `ImageSource`; -1 if the label is invalid, and ``stored`` is then the error."""
+
+    def image(self, need: Need | None = None) -> Image.Image:
+        """Decode the image to RGB, upright.
+
+        Args:
+            need: as in `open_image`.
+
+        Raises:
+            BrokenImageError: the image cannot be decoded, which does not end the stream.
+        """
+        stored = self.stored
+        if isinstance(stored, BrokenImageError):
+            raise stored
+        if isinstance(stored, str):
+            stored = _fetch(stored, self.name)
+        return open_image(stored, name=self.name, need=need) if isinstance(stored, bytes) else stored
+
+
+def _fetch(path: str, name: str) -> bytes:
+    """Read an image that is stored beside its row."""
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            data: bytes = file.read()
+    except Exception as error:  # the file system's, the server's
+        raise BrokenImageError(f"{name}: {path} cannot be read ({reason_of(error)})") from error
+    return data
 
 
 class ImageStream(ABC):

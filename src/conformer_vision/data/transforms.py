@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import ResizeKeepRatio
+from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
+from torch import Tensor
 from torchvision import transforms
 
 from conformer_vision.errors import UserError
-from conformer_vision.preprocessing import Transform, compose, evaluation_pipeline
+from conformer_vision.geometry import Box, Kept, Size, shortened
+from conformer_vision.preprocessing import Pipeline, evaluation_pipeline
 from conformer_vision.spec import Preprocessing
 
 from .augment import AugmentConfig
 
 
-def build_transform(preprocessing: Preprocessing, augment: AugmentConfig | None = None) -> Transform:
+def build_transform(preprocessing: Preprocessing, augment: AugmentConfig | None = None) -> Pipeline:
     """Build the transform from an RGB image of any size to a float tensor (C, H, W), normalised.
 
     Args:
@@ -32,15 +36,37 @@ def build_transform(preprocessing: Preprocessing, augment: AugmentConfig | None 
     """
     if augment is None:
         return evaluation_pipeline(preprocessing)
-    stages = _training_stages(preprocessing, augment)
+    crop, *stages = _training_stages(preprocessing, augment)
     size = preprocessing.input_size[1:]
+    keep = partial(_random_part, crop, preprocessing.input_size)
     if augment.crop_for(*size) == "pad":
-        stages[:1] = [
-            ResizeKeepRatio(size, interpolation=preprocessing.interpolation),
-            transforms.RandomCrop(size, padding=augment.pad or max(size) // 8),
-        ]
+        keep = partial(_whole, preprocessing.input_size)
+        stages.insert(0, transforms.RandomCrop(size, padding=augment.pad or max(size) // 8))
     erase = [RandomErasing(augment.re_prob, mode=augment.re_mode, device="cpu")] if augment.re_prob else []
-    return compose(stages, preprocessing, after=erase)
+    return Pipeline(keep, preprocessing, stages=stages, after=erase)
+
+
+def _random_part(
+    crop: RandomResizedCropAndInterpolation, input_size: tuple[int, int, int], size: Size
+) -> Kept:
+    """Draw the part of an image of that size that timm's crop resizes to the input."""
+    around = shortened(size, input_size)
+    top, left, height, width = crop.get_params(_only_size(around), crop.scale, crop.ratio)
+    left, top = left + around.left, top + around.top
+    return Kept(Box(left, top, left + width, top + height), (input_size[2], input_size[1]))
+
+
+def _whole(input_size: tuple[int, int, int], size: Size) -> Kept:
+    """Keep the whole image, resized so that it just covers the input."""
+    part = shortened(size, input_size)
+    height, width = ResizeKeepRatio.get_params(_only_size(part), input_size[1:], longest=0.0)
+    return Kept(part, (width, height))
+
+
+def _only_size(part: Box) -> Tensor:
+    """Return what has the size of a part of an image for timm and torchvision, and no pixels."""
+    shape = (int(part.bottom - part.top), int(part.right - part.left))
+    return torch.empty(3, *shape, device="meta")
 
 
 def _training_stages(preprocessing: Preprocessing, augment: AugmentConfig) -> list[Any]:

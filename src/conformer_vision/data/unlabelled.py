@@ -15,6 +15,8 @@ from .opening import open_images, require_source
 if TYPE_CHECKING:
     from PIL import Image
 
+    from conformer_vision.geometry import Need
+
 
 class JoinedSource(ImageSource):
     """Labelled images, and behind them others, whose label is `NOT_COUNTED`, also beside several per image.
@@ -34,10 +36,10 @@ class JoinedSource(ImageSource):
         first = len(self._labelled)
         return (self._labelled, index) if index < first else (self._unlabelled, index - first)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, need: Need | None = None) -> Image.Image:
         """The RGB image."""
         source, place = self._place(index)
-        return source.image(place)
+        return source.image(place, need)
 
     def file(self, index: int) -> Path | bytes | None:
         """The image's file in its source."""

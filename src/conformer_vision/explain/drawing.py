@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conformer_vision.explain.explainer import Explanation
-from conformer_vision.preprocessing import Box
+from conformer_vision.geometry import Box
 
 # Dark violet over red to pale yellow, even in lightness, for readers with any colour vision too.
 _COLOURS = np.array(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +16,14 @@ from torch import Tensor
 from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError, nearest, some_names
 from conformer_vision.explain.methods import METHODS, HeatMapOptions, compute_heat_maps
+from conformer_vision.geometry import Box, Need, seen_part
 from conformer_vision.inference.decisions import head_probabilities, is_present
 from conformer_vision.inference.inputs import ImageInput, named_images
 from conformer_vision.inference.runtimes.base import FUSED, heads, resolve_device
 from conformer_vision.inference.trained_model import InputSize
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.output_stride import with_output_stride
-from conformer_vision.preprocessing import Box, evaluation_pipeline, seen_part
+from conformer_vision.preprocessing import evaluation_pipeline, read_through
 from conformer_vision.runs import find_model, fold_name
 from conformer_vision.spec import Preprocessing
 from conformer_vision.weights import load_model
@@ -262,10 +263,10 @@ class Explainer:
         for named in named_images(inputs):
             try:
                 image = named.open()
+                batch, seen = self.prepare(image, named.open)
             except BrokenImageError as error:
                 yield Shown(named.name, None, _NOWHERE, _NO_MAPS, {}, error=str(error))
                 continue
-            batch, seen = self.prepare(image)
             answers, present = self.probabilities(batch), frozenset[int]()
             if self.spec.multilabel:
                 present = frozenset(is_present(answers[FUSED], self.spec).nonzero()[:, 0].tolist())
@@ -292,13 +293,23 @@ class Explainer:
                 )
         return [known[label] for label in labels]
 
-    def prepare(self, image: Image.Image) -> tuple[Tensor, Box]:
-        """Return the network's input (1, C, H, W) and the part of the image that it shows."""
+    def prepare(
+        self, image: Image.Image, read: Callable[[Need | None], Image.Image] | None = None
+    ) -> tuple[Tensor, Box]:
+        """Return the network's input (1, C, H, W) and the part of the image that it shows.
+
+        Args:
+            image: The image in full.
+            read: Reads it again, as `open_image` with its ``need``: a large JPEG is then shown to the network
+                exactly as `Predictor` shows it.
+        """
         preprocessing = self.spec.preprocessing
         if self.whole:
             preprocessing = _of_whole(preprocessing, image.size)
-        batch = evaluation_pipeline(preprocessing)(image)[None].to(self.device)
-        return batch, seen_part(preprocessing, image.size)
+        pipeline = evaluation_pipeline(preprocessing)
+        reduced = pipeline.plan(image.size).kept.reduction > 1
+        batch = read_through(pipeline, read) if read is not None and reduced else pipeline(image)
+        return batch[None].to(self.device), seen_part(preprocessing, image.size)
 
     @torch.no_grad()
     def probabilities(self, batch: Tensor) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from conformer_vision.data import BrokenImageError, find_images, open_image
 from conformer_vision.errors import UserError, reason_of, refuse_url
+from conformer_vision.geometry import Need
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
@@ -23,14 +24,17 @@ class NamedImage:
     name: str
     source: Path | bytes | Image.Image
 
-    def open(self) -> Image.Image:
+    def open(self, need: Need | None = None) -> Image.Image:
         """Read the image with `open_image`: upright, 8-bit RGB.
+
+        Args:
+            need: As in `open_image`; without effect on a PIL image.
 
         Raises:
             BrokenImageError: It cannot be read; the line names it.
         """
         if not isinstance(self.source, Image.Image):
-            return open_image(self.source, name=self.name)
+            return open_image(self.source, name=self.name, need=need)
         try:
             file = _as_file(self.source)
         except Exception as error:  # Pillow's decoders raise anything on damaged data

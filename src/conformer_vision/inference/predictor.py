@@ -24,6 +24,7 @@ from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.inference.views import Views, parse_views
 from conformer_vision.models.variants import SHIPPED
+from conformer_vision.preprocessing import read_through
 from conformer_vision.runs import find_model
 
 TOP_K = 5
@@ -209,7 +210,7 @@ class Predictor:
     def _read(self, image: NamedImage) -> Tensor | str:
         """Return the model's input (C, H, W), or the line that says why there is none."""
         try:
-            return self._trained.transform(image.open())
+            return read_through(self._trained.transform, image.open)
         except BrokenImageError as error:
             return str(error)
 

@@ -34,6 +34,7 @@ from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.inference.unsure import Judge
 from conformer_vision.pages.palette import LIGHT
 from conformer_vision.plotting import PERCENT, Colours, style
+from conformer_vision.preprocessing import read_through
 
 TABLES = (".parquet", ".csv", ".arrow", ".tar", ".zip")
 """Endings of files that hold sets of images; any other file is an image."""
@@ -268,7 +269,7 @@ def _batches(trained: TrainedModel, source: str, *, batch_size: int, broken: lis
         waiting: list[Tensor] = []
         for image in images:
             try:
-                waiting.append(trained.transform(image.open()))
+                waiting.append(read_through(trained.transform, image.open))
             except BrokenImageError as error:
                 broken.append(str(error))
             if len(waiting) == batch_size:

@@ -21,8 +21,8 @@ from conformer_vision.explain import Explainer, couplings, heat_maps
 from conformer_vision.explain.drawing import heat_image, veil
 from conformer_vision.explain.explainer import ClassAnswer, Shown, relative
 from conformer_vision.explain.methods import METHODS, one_branch_method
+from conformer_vision.geometry import Box
 from conformer_vision.models import Conformer
-from conformer_vision.preprocessing import Box
 from conformer_vision.report.formats import FILTERS
 
 EDGE = 480

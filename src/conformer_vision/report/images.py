@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +20,9 @@ from conformer_vision.data.stream import ImageStream
 from conformer_vision.explain import Explainer
 from conformer_vision.explain.drawing import overlay
 from conformer_vision.explain.explainer import placed
+from conformer_vision.geometry import Box
 from conformer_vision.pages import Thumbnail
-from conformer_vision.preprocessing import Box, evaluation_transform
+from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.report.analysis import Outcome
 from conformer_vision.report.explained import evidence
 from conformer_vision.spec import ModelSpec
@@ -98,9 +100,10 @@ def again_by_number(source: ImageSource, index: int, explainer: Explainer) -> Ag
     """Read an image of a source again."""
     try:
         image = source.image(index)
+        batch, seen = explainer.prepare(image, partial(source.image, index))
     except BrokenImageError:  # readable a minute ago
         return Again(source.name(index), None, torch.empty(0), Box(0, 0, 0, 0))
-    return Again(source.name(index), image, *explainer.prepare(image))
+    return Again(source.name(index), image, batch, seen)
 
 
 def thumbnail(again: Again, explainer: Explainer, number: int, *, views: int = VIEWS) -> Thumbnail:
