@@ -108,7 +108,9 @@ def open_subject(subject: Subject) -> Call:
         UserError: as `load_model` and `open_runtime`.
     """
     device = torch.device(subject.device)
-    call = _open_torch(subject, device) if subject.runtime.kind in TORCH_KINDS else _open_export(subject)
+    in_torch = subject.runtime.kind in TORCH_KINDS
+    as_predict = subject.runtime.kind == "folded" and subject.runtime.precision == "fp32"
+    call = _open_torch(subject, device) if in_torch and not as_predict else _open_runtime(subject)
     if device.type != "cuda":
         return call
 
@@ -139,7 +141,8 @@ def _open_torch(subject: Subject, device: torch.device) -> Call:
     return call
 
 
-def _open_export(subject: Subject) -> Call:
+def _open_runtime(subject: Subject) -> Call:
+    """Open a file as predict does."""
     network = open_runtime(subject.path, device=subject.device)
     return lambda images: network(images)[FUSED]
 
