@@ -1,11 +1,16 @@
 """Time reading and augmenting images, beside torchvision's ImageFolder with torch's DataLoader.
 
 Both read the same JPEG files with the same number of workers and equivalent transforms, a random resized
-crop of 224 pixels for photos or a padded crop of 32 for small images, mirroring and normalisation. They
-take turns, so that whatever else slows the machine slows both. Reported are medians of images per second,
-the ratio to torchvision (above 1: ours is faster), and the share of a short training that waits for images.
+crop of 224 pixels for photos of 320 pixels and of 12 megapixels, or a padded crop of 32 for small images,
+mirroring and normalisation. They take turns, so that whatever else slows the machine slows both. Reported are
+medians of images per second, the ratio to torchvision (above 1: ours is faster), and the share of a short
+training that waits for images.
+
+The photos of 12 megapixels are always parts of scikit-learn's two photos, enlarged, with the noise of a
+camera's sensor, without which their files would be a fraction of the usual size.
 
     python benchmarks/loader.py                     # two photos of scikit-learn's, cut up: needs no data
+    python benchmarks/loader.py --tasks large --workers 0 --no-training
     python benchmarks/loader.py --data test.parquet --repeats 9 --json loader.json
 """
 
@@ -53,7 +58,7 @@ class Task:
         size: pixels of the network's input.
         batch: images per batch.
         count: images to write, a multiple of ``batch``.
-        edge: pixels of the square images that are cut out of scikit-learn's photos.
+        edges: width and height of the images that are made of parts of scikit-learn's photos.
         model: what is trained to see how long it waits.
         train_batch: images per step of that training.
     """
@@ -62,14 +67,17 @@ class Task:
     size: int
     batch: int
     count: int
-    edge: int
+    edges: tuple[int, int]
     model: str
     train_batch: int
+    noise: float = 0
+    """Standard deviation of what is added to the images that are made, of 255."""
 
 
 TASKS = (
-    Task("photos", 224, 32, 128, 320, "conformer_nano_patch16_224", 4),
-    Task("small", 32, 64, 1024, 32, "conformer_nano_patch8_64", 32),
+    Task("photos", 224, 32, 128, (320, 320), "conformer_nano_patch16_224", 4),
+    Task("large", 224, 8, 16, (4000, 3000), "conformer_nano_patch16_224", 4, noise=4),
+    Task("small", 32, 64, 1024, (32, 32), "conformer_nano_patch8_64", 32),
 )
 STEPS = 20
 
@@ -84,7 +92,10 @@ def cut_up(task: Task) -> Iterator[tuple[Image.Image, str]]:
         photo = photos[number % 2]
         piece = int(rng.integers(150, 400))
         left, top = (int(rng.integers(edge - piece + 1)) for edge in photo.size)
-        image = photo.crop((left, top, left + piece, top + piece)).resize((task.edge, task.edge))
+        image = photo.crop((left, top, left + piece, top + piece)).resize(task.edges)
+        if task.noise:
+            noise = task.noise * rng.standard_normal((image.height, image.width, 3), dtype=np.float32)
+            image = Image.fromarray((np.asarray(image) + noise).round().clip(0, 255).astype(np.uint8))
         yield image, f"class{number % 4}"
 
 
@@ -199,7 +210,7 @@ def waiting(task: Task, root: Path, folder: Path, workers: int) -> dict[str, Any
 
 def images_of(data: Path | None, task: Task) -> Iterable[tuple[Image.Image, str]]:
     """Those of the set where they are of the task's size, else pieces of photos."""
-    if data is None:
+    if data is None or task.name == "large":
         return cut_up(task)
     source = require_source(open_images(data, "all"), name=data)
     if (max(source.image(0).size) <= SMALL) != (task.size <= SMALL):
@@ -214,6 +225,8 @@ def main() -> None:
     """Print one line per loader, then one per training."""
     parser = argparse.ArgumentParser(description="Reading images here and with torchvision")
     parser.add_argument("--data", type=Path, help="parquet file or other set to take images from")
+    names = [task.name for task in TASKS]
+    parser.add_argument("--tasks", nargs="+", choices=names, default=names, help="sizes of images")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that read")
     parser.add_argument("--repeats", type=int, default=3, help="timed epochs of each loader")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -221,6 +234,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    tasks = [task for task in TASKS if task.name in arguments.tasks]
 
     setting = {
         "torch": torch.__version__,
@@ -237,19 +251,19 @@ def main() -> None:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ["HF_DATASETS_CACHE"] = str(Path(name, "cache"))
         files = {}
-        for task in TASKS:
+        for task in tasks:
             folder = Path(name, task.name)
             folder.mkdir()
             files[task] = write(folder, images_of(arguments.data, task))
         print(f"{'images':10} {'workers':>7}  {'loader':20} {'per second':>10} {'ratio':>6}")
-        for task in TASKS:
+        for task in tasks:
             for workers in arguments.workers:
                 for row in measure(task, files[task], workers, arguments.repeats):
                     rows.append(row)
                     line = "{task:10} {workers:7}  {loader:20} {images_per_second:10.0f} {ratio:6.2f}"
                     print(line.format(**row), flush=True)
         if not arguments.no_training:
-            for task in TASKS:
+            for task in tasks:
                 for workers in arguments.workers:
                     trainings.append(waiting(task, files[task]["folder"], Path(name), workers))
             print(f"\n{'training':28} {'batch':>6} {'workers':>7} {'waiting':>8} {'per second':>10}")

@@ -10,8 +10,11 @@ import pytest
 
 from conformer_vision.data import BrokenImageError, ImageSource, class_counts, open_image
 from conformer_vision.data.base import SubsetSource, classes_of
+from conformer_vision.data.unlabelled import JoinedSource
 from conformer_vision.errors import UserError
+from conformer_vision.geometry import Box, Kept, Size
 from image_sets import opened
+from photos import jpeg, photo
 from streamed import NAMES, colour, encode
 
 IMAGES = 24
@@ -30,6 +33,10 @@ def several(count: int) -> list[list[str]]:
     """The labels of images that have several: that of `SourceContract`, one more, or none."""
     names = [[NAMES[number % 3], *([NAMES[number % 4 - 1]] * (number % 4 > 0))] for number in range(count)]
     return [[] if number % 7 == 6 else [*dict.fromkeys(each)] for number, each in enumerate(names)]
+
+
+def _need(size: Size) -> Kept:
+    return Kept(Box(0, 0, *size), (8, 8))
 
 
 class SourceContract:
@@ -146,6 +153,14 @@ class SourceContract:
             assert (file is not None) == self.keeps_files
             if file is not None:
                 assert open_image(file).tobytes() == source.image(index).tobytes()
+
+    def test_a_need_reaches_the_file(self, tmp_path: Path) -> None:
+        if not self.keeps_files:
+            pytest.skip("keeps no files that could be decoded in part")
+        source = self.open(self.written(tmp_path, {4: jpeg(photo((64, 64)))}))
+        for each in (source, SubsetSource(source, range(len(source))), JoinedSource(source, source)):
+            assert sorted({each.image(index).width for index in range(len(each))}) == [8, 64]
+            assert sorted({each.image(index, _need).width for index in range(len(each))}) == [8, 16]
 
     def test_a_broken_image_is_named_and_no_other_suffers(self, tmp_path: Path) -> None:
         if not self.keeps_files:

@@ -3,7 +3,6 @@
 import math
 import pickle
 import random
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,30 +19,13 @@ from torchvision.transforms import Compose
 from torchvision.transforms import functional as F
 
 from conformer_vision.data import AugmentConfig, BrokenImageError, build_transform, open_image
-from conformer_vision.data.loader import evaluation_loader, training_loader
 from conformer_vision.geometry import Box, Kept, Size, kept_in_evaluation, shortened
 from conformer_vision.preprocessing import Plan, read_through
 from conformer_vision.spec import Preprocessing
-from image_sets import opened
-from streamed import opened_stream, write_tar
+from photos import jpeg, photo
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALES = (1, 2, 4, 8)
-
-
-def photo(size: Size, mode: str = "RGB", *, seed: int = 0) -> Image.Image:
-    """Smooth noise, which JPEG keeps and which has something to resize everywhere."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (max(size[1] // 24, 1), max(size[0] // 24, 1), 3), dtype=np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
-
-
-def jpeg(image: Image.Image, *, orientation: int = 1, kind: str = "JPEG", **options: Any) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    buffer = BytesIO()
-    image.save(buffer, kind, exif=exif, quality=90, **options)
-    return buffer.getvalue()
 
 
 def keeping(by: int) -> Any:
@@ -341,90 +323,3 @@ def test_a_plan_is_for_images_of_its_size() -> None:
     for size in ((480, 640), (160, 120), (81, 60)):
         with pytest.raises(ValueError, match="planned for an image of"):
             plan(photo(size))
-
-
-# ---- loading -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    for number in range(8):
-        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(photo((400 + number, 300), seed=number), orientation=1 + number % 8))
-    return tmp_path / "photos"
-
-
-def images_of(loader: Any) -> Tensor:
-    return torch.cat([batch.images for batch in loader])
-
-
-def test_loaders_read_as_the_transform_needs(photos: Path) -> None:
-    source = opened(photos, "all")
-    pipeline = build_transform(Preprocessing((3, 32, 32), MEAN, STD))
-    files = [source.file(index) for index in range(len(source))]
-    wanted = torch.stack(
-        [read_through(pipeline, lambda need, file=file: open_image(file, need=need)) for file in files]  # type: ignore[misc, arg-type]
-    )
-    options = {"batch_size": 3, "workers": 0}
-    assert torch.equal(images_of(evaluation_loader(source, pipeline, **options)), wanted)
-    assert not torch.equal(torch.stack([pipeline(source.image(index)) for index in range(8)]), wanted)
-    images = [(f"{n}.jpg", Path(str(file)).read_bytes()) for n, file in enumerate(files)]
-    labels = [(f"{n}.cls", str(source.labels[n]).encode()) for n in range(8)]
-    write_tar(photos.parent / "set" / "0.tar", sorted(images + labels))
-    (photos.parent / "set" / "classes.txt").write_text("a\nb\n")
-    stream = opened_stream(f"wds/{photos.parent / 'set'}")
-    assert torch.equal(images_of(evaluation_loader(stream, pipeline, **options)), wanted)
-
-
-def test_a_function_of_ones_own_gets_images_in_full(photos: Path) -> None:
-    def sizes(image: Image.Image) -> Tensor:
-        return torch.tensor(image.size)
-
-    class Smaller:
-        """It has a plan, but is no pipeline of this package."""
-
-        def plan(self, size: Size) -> Kept:
-            raise AssertionError
-
-        __call__ = staticmethod(sizes)
-
-    source = opened(photos, "all")
-    for own in (sizes, Smaller()):
-        found = images_of(evaluation_loader(source, own, batch_size=8, workers=0))
-        assert found.min() == 300 and found.max() == 407
-
-
-def epochs(photos: Path, workers: int) -> Iterator[Tensor]:
-    pipeline = build_transform(Preprocessing((3, 64, 64), MEAN, STD), AugmentConfig(crop="rrc"))
-    loader = training_loader(opened(photos, "all"), pipeline, batch_size=2, workers=workers, seed=5)
-    yield images_of(loader)
-    loader.position = lambda: (0, 2)
-    yield images_of(loader)
-
-
-def test_workers_and_resuming_change_no_pixel(photos: Path) -> None:
-    whole, rest = epochs(photos, 0)
-    assert torch.equal(whole[4:], rest) and len(rest) == 4
-    assert all(
-        torch.equal(ours, theirs) for ours, theirs in zip((whole, rest), epochs(photos, 2), strict=True)
-    )
-
-
-def test_a_broken_image_before_it_changes_no_crop(photos: Path) -> None:
-    """The one that replaces it is transformed by the seed of the draw, whatever was read before."""
-    source = opened(photos, "all")
-    pipeline = build_transform(Preprocessing((3, 64, 64), MEAN, STD), AugmentConfig(crop="rrc"))
-
-    def loaded() -> tuple[Tensor, Tensor]:
-        batches = list(training_loader(source, pipeline, batch_size=8, workers=0, seed=5))
-        return batches[0].images, batches[0].indices
-
-    before, indices = loaded()
-    broken = int(indices[0])
-    file = Path(str(source.file(broken)))
-    file.write_bytes(file.read_bytes()[:-200])  # its header is whole: its crop has been drawn
-    after, _ = loaded()
-    assert torch.equal(before[1:], after[1:])
-    (place,) = (indices == (broken + 1) % 8).nonzero()[0].tolist()
-    assert not torch.equal(after[0], before[0]) and not torch.equal(after[0], before[place])
