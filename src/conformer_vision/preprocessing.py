@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
 import numpy as np
 import torch
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from conformer_vision.spec import ModelSpec, Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
+
+
+class Reader(Protocol):
+    """Reads one image, as `open_image` does; it may ignore what is needed and read the image in full."""
+
+    def __call__(self, *, need: Need | None) -> Image.Image:
+        """Read the image, of which a transform will keep so much."""
 
 
 def evaluation_transform(spec: ModelSpec) -> Pipeline:
@@ -122,26 +129,21 @@ class Plan(NamedTuple):
         return self.pipeline._transformed(image, self.kept, reduction=reduction)
 
 
-def read_through(
-    transform: Transform,
-    read: Callable[[Need | None], Image.Image],
-    *,
-    begin: Callable[[], object] = lambda: None,
-) -> Tensor:
+def read_through(transform: Transform, read: Reader, *, begin: Callable[[], object] = lambda: None) -> Tensor:
     """Read an image and transform it; where it is a large JPEG, decode no more than the transform keeps.
 
     Everything that shows images to a network reads them here, so that all commands show it the same.
 
     Args:
         transform: A `Pipeline`, or any function from image to tensor, which gets the image in full.
-        read: Reads the image; as `open_image` with its ``need``, which it may ignore.
+        read: Reads the image, such as ``partial(open_image, path)``.
         begin: Called before the transform draws anything at random.
 
     Raises:
         BrokenImageError: The image cannot be read, and whatever else ``read`` raises.
     """
     if type(transform) is not Pipeline:
-        image = read(None)
+        image = read(need=None)
         begin()
         return transform(image)
     pipeline, plans = transform, list[Plan]()
@@ -151,7 +153,7 @@ def read_through(
         plans[:] = [pipeline.plan(size)]
         return plans[0].kept
 
-    image = read(need)
+    image = read(need=need)
     if not plans:
         need(image.size)
     return plans[0](image)

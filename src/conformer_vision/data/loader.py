@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from conformer_vision.console import note
 from conformer_vision.errors import UserError
-from conformer_vision.geometry import Need
-from conformer_vision.preprocessing import Transform, read_through
+from conformer_vision.preprocessing import Reader, Transform, read_through
 
 from .base import NOT_COUNTED, ImageSource
 from .collate import Sample, collate
@@ -334,7 +333,7 @@ class _Streamed(IterableDataset[Sample | UserError]):
             seeds = []
 
 
-def _read(transform: Transform, read: Callable[[Need | None], Image.Image], seed: int | None) -> Tensor:
+def _read(transform: Transform, read: Reader, seed: int | None) -> Tensor:
     """Read an image and transform it, by the seed if there is one."""
     return read_through(transform, read, begin=partial(_seed_generators, seed))
 

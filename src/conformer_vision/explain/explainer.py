@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +16,14 @@ from torch import Tensor
 from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError, nearest, some_names
 from conformer_vision.explain.methods import METHODS, HeatMapOptions, compute_heat_maps
-from conformer_vision.geometry import Box, Need, seen_part
+from conformer_vision.geometry import Box, seen_part
 from conformer_vision.inference.decisions import head_probabilities, is_present
 from conformer_vision.inference.inputs import ImageInput, named_images
 from conformer_vision.inference.runtimes.base import FUSED, heads, resolve_device
 from conformer_vision.inference.trained_model import InputSize
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.output_stride import with_output_stride
-from conformer_vision.preprocessing import evaluation_pipeline, read_through
+from conformer_vision.preprocessing import Reader, evaluation_pipeline, read_through
 from conformer_vision.runs import find_model, fold_name
 from conformer_vision.spec import Preprocessing
 from conformer_vision.weights import load_model
@@ -293,15 +293,12 @@ class Explainer:
                 )
         return [known[label] for label in labels]
 
-    def prepare(
-        self, image: Image.Image, read: Callable[[Need | None], Image.Image] | None = None
-    ) -> tuple[Tensor, Box]:
+    def prepare(self, image: Image.Image, read: Reader | None = None) -> tuple[Tensor, Box]:
         """Return the network's input (1, C, H, W) and the part of the image that it shows.
 
         Args:
             image: The image in full.
-            read: Reads it again, as `open_image` with its ``need``: a large JPEG is then shown to the network
-                exactly as `Predictor` shows it.
+            read: Reads it again: a large JPEG is then shown to the network exactly as `Predictor` shows it.
         """
         preprocessing = self.spec.preprocessing
         if self.whole:
