@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 
 from conformer_vision.inference.label_errors import find_label_errors
+from stored import RESULTS, provenance
 
 SPEC = ("--folds", "5", "--fold", "all", "--auto_resume", "true", "--report", "false", "--progress", "plain")
 
@@ -37,8 +38,8 @@ class Found:
     """Flipped labels on the list."""
     precision: float
     recall: float
-    precision_of_first: float
-    """Of the surest half of the list."""
+    precision_of_first: dict[int, float]
+    """Of the surest of the list, by their number."""
     top1: float
     """Out of fold, against the labels with the flipped ones among them."""
 
@@ -74,7 +75,6 @@ def judge(run: Path, flipped: set[int]) -> Found:
     found = find_label_errors(run)
     rows = [int(each.image.rpartition(" row ")[2]) for each in found.errors]
     hits = [row in flipped for row in rows]
-    half = hits[: (len(hits) + 1) // 2]
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     return Found(
         images=found.images,
@@ -83,7 +83,9 @@ def judge(run: Path, flipped: set[int]) -> Found:
         right=sum(hits),
         precision=sum(hits) / max(len(hits), 1),
         recall=sum(hits) / max(len(flipped), 1),
-        precision_of_first=sum(half) / max(len(half), 1),
+        precision_of_first={
+            number: sum(hits[:number]) / number for number in (50, 100, len(flipped)) if number <= len(hits)
+        },
         top1=results["out_of_fold"]["fused"]["top1"]["value"],
     )
 
@@ -107,9 +109,22 @@ def main() -> None:
     command = [sys.executable, "-m", "conformer_vision", "train", "--data", str(target), "--output", str(run)]
     subprocess.run([*command, *SPEC, *training], check=True)
     found = judge(run, flipped)
-    (options.output / "found.json").write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
-    for name, value in asdict(found).items():
-        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value:.1%}")
+    store(found, options, training)
+    print(
+        f"{found.flipped:,} of {found.images:,} labels flipped; top-1 out of fold {found.top1:.1%}\n"
+        f"{found.listed:,} listed, {found.right:,} of them flipped: "
+        f"precision {found.precision:.1%}, recall {found.recall:.1%}"
+    )
+    for number, share in found.precision_of_first.items():
+        print(f"precision of the surest {number:,}: {share:.1%}")
+
+
+def store(found: Found, options: argparse.Namespace, training: list[str]) -> None:
+    """Write what came out to results/."""
+    name, seed = options.source.parent.name, options.seed
+    content = {"table": "label-errors", "name": name, "seed": seed, "training": training}
+    text = json.dumps({**content, **asdict(found), **provenance()}, indent=1)
+    (RESULTS / f"label-errors--{name}--{seed}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
