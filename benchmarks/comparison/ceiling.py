@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from conformer_vision.export.formats import Precision
+from conformer_vision.inference.conversion.formats import Precision
 from conformer_vision.models.pointwise import convolve
 
 Product = Callable[[], object]

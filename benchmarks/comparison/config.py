@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import get_args
 
 from conformer_vision.errors import UserError
-from conformer_vision.export.formats import FORMATS, Precision
+from conformer_vision.export.formats import FORMATS
+from conformer_vision.inference.conversion.formats import Precision
 
 COMPILE_MODES = {
     "compiled": "default",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from conformer_vision.errors import UserError
 from conformer_vision.export import write_network
-from conformer_vision.export.formats import find_format
-from conformer_vision.export.images import sample_photos
+from conformer_vision.export.formats import FORMATS, find_format
+from conformer_vision.inference.conversion.images import sample_photos
 from conformer_vision.models import Conformer
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
@@ -115,7 +115,7 @@ def _supported(runtimes: list[Runtime], prepared: Prepared, *, strict: bool) -> 
     for runtime in runtimes:
         try:
             if runtime.kind not in TORCH_KINDS:
-                find_format(runtime.kind).check(runtime.precision)
+                find_format(runtime.kind).check(runtime.precision, among=FORMATS.values())
         except UserError as error:
             prepared.leave_out(str(error), strict=strict)
             continue

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from conformer_vision.benchmark.machine import Machine
-from conformer_vision.export.formats import Precision
+from conformer_vision.inference.conversion.formats import Precision
 
 from .measure import Ratio
 

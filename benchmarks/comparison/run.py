@@ -21,8 +21,8 @@ from torch import Tensor
 from conformer_vision.benchmark.machine import Machine, versions
 from conformer_vision.benchmark.timing import take_turns
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.export.compare import relative_difference
-from conformer_vision.export.formats import Precision
+from conformer_vision.inference.conversion.compare import relative_difference
+from conformer_vision.inference.conversion.formats import Precision
 from conformer_vision.inference.runtimes.base import resolve_device
 
 from .ceiling import measure_ceilings

@@ -29,6 +29,15 @@ def cache_folder() -> Path:
     return own if own is not None and _can_write(own) else _temporary_folder()
 
 
+def package_cache(name: str) -> Path:
+    """Return the folder of this package's own in the cache folder, for things of one kind.
+
+    Raises:
+        UserError: As `cache_folder`.
+    """
+    return cache_folder() / "conformer-vision" / name
+
+
 def prepare_process() -> None:
     """Make the libraries that the command uses find a folder to write, a user's name, and no display.
 

@@ -25,7 +25,7 @@ from conformer_vision.data.handover import Batch
 from conformer_vision.data.order import Share
 from conformer_vision.data.unlabelled import JoinedSource
 from conformer_vision.errors import UserError
-from conformer_vision.export.images import prepared
+from conformer_vision.inference.conversion.images import prepared
 from conformer_vision.spec import ModelSpec
 from streamed import encode, opened_stream, write_tar
 

@@ -21,9 +21,8 @@ from conformer_vision import Evaluation, Predictor, evaluate
 from conformer_vision.errors import UserError
 from conformer_vision.export import Exported, write_network
 from conformer_vision.export import run as export_run
-from conformer_vision.export.compare import open_written
 from conformer_vision.export.formats import FORMATS
-from conformer_vision.export.run import export
+from conformer_vision.export.run import export, open_written
 from conformer_vision.inference.runtimes import open_runtime
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.spec import METADATA_KEY, ModelSpec
@@ -158,7 +157,7 @@ def test_lower_precision(name: str, precision: str, tolerance: float, exported: 
 def int8(exported: Path) -> Exported:
     with shared_graphs(), pytest.MonkeyPatch.context() as patch:
         # test_quantize.py has the search for what stays in float
-        patch.setattr("conformer_vision.export.quantize.LARGEST_ERROR", 1.0)
+        patch.setattr("conformer_vision.inference.conversion.quantize.LARGEST_ERROR", 1.0)
         return export(exported, format="onnx", precision="int8", calibration_images=16)
 
 

@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from conformer_vision.errors import UserError
-from conformer_vision.export import quantize as module
-from conformer_vision.export.quantize import quantize
+from conformer_vision.inference.conversion import quantize as module
+from conformer_vision.inference.conversion.quantize import quantize
 
 
 def network(outlier: float) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from conformer_vision import Predictor, load
 from conformer_vision.data import ImageDataModule, ImageSource, Splitting, open_images
 from conformer_vision.explain import Explainer
-from conformer_vision.export.images import prepared
+from conformer_vision.inference.conversion.images import prepared
 from conformer_vision.inference.evaluation import evaluate_images
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.report.images import again_by_number

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
 from conformer_vision.export import write_network
-from conformer_vision.export.compare import open_written
 from conformer_vision.export.formats import FORMATS
+from conformer_vision.export.run import open_written
 from conformer_vision.inference.runtimes import open_runtime
 from conformer_vision.inference.runtimes.base import heads
 from conformer_vision.models import Conformer, Ensemble

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save
 
 from command_line import run
-from conformer_vision.export import graph, onnx, torch_export
+from conformer_vision.export import torch_export
+from conformer_vision.inference.conversion import graph, onnx
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 
@@ -73,16 +74,18 @@ def make_run(folder: Path) -> Path:
     return folder
 
 
-_MADE: dict[tuple[str, str, str, bytes], Any] = {}
+_MADE: dict[tuple[Any, ...], Any] = {}
 
 
 def _once(make: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(make)
-    def made(model: torch.nn.Module, spec: ModelSpec, precision: Any) -> Any:
+    def made(model: torch.nn.Module, spec: ModelSpec, precision: Any, *, features: bool = False) -> Any:
         kind = "fp32" if precision == "int8" else precision  # int8 starts from float32
-        key = (make.__name__, spec.model, kind, sha256(save(model.state_dict())).digest())
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        weights = sha256(save(state)).digest()
+        key = (make.__name__, spec.model, spec.input_size, kind, features, weights)
         if key not in _MADE:
-            _MADE[key] = make(model, spec, precision)
+            _MADE[key] = make(model, spec, precision, features=features)
         return deepcopy(_MADE[key])
 
     return made

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.export.compare import TOLERANCES, relative_difference
-from conformer_vision.export.images import sample_photos
+from conformer_vision.inference.conversion.compare import TOLERANCES, relative_difference
+from conformer_vision.inference.conversion.images import sample_photos
 from conformer_vision.inference.runtimes.base import resolve_device
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model

@@ -10,6 +10,7 @@ from conformer_vision.commands.options import (
     add_arch,
     add_inference,
     add_input_size,
+    add_runtime,
     add_splitting,
     add_unsure,
     splitting_of,
@@ -49,6 +50,7 @@ def build_parser() -> Parser:
         help="List of images to leave out; the run's own is not applied.",
     )
     add_inference(parser, batch_size=64, workers=True)
+    add_runtime(parser)
     add_input_size(parser)
     add_arch(parser)
     parser.add_argument(
@@ -109,6 +111,8 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         conformal=options.conformal,
         ood=options.ood,
         tta=options.tta,
+        runtime=options.runtime,
+        precision=options.precision,
     )
     selective = evaluation.selective if isinstance(evaluation, Evaluation) else None
     if options.json:

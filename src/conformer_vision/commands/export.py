@@ -8,7 +8,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_arch
 from conformer_vision.console import note, say, show_table
-from conformer_vision.export.formats import FORMATS, Precision
+from conformer_vision.export.formats import FORMATS
+from conformer_vision.inference.conversion.formats import CALIBRATION_IMAGES, Precision
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
 
@@ -42,7 +43,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--calibration_images",
         type=int,
-        default=128,
+        default=CALIBRATION_IMAGES,
         help="Number of images that int8 is calibrated on.",
     )
     add_arch(parser)

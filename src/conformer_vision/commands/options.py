@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from jsonargparse import ArgumentParser, Namespace
+
+from conformer_vision.inference.conversion.choice import RuntimeName
+from conformer_vision.inference.conversion.formats import Precision
 
 if TYPE_CHECKING:
     from conformer_vision.data import Splitting
@@ -26,6 +29,22 @@ def add_inference(parser: ArgumentParser, *, batch_size: int | None = None, work
     if workers:
         parser.add_argument("--workers", type=int, default=0, help="Processes that read images.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or another torch device.")
+
+
+def add_runtime(parser: ArgumentParser) -> None:
+    """Add the options that say what computes a model, and how precisely."""
+    parser.add_argument(
+        "--runtime",
+        default="auto",
+        choices=get_args(RuntimeName),
+        help="What computes the model; auto takes the fastest exact one where it pays.",
+    )
+    parser.add_argument(
+        "--precision",
+        default=None,
+        choices=get_args(Precision),
+        help="Of the arithmetic; float32 by default, and an exported file's own.",
+    )
 
 
 def add_input_size(parser: ArgumentParser) -> None:

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.model_and_images import add_model_and_images, split_inputs
-from conformer_vision.commands.options import add_arch, add_inference, add_input_size, add_unsure
+from conformer_vision.commands.options import (
+    add_arch,
+    add_inference,
+    add_input_size,
+    add_runtime,
+    add_unsure,
+)
 from conformer_vision.console import emit, lost, note, printable, say, shorten, width
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
@@ -44,6 +50,7 @@ def build_parser() -> Parser:
         "those that are present.",
     )
     add_inference(parser, batch_size=32)
+    add_runtime(parser)
     add_input_size(parser)
     add_arch(parser)
     add_unsure(parser)
@@ -85,6 +92,8 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         coverage=options.coverage,
         conformal=options.conformal,
         tta=options.tta,
+        runtime=options.runtime,
+        precision=options.precision,
     )
     top_k = options.top_k if options.top_k is not None or predictor.multilabel else _TOP_K
     predictions = predictor.predict(images, top_k=top_k)

@@ -16,7 +16,7 @@ from lzma import LZMAError
 from pathlib import Path
 from tarfile import HeaderError, ReadError
 
-from conformer_vision.environment import cache_folder
+from conformer_vision.environment import package_cache
 from conformer_vision.errors import UserError, reason_of
 
 from .folder import FileSource, open_folder
@@ -61,9 +61,7 @@ def unpacked(path: Path) -> Path:
     """
     status = path.stat()
     state = f"{os.path.realpath(path)}\n{status.st_size}\n{status.st_mtime_ns}"
-    target = (
-        cache_folder() / "conformer-vision" / "archives" / hashlib.sha256(os.fsencode(state)).hexdigest()[:24]
-    )
+    target = package_cache("archives") / hashlib.sha256(os.fsencode(state)).hexdigest()[:24]
     if target.is_dir():
         return target
     try:

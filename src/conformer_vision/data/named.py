@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformer_vision.environment import cache_folder
+from conformer_vision.environment import package_cache
 from conformer_vision.errors import UserError, nearest, reason_of
 
 from .base import ImageSource, match_classes
@@ -62,7 +62,7 @@ def open_named(name: str, request: Request) -> ImageSource:
         if data_dir is None:
             raise UserError(f"torch/{name} needs data_dir, the folder of class folders")
         return open_folder(data_dir, request)
-    root = data_dir or cache_folder() / "conformer-vision" / "torch"
+    root = data_dir or package_cache("torch")
     wanted: tuple[Split, ...] = ("train", "val") if split == "all" else (split,)
     if splitting.folds is not None:
         wanted = ("train",)

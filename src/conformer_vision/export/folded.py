@@ -8,12 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
+from conformer_vision.inference.conversion.formats import Precision
+from conformer_vision.inference.conversion.graph import inference_form
 from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
-
-from .formats import Precision
-from .graph import inference_form
 
 
 def write(

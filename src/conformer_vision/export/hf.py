@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line, option, some_names
 from conformer_vision.hf import to_config, to_pretrained_cfg
+from conformer_vision.inference.conversion.formats import Format, Precision
 from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.runs import HF_CONFIG, HF_WEIGHTS
 from conformer_vision.spec import ModelSpec
-
-from .formats import Format, Precision
 
 _PACKAGE = "conformer_vision"
 CARD = "README.md"

@@ -6,7 +6,8 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,23 @@ from torch import Tensor
 from conformer_vision.data.opening import describe
 from conformer_vision.errors import UserError, option, reason_of
 from conformer_vision.files import atomic_path
-from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
+from conformer_vision.inference.conversion.compare import Difference, Logits, compare
+from conformer_vision.inference.conversion.formats import CALIBRATION_IMAGES, Format, Precision
+from conformer_vision.inference.conversion.images import (
+    calibration_of,
+    find_images,
+    prepared,
+    sample_photos,
+)
+from conformer_vision.inference.labelled import Data
+from conformer_vision.inference.runtimes import open_runtime
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.runs import ModelSource, check_output, find_model
-from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model
 
-from .compare import Difference, compare, open_written
 from .evaluated import add_results
-from .formats import Format, Precision, find_format, write_network
+from .formats import FORMATS, find_format, write_network
 from .hf import CARD, check_folder, check_repository, push, replace_folder
-from .images import prepared, sample_photos
 
 if TYPE_CHECKING:
     from conformer_vision.inference.evaluation import Evaluation, MultilabelEvaluation
@@ -60,7 +67,7 @@ def export(
     precision: Precision = "fp32",
     output: str | Path | None = None,
     data: Data | None = None,
-    calibration_images: int = 128,
+    calibration_images: int = CALIBRATION_IMAGES,
     arch: str | None = None,
     push_to_hub: str | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -87,7 +94,7 @@ def export(
             a file that was at ``output`` stays. Or the Hub cannot be reached; the folder is then there.
     """
     entry = find_format(format)
-    entry.check(precision)
+    entry.check(precision, among=FORMATS.values())
     if push_to_hub is not None:
         check_repository(push_to_hub, entry)
     if calibration_images < 1:
@@ -96,14 +103,14 @@ def export(
     target = _target(source, entry, precision, folder=Path(model)) if output is None else Path(output)
     _check_target(target, entry, source)
     network, spec = load_model(source)
-    images = _find_images(source, data, spec, needed=precision == "int8")
+    calibrating = f"give {option('data')}" if precision == "int8" else None
+    images = find_images(source, data, spec, calibrating=calibrating)
     checked = sample_photos(spec)
     calibration: list[Tensor] = []
     if images is not None:
         checked = torch.cat(list(prepared(images.open(spec), spec, count=_CHECKED)) or [checked])
         if precision == "int8":
-            training = replace(images, split="train").open(spec)
-            calibration = list(prepared(training, spec, count=calibration_images))
+            calibration = calibration_of(images, spec, count=calibration_images)
             say(f"calibrating on {sum(map(len, calibration))} training images of {describe(images.data)}")
     with _first_beside(target) as written:
         kept = write_network(
@@ -136,33 +143,12 @@ def export(
     return Exported(target, format, precision, size, difference, kept, accuracy)
 
 
-def _find_images(
-    source: ModelSource, data: Data | None, spec: ModelSpec, *, needed: bool
-) -> LabelledImages | None:
-    """Return the validation images that are given, else those of the run, where they can be opened."""
-    run = read_run_data(source.path)
-    found = run.data if data is None else data
-    hint = "precision int8 needs images to calibrate with"
-    if found is None:
-        if needed:
-            raise UserError(
-                f"{hint}, and no config.yaml beside {source.path} names any; give {option('data')}"
-            )
-        return None
-    images = LabelledImages(found, "val", run.splitting, data_dir=run.data_dir)
-    try:
-        images.open(spec)
-        if needed:
-            replace(images, split="train").open(spec)
-    except UserError as error:
-        if data is None and needed:
-            raise UserError(
-                f"{hint}, and those of the run cannot be opened ({error}); give {option('data')}"
-            ) from error
-        if data is not None:
-            raise
-        return None
-    return images
+def open_written(path: Path, entry: Format) -> Logits:
+    """Open a file that was just written: images (B, C, H, W) to logits per head."""
+    if entry.runtime is not None:
+        return open_runtime(ModelSource(entry.runtime, path), device="cpu")
+    logits: Logits = import_module(entry.module).read(path)
+    return logits
 
 
 def _target(source: ModelSource, entry: Format, precision: Precision, *, folder: Path) -> Path:

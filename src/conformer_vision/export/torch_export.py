@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from conformer_vision.inference.conversion.formats import Precision
+from conformer_vision.inference.conversion.graph import build_program
 from conformer_vision.inference.runtimes.base import OUTPUTS
 from conformer_vision.spec import METADATA_KEY, ModelSpec
-
-from .formats import Precision
-from .graph import build_program
 
 
 def write(

@@ -44,6 +44,7 @@ def collect_answers(
     seen = 0
     images = batch_size if isinstance(source, ImageStream) else min(batch_size, len(source))
     trained.check_batch(images, read_ahead=2 * workers)
+    trained.prepare(length, batch_size=batch_size)
     for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
         order = torch.arange(seen, seen + len(batch.labels))
         read = is_counted(batch.labels)

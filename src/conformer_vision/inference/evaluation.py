@@ -18,6 +18,8 @@ from conformer_vision.data.splits import Split
 from conformer_vision.inference.answers import Answers, AnswersOf
 from conformer_vision.inference.collect import collect_answers
 from conformer_vision.inference.confusion import Confusion
+from conformer_vision.inference.conversion.choice import RuntimeChoice, RuntimeName
+from conformer_vision.inference.conversion.formats import Precision
 from conformer_vision.inference.figures import Metric
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data, warn_of_cut
 from conformer_vision.inference.metrics import CLASS_METRICS, METRICS, HeadFigures
@@ -127,6 +129,8 @@ def evaluate(
     conformal: float | None = None,
     ood: str | None = None,
     tta: str | Views | None = None,
+    runtime: RuntimeName = "auto",
+    precision: Precision | None = None,
 ) -> Evaluation | MultilabelEvaluation:
     """Evaluate a trained model on labelled images, without augmentation unless it is asked for.
 
@@ -153,6 +157,8 @@ def evaluate(
         ood: Images of other things than the classes, to see how well they are told: an image, a folder, or a
             set of images.
         tta: Test-time augmentation, as for `Predictor`.
+        runtime: What computes the model, as for `Predictor`.
+        precision: Of the computation, as for `Predictor`.
 
     Raises:
         UserError: No such model or data, an input size that the model cannot take, no image that can be read,
@@ -161,7 +167,10 @@ def evaluate(
             of several labels each for a model of one.
     """
     source = find_model(model, arch=arch)
-    trained = TrainedModel(source, device=device, input_size=input_size, views=parse_views(tta))
+    choice = RuntimeChoice(runtime, precision)
+    trained = TrainedModel(
+        source, device=device, input_size=input_size, views=parse_views(tta), choice=choice
+    )
     watch = make_watch(trained, coverage=coverage, conformal=conformal, ood=ood)
     other = None
     if watch is not None and ood is not None:
@@ -182,6 +191,7 @@ def evaluate(
                 workers=workers,
                 input_size=input_size,
                 views=trained.views,
+                choice=choice,
             )
             return evaluate_answers(found.answers, trained.spec, seconds=time.perf_counter() - start)
         images = unseen

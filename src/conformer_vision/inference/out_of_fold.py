@@ -16,6 +16,7 @@ from conformer_vision.errors import UserError, option
 from conformer_vision.inference.answers import AnswersOf, at_temperature, join
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.collect import collect_answers
+from conformer_vision.inference.conversion.choice import RuntimeChoice
 from conformer_vision.inference.labelled import LabelledImages, RunData
 from conformer_vision.inference.predictions import save_predictions
 from conformer_vision.inference.runtimes import FUSED, Outputs
@@ -51,6 +52,7 @@ def collect_out_of_fold(
     workers: int,
     input_size: InputSize | None = None,
     views: Views = Views(),  # noqa: B008  # immutable
+    choice: RuntimeChoice | None = None,
 ) -> OutOfFold:
     """Let each fold answer the images that it held out; one network is in memory at a time.
 
@@ -62,6 +64,7 @@ def collect_out_of_fold(
         workers: processes that read images.
         input_size: as for `TrainedModel`.
         views: as for `TrainedModel`.
+        choice: as for `TrainedModel`.
 
     Raises:
         UserError: a fold that is missing or has other classes, or images that cannot be evaluated.
@@ -71,7 +74,9 @@ def collect_out_of_fold(
     parts: list[AnswersOf[Any]] = []
     first: TrainedModel | None = None
     for fold in range(folds):
-        trained = TrainedModel(folder / fold_name(fold), device=device, input_size=input_size, views=views)
+        trained = TrainedModel(
+            folder / fold_name(fold), device=device, input_size=input_size, views=views, choice=choice
+        )
         if first is None:
             first = trained
         check_alike(first.spec, trained.spec, first.path.parent, trained.path.parent)

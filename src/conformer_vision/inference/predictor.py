@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -18,6 +18,8 @@ from torch import Tensor
 from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError, option
 from conformer_vision.inference.conformal import sets
+from conformer_vision.inference.conversion.choice import RuntimeChoice, RuntimeName
+from conformer_vision.inference.conversion.formats import Precision
 from conformer_vision.inference.decisions import is_present
 from conformer_vision.inference.inputs import ImageInput, NamedImage, named_images
 from conformer_vision.inference.runtimes import FUSED
@@ -66,18 +68,6 @@ class Prediction:
     for a model of one label per image, and with an error."""
 
 
-class _Answer(NamedTuple):
-    """What the model says of one image."""
-
-    heads: dict[str, Tensor]
-    """Probabilities (K,) by head."""
-    unsure: str | None
-    members: list[bool] | None
-    """Which classes are in the conformal set."""
-    present: list[bool] | None
-    """Which classes the image has; None for a model of one label per image."""
-
-
 class Predictor:
     """A trained model that classifies images; several threads may use one predictor.
 
@@ -92,10 +82,14 @@ class Predictor:
         coverage: Share of images like the validation images that gets a sure answer, instead of the model's.
         conformal: Error rate of sets of classes, in (0, 1); None for no sets.
         tta: Test-time augmentation: ``flip``, ``scales``, ``flip+scales``, ``scales=0.8,1,1.25`` or `Views`.
+        runtime: ``torch``, ``onnx`` or ``openvino``; ``auto`` takes the fastest that is installed where that
+            pays (docs/predict.md). The answers are the same up to rounding.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``, as far as the runtime has it; float32 by default,
+            and of an exported file its own.
 
     Raises:
-        UserError: No such model or device, a damaged file, a size that the model cannot take, or a coverage
-            or error rate for which the model has no thresholds.
+        UserError: No such model or device, a damaged file, a size that the model cannot take, a coverage or
+            error rate for which the model has no thresholds, or a runtime or precision that is not there.
     """
 
     def __init__(
@@ -110,12 +104,17 @@ class Predictor:
         coverage: float | None = None,
         conformal: float | None = None,
         tta: str | Views | None = None,
+        runtime: RuntimeName = "auto",
+        precision: Precision | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
         source = find_model(SHIPPED if model is None else model, arch=arch)
         self._exported = source.exported
-        self._trained = TrainedModel(source, device=device, input_size=input_size, views=parse_views(tta))
+        choice = RuntimeChoice(runtime, precision)
+        self._trained = TrainedModel(
+            source, device=device, input_size=input_size, views=parse_views(tta), choice=choice
+        )
         if coverage is not None and not reject:
             raise UserError(f"{option('coverage', coverage)} is for rejecting answers, which is turned off")
         self._judge = self._trained.judge(coverage=coverage) if reject else None
@@ -123,6 +122,8 @@ class Predictor:
         if conformal is not None:
             self._sets = partial(sets, rule=self._trained.set_rule(conformal), error_rate=conformal)
         self._batch_size = batch_size
+        if choice.is_asked_for:  # before any image is read
+            self._trained.prepare(None, batch_size=batch_size)
         self._readers = min(4, os.cpu_count() or 1)
 
     @property
@@ -179,10 +180,13 @@ class Predictor:
         elif top_k < 1:
             raise UserError(f"top_k {top_k}: must be 1 or more")
         images = named_images(inputs)
+        number = None
         if isinstance(inputs, (str, os.PathLike, list, tuple)):  # names only: find mistakes before any work
             listed = list(images)
-            self._trained.check_batch(min(self._batch_size, len(listed)))
+            number = len(listed)
+            self._trained.check_batch(min(self._batch_size, number))
             images = iter(listed)
+        self._trained.prepare(number, batch_size=self._batch_size)
         return self._stream(images, min(top_k, len(self.classes)))
 
     def _stream(self, images: Iterator[NamedImage], top_k: int) -> Iterator[Prediction]:
@@ -216,53 +220,52 @@ class Predictor:
 
     def _answer(self, batch: list[tuple[str, Future[Tensor | str]]], top_k: int) -> Iterator[Prediction]:
         read = [(name, future.result()) for name, future in batch]
-        images = [result for _, result in read if isinstance(result, Tensor)]
-        answers = iter(self._infer(torch.stack(images)) if images else ())
+        whole = [(name, result) for name, result in read if isinstance(result, Tensor)]
+        answers = iter(self._infer(whole, top_k) if whole else ())
         for name, result in read:
-            if isinstance(result, str):
-                yield Prediction(name, (), (), error=result)
-            else:
-                yield self._prediction(name, next(answers), top_k)
+            yield Prediction(name, (), (), error=result) if isinstance(result, str) else next(answers)
 
-    def _infer(self, images: Tensor) -> Iterator[_Answer]:
-        """Compute the answers to the images of a batch."""
-        outputs = self._trained.outputs(images)
+    def _infer(self, images: list[tuple[str, Tensor]], top_k: int) -> Iterator[Prediction]:
+        """Compute the answers to the images of a batch, by name; all at once what can be."""
+        outputs = self._trained.outputs(torch.stack([image for _, image in images]))
         heads = {head: values.cpu() for head, values in self._trained.probabilities(outputs.logits).items()}
-        unsure = self._judge(outputs) if self._judge is not None else [None] * len(images)
-        members = self._sets(heads[FUSED]).tolist() if self._sets is not None else [None] * len(images)
-        several = self._trained.spec.multilabel
-        present = is_present(heads[FUSED], self._trained.spec).tolist() if several else [None] * len(images)
-        for row in range(len(images)):
-            own = {head: values[row] for head, values in heads.items()}
-            yield _Answer(own, unsure[row], members[row], present[row])
+        fused, several = heads[FUSED], self._trained.spec.multilabel
+        finite = torch.stack([values.isfinite().all(dim=1) for values in heads.values()]).all(dim=0).tolist()
+        none: list[Any] = [None] * len(images)
+        unsure = none if self._judge is None else self._judge(outputs)
+        members = none if self._sets is None else self._sets(fused).tolist()
+        present = is_present(fused, self._trained.spec).tolist() if several else none
+        # Of sets, and of what is present, the classes are named in their order, however many there are.
+        ranked = fused.topk(len(self.classes) if several or self._sets is not None else top_k)
+        order, probabilities = ranked.indices.tolist(), ranked.values.tolist()
+        branches = {head: self._guesses(values) for head, values in heads.items() if head != FUSED}
+        for row, (name, _) in enumerate(images):
+            if not finite[row]:
+                yield Prediction(
+                    name, (), (), error=f"{name}: the model's output is not finite; train it again"
+                )
+                continue
+            own_set, shown = (
+                None if chosen is None else tuple(self.classes[k] for k in order[row] if chosen[k])
+                for chosen in (members[row], present[row])
+            )
+            places = list(range(max(top_k, len(own_set or ()))))
+            if top_k == 0:  # what is present, which need not be the most probable: each has its own threshold
+                places = [place for place, k in enumerate(order[row]) if present[row][k]]
+            own = {head: guesses[row] for head, guesses in branches.items()}
+            yield Prediction(
+                name,
+                tuple(self.classes[order[row][place]] for place in places),
+                tuple(probabilities[row][place] for place in places),
+                unsure=unsure[row],
+                conformal_set=own_set,
+                present=shown,
+                conv=own.get("conv"),
+                trans=own.get("trans"),
+            )
 
-    def _prediction(self, name: str, answer: _Answer, top_k: int) -> Prediction:
-        """Return the result for an answer."""
-        heads = answer.heads
-        if not all(bool(values.isfinite().all()) for values in heads.values()):
-            return Prediction(name, (), (), error=f"{name}: the model's output is not finite; train it again")
-        best: list[int] = heads[FUSED].topk(len(self.classes)).indices.tolist()
-        branches = {
-            head: Guess(self.classes[int(values.argmax())], values.max().item())
-            for head, values in heads.items()
-            if head != FUSED
-        }
-        members, present = (
-            None if chosen is None else tuple(self.classes[k] for k in best if chosen[k])
-            for chosen in (answer.members, answer.present)
-        )
-        if top_k == 0:  # what is present, which need not be the most probable: each has its own threshold
-            assert answer.present is not None
-            best = [k for k in best if answer.present[k]]
-            top_k = len(best)
-        top_k = max(top_k, len(members or ()))
-        return Prediction(
-            name,
-            tuple(self.classes[k] for k in best[:top_k]),
-            tuple(heads[FUSED][best[:top_k]].tolist()),
-            conv=branches.get("conv"),
-            trans=branches.get("trans"),
-            unsure=answer.unsure,
-            conformal_set=members,
-            present=present,
-        )
+    def _guesses(self, probabilities: Tensor) -> list[Guess]:
+        """Return the first choices of a head with probabilities (B, K)."""
+        best = probabilities.max(dim=1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [Guess(self.classes[k], probability) for k, probability in pairs]

@@ -253,6 +253,7 @@ def unknown_scores(watch: Watch, source: str, *, batch_size: int) -> tuple[Array
     """
     broken: list[str] = []
     trained = watch.trained
+    trained.prepare(None, batch_size=batch_size)
     batches = _batches(trained, source, batch_size=batch_size, broken=broken)
     scores = [watch.judge.score(trained.outputs(batch)) for batch in batches]
     if not scores:

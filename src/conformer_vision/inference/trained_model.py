@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line, option, words
+from conformer_vision.inference.conversion.choice import RuntimeChoice, check_export
+from conformer_vision.inference.conversion.computing import Computing
+from conformer_vision.inference.conversion.original import Original
 from conformer_vision.inference.decisions import head_probabilities
-from conformer_vision.inference.runtimes import Outputs, Runtime, open_runtime
+from conformer_vision.inference.runtimes import Outputs, Runtime, WeightsRuntime, open_runtime
 from conformer_vision.inference.runtimes.base import heads
 from conformer_vision.inference.unsure import Judge
 from conformer_vision.inference.views import Views
@@ -34,9 +37,11 @@ class TrainedModel:
         device: ``auto`` or a torch device.
         input_size: Pixels of the square input, or (height, width), instead of the specification's.
         views: Looks at every image that the answers are the mean of; one by default.
+        choice: What may compute it, see `prepare`; by default PyTorch alone, and of an exported file its
+            own runtime.
 
     Raises:
-        UserError: As `open_runtime`, or an input size or a view that the network cannot take.
+        UserError: As `open_runtime` and `Computing`, or an input size or a view that the network cannot take.
     """
 
     def __init__(
@@ -46,10 +51,12 @@ class TrainedModel:
         device: str | torch.device = "auto",
         input_size: InputSize | None = None,
         views: Views | None = None,
+        choice: RuntimeChoice | None = None,
     ) -> None:
         source = model if isinstance(model, ModelSource) else find_model(model)
         self.path = source.path
-        self.runtime = open_runtime(source, device=device)
+        converted = choice is not None and choice.is_asked_for and not source.exported
+        self.runtime: Runtime = open_runtime(source, device="cpu" if converted else device)
         self.spec = self.runtime.spec
         if input_size is not None:
             self.spec = _resized(self.spec, input_size, self.runtime)
@@ -57,6 +64,28 @@ class TrainedModel:
         _check_views(self.views, self.spec, self.runtime)
         self.device = self.runtime.device
         self.transform = evaluation_transform(self.spec)
+        self._computing: Computing | None = None
+        if choice is not None and isinstance(self.runtime, WeightsRuntime):
+            height, width = self.spec.input_size[1:]
+            edges = tuple(view.edges(height, width) for view in self.views)
+            original = Original(source, self.runtime, self.spec, edges)
+            self._computing = Computing(original, choice, device=device)
+        elif choice is not None:
+            check_export(choice, source, precision=self.runtime.precision)
+
+    def prepare(self, images: int | None, *, batch_size: int) -> None:
+        """Let the fastest exact runtime compute, if it pays for so many images, or the one asked for.
+
+        Args:
+            images: How many will be computed; None where that is not known.
+            batch_size: Images per forward pass.
+
+        Raises:
+            UserError: The runtime that is asked for cannot compute the model.
+        """
+        if self._computing is not None:
+            self.runtime = self._computing.runtime_for(images, batch_size=batch_size)
+            self.device = self.runtime.device
 
     def check_batch(self, images: int, *, read_ahead: int = 0) -> None:
         """Check that main memory holds so many images at once, and batches that are read ahead.
@@ -76,7 +105,8 @@ class TrainedModel:
         Args:
             batch: (B, C, H, W) as the transform gives them.
         """
-        found = [self.runtime.outputs(view.of(batch)) for view in self.views]
+        runtime = self.runtime  # another thread may prepare it
+        found = [runtime.outputs(view.of(batch)) for view in self.views]
         if len(found) == 1:
             return found[0]
         heads = {head: torch.stack([each.logits[head] for each in found]).mean(0) for head in found[0].logits}

@@ -14,7 +14,7 @@ from .onnx import OnnxRuntime
 from .openvino import OpenVinoRuntime
 from .weights import WeightsRuntime
 
-__all__ = ["FUSED", "Outputs", "Runtime", "open_runtime"]
+__all__ = ["FUSED", "Outputs", "Runtime", "WeightsRuntime", "open_runtime"]
 
 _RUNTIMES: dict[Kind, Callable[[ModelSource, str | torch.device], Runtime]] = {
     "weights": WeightsRuntime,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ INPUT = "images"
 """Name of the input of an exported file."""
 OUTPUTS = {FUSED: "logits", "conv": "conv_logits", "trans": "trans_logits"}
 """Head -> name of the output of an exported file, in order. A network with one head has the first alone."""
+FEATURES = "features"
+"""Name of the output of the pooled features, which a conversion has and an export has not."""
 PRECISION_KEY = "precision"
 SPEC_KEY = "spec"
 
@@ -33,7 +36,7 @@ class Outputs(NamedTuple):
     logits: dict[str, Tensor]
     """Head -> (B, K) float32."""
     features: Tensor | None
-    """(B, F) float32: the pooled features; None for an export, which does not give them."""
+    """(B, F) float32: the pooled features; None for an export and an ensemble, which do not give them."""
 
 
 class Runtime(ABC):
@@ -42,6 +45,8 @@ class Runtime(ABC):
     spec: ModelSpec
     device: torch.device
     """Where the logits are."""
+    precision: str = "fp32"
+    """Of the arithmetic."""
     parameters: int | None = None
     """Number of parameters as trained; None where the file does not say."""
     class_means: ClassMeans | None = None
@@ -67,17 +72,18 @@ class Runtime(ABC):
 class ExportRuntime(Runtime):
     """An exported file, run by a library other than PyTorch, which brings the logits to the CPU."""
 
-    def __init__(self, path: Path, *, spec: str | None, outputs: list[str]) -> None:
+    def __init__(self, path: Path, *, info: Mapping[str, str | None], outputs: list[str]) -> None:
         """Take what the file says of itself.
 
         Args:
             path: The file.
-            spec: Its specification as JSON.
+            info: Its specification as JSON, and its precision, by `SPEC_KEY` and `PRECISION_KEY`.
             outputs: The names of its outputs.
 
         Raises:
             UserError: No specification or an invalid one, or no output of the prediction.
         """
+        spec = info.get(SPEC_KEY)
         if not spec:
             raise UserError(f"{path} has no model spec; 'conformer-vision export' writes one into its files")
         try:
@@ -88,6 +94,21 @@ class ExportRuntime(Runtime):
         self.heads = [head for head in HEADS if OUTPUTS[head] in outputs]
         if FUSED not in self.heads:
             raise UserError(f"{path} has no output {OUTPUTS[FUSED]!r}; export the model again")
+        self.precision = info.get(PRECISION_KEY) or "fp32"
+        self._names = [*(OUTPUTS[head] for head in self.heads), *([FEATURES] if FEATURES in outputs else [])]
+
+    @abstractmethod
+    def compute(self, images: Tensor, names: list[str]) -> list[Tensor]:
+        """Compute the outputs of those names, float32 in memory of their own."""
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the logits per head."""
+        return self.outputs(images).logits
+
+    def outputs(self, images: Tensor) -> Outputs:
+        """Compute the logits, and the pooled features where the file gives them."""
+        found = dict(zip(self._names, self.compute(images, self._names), strict=True))
+        return Outputs({head: found[OUTPUTS[head]] for head in self.heads}, found.get(FEATURES))
 
 
 def heads(model: nn.Module, images: Tensor) -> dict[str, Tensor]:

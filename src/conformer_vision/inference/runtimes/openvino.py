@@ -12,7 +12,6 @@ from conformer_vision.errors import UserError, first_line
 from conformer_vision.extras import require
 from conformer_vision.inference.runtimes.base import (
     INPUT,
-    OUTPUTS,
     PRECISION_KEY,
     SPEC_KEY,
     ExportRuntime,
@@ -38,9 +37,7 @@ class OpenVinoRuntime(ExportRuntime):
     def __init__(self, source: ModelSource, device: str | torch.device) -> None:
         path = source.path
         openvino = require("openvino")
-        wanted = parse_device(device)
-        if wanted is not None and wanted.type != "cpu":
-            raise unusable(device, "OpenVINO files run on the CPU")
+        check_device(device)
         if not path.with_suffix(".bin").is_file():
             raise UserError(f"{path.with_suffix('.bin')} does not exist; it holds the weights of {path.name}")
         try:
@@ -61,15 +58,35 @@ class OpenVinoRuntime(ExportRuntime):
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot run it ({first_line(error)})") from error
         outputs = [name for output in self._compiled.outputs for name in output.names]
-        super().__init__(path, spec=info.get(SPEC_KEY), outputs=outputs)
+        super().__init__(path, info=info, outputs=outputs)
         # A request owns the memory of its outputs, so that threads must not share one.
         self._requests = threading.local()
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the logits per head."""
+    def compute(self, images: Tensor, names: list[str]) -> list[Tensor]:
+        """Compute the outputs of those names."""
         request: Any = getattr(self._requests, "own", None)
         if request is None:
             request = self._requests.own = self._compiled.create_infer_request()
         result = request.infer({INPUT: images.cpu().contiguous().numpy()})
         # Copied: the next call overwrites the request's memory.
-        return {head: torch.tensor(result[OUTPUTS[head]]).float() for head in self.heads}
+        return [torch.tensor(result[name]).float() for name in names]
+
+
+def check_device(device: str | torch.device) -> None:
+    """Refuse another device than the CPU.
+
+    Raises:
+        UserError: It is another.
+    """
+    wanted = parse_device(device)
+    if wanted is not None and wanted.type != "cpu":
+        raise unusable(device, "OpenVINO files run on the CPU")
+
+
+def has_bfloat16() -> bool:
+    """Tell whether OpenVINO computes in bfloat16 on this processor.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    return "BF16" in require("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ from conformer_vision.inference.runtimes.in_place import compute_in_place
 from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.models.pointwise import pointwise_is_faster, use_pointwise
 from conformer_vision.runs import ModelSource
-from conformer_vision.weights import load_model, read_class_means
+from conformer_vision.weights import build_empty, load_model, read_class_means
 
 
 class WeightsRuntime(Runtime):
@@ -52,6 +55,21 @@ class WeightsRuntime(Runtime):
     def network(self) -> nn.Module:
         """Return the model itself."""
         return self._model
+
+    def plain(self) -> nn.Module:
+        """Return the network as it is exported, with the weights of this one, which it shares."""
+        folded = any(isinstance(module, Conformer) for module in self._model.modules())
+        network = build_empty(replace(self.spec, folded=folded))
+        network.load_state_dict(self._model.state_dict(), assign=True)
+        return network.eval()
+
+    def digest(self) -> str:
+        """Return a hash of all weights, as they compute."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self._model.state_dict().items()):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return found.hexdigest()
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:

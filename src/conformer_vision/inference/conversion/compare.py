@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +11,17 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.decisions import is_present, to_probabilities
-from conformer_vision.inference.runtimes import FUSED, open_runtime
-from conformer_vision.inference.runtimes.base import heads
-from conformer_vision.runs import ModelSource
+from conformer_vision.inference.runtimes.base import FUSED, Outputs, heads
 from conformer_vision.spec import ModelSpec
 
-from .formats import Format, Precision
+from .formats import Precision
 from .graph import has_fixed_size
 
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": 5e-1}
 """Largest difference of an image's logits, relative to their norm; a file beyond it is wrong."""
 
 Logits = Callable[[Tensor], dict[str, Tensor]]
+Compute = Callable[[Tensor], Outputs]
 
 
 @dataclass(frozen=True)
@@ -39,14 +36,6 @@ class Difference:
     """Share of the images with the same first class, or of several labels per image the same classes."""
     images: int
     """Number of images, in batches of several sizes."""
-
-
-def open_written(path: Path, entry: Format) -> Logits:
-    """Open a file that was just written: images (B, C, H, W) to logits per head."""
-    if entry.runtime is not None:
-        return open_runtime(ModelSource(entry.runtime, path), device="cpu")
-    logits: Logits = import_module(f".{entry.module}", __package__).read(path)
-    return logits
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
@@ -84,26 +73,67 @@ def compare(
     if not has_fixed_size(model, spec):
         height, width = images.shape[2:]
         batches.append(F.interpolate(images[:2], size=(height + 17, width + 32), mode="bilinear"))
+
+    @torch.inference_mode()
+    def expected(batch: Tensor) -> Outputs:
+        return Outputs({head: logits / temperature for head, logits in heads(model, batch).items()}, None)
+
+    return compare_outputs(
+        lambda batch: Outputs(written(batch), None),
+        expected,
+        spec,
+        batches,
+        precision=precision,
+        # what of the temperature is not in the heads
+        temperature=spec.temperature / temperature,
+    )
+
+
+def compare_outputs(
+    written: Compute,
+    expected: Compute,
+    spec: ModelSpec,
+    batches: Iterable[Tensor],
+    *,
+    precision: Precision,
+    temperature: float,
+) -> Difference:
+    """Compare what a file and its model give for images: logits, and features where the model has any.
+
+    Args:
+        written: The file, opened.
+        expected: The model.
+        spec: The model's specification.
+        batches: Images (B, C, H, W).
+        precision: Precision of the file.
+        temperature: Divisor of the logits for probabilities.
+
+    Raises:
+        UserError: As `compare`.
+    """
     relative, probability, same = 0.0, 0.0, []
     for batch in batches:
-        with torch.inference_mode():
-            expected = {head: logits / temperature for head, logits in heads(model, batch).items()}
+        right = expected(batch)
         try:
-            actual = written(batch)
+            found = written(batch)
         except Exception as error:  # every runtime has its own
             shape = "x".join(map(str, batch.shape))
             raise UserError(
                 f"{spec.model} exported cannot take {shape} images ({first_line(error)})"
             ) from error
-        if actual.keys() != expected.keys():
-            raise UserError(f"the file has the heads {', '.join(actual)}, not {', '.join(expected)}")
-        for head, logits in expected.items():
-            relative = max(relative, relative_difference(actual[head], logits))
-        first, second = actual[FUSED], expected[FUSED]
-        scale = temperature / spec.temperature  # what of the temperature is not in the heads
-        ours, theirs = (to_probabilities(each * scale, spec) for each in (first, second))
-        probability = max(probability, float((ours - theirs).abs().max()))
-        same.append((is_present(ours, spec) == is_present(theirs, spec)).all(dim=1))
+        if found.logits.keys() != right.logits.keys():
+            raise UserError(
+                f"the file has the heads {', '.join(found.logits)}, not {', '.join(right.logits)}"
+            )
+        pairs = [(found.logits[head], logits) for head, logits in right.logits.items()]
+        if right.features is not None:
+            if found.features is None:
+                raise UserError("the file gives no features")
+            pairs.append((found.features, right.features))
+        relative = max(relative, *(relative_difference(*pair) for pair in pairs))
+        shares = [to_probabilities(each.logits[FUSED] / temperature, spec) for each in (found, right)]
+        probability = max(probability, float((shares[0] - shares[1]).abs().max()))
+        same.append((is_present(shares[0], spec) == is_present(shares[1], spec)).all(dim=1))
     agreement = torch.cat(same).float()
     difference = Difference(relative, probability, float(agreement.mean()), len(agreement))
     if not relative <= TOLERANCES[precision]:

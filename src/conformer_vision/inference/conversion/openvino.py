@@ -16,11 +16,18 @@ from .onnx import build_onnx
 
 
 def write(
-    model: nn.Module, spec: ModelSpec, path: Path, *, precision: Precision, calibration: Sequence[Tensor] = ()
+    model: nn.Module,
+    spec: ModelSpec,
+    path: Path,
+    *,
+    precision: Precision,
+    calibration: Sequence[Tensor] = (),
+    features: bool = False,
 ) -> tuple[str, ...]:
     """Write the .xml and the .bin beside it; the graph's rt_info holds the specification and the precision.
 
-    fp16 is how the weights are stored; bf16 is how OpenVINO is asked to compute.
+    fp16 is how the weights are stored; bf16 is how OpenVINO is asked to compute. With ``features`` it gives
+    the pooled features too, where the model has any.
 
     Raises:
         UserError: As `build_onnx`, or files that cannot be written.
@@ -34,6 +41,7 @@ def write(
         precision="int8" if precision == "int8" else "fp32",
         calibration=calibration,
         signed=True,
+        features=features,
     )
     try:
         graph = openvino.Core().read_model(source.SerializeToString())

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformer_vision.errors import UserError
-from conformer_vision.inference.runtimes.base import INPUT, OUTPUTS, PRECISION_KEY
+from conformer_vision.errors import UserError, first_line
+from conformer_vision.inference.runtimes.base import FEATURES, INPUT, OUTPUTS, PRECISION_KEY
 from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 
@@ -24,16 +24,24 @@ _AXES = ("batch", "channels", "height", "width")
 
 
 def write(
-    model: nn.Module, spec: ModelSpec, path: Path, *, precision: Precision, calibration: Sequence[Tensor] = ()
+    model: nn.Module,
+    spec: ModelSpec,
+    path: Path,
+    *,
+    precision: Precision,
+    calibration: Sequence[Tensor] = (),
+    features: bool = False,
 ) -> tuple[str, ...]:
     """Write one file with the weights; its metadata holds the specification and the precision.
+
+    With ``features`` it gives the pooled features too, where the model has any.
 
     Raises:
         UserError: As `build_onnx`, or a file larger than ONNX's 2 GB.
     """
     import onnx
 
-    proto, kept = build_onnx(model, spec, precision=precision, calibration=calibration)
+    proto, kept = build_onnx(model, spec, precision=precision, calibration=calibration, features=features)
     try:
         onnx.save(proto, path)
     except ValueError as error:  # protobuf's limit
@@ -48,6 +56,7 @@ def build_onnx(
     precision: Precision,
     calibration: Sequence[Tensor] = (),
     signed: bool = False,
+    features: bool = False,
 ) -> tuple[Any, tuple[str, ...]]:
     """Build the ``onnx.ModelProto`` of `write`, and name the parts that int8 leaves in float.
 
@@ -59,32 +68,37 @@ def build_onnx(
     import onnx
 
     kept: tuple[str, ...] = ()
-    proto = build_graph(model, spec, precision)
+    proto = build_graph(model, spec, precision, features=features)
     if precision == "int8":
         proto, kept = quantize(proto, calibration, signed=signed)
     onnx.helper.set_model_props(proto, {METADATA_KEY: spec.to_json(), PRECISION_KEY: precision})
     return proto, kept
 
 
-def build_graph(model: nn.Module, spec: ModelSpec, precision: Precision) -> Any:
+def build_graph(model: nn.Module, spec: ModelSpec, precision: Precision, *, features: bool = False) -> Any:
     """Build the ``onnx.ModelProto`` without metadata, in float32 for int8; its nodes have readable names.
 
     Raises:
         UserError: The model cannot be exported.
     """
-    program = build_program(model, spec, precision)
+    program = build_program(model, spec, precision, features=features)
     single = model.members[0] if isinstance(model, Ensemble) else model
     names = list(OUTPUTS.values())[: 3 if isinstance(single, Conformer) else 1]
-    with torch.no_grad(), quiet():
-        exported = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=names,
-            external_data=False,
-            verbose=False,
-        )
+    if len(program.graph_signature.user_outputs) > len(names):
+        names.append(FEATURES)
+    try:
+        with torch.no_grad(), quiet():
+            exported = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=names,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # such as operators that ONNX does not have
+        raise UserError(f"model {spec.model} cannot be exported to ONNX ({first_line(error)})") from error
     if exported is None:
         raise UserError(f"model {spec.model} cannot be exported to ONNX")
     proto = exported.model_proto

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.inference.runtimes.base import INPUT, OUTPUTS, heads
+from conformer_vision.inference.runtimes.base import INPUT, OUTPUTS, Outputs, heads, heads_and_features
 from conformer_vision.models import Conformer, Ensemble
 from conformer_vision.spec import ModelSpec
 
@@ -24,25 +24,38 @@ _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, 
 
 
 class InferenceForm(nn.Module):
-    """A classifier with float32 input and outputs, whatever type it computes in."""
+    """A classifier with float32 input and outputs, whatever type it computes in.
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    Args:
+        model: The classifier.
+        dtype: The type it computes in.
+        features: Whether to give the pooled features too, where the model has any.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, features: bool = False) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
+        self.features = features
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the logits (B, K) of every head, in the order of `OUTPUTS`."""
-        logits = heads(self.model, images.to(self.dtype))
-        return tuple(logits[head].float() for head in OUTPUTS if head in logits)
+        """Compute the logits (B, K) of every head, in the order of `OUTPUTS`, then the features (B, F)."""
+        images = images.to(self.dtype)
+        if self.features:
+            found = heads_and_features(self.model, images)
+        else:
+            found = Outputs(heads(self.model, images), None)
+        logits = tuple(found.logits[head].float() for head in OUTPUTS if head in found.logits)
+        return logits if found.features is None else (*logits, found.features.float())
 
 
-def inference_form(model: nn.Module, precision: Precision) -> InferenceForm:
+def inference_form(model: nn.Module, precision: Precision, *, features: bool = False) -> InferenceForm:
     """Copy a model for inference: folded if it is a Conformer, converted, with all its heads as outputs.
 
     Args:
         model: Left as it was.
         precision: int8 gives a float32 model, to be quantised.
+        features: As for `InferenceForm`.
     """
     if isinstance(model, Conformer | Ensemble):
         model = deepcopy(model).eval() if model.folded else model.fold()
@@ -52,7 +65,7 @@ def inference_form(model: nn.Module, precision: Precision) -> InferenceForm:
     else:
         model = deepcopy(model).eval()
     model = model.cpu().requires_grad_(False).to(_TYPES[precision]).to(memory_format=torch.contiguous_format)
-    return InferenceForm(model, _TYPES[precision])
+    return InferenceForm(model, _TYPES[precision], features=features)
 
 
 def has_fixed_size(model: nn.Module, spec: ModelSpec) -> bool:
@@ -75,13 +88,15 @@ def example(model: nn.Module, spec: ModelSpec) -> Tensor:
     return torch.zeros(2, channels, height if has_fixed_size(model, spec) else height + 32, width)
 
 
-def build_program(model: nn.Module, spec: ModelSpec, precision: Precision) -> ExportedProgram:
+def build_program(
+    model: nn.Module, spec: ModelSpec, precision: Precision, *, features: bool = False
+) -> ExportedProgram:
     """Trace the graph of `inference_form`.
 
     Raises:
         UserError: The model cannot be exported.
     """
-    form = inference_form(model, precision)
+    form = inference_form(model, precision, features=features)
     size = {} if has_fixed_size(model, spec) else {2: Dim.AUTO, 3: Dim.AUTO}
     try:
         with torch.no_grad(), quiet():
