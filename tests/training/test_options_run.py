@@ -22,6 +22,7 @@ from conformer_vision.training.callbacks import Recorder
 from conformer_vision.training.folder import RunFolder, claimed
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import Network
+from conformer_vision.training.pace import Pace
 from conformer_vision.training.processes import Processes, count_processes
 from conformer_vision.training.progress import build_progress
 from conformer_vision.training.schedule import Clock
@@ -223,7 +224,9 @@ def test_save_top_k(tmp_path: Path, top_k: int, kept: list[int]) -> None:
     spec = ModelSpec("resnet18", classes=("a", "b"))
     state: dict[str, Any] | None = None
     for number, (top1, loss) in enumerate(EPOCHS, start=1):
-        folder = RunFolder(tmp_path, network=Network(model, spec), recorder=recorder, top_k=top_k)
+        folder = RunFolder(
+            tmp_path, network=Network(model, spec), recorder=recorder, pace=Pace(), top_k=top_k
+        )
         if state is not None:
             folder.load_state_dict(state)
         nn.init.constant_(model.weight, number)

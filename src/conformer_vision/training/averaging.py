@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
 class Averaging(WeightAveraging):
@@ -21,11 +20,14 @@ class Averaging(WeightAveraging):
     """
 
     def __init__(self, decay: float, *, warmup: bool) -> None:
-        super().__init__(use_buffers=True, multi_avg_fn=_average_with(decay, warmup=warmup))
+        super().__init__()
+        self.decay = decay
+        self.warmup = warmup
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._device = trainer.strategy.root_device  # where the module itself will be moved later
-        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            device = trainer.strategy.root_device  # where the module itself will be moved later
+            self._average_model = _Average(pl_module, device=device, decay=self.decay, warmup=self.warmup)
 
     @property
     def model(self) -> nn.Module:
@@ -36,15 +38,31 @@ class Averaging(WeightAveraging):
         return model
 
 
-def _average_with(decay: float, *, warmup: bool) -> Any:
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        steps = int(count)
-        weight = 1 - (min(decay, (1 + steps) / (10 + steps)) if warmup else decay)
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
-        else:  # BatchNorm's count of batches
-            for mine, other in zip(averaged, current, strict=True):
-                mine.copy_(other)
+class _Average(AveragedModel):
+    """torch's average, updated without asking the device how many updates there were."""
 
-    return update
+    def __init__(self, model: nn.Module, *, device: torch.device, decay: float, warmup: bool) -> None:
+        super().__init__(model, device, use_buffers=True)
+        self.decay = decay
+        self.warmup = warmup
+        self._updates: int | None = None
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards a model's weights and buffers; the first update copies them."""
+        if self._updates is None:  # at the start, or what a checkpoint says
+            self._updates = int(self.n_averaged)
+        steps, pairs = self._updates, list(zip(_tensors(self.module), _tensors(model), strict=True))
+        whole = [pair for pair in pairs if not steps or not pair[0].is_floating_point()]
+        for mine, other in whole:  # among them BatchNorm's counts of batches
+            mine.copy_(other)
+        if steps:
+            decay = min(self.decay, (1 + steps) / (10 + steps)) if self.warmup else self.decay
+            averaged, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        self._updates += 1
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -15,6 +15,8 @@ from ..inference.runtimes.base import HEADS
 from .memory import peak_memory
 from .schedule import Clock
 
+_MOST_LOSSES = 50
+"""Losses that stay on the device before the host adds them up."""
 Row = dict[str, float]
 """One epoch's numbers by column name."""
 
@@ -62,6 +64,8 @@ class Recorder(Callback):
         self._first_step = 0
         self._train_seconds = self._waited = 0.0
         self._loss = self._batches = 0.0
+        self._losses: list[Tensor] = []
+        self._accumulate = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer)  # lightning skips the next hook where a run resumes mid-epoch
@@ -69,6 +73,7 @@ class Recorder(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer)
         self._loss = self._batches = 0.0
+        self._losses.clear()
 
     def _begin(self, trainer: Trainer) -> None:
         self._first_step = trainer.global_step
@@ -84,10 +89,19 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # lightning divides the loss by the number of accumulated batches.
-        self._loss += float(outputs["loss"]) * trainer.accumulate_grad_batches
-        self._batches += 1
+        self._losses.append(outputs["loss"].detach())
+        self._accumulate = trainer.accumulate_grad_batches
+        if len(self._losses) >= _MOST_LOSSES:
+            self._add_losses()
         self._waiting_since = time.monotonic()
+
+    def _add_losses(self) -> None:
+        """Wait for the losses that are still on the device, and add them up."""
+        if self._losses:
+            for loss in torch.stack(self._losses).tolist():
+                self._loss += loss * self._accumulate  # by which lightning has divided it
+        self._batches += len(self._losses)
+        self._losses.clear()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_seconds = time.monotonic() - self._train_began
@@ -118,6 +132,7 @@ class Recorder(Callback):
 
     def _mean_loss(self, trainer: Trainer) -> float:
         """Over the epoch and all processes; lightning's own mean would forget what came before a resume."""
+        self._add_losses()
         sums = torch.tensor([self._loss, self._batches], dtype=torch.float64)
         if trainer.world_size > 1:
             reduced = trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum")
@@ -127,6 +142,7 @@ class Recorder(Callback):
         return loss / batches if batches else math.nan
 
     def state_dict(self) -> dict[str, Any]:
+        self._add_losses()
         return {"rows": self.rows, "loss": self._loss, "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

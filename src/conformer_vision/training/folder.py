@@ -44,9 +44,11 @@ from .averaging import Averaging
 from .callbacks import Recorder, Row, leading
 from .config import TrainConfig
 from .groups import OutputConfig
+from .guard import Guard
 from .interrupt import Interrupted, InterruptedWaiting, InterruptFlag
 from .lock import LOCK_FILE, locked
 from .network import Network
+from .pace import Pace
 from .processes import is_first
 from .results import by_class, scores, write_results
 from .state import write_state
@@ -157,6 +159,8 @@ class RunFolder(Callback):
         folder: the run folder.
         network: whose weights are kept, with their spec.
         recorder: of the metrics.
+        pace: says when several processes agree on whether to save or to stop.
+        guard: looks before the state is saved.
         about: what `results.json` says of the run besides its scores.
         averaging: the average that is kept in place of the model's own weights, if any.
         every_seconds: time after which the state is saved within an epoch.
@@ -170,6 +174,8 @@ class RunFolder(Callback):
         *,
         network: Network,
         recorder: Recorder,
+        pace: Pace,
+        guard: Guard | None = None,
         about: Mapping[str, Any] | None = None,
         averaging: Averaging | None = None,
         every_seconds: float = math.inf,
@@ -179,6 +185,8 @@ class RunFolder(Callback):
         self.folder = folder
         self.network = network
         self.recorder = recorder
+        self.pace = pace
+        self.guard = guard
         self.interrupt = InterruptFlag()
         self.started = False
         """Whether training has started, with the whole state restored."""
@@ -209,8 +217,11 @@ class RunFolder(Callback):
         # Not between accumulated batches: no checkpoint holds their gradients.
         if trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        if trainer.world_size > 1 and not self.pace.due:  # to agree is to wait for each other
+            return
         due = time.monotonic() - self._saved >= self.every_seconds
         if self._stopped(trainer):
+            self._look(trainer)
             raise Interrupted
         if trainer.strategy.reduce_boolean_decision(due, all=False):
             self._write(trainer)
@@ -280,7 +291,13 @@ class RunFolder(Callback):
         for *_, old in dropped:
             (self.folder / old).unlink(missing_ok=True)
 
+    def _look(self, trainer: Trainer) -> None:
+        """Make sure that what is to be kept is finite."""
+        if self.guard is not None:
+            self.guard.look(trainer)
+
     def _write(self, trainer: Trainer) -> None:
+        self._look(trainer)
         self._saved = time.monotonic()
         self._save(trainer, LAST_WEIGHTS)
         if trainer.is_global_zero:

@@ -18,7 +18,9 @@ from ..errors import UserError, option
 from ..files import atomic_path
 from ..runs import NOT_FINITE_FILE
 from .module import Inputs
+from .pace import Pace
 from .seeding import StepSeeds
+from .watch import Found, Pass, Watch
 
 _BRANCHES = (  # part of a module's name -> what it belongs to, the more special first
     ("fcu_down", "coupling from the convolution to the transformer branch"),
@@ -40,17 +42,21 @@ class TrainingDivergedError(UserError):
 
 
 class Guard(Callback):
-    """Stops training at the first loss or gradient that is not finite, and says where that began.
+    """Stops training when a loss or a gradient is not finite, and says where that began.
 
-    Works with a `ClassifierModule`. The weights are left as they were before the step.
+    Works with a `ClassifierModule`. No step waits for the device: the guard looks about once a second
+    (`Pace`), before every validation, and before anything is saved. What it names is the first step that went
+    wrong, which it repeats with the weights and images of then. The weights are left as they were before that
+    step; the optimizer's state is not.
 
     Args:
         folder: where the diagnosis is written as `not_finite.json`; None for nowhere.
         seeds: seeds of the steps, so that the diagnosis repeats the step exactly.
         name: gives the name of an image from its number in the source.
+        pace: says when to look; None for one of its own. If given, it must be a callback before this one.
 
     Raises:
-        TrainingDivergedError: from within the step.
+        TrainingDivergedError: from within training.
     """
 
     def __init__(
@@ -59,51 +65,99 @@ class Guard(Callback):
         *,
         seeds: StepSeeds | None = None,
         name: Callable[[int], str] | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.folder = folder
         self.seeds = seeds
         self.name = name
+        self.pace = pace or Pace()
+        self._own_pace = pace is None
+        self._watch = Watch()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watch.clear()
+        if self._own_pace:
+            self.pace.on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._own_pace:
+            self.pace.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        # A single process must not leave a step alone while the others wait in it.
-        if not trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(loss))):
-            self._stop(trainer, pl_module)
+        inputs = getattr(pl_module, "inputs", None)
+        assert isinstance(inputs, Inputs), "Guard works with a ClassifierModule"
+        at = Pass(
+            epoch=trainer.current_epoch + 1,
+            step=trainer.global_step,
+            lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            indices=inputs.indices,
+            seeds=None if self.seeds is None else self.seeds.step,
+        )
+        self._watch.loss(at, inputs.images, loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if trainer.precision == "16-mixed":
-            return  # its scaler skips steps with such gradients, and lowers its scale
-        gradients = {n: p.grad for n, p in _network(pl_module).named_parameters() if p.grad is not None}
-        norms = torch._foreach_norm(list(gradients.values()))
-        if not bool(torch.isfinite(torch.stack([norm.to(pl_module.device) for norm in norms])).all()):
-            first = next(
-                n for n, norm in zip(gradients, norms, strict=True) if not bool(torch.isfinite(norm))
-            )
-            self._stop(trainer, pl_module, parameter=first)
+        # The scaler of float16 skips steps with such gradients, and lowers its scale.
+        if trainer.precision != "16-mixed":
+            self._watch.gradients(_network(pl_module))
+        if self.pace.due:
+            self.look(trainer)
+        else:
+            self._watch.before_step(_network(pl_module))
 
-    def _stop(self, trainer: Trainer, module: LightningModule, *, parameter: str | None = None) -> NoReturn:
-        inputs = getattr(module, "inputs", None)
-        assert isinstance(inputs, Inputs), "Guard works with a ClassifierModule"
-        network = _network(module)
-        if self.seeds is not None:
-            self.seeds.again()  # stochastic depth must leave out what it left out
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.look(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.look(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.look(trainer)
+
+    def look(self, trainer: Trainer) -> None:
+        """Wait for the device, and stop if a step since the last look was not finite.
+
+        All processes must look at the same time.
+
+        Raises:
+            TrainingDivergedError: one was not finite, in any of the processes.
+        """
+        if not self._watch.passes:
+            return
+        found = self._watch.found()
+        # A single process must not leave the others waiting for it in a later step.
+        if not trainer.strategy.reduce_boolean_decision(not found.bad):
+            self._stop(trainer, found)
+        self._watch.clear()
+
+    def _stop(self, trainer: Trainer, found: Found) -> NoReturn:
+        self._watch.clear()
+        network = _network(trainer.lightning_module)
+        if self.seeds is not None and found.at.seeds is not None:
+            self.seeds.again(found.at.seeds)  # stochastic depth must leave out what it left out
         what, where = find_first(
             network,
-            inputs.images,
-            parameter=parameter,
+            found.images,
+            parameter=found.parameter,
             autocast=trainer.precision_plugin.forward_context,
         )
-        diagnosis = Diagnosis(
+        numbers = [] if self.name is None or found.at.indices is None else found.at.indices.tolist()
+        own = Diagnosis(
             what=what,
             module=where,
             branch=branch_of(where) if what != "input" and hasattr(network, "forward_branches") else "",
-            epoch=trainer.current_epoch + 1,
-            step=trainer.global_step,
-            lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            epoch=found.at.epoch,
+            step=found.at.step,
+            lr=found.at.lr,
             precision=trainer.precision.removesuffix("-true"),
-            images=[] if self.name is None else [self.name(index) for index in inputs.indices],
+            images=[self.name(number) for number in numbers] if self.name is not None else [],
         )
+        diagnosis = _first_of_all(trainer, own, found)
         if self.folder is None:
             raise TrainingDivergedError(str(diagnosis))
         if trainer.is_global_zero:
@@ -161,6 +215,16 @@ class Diagnosis:
         with atomic_path(folder / NOT_FINITE_FILE) as temporary:
             values = asdict(self) | {"remedy": self.remedy}
             temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _first_of_all(trainer: Trainer, own: Diagnosis, found: Found) -> Diagnosis:
+    """Return the diagnosis of the process in which it began; the others have its gradients alone."""
+    if trainer.world_size == 1:
+        return own
+    all_of_them: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(all_of_them, (not found.bad, found.parameter is not None, own))
+    diagnosis: Diagnosis = min(all_of_them, key=lambda each: each[:2])[2]
+    return diagnosis
 
 
 def find_first(

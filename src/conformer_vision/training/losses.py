@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
 from ..data.base import is_counted
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Cross-entropy with a weight per class: torch's for soft targets, for labels too.
+    """Cross-entropy with a weight per class.
 
     The weighted losses are divided by the number of images. torch divides those of labels by the sum of
     their weights instead, which hides the weights in small batches and would tie the loss of an image to the
@@ -31,11 +31,14 @@ class WeightedCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (B, K) for labels (B,) or soft targets (B, K)."""
-        if target.ndim == 1:
-            target = one_hot(target, len(self.weight))
-        return cross_entropy(
-            logits.float(), target.float(), weight=self.weight, label_smoothing=self.label_smoothing
+        losses: Tensor = cross_entropy(
+            logits.float(),
+            target if target.ndim == 1 else target.float(),
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
         )
+        return losses.mean()
 
 
 class BinaryCrossEntropy(nn.Module):
@@ -57,9 +60,15 @@ class BinaryCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (B, K) for targets (B, K) in [0, 1]."""
-        counted = is_counted(target)
-        target = target[counted].float() * (1 - self.label_smoothing) + self.label_smoothing / 2
-        return binary_cross_entropy_with_logits(logits[counted].float(), target, pos_weight=self.pos_weight)
+        counted = is_counted(target)  # to take these rows out, a GPU would have to be waited for
+        target = target.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses: Tensor = binary_cross_entropy_with_logits(
+            logits.float(),
+            target.masked_fill(~counted[:, None], 0.0),
+            pos_weight=self.pos_weight,
+            reduction="none",
+        )
+        return losses.mean(dim=1).masked_fill(~counted, 0.0).sum() / counted.sum()
 
 
 class AsymmetricLoss(nn.Module):

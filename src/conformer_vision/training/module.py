@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..data.base import is_counted
+from ..data.handover import Batch
 from ..errors import UserError
 from ..models.freezing import hold_frozen
 from .losses import BranchLoss
@@ -35,8 +36,8 @@ class Inputs(NamedTuple):
 
     images: Tensor
     """(B, C, H, W), resized and mixed."""
-    indices: list[int]
-    """Numbers of the images in their source; empty where the batch does not say."""
+    indices: Tensor | None
+    """Numbers of the images in their source (B,); None where the batch does not say."""
 
 
 class ClassifierModule(lightning.LightningModule):
@@ -132,19 +133,24 @@ class ClassifierModule(lightning.LightningModule):
             hold_frozen(self.model)
         return self
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; with a teacher the labels stay, so that the host sees which images have one."""
+        if self.distillation is None or not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch._replace(images=batch.images.to(device, non_blocking=True))
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        images, target = batch[0], batch[1]
+        images, target = batch[0], batch[1].to(batch[0].device, non_blocking=True)
         if self.resize is not None:
             images = self.resize(images, self.global_step)
         images = self._arrange(images)
-        labelled = is_counted(target)
+        labelled = is_counted(batch[1])
         if self.distillation is not None:
             target = target.clamp(min=0)  # MixUp makes vectors of them; those without a label are not used
         if self.mixup is not None:
             images, target = self.mixup(images, target)
             labelled = labelled & labelled.flip(0)  # with which it mixes
-        indices = getattr(batch, "indices", None)
-        self.inputs = Inputs(images, [] if indices is None else indices.tolist())
+        self.inputs = Inputs(images, getattr(batch, "indices", None))
         output = self.model(images)
         loss: Tensor
         if self.distillation is None:
@@ -192,7 +198,7 @@ class ClassifierModule(lightning.LightningModule):
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     def _score(self, scores: Scores, batch: Sequence[Any]) -> None:
-        images, target = self._arrange(batch[0]), batch[1]
+        images, target = self._arrange(batch[0]), batch[1].to(batch[0].device, non_blocking=True)
         if self.two_heads:
             branches = self.model.forward_branches(images)  # type: ignore[operator]
             fused = self.model.fuse_logits(branches)  # type: ignore[operator]

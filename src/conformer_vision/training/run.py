@@ -172,7 +172,7 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     if isinstance(train, ImageSource) and isinstance(val, ImageSource) and isinstance(drawn, ImageSource):
         images = {"train": len(train), "val": len(val)}
         number = len(drawn) + len(val)
-    clock = parts.schedule.clock
+    clock, pace = parts.schedule.clock, parts.schedule.pace
     seeds = StepSeeds(config.data.seed)
     recorder = Recorder(clock, batch_size=parts.data.batch_size)
     averaging = None
@@ -182,10 +182,14 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     patience = None
     if config.schedule.patience is not None:
         patience = Patience(config.schedule.patience, score=task.leading, heads=heads)
+    name = None if isinstance(drawn, ImageStream) else drawn.name
+    guard = Guard(folder, seeds=seeds, name=name, pace=pace)
     run_folder = RunFolder(
         folder,
         network=parts.network,
         recorder=recorder,
+        pace=pace,
+        guard=guard,
         about={
             "version": parts.network.spec.version,
             "model": parts.network.spec.model,
@@ -203,10 +207,11 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     callbacks: list[lightning.Callback | None] = [
         LearningRateMonitor("step") if config.output.logger_names else None,
         averaging,
+        pace,
         clock,
         seeds,
         heads,
-        Guard(folder, seeds=seeds, name=None if isinstance(drawn, ImageStream) else drawn.name),
+        guard,
         BrokenImages(folder, images=number, most=config.data.max_broken),
         recorder,
         patience,

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .groups import ScheduleConfig
+from .pace import Pace
 
 FORWARD_SHARE = 0.35
 """Of the time of a training step, what the same images take without a backward pass."""
@@ -26,11 +27,19 @@ class Clock(Callback):
 
     Args:
         limit: seconds the run may take; None for no limit.
+        pace: says when several processes hear the first one's clock; None for in every step.
         now: a monotonic clock in seconds.
     """
 
-    def __init__(self, limit: float | None = None, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limit: float | None = None,
+        *,
+        pace: Pace | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limit = limit
+        self.pace = pace
         self.reserve = 0.0
         """Seconds at the end that are kept for the last validation: what the previous one took."""
         self._now = now
@@ -71,7 +80,8 @@ class Clock(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self.limit is not None:
+        told = trainer.world_size > 1 and self.pace is not None and not self.pace.begins
+        if self.limit is not None and not told:
             self._told = trainer.strategy.broadcast(self._own)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,7 +109,8 @@ class Schedule:
     def __init__(self, config: ScheduleConfig, *, lr: float) -> None:
         self.config = config
         self.lr = lr
-        self.clock = Clock(None if config.max_minutes is None else 60 * config.max_minutes)
+        self.pace = Pace()
+        self.clock = Clock(None if config.max_minutes is None else 60 * config.max_minutes, pace=self.pace)
         self.total_steps = 1
         """Optimizer steps of the whole run, unless time ends it earlier; `scheduler` sets it."""
         self.frozen_steps = 0

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+Step = tuple[int, int, int, int]
+"""Seed of the run, process, epoch and batch."""
+
 
 class StepSeeds(Callback):
     """Seeds every training step from the run's seed, the process, the epoch and the batch.
@@ -22,17 +25,18 @@ class StepSeeds(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._step = (seed, 0, 0, 0)
+        self.step: Step = (seed, 0, 0, 0)
+        """The step under way."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._step = (self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
-        self.again()
+        self.step = (self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
+        self.again(self.step)
 
-    def again(self) -> None:
-        """Put the generators of Python, NumPy and torch back to where the current step began."""
-        first, second = np.random.SeedSequence(self._step).generate_state(2).tolist()
+    def again(self, step: Step) -> None:
+        """Put the generators of Python, NumPy and torch back to where a step began."""
+        first, second = np.random.SeedSequence(step).generate_state(2).tolist()
         random.seed(first)
         np.random.seed(first)
         torch.manual_seed((first << 32) + second)

@@ -75,7 +75,7 @@ class Teacher:
         self.model.to(images.device)
         logits: Tensor = self.model(self.prepare(images)).float()
         if self._places is not None:
-            logits = logits[:, self._places.to(logits.device)]
+            logits = logits[:, self._places.to(logits.device, non_blocking=True)]
         if timed:
             if images.device.type == "cuda":
                 torch.cuda.synchronize(images.device)
@@ -104,7 +104,8 @@ class Teacher:
 
 
 def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+    made = torch.tensor(values, dtype=images.dtype)
+    return made.to(images.device, non_blocking=True)[:, None, None]  # made there, it would be waited for
 
 
 def load_teacher(
@@ -197,15 +198,16 @@ class Distillation:
             images: (B, C, H, W) that the student saw.
             output: its logits (B, K), or those of its heads.
             target: labels (B,) or targets (B, K).
-            labelled: (B,) bool; the targets of the others are not looked at.
+            labelled: (B,) bool, on the CPU unless the device may be waited for; the targets of the others are
+                not looked at.
             label_loss: of logits, or of a tuple of them, and targets.
         """
         loss: Tensor = self.alpha * self._loss(output, self.teacher(images))
-        share = float(labelled.float().mean())
-        if share and self.alpha < 1:
-            if share < 1:
-                target = target[labelled]
-                rows = [logits[labelled] for logits in ([output] if isinstance(output, Tensor) else output)]
-                output = rows[0] if isinstance(output, Tensor) else tuple(rows)
-            loss = loss + (1 - self.alpha) * share * label_loss(output, target)
+        rows = labelled.nonzero().flatten()
+        if len(rows) and self.alpha < 1:
+            if len(rows) < len(images):
+                rows = rows.to(images.device, non_blocking=True)
+                target = target[rows]
+                output = output[rows] if isinstance(output, Tensor) else tuple(each[rows] for each in output)
+            loss = loss + (1 - self.alpha) * len(rows) / len(images) * label_loss(output, target)
         return loss

@@ -76,6 +76,9 @@ def build_trainer(
             f"device {config.device!r} with devices {devices} cannot be used here "
             f"({first_line(error)}); 'cpu' always can"
         ) from error
+    # Before every batch lightning asks the first process whether SIGTERM came. RunFolder asks all of them,
+    # about once a second (Pace).
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     if isinstance(trainer.accelerator, CPUAccelerator):
         if config.precision == "16-mixed":
             raise UserError("precision 16-mixed needs a GPU; bf16-mixed works on the CPU too")
