@@ -38,6 +38,7 @@ aug_repeats: 2
 save_top_k: 3
 save_minutes: 0.02
 device: cpu
+precision: "32"
 report: false
 augment: {auto_augment: rand-m5-mstd0.5-inc1, re_prob: 0.2}
 """

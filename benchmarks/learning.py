@@ -66,8 +66,13 @@ class Experiment:
         values |= options | {"seed": self.seed, "output": str(runs / self.slug), "auto_resume": True}
         for name, folder in (("data", data), ("unlabelled", data), ("teacher", runs)):
             if name in values:
-                values[name] = str(folder / values[name])
+                values[name] = located(values[name], folder)
         return TrainConfig.from_options(**values)
+
+
+def located(name: str, folder: Path) -> str:
+    """Where the data of an experiment lies; the digits need no files."""
+    return name if name == "digits" else str(folder / name)
 
 
 def read_experiments(path: Path = EXPERIMENTS) -> list[Experiment]:
@@ -112,7 +117,8 @@ def store(experiment: Experiment, folder: Path, data: Path, results: Path = RESU
     weights = folder / "last.safetensors"
     size = experiment.test_size
     if experiment.test is None:
-        measured = evaluate(weights, data / experiment.options["data"], split="val", input_size=size)
+        held_out = located(experiment.options["data"], data)
+        measured = evaluate(weights, held_out, split="val", input_size=size)
     else:
         measured = evaluate(weights, data / experiment.test, split="all", input_size=size)
     values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

@@ -77,16 +77,17 @@ def start(
     output: Path,
     patience: float = interrupt.PATIENCE,
     torchrun: bool = False,
+    command: Callable[[list[str]], int] = main,
     **environment: str,
 ) -> ForkServerProcess:
     """The command in a process of its own that has the libraries already, and leads its own group.
 
     It writes to the file `output`; after a signal it waits for others for `patience` seconds. With `torchrun`
-    its agent starts the command twice.
+    its agent starts the command twice. `command` takes the place of the command's own function.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["conformer_vision.training.run"])
-    command = _twice if torchrun else main
+    command = _twice if torchrun else command
     process = context.Process(
         target=_command, args=(command, [str(a) for a in arguments], output, patience, environment)
     )

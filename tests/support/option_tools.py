@@ -18,6 +18,7 @@ from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_network, build_preprocessing
 from conformer_vision.training.parts import build_data, build_module
+from conformer_vision.training.precision import where_open
 from conformer_vision.training.schedule import Schedule
 from conformer_vision.training.start import settle
 
@@ -68,9 +69,8 @@ def module(config: TrainConfig, *, steps_per_epoch: int = 10, num_classes: int =
     torch.manual_seed(0)
     network = build_network(config.model, config.hardware, tuple(map(str, range(num_classes))))
     schedule = Schedule(config.schedule, lr=config.optimizer.lr)
-    classifier = build_module(
-        network, schedule, config.optimizer, config.regularization, config.hardware, images=2
-    )
+    hardware = where_open(config.hardware)
+    classifier = build_module(network, schedule, config.optimizer, config.regularization, hardware, images=2)
     steps = steps_per_epoch * config.schedule.epochs
     trainer: Any = SimpleNamespace(
         estimated_stepping_batches=steps, global_step=0, current_epoch=0, world_size=1

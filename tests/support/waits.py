@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conformer_vision.training import module
+from conformer_vision.cli import main
+from conformer_vision.training import module, pace, parts, progress
 from conformer_vision.training.pace import Pace
+from conformer_vision.training.precision import Choice, SharedPrecision
 
 METHODS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
 COLLECTIVES = (
@@ -70,6 +72,26 @@ class _Operations(TorchDispatchMode):
         if (masks or name in OPERATIONS) and not isinstance(args[0], OnTheHost) and not _is_on_the_host():
             self.found.append(f"aten.{name}")
         return func(*args, **(kwargs or {}))
+
+
+def main_counted(arguments: list[str]) -> int:
+    """The command, in whose training only the first step is looked at; the first process chooses bfloat16."""
+    precisions: list[str] = []
+    setup = SharedPrecision.setup
+
+    def noting(self: SharedPrecision, trainer: Any, pl_module: Any, stage: str) -> None:
+        setup(self, trainer, pl_module, stage)
+        precisions.append(trainer.precision)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pace, "SECONDS", 1e6)
+        patch.setattr(progress, "_EVERY_SECONDS", 1e6)
+        patch.setattr(parts, "_choose", lambda *_, **__: Choice("bf16-mixed"))
+        patch.setattr(SharedPrecision, "setup", noting)
+        with counted() as found:
+            status = main(arguments)
+    print(f"counted: {found} in {precisions[0]}")
+    return status
 
 
 @contextmanager

@@ -46,6 +46,7 @@ OTHER: dict[str, Any] = {
     "seed": 1,
     "val_fraction": 0.3,
     "mixup": 0.1,
+    "precision": "bf16-mixed",
     "pretrained": True,
     "model_kwargs": {"depths": [2, 2, 2]},
     "augment": {"hflip": 0.0},

@@ -16,6 +16,7 @@ from conformer_vision.training import TrainConfig, memory, train
 from conformer_vision.training.memory import largest_batch, peak_memory, training_step
 from conformer_vision.training.network import build_network, find_batch_size
 from conformer_vision.training.parts import prepare
+from conformer_vision.training.precision import where_open
 from image_sets import opened
 from option_tools import shows
 
@@ -170,7 +171,7 @@ def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.get_rng_state()
     few: Any = range(5)  # images
-    assert find_batch_size(network, few, config.data, config.hardware) == 4
+    assert find_batch_size(network, few, config.data, where_open(config.hardware)) == 4
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -267,9 +267,8 @@ def test_max_minutes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Every look at the clock takes a second."""
     seconds = iter(range(10**6))
     monkeypatch.setattr(schedule_module, "Clock", partial(Clock, now=lambda: float(next(seconds))))
-    config = tiny(
-        max_minutes=0.5, max_steps=None, epochs=10**6, warmup_epochs=0, output=str(tmp_path / "run")
-    )
+    options: dict[str, Any] = {"max_minutes": 0.5, "max_steps": None, "epochs": 10**6, "precision": "32"}
+    config = tiny(**options, warmup_epochs=0, output=str(tmp_path / "run"))
     rows = (train(config) / "metrics.csv").read_text().splitlines()
     names = rows[0].split(",")
     lrs = [float(row.split(",")[names.index("lr")]) for row in rows[1:]]

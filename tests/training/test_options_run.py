@@ -23,6 +23,7 @@ from conformer_vision.training.folder import RunFolder, claimed
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import Network
 from conformer_vision.training.pace import Pace
+from conformer_vision.training.precision import where_open
 from conformer_vision.training.processes import Processes, count_processes
 from conformer_vision.training.progress import build_progress
 from conformer_vision.training.schedule import Clock
@@ -41,7 +42,7 @@ def trainer(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
-    return lambda **changes: build_trainer(tiny(**changes).hardware, epochs=1)
+    return lambda **changes: build_trainer(where_open(tiny(**changes).hardware), epochs=1)
 
 
 @shows("device")

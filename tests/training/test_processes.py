@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from command_line import ONE_SERVER, spawn, start
+from conformer_vision.cli import main
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.processes import ended
 from option_tools import rows_of
+from waits import main_counted
 
 Tiny = Callable[..., TrainConfig]
 Weights = Callable[..., dict[str, Tensor]]
@@ -64,7 +66,9 @@ def run_by_torchrun(config: TrainConfig, folder: Path) -> Path:
     return run
 
 
-def start_pair(config: TrainConfig, folder: Path) -> tuple[Path, list[ForkServerProcess], list[Path]]:
+def start_pair(
+    config: TrainConfig, folder: Path, *, command: Callable[[list[str]], int] = main
+) -> tuple[Path, list[ForkServerProcess], list[Path]]:
     """Start two processes with what torchrun tells its own; these have the libraries already."""
     recipe, run = recipe_of(config, folder), folder / "run"
     with socket.socket() as free:
@@ -77,6 +81,7 @@ def start_pair(config: TrainConfig, folder: Path) -> tuple[Path, list[ForkServer
         start(
             *("train", f"--recipe={recipe}", f"--output={run}"),
             output=output,
+            command=command,
             **group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank, output in enumerate(outputs)
@@ -143,6 +148,19 @@ def test_conformer_in_two_processes(tiny: Tiny, tmp_path: Path, weights: Weights
         del mine[name], other[name]
     close(mine, other, rtol=1e-4)
     assert rows_of(two)[-1]["train_loss"] == pytest.approx(rows_of(one)[-1]["train_loss"], rel=1e-3)
+
+
+@ONE_SERVER
+def test_no_step_waits_for_the_other_process_but_for_gradients(tiny: Tiny, tmp_path: Path) -> None:
+    """And both compute in the precision that the first one has chosen."""
+    config = tiny(**PLAIN | {"epochs": 1, "batch_size": 4, "val_fraction": 0.1, "max_minutes": 60.0})
+    run, processes, outputs = start_pair(config, tmp_path / "two", command=main_counted)
+    for process in processes:
+        process.join(100)
+        process.kill()
+    for output in outputs:
+        assert "counted: ['end'] in bf16-mixed" in output.read_text()
+    assert "precision: bf16-mixed\n" in (run / "config.yaml").read_text()
 
 
 @ONE_SERVER

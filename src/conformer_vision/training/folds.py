@@ -23,6 +23,7 @@ from .continuing import decided, with_absolute_paths
 from .fold_results import say_folds, score_folds
 from .folder import claimed, write_config
 from .interrupt import TrainingInterrupted
+from .precision import where_open
 from .processes import count_processes
 from .recipe import read_config
 from .results import ends, is_complete, write_results
@@ -82,9 +83,8 @@ def train_folds(
         with _as_whole(folder, auto_resume=config.output.auto_resume):
             for fold in range(folds):
                 own = folder / fold_name(fold)
-                if fold and config.data.batch_size == "auto":  # the first one has found it
-                    found = read_config(folder / fold_name(0) / CONFIG_FILE).data.batch_size
-                    config = replace(config, data=replace(config.data, batch_size=found))
+                if fold:
+                    config = _as_first(config, read_config(folder / fold_name(0) / CONFIG_FILE))
                 begun = own if (own / CONFIG_FILE).is_file() else None
                 of_fold = replace(
                     config,
@@ -103,6 +103,16 @@ def train_folds(
         else:
             say(f"{folder} is complete; nothing is left to train")
     return folder
+
+
+def _as_first(config: TrainConfig, first: TrainConfig) -> TrainConfig:
+    """Fill in what the first fold has found by trying."""
+    size = config.data.batch_size
+    return replace(
+        config,
+        data=replace(config.data, batch_size=first.data.batch_size if size == "auto" else size),
+        hardware=where_open(config.hardware, first.hardware.precision),
+    )
 
 
 def _is_joined(folder: Path, config: TrainConfig) -> bool:

@@ -21,7 +21,7 @@ Channels = Literal[1, 3]
 BatchSize = int | Literal["auto"]
 Fold = int | Literal["all"]
 Branch = Literal["conv", "trans"]
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 GradCheckpointing = Literal["off", "cheap", "full"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Devices = int | Literal["auto"]
@@ -343,8 +343,9 @@ class HardwareConfig(Group):
 
     device: Device = "auto"
     """Where to compute; "auto" picks an accelerator if there is one."""
-    precision: Precision = "32"
-    """float32, or mixed precision with bfloat16 or float16 (GPU only)."""
+    precision: Precision = "auto"
+    """float32, or mixed precision with bfloat16 or float16 (GPU only). "auto" measures a few steps first, and
+    takes bfloat16 where it is 1.2 times as fast, else float32."""
     channels_last: bool = False
     """Use the channels-last memory format, which suits mixed precision."""
     compile: bool = False

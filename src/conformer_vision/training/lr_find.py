@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ..files import atomic_path
 from .config import TrainConfig
 from .module import ClassifierModule
 from .parts import prepare
+from .precision import where_open
 from .processes import count_processes
 from .trainer import build_trainer, quiet_lightning
 
@@ -57,6 +58,7 @@ def find_lr(config: TrainConfig, *, steps: int = 100) -> LearningRates:
         raise UserError("lr-find is for one process; start it without torchrun and devices")
     if config.data.batch_size == "auto":
         raise UserError("batch_size auto: lr-find needs the number; train prints the one it finds")
+    config = replace(config, hardware=where_open(config.hardware))
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
         parts = prepare(config)
         config, data = parts.config, parts.data

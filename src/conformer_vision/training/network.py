@@ -158,7 +158,7 @@ def find_batch_size(
     Raises:
         UserError: not even two images fit.
     """
-    device = _device(hardware)
+    device = device_of(hardware)
     probe = network.model if device.type == "cpu" else deepcopy(network.model).to(device)
     most = config.epoch_images or 4096 if isinstance(images, ImageStream) else len(images)
     size = largest_batch(
@@ -177,7 +177,7 @@ def check_memory(network: Network, config: DataConfig, hardware: HardwareConfig,
     Raises:
         UserError: it does not fit.
     """
-    if _device(hardware).type != "cpu":  # a GPU has memory of its own, and errors
+    if device_of(hardware).type != "cpu":  # a GPU has memory of its own, and errors
         return
     here, machines = count_processes(hardware)
     images = images_per_batch(batch_size, here * machines, config.accumulate)
@@ -192,7 +192,8 @@ def check_memory(network: Network, config: DataConfig, hardware: HardwareConfig,
     )
 
 
-def _device(hardware: HardwareConfig) -> torch.device:
+def device_of(hardware: HardwareConfig) -> torch.device:
+    """Return the kind of device that a run computes on."""
     if hardware.device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     mps = hardware.device == "mps" or (hardware.device == "auto" and torch.backends.mps.is_available())

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import lightning
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..console import say
 from ..data import ImageDataModule, ImageSource
@@ -19,7 +20,7 @@ from ..errors import UserError
 from ..runs import LAST_CHECKPOINT
 from .class_weights import class_weights
 from .config import TrainConfig
-from .groups import DataConfig, HardwareConfig, OptimizerConfig, RegularizationConfig
+from .groups import DataConfig, HardwareConfig, OptimizerConfig, Precision, RegularizationConfig
 from .module import ClassifierModule
 from .network import (
     Network,
@@ -28,9 +29,11 @@ from .network import (
     check_memory,
     check_progressive,
     check_single,
+    device_of,
     find_batch_size,
 )
 from .optimization import build_loss, build_mixup, build_optimizer
+from .precision import FLOAT32, Choice, SharedPrecision, choose_precision, where_open
 from .processes import count_processes, is_first
 from .progress import opening_lines
 from .schedule import Schedule
@@ -51,6 +54,8 @@ class Parts(NamedTuple):
     network: Network
     schedule: Schedule
     module: ClassifierModule
+    shared: SharedPrecision | None
+    """Where several processes must follow the first one's choice of the precision."""
 
 
 def prepare(
@@ -88,13 +93,14 @@ def prepare(
     distillation = build_distillation(config, network.spec, download=processes == 1)
     if distillation is not None and is_first():
         say(distillation.teacher.describe())
+    sized = where_open(config.hardware)  # float32 takes the most memory
     if config.data.batch_size == "auto":
         if processes > 1:
             raise UserError("batch_size auto is for one process; find it with one, then give batch_size")
-        data.batch_size = find_batch_size(network, data.drawn_images, config.data, config.hardware)
+        data.batch_size = find_batch_size(network, data.drawn_images, config.data, sized)
         say(f"batch_size: {data.batch_size}")
     images = images_per_batch(data.batch_size, processes, config.data.accumulate)
-    check_memory(network, config.data, config.hardware, batch_size=data.batch_size)
+    check_memory(network, config.data, sized, batch_size=data.batch_size)
     if images == 1 and not config.hardware.sync_bn:
         check_single(network)
     if config.schedule.progressive_from is not None:
@@ -102,6 +108,15 @@ def prepare(
     check_stages(network.model, config.schedule)
     assert config.optimizer.lr is not None
     schedule = Schedule(config.schedule, lr=config.optimizer.lr)
+    shared = None
+    if config.hardware.precision == "auto":
+        choice = _choose(config, network, data, images=images) if is_first() else Choice(FLOAT32)
+        if choice.line is not None:
+            say(choice.line)
+        schedule.clock.add(choice.seconds)
+        config = replace(config, hardware=where_open(config.hardware, choice.precision))
+        if processes > 1:
+            shared = SharedPrecision(choice.precision, optimizer=partial(_optimizer, config.optimizer))
     module = build_module(
         network,
         schedule,
@@ -113,7 +128,29 @@ def prepare(
         distillation=distillation,
         val_groups=data.val_images.groups if isinstance(data.val_images, ImageSource) else None,
     )
-    return Parts(config, weights, data, network, schedule, module)
+    return Parts(config, weights, data, network, schedule, module, shared)
+
+
+def _choose(config: TrainConfig, network: Network, data: ImageDataModule, *, images: int) -> Choice:
+    """Choose the precision of a run whose passes have so many images."""
+    drawn = data.drawn_images
+    number = (
+        len(drawn) if isinstance(drawn, ImageSource) else config.data.epoch_images or drawn.length or math.inf
+    )
+    steps = min(config.schedule.epochs * (number // data.batch_size), config.schedule.max_steps or math.inf)
+    return choose_precision(
+        network.model,
+        network.spec.input_size,
+        images=images,
+        steps=steps,
+        device=device_of(config.hardware),
+        optimizer=partial(_optimizer, config.optimizer),
+        channels_last=config.hardware.channels_last,
+    )
+
+
+def _optimizer(config: OptimizerConfig, model: nn.Module, precision: Precision) -> Optimizer:
+    return build_optimizer(model, config, precision=precision)
 
 
 def build_data(

@@ -206,6 +206,7 @@ def build_callbacks(parts: Parts, folder: Path) -> tuple[list[lightning.Callback
     )
     callbacks: list[lightning.Callback | None] = [
         LearningRateMonitor("step") if config.output.logger_names else None,
+        parts.shared,
         averaging,
         pace,
         clock,

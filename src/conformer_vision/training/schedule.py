@@ -74,6 +74,10 @@ class Clock(Callback):
         """Start to count."""
         self._began = self._now()
 
+    def add(self, seconds: float) -> None:
+        """Count what was done for the run before it began."""
+        self._before += seconds
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start()
 

@@ -37,7 +37,7 @@ def build_trainer(
     """Make the trainer of a run.
 
     Args:
-        config: device, precision and processes.
+        config: device, precision, which has been chosen, and processes.
         epochs: passes over the training images.
         accumulate: forward and backward passes per optimizer step.
         clip_grad: largest gradient norm.
@@ -49,6 +49,7 @@ def build_trainer(
     Raises:
         UserError: a device, a number of processes or a precision that this machine does not have.
     """
+    assert config.precision != "auto", "parts.prepare chooses it"
     devices, nodes = count_processes(config)
     try:
         trainer = lightning.Trainer(
