@@ -6,11 +6,11 @@ mirroring and normalisation. They take turns, so that whatever else slows the ma
 medians of images per second, the ratio to torchvision (above 1: ours is faster), and the share of a short
 training that waits for images.
 
-The photos of 12 megapixels are always parts of scikit-learn's two photos, enlarged, with the noise of a
-camera's sensor, without which their files would be a fraction of the usual size.
+The photos of 12 megapixels are always parts of scikit-learn's two photos, enlarged. They lack a camera's
+noise, so their files are small; `--noise 4` adds it: unpacking the bytes, which cannot be saved, takes longer.
 
     python benchmarks/loader.py                     # two photos of scikit-learn's, cut up: needs no data
-    python benchmarks/loader.py --tasks large --workers 0 --no-training
+    python benchmarks/loader.py --tasks large --workers 0 --no-training --noise 4
     python benchmarks/loader.py --data test.parquet --repeats 9 --json loader.json
 """
 
@@ -70,20 +70,18 @@ class Task:
     edges: tuple[int, int]
     model: str
     train_batch: int
-    noise: float = 0
-    """Standard deviation of what is added to the images that are made, of 255."""
 
 
 TASKS = (
     Task("photos", 224, 32, 128, (320, 320), "conformer_nano_patch16_224", 4),
-    Task("large", 224, 8, 16, (4000, 3000), "conformer_nano_patch16_224", 4, noise=4),
+    Task("large", 224, 8, 16, (4000, 3000), "conformer_nano_patch16_224", 4),
     Task("small", 32, 64, 1024, (32, 32), "conformer_nano_patch8_64", 32),
 )
 STEPS = 20
 
 
-def cut_up(task: Task) -> Iterator[tuple[Image.Image, str]]:
-    """Pieces of scikit-learn's two photos, in four classes."""
+def cut_up(task: Task, *, noise: float = 0) -> Iterator[tuple[Image.Image, str]]:
+    """Pieces of scikit-learn's two photos, in four classes; noise has that standard deviation, of 255."""
     from sklearn.datasets import load_sample_images
 
     photos = [Image.fromarray(array) for array in load_sample_images().images]
@@ -93,9 +91,9 @@ def cut_up(task: Task) -> Iterator[tuple[Image.Image, str]]:
         piece = int(rng.integers(150, 400))
         left, top = (int(rng.integers(edge - piece + 1)) for edge in photo.size)
         image = photo.crop((left, top, left + piece, top + piece)).resize(task.edges)
-        if task.noise:
-            noise = task.noise * rng.standard_normal((image.height, image.width, 3), dtype=np.float32)
-            image = Image.fromarray((np.asarray(image) + noise).round().clip(0, 255).astype(np.uint8))
+        if noise:
+            added = noise * rng.standard_normal((image.height, image.width, 3), dtype=np.float32)
+            image = Image.fromarray((np.asarray(image) + added).round().clip(0, 255).astype(np.uint8))
         yield image, f"class{number % 4}"
 
 
@@ -208,9 +206,11 @@ def waiting(task: Task, root: Path, folder: Path, workers: int) -> dict[str, Any
     }
 
 
-def images_of(data: Path | None, task: Task) -> Iterable[tuple[Image.Image, str]]:
+def images_of(data: Path | None, task: Task, *, noise: float) -> Iterable[tuple[Image.Image, str]]:
     """Those of the set where they are of the task's size, else pieces of photos."""
-    if data is None or task.name == "large":
+    if task.name == "large":
+        return cut_up(task, noise=noise)
+    if data is None:
         return cut_up(task)
     source = require_source(open_images(data, "all"), name=data)
     if (max(source.image(0).size) <= SMALL) != (task.size <= SMALL):
@@ -228,6 +228,7 @@ def main() -> None:
     names = [task.name for task in TASKS]
     parser.add_argument("--tasks", nargs="+", choices=names, default=names, help="sizes of images")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that read")
+    parser.add_argument("--noise", type=float, default=0, help="noise of photos of 12 megapixels, of 255")
     parser.add_argument("--repeats", type=int, default=3, help="timed epochs of each loader")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--no-training", action="store_true", help="leave out the share of waiting")
@@ -243,6 +244,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "data": arguments.data.name if arguments.data else "scikit-learn's sample photos",
         "repeats": arguments.repeats,
+        "noise": arguments.noise,
     }
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
     rows: list[dict[str, Any]] = []
@@ -254,7 +256,7 @@ def main() -> None:
         for task in tasks:
             folder = Path(name, task.name)
             folder.mkdir()
-            files[task] = write(folder, images_of(arguments.data, task))
+            files[task] = write(folder, images_of(arguments.data, task, noise=arguments.noise))
         print(f"{'images':10} {'workers':>7}  {'loader':20} {'per second':>10} {'ratio':>6}")
         for task in tasks:
             for workers in arguments.workers:
