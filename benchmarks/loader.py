@@ -7,7 +7,7 @@ medians of images per second, the ratio to torchvision (above 1: ours is faster)
 training that waits for images.
 
 The photos of 12 megapixels are always parts of scikit-learn's two photos, enlarged. They lack a camera's
-noise, so their files are small; `--noise 4` adds it: unpacking the bytes, which cannot be saved, takes longer.
+noise, so their files are small; `--noise 4` adds it: unpacking the bytes, which nothing saves, takes longer.
 
     python benchmarks/loader.py                     # two photos of scikit-learn's, cut up: needs no data
     python benchmarks/loader.py --tasks large --workers 0 --no-training --noise 4
