@@ -62,7 +62,8 @@ class Experiment:
         """The configuration of its run."""
         options = dict(self.options)
         recipe = options.pop("recipe", None)
-        values = {"pretrained": False} | (read_recipe(find_recipe(recipe)) if recipe else {})
+        values: dict[str, Any] = {"pretrained": False, "precision": "32"}  # where the table names no other
+        values |= read_recipe(find_recipe(recipe)) if recipe else {}
         values |= options | {"seed": self.seed, "output": str(runs / self.slug), "auto_resume": True}
         for name, folder in (("data", data), ("unlabelled", data), ("teacher", runs)):
             if name in values:
