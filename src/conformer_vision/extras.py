@@ -55,7 +55,11 @@ def check_installed(*libraries: str) -> None:
         MissingExtraError: One is not installed.
     """
     for library in libraries:
-        if find_spec(library) is None:
+        try:
+            found = find_spec(library) is not None
+        except ImportError:  # an import hook that hides it
+            found = False
+        if not found:
             raise MissingExtraError(_line(library, "is not installed"))
 
 

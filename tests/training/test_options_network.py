@@ -18,7 +18,7 @@ from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
 from conformer_vision.models import Conformer
 from conformer_vision.training import TrainConfig, train
-from conformer_vision.training.averaging import _average_with
+from conformer_vision.training.averaging import _Average
 from conformer_vision.training.module import ClassifierModule
 from conformer_vision.training.network import build_model
 from option_tools import VIT, batch, group_rates, module, rates, rows_of, shows
@@ -152,9 +152,12 @@ def test_average_of_the_weights(
 
 
 def test_average_without_warmup() -> None:
-    averaged = [torch.tensor([1.0])]
-    _average_with(0.4, warmup=False)(averaged, [torch.tensor([2.0])], 1)
-    assert float(averaged[0]) == pytest.approx(0.4 * 1 + 0.6 * 2)
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = _Average(model, device=torch.device("cpu"), decay=0.4, warmup=False)
+    for value in (1.0, 2.0):
+        torch.nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(0.4 * 1 + 0.6 * 2)
 
 
 # ---- accumulation ----------------------------------------------------------------------------------
