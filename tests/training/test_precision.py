@@ -88,7 +88,7 @@ def test_the_batch_grows_while_steps_are_short(monkeypatch: pytest.MonkeyPatch) 
     assert "a step of 1 images" in str(choose(1).line)
     monkeypatch.setattr(precision._Steps, "_noise", limited)
     assert "a step of 8 images" in str(choose(23).line)
-    monkeypatch.setattr(precision._Steps, "_seconds", lambda self, which, images: 0.3)
+    monkeypatch.setattr(precision._Steps, "_seconds", lambda self, which, images: 1.1)
     assert "a step of 2 images" in str(choose(23).line)
 
 

@@ -27,7 +27,7 @@ FEWEST_STEPS = 50
 FLOAT32: Precision = "32"
 BFLOAT16: Precision = "bf16-mixed"
 _ROUNDS = 5
-_LONG = 0.25
+_LONG = 1.0
 """Seconds of a step above which the measured batch does not grow."""
 _HOPELESS = 4.0
 """Times as long as in float32 that the first step may take in bfloat16; it prepares the later ones."""
@@ -63,7 +63,7 @@ def choose_precision(
     """Choose bfloat16 where a few steps in it are faster by `FASTER`, else float32.
 
     A step is forward, backward and optimizer, on a copy of the network and images of noise. The network, the
-    random numbers and everything else stay as they are. Takes a few seconds.
+    random numbers and everything else stay as they are. Takes from a second to half a minute.
 
     Args:
         model: as it will be trained, but for its device and for torch.compile.
