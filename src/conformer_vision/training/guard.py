@@ -72,6 +72,7 @@ class Guard(Callback):
         self.name = name
         self.pace = pace or Pace()
         self._own_pace = pace is None
+        self._modes: list[bool] = []  # of the network's modules in training
         self._watch = Watch()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,6 +96,8 @@ class Guard(Callback):
             indices=inputs.indices,
             seeds=None if self.seeds is None else self.seeds.step,
         )
+        if not self._watch.passes:
+            self._modes = [module.training for module in _network(pl_module).modules()]
         self._watch.loss(at, inputs.images, loss)
 
     def on_before_optimizer_step(
@@ -138,6 +141,9 @@ class Guard(Callback):
     def _stop(self, trainer: Trainer, found: Found) -> NoReturn:
         self._watch.clear()
         network = _network(trainer.lightning_module)
+        # As in the pass: in eval mode, which validation has begun with, later steps' statistics would count.
+        for module, training in zip(network.modules(), self._modes, strict=True):
+            module.training = training
         if self.seeds is not None and found.at.seeds is not None:
             self.seeds.again(found.at.seeds)  # stochastic depth must leave out what it left out
         what, where = find_first(
