@@ -72,12 +72,21 @@ def model(models: dict[str, Path], tmp_path: Path) -> Model:
 
 class TestOnnx(ConversionContract):
     runtime = "onnx"
-    precisions = ("int8",)
 
 
 class TestOpenVino(ConversionContract):
     runtime = "openvino"
-    precisions = ("fp16", "int8")
+
+    def test_half_precision_is_near(self, model: Model, made: list[str]) -> None:
+        exact = self.predict(model("conformer"), top_k=10)
+        found = self.predict(model("conformer"), precision="fp16", top_k=10)
+        apart = [
+            abs(dict(zip(one.labels, one.probabilities, strict=True))[label] - share)
+            for one, other in zip(found, exact, strict=True)
+            for label, share in zip(other.labels, other.probabilities, strict=True)
+        ]
+        assert 0 < max(apart) < 0.05
+        assert made[-1] == "best-openvino-fp16"
 
 
 # ---- when it pays ------------------------------------------------------------------------------------
