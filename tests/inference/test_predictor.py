@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Prediction, Predictor
 from conformer_vision.weights import Calibrated, load_model, save_calibration, save_model
@@ -259,3 +261,35 @@ def test_temperature_scales_the_prediction_and_no_branch(
         assert ours is not None and theirs is not None
         assert ours.label == theirs.label
         assert ours.probability == pytest.approx(theirs.probability, rel=1e-5)
+
+
+def test_read_and_answer_are_predict(predictor: Predictor, colours: Image.Image, tmp_path: Path) -> None:
+    images = [encoded(colours.rotate(angle), "PNG") for angle in (0, 90, 180)]
+    colours.save(tmp_path / "file.png")
+    with ThreadPoolExecutor(3) as pool:
+        prepared = list(pool.map(predictor.read, images))
+        batches = list(pool.map(predictor.answer, [prepared, prepared[::-1], prepared[1:]]))
+    wanted = predictor(images)
+    for found, rows in zip(batches, [[0, 1, 2], [2, 1, 0], [1, 2]], strict=True):
+        assert all(close(answer, wanted[row]) for answer, row in zip(found, rows, strict=True))
+    file, named = predictor.read(tmp_path / "file.png"), predictor.read(images[1], name="upload")
+    answers = predictor.answer([file, named], top_k=2)
+    assert [answer.name for answer in answers] == [str(tmp_path / "file.png"), "upload"]
+    assert [len(answer.labels) for answer in answers] == [2, 2]
+    assert predictor.answer([]) == []
+
+
+def test_errors_of_read_and_answer(
+    predictor: Predictor, fast: Predictor, colours: Image.Image, tmp_path: Path
+) -> None:
+    with pytest.raises(BrokenImageError, match="upload: cannot be read as an image"):
+        predictor.read(b"junk", name="upload")
+    with pytest.raises(UserError, match="type int"):
+        predictor.read(7)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="is a folder; give it to predict"):
+        predictor.read(tmp_path)
+    image = predictor.read(colours)
+    with pytest.raises(UserError, match="image 1 was prepared for another model"):
+        fast.answer([image])
+    with pytest.raises(UserError, match="top_k 0"):
+        predictor.answer([image], top_k=0)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .predictor import Guess as Guess
     from .predictor import Prediction as Prediction
     from .predictor import Predictor as Predictor
+    from .predictor import Prepared as Prepared
     from .probing import Probe as Probe
     from .probing import probe as probe
 

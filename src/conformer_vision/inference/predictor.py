@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from conformer_vision.inference.views import Views, parse_views
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.preprocessing import read_through
 from conformer_vision.runs import find_model
+from conformer_vision.spec import Preprocessing
 
 TOP_K = 5
 """Classes per image of a model of one label, where no number is given."""
@@ -66,6 +69,17 @@ class Prediction:
     present: tuple[str, ...] | None = None
     """The classes whose probability reaches the model's threshold of the class, the most probable first; None
     for a model of one label per image, and with an error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image as a network takes it, made by `Predictor.read`."""
+
+    name: str
+    values: NDArray[np.float32]
+    """(C, H, W), normalised."""
+    preprocessing: Preprocessing
+    """What made the values; another model may need another."""
 
 
 class Predictor:
@@ -175,10 +189,7 @@ class Predictor:
                 tuple, otherwise when the folder is reached. A missing, broken or oversized image raises
                 nothing; its `Prediction` has an ``error``.
         """
-        if top_k is None:
-            top_k = 0 if self._trained.spec.multilabel else TOP_K
-        elif top_k < 1:
-            raise UserError(f"top_k {top_k}: must be 1 or more")
+        number_of_classes = self._number_of_classes(top_k)
         images = named_images(inputs)
         number = None
         if isinstance(inputs, (str, os.PathLike, list, tuple)):  # names only: find mistakes before any work
@@ -187,10 +198,56 @@ class Predictor:
             self._trained.check_batch(min(self._batch_size, number))
             images = iter(listed)
         self._trained.prepare(number, batch_size=self._batch_size)
-        return self._stream(images, min(top_k, len(self.classes)))
+        return self._stream(images, number_of_classes)
+
+    def read(self, image: ImageInput, *, name: str | None = None) -> Prepared:
+        """Decode one image and transform it to the model's input, for `answer`.
+
+        Args:
+            image: The path of a file, the bytes of a file, or a PIL image.
+            name: What its `Prediction` and an error call it; as in `predict` by default.
+
+        Raises:
+            BrokenImageError: It is missing, broken or too large; the line names it.
+            UserError: A folder, a URL, or an input of another type.
+        """
+        if isinstance(image, (str, os.PathLike)) and os.path.isdir(image):
+            raise UserError(f"{image} is a folder; give it to predict")
+        named = next(named_images([image]))
+        return self._read(named if name is None else replace(named, name=name))
+
+    def answer(self, images: Sequence[Prepared], *, top_k: int | None = None) -> list[Prediction]:
+        """Classify images that `read` prepared, in one forward pass and in their order.
+
+        Args:
+            images: Any number of them.
+            top_k: As in `predict`.
+
+        Raises:
+            UserError: ``top_k`` below 1, images that were prepared for another input, or more of them than
+                fit into memory.
+        """
+        number = self._number_of_classes(top_k)
+        wanted = self._trained.spec.preprocessing
+        for image in images:
+            if image.preprocessing != wanted:
+                raise UserError(f"{image.name} was prepared for another model; read it with this predictor")
+        if not images:
+            return []
+        self._trained.check_batch(len(images))
+        self._trained.prepare(None, batch_size=self._batch_size)
+        return list(self._infer(images, number))
+
+    def _number_of_classes(self, top_k: int | None) -> int:
+        """Return how many classes an answer has, 0 for those that are present."""
+        if top_k is None:
+            top_k = 0 if self._trained.spec.multilabel else TOP_K
+        elif top_k < 1:
+            raise UserError(f"top_k {top_k}: must be 1 or more")
+        return min(top_k, len(self.classes))
 
     def _stream(self, images: Iterator[NamedImage], top_k: int) -> Iterator[Prediction]:
-        pending: deque[tuple[str, Future[Tensor | str]]] = deque()
+        pending: deque[tuple[str, Future[Prepared | str]]] = deque()
         pool = ThreadPoolExecutor(self._readers, thread_name_prefix="read-images")
         try:
             for image in images:
@@ -203,31 +260,35 @@ class Predictor:
         finally:  # also if the caller stops early
             pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, image: NamedImage) -> Future[Tensor | str]:
+    def _submit(self, pool: ThreadPoolExecutor, image: NamedImage) -> Future[Prepared | str]:
         if not isinstance(image.source, Image.Image):
-            return pool.submit(self._read, image)
+            return pool.submit(self._try_to_read, image)
         # The caller may pass its object twice or change it later, so read it now.
-        done: Future[Tensor | str] = Future()
-        done.set_result(self._read(image))
+        done: Future[Prepared | str] = Future()
+        done.set_result(self._try_to_read(image))
         return done
 
-    def _read(self, image: NamedImage) -> Tensor | str:
-        """Return the model's input (C, H, W), or the line that says why there is none."""
+    def _try_to_read(self, image: NamedImage) -> Prepared | str:
+        """Return the model's input, or the line that says why there is none."""
         try:
-            return read_through(self._trained.transform, image.open)
+            return self._read(image)
         except BrokenImageError as error:
             return str(error)
 
-    def _answer(self, batch: list[tuple[str, Future[Tensor | str]]], top_k: int) -> Iterator[Prediction]:
+    def _read(self, image: NamedImage) -> Prepared:
+        values = read_through(self._trained.transform, image.open).numpy()
+        return Prepared(image.name, values, self._trained.spec.preprocessing)
+
+    def _answer(self, batch: list[tuple[str, Future[Prepared | str]]], top_k: int) -> Iterator[Prediction]:
         read = [(name, future.result()) for name, future in batch]
-        whole = [(name, result) for name, result in read if isinstance(result, Tensor)]
+        whole = [result for _, result in read if isinstance(result, Prepared)]
         answers = iter(self._infer(whole, top_k) if whole else ())
         for name, result in read:
             yield Prediction(name, (), (), error=result) if isinstance(result, str) else next(answers)
 
-    def _infer(self, images: list[tuple[str, Tensor]], top_k: int) -> Iterator[Prediction]:
-        """Compute the answers to the images of a batch, by name; all at once what can be."""
-        outputs = self._trained.outputs(torch.stack([image for _, image in images]))
+    def _infer(self, images: Sequence[Prepared], top_k: int) -> Iterator[Prediction]:
+        """Compute the answers to the images of a batch; all at once what can be."""
+        outputs = self._trained.outputs(torch.from_numpy(np.stack([image.values for image in images])))
         heads = {head: values.cpu() for head, values in self._trained.probabilities(outputs.logits).items()}
         fused, several = heads[FUSED], self._trained.spec.multilabel
         finite = torch.stack([values.isfinite().all(dim=1) for values in heads.values()]).all(dim=0).tolist()
@@ -239,7 +300,7 @@ class Predictor:
         ranked = fused.topk(len(self.classes) if several or self._sets is not None else top_k)
         order, probabilities = ranked.indices.tolist(), ranked.values.tolist()
         branches = {head: self._guesses(values) for head, values in heads.items() if head != FUSED}
-        for row, (name, _) in enumerate(images):
+        for row, name in enumerate(image.name for image in images):
             if not finite[row]:
                 yield Prediction(
                     name, (), (), error=f"{name}: the model's output is not finite; train it again"
