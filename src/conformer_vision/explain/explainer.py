@@ -216,7 +216,7 @@ class Explainer:
         """Yield the explanations in the order of the images.
 
         Args:
-            inputs: Paths of files or folders, bytes, or PIL images, as for `Predictor`.
+            inputs: As for `Predictor`: paths of files or folders, and images of every kind.
             classes: Labels of the classes to explain; by default the ``top_k`` most probable of each image.
             top_k: Number of classes per image.
             options: How the heat maps are made; by default ``cam``.
@@ -262,6 +262,7 @@ class Explainer:
         """Yield the images as the network is shown them, with its answers."""
         for named in named_images(inputs):
             try:
+                named = named.held()
                 image = named.open()
                 batch, seen = self.prepare(image, named.open)
             except BrokenImageError as error:

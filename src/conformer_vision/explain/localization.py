@@ -5,7 +5,6 @@ Shapes: H x W pixels of an image.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from conformer_vision.explain.coco import PixelBox, RunLengths, TrueBoxes, match
 from conformer_vision.explain.explainer import Explainer, Explanation, placed, relative
 from conformer_vision.explain.methods import METHODS, HeatMapOptions, method_of, one_branch_method
 from conformer_vision.extras import require
-from conformer_vision.inference.inputs import ImageInput, named_images
+from conformer_vision.inference.inputs import ImageInput, as_several, named_images
 from conformer_vision.inference.runtimes.base import FUSED
 from conformer_vision.models import Conformer
 
@@ -145,7 +144,7 @@ class Localizer:
         """Yield the regions in the order of the images, one image in memory at a time.
 
         Args:
-            inputs: Paths of files or folders, bytes, or PIL images.
+            inputs: As for `Predictor`: paths of files or folders, and images of every kind.
             classes: Labels of the classes to find in every image; by default its ``top_k`` most probable.
             top_k: Number of classes per image.
 
@@ -236,7 +235,7 @@ def localize(
 
     Args:
         model: As for `Explainer`.
-        inputs: Paths of files or folders, bytes, or PIL images.
+        inputs: As for `Predictor`: paths of files or folders, and images of every kind.
         classes: Labels of the classes to find in every image; by default its ``top_k`` most probable.
         top_k: Number of classes per image.
         method: A name of `METHODS`; that of `default_method` by default.
@@ -253,8 +252,7 @@ def localize(
         UserError: As `Explainer.explain`, `read_true_boxes` and `Localizer.fit`, or both a threshold and
             labelled boxes.
     """
-    if not isinstance(inputs, (str, os.PathLike, bytes, Image.Image)):
-        inputs = list(inputs)  # it is gone through twice where there are labelled boxes
+    inputs = list(as_several(inputs))  # it is gone through twice where there are labelled boxes
     explainer = Explainer(model, device=device, whole=whole)
     localizer, fit = make_localizer(
         explainer,

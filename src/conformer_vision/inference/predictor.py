@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from conformer_vision.data import BrokenImageError
@@ -23,7 +22,7 @@ from conformer_vision.inference.conformal import sets
 from conformer_vision.inference.conversion.choice import RuntimeChoice, RuntimeName
 from conformer_vision.inference.conversion.formats import Precision
 from conformer_vision.inference.decisions import is_present
-from conformer_vision.inference.inputs import ImageInput, NamedImage, named_images
+from conformer_vision.inference.inputs import ImageInput, NamedImage, as_several, named_images
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.inference.views import Views, parse_views
@@ -180,19 +179,20 @@ class Predictor:
 
         Args:
             inputs: One or many of: the path of a file or folder (all images in and below it, in natural
-                order), the bytes of a file, a PIL image.
+                order), the bytes of a file, a file opened with ``"rb"``, a PIL image, an array (H, W, C) or
+                (H, W) of 8 bits. What is in memory may be changed once the next image is asked for.
             top_k: Number of classes per image; all classes if the model has fewer. By default 5, and of a
                 model of several labels per image those that are present.
 
         Raises:
-            UserError: ``top_k`` below 1, or a folder without images: at once if ``inputs`` is a path, list or
-                tuple, otherwise when the folder is reached. A missing, broken or oversized image raises
-                nothing; its `Prediction` has an ``error``.
+            UserError: ``top_k`` below 1, or a folder without images: at once if ``inputs`` is one image, a
+                list or a tuple, otherwise when the folder is reached. A missing, broken or oversized image
+                raises nothing; its `Prediction` has an ``error``.
         """
         number_of_classes = self._number_of_classes(top_k)
+        inputs, number = as_several(inputs), None
         images = named_images(inputs)
-        number = None
-        if isinstance(inputs, (str, os.PathLike, list, tuple)):  # names only: find mistakes before any work
+        if isinstance(inputs, (list, tuple)):  # names only: find mistakes before any work
             listed = list(images)
             number = len(listed)
             self._trained.check_batch(min(self._batch_size, number))
@@ -204,7 +204,7 @@ class Predictor:
         """Decode one image and transform it to the model's input, for `answer`.
 
         Args:
-            image: The path of a file, the bytes of a file, or a PIL image.
+            image: As in `predict`, but no folder.
             name: What its `Prediction` and an error call it; as in `predict` by default.
 
         Raises:
@@ -261,12 +261,12 @@ class Predictor:
             pool.shutdown(cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, image: NamedImage) -> Future[Prepared | str]:
-        if not isinstance(image.source, Image.Image):
-            return pool.submit(self._try_to_read, image)
-        # The caller may pass its object twice or change it later, so read it now.
-        done: Future[Prepared | str] = Future()
-        done.set_result(self._try_to_read(image))
-        return done
+        try:
+            return pool.submit(self._try_to_read, image.held())  # the caller may change its object later
+        except BrokenImageError as error:
+            done: Future[Prepared | str] = Future()
+            done.set_result(str(error))
+            return done
 
     def _try_to_read(self, image: NamedImage) -> Prepared | str:
         """Return the model's input, or the line that says why there is none."""
