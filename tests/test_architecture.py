@@ -11,7 +11,7 @@ LONGEST = 400
 
 LAYERS = [
     {"console", "environment", "errors", "extras", "files", "help", "hints", "lazy", "parsing"},
-    {"geometry", "memory", "pages", "plotting", "thresholds", "spec", "preprocessing", "models"},
+    {"geometry", "memory", "pages", "plotting", "thresholds", "spec", "preprocessing", "tensors", "models"},
     {"class_means", "ensemble", "hf", "output_stride", "runs", "weights"},
     {"data"},
     {"training", "inference"},

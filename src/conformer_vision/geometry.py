@@ -103,12 +103,19 @@ def seen_part(preprocessing: Preprocessing, size: Size) -> Box:
     part, resized = kept_in_evaluation(preprocessing, size)
     edges = []
     for start, end, after, kept in zip(part[:2], part[2:], resized, (width, height), strict=True):
-        # timm and torchvision crop from the middle, and pad what is too small.
-        first = round((after - kept) / 2) if after >= kept else -((kept - after) // 2)
+        first = middle(after, kept)
         scale = (end - start) / after
         edges.append((start + first * scale, start + (first + kept) * scale))
     (left, right), (top, bottom) = edges
     return Box(left, top, right, bottom)
+
+
+def middle(edge: int, kept: int) -> int:
+    """Return where the middle of an image's edge begins; before the image where that is too small.
+
+    timm and torchvision crop so, and pad what is too small.
+    """
+    return round((edge - kept) / 2) if edge >= kept else -((kept - edge) // 2)
 
 
 def _resized(preprocessing: Preprocessing, size: Size) -> Size:

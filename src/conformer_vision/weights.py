@@ -32,7 +32,6 @@ from conformer_vision.models import VARIANTS, Conformer, Ensemble
 from conformer_vision.models.checkpoints import check_fit, is_safetensors, load_checkpoint, read_checkpoint
 from conformer_vision.models.foreign import Foreign, describe_checkpoint
 from conformer_vision.models.published import create_published, imagenet_classes
-from conformer_vision.preprocessing import Transform, evaluation_transform
 from conformer_vision.runs import (
     CLASSES_FILE,
     HF_WEIGHTS,
@@ -42,6 +41,7 @@ from conformer_vision.runs import (
     find_weights,
 )
 from conformer_vision.spec import METADATA_KEY, ModelSpec, Preprocessing
+from conformer_vision.tensors import Transform, evaluation_transform
 from conformer_vision.thresholds import ClassThresholds, Thresholds
 
 _log = logging.getLogger(__name__)

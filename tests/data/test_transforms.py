@@ -13,8 +13,9 @@ from torch import Tensor
 
 from conformer_vision.data import AugmentConfig, build_transform
 from conformer_vision.errors import UserError
-from conformer_vision.preprocessing import Transform
-from conformer_vision.spec import Preprocessing
+from conformer_vision.preprocessing import array_pipeline
+from conformer_vision.spec import CROP_MODES, INTERPOLATIONS, Preprocessing
+from conformer_vision.tensors import Transform
 from image_sets import opened
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,17 +43,35 @@ def _draws(augment: AugmentConfig, image: Image.Image, *, count: int = 60, size:
 STILL = AugmentConfig(crop="rrc", scale=(1, 1), ratio=(1, 1), hflip=0)
 
 
-def test_evaluation_is_timms(gradient: Image.Image) -> None:
-    for mode in ("center", "squash", "border"):
-        for size in ((3, 32, 32), (3, 64, 48)):
-            ours = _build(None, size, crop_mode=mode, crop_pct=0.875)(gradient)
-            timms = create_transform(
-                size, mean=MEAN, std=STD, interpolation="bicubic", crop_pct=0.875, crop_mode=mode
-            )(gradient)
-            assert ours.shape == size
-            assert ours.dtype == torch.float32
-            assert ours.is_contiguous()
-            torch.testing.assert_close(ours, timms, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_evaluation_is_timms(gradient: Image.Image, interpolation: str, crop_mode: str) -> None:
+    """The same pixels; the normalised values are rounded otherwise."""
+    settings = {"mean": MEAN, "std": STD, "interpolation": interpolation, "crop_mode": crop_mode}
+    for size in ((3, 32, 32), (3, 64, 48), (3, 35, 90)):
+        for crop_pct in (0.875, 0.9, 1.0):
+            for edges in ((100, 80), (37, 90), (33, 33), (20, 71), (64, 48)):
+                image = gradient.resize(edges)
+                options = settings | {"crop_pct": crop_pct}
+                ours = build_transform(Preprocessing(size, **options))(image)  # type: ignore[arg-type]
+                timms = create_transform(size, **options)(image)
+                assert ours.shape == size
+                assert ours.dtype == torch.float32
+                assert ours.is_contiguous()
+                assert torch.equal(_pixels(ours).round(), _pixels(timms).round())
+                torch.testing.assert_close(ours, timms, rtol=1e-5, atol=1e-5)
+                array = array_pipeline(Preprocessing(size, **options))(image)  # type: ignore[arg-type]
+                assert np.array_equal(array, ours)
+
+
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+def test_evaluation_of_grey_is_timms(gradient: Image.Image, crop_mode: str) -> None:
+    settings = {"mean": (0.3,), "std": (0.2,), "crop_mode": crop_mode, "crop_pct": 0.9}
+    for edges in ((100, 80), (37, 90), (20, 71)):
+        image = gradient.resize(edges)
+        ours = build_transform(Preprocessing((1, 48, 64), **settings))(image)  # type: ignore[arg-type]
+        timms = create_transform((1, 48, 64), interpolation="bicubic", **settings)(image.convert("L"))
+        torch.testing.assert_close(ours, timms, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["crop_pct", "crop_mode", "interpolation", "mean", "std"])

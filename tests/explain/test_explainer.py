@@ -17,8 +17,8 @@ from conformer_vision.errors import UserError
 from conformer_vision.explain import Explainer, explained, overlay
 from conformer_vision.explain.explainer import placed, relative
 from conformer_vision.geometry import Box, seen_part
-from conformer_vision.preprocessing import evaluation_pipeline
 from conformer_vision.spec import ModelSpec, Preprocessing
+from conformer_vision.tensors import evaluation_pipeline
 from conformer_vision.weights import save_model
 
 SIDES = st.integers(20, 250)

@@ -19,7 +19,7 @@ from conformer_vision import Conformer, load
 from conformer_vision.errors import UserError
 from conformer_vision.explain import METHODS, heat_maps
 from conformer_vision.explain.base import Cells, at_centres, at_image_size
-from conformer_vision.preprocessing import evaluation_pipeline
+from conformer_vision.tensors import evaluation_pipeline
 
 NAME = "conformer_nano_patch8_64"
 SMALL: dict[str, Any] = {

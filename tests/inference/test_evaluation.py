@@ -18,9 +18,9 @@ from conformer_vision.data import Splitting, open_images
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Evaluation, evaluate
 from conformer_vision.inference.metrics import METRICS
-from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.runs import mark_config
 from conformer_vision.spec import ModelSpec
+from conformer_vision.tensors import evaluation_transform
 from conformer_vision.weights import Calibrated, load_model, save_calibration, save_model
 from image_sets import opened
 

@@ -16,7 +16,7 @@ from conformer_vision import ModelSpec, probe
 from conformer_vision.data import Splitting, open_images
 from conformer_vision.errors import UserError
 from conformer_vision.inference.probing import evenly, probe_features
-from conformer_vision.preprocessing import evaluation_transform
+from conformer_vision.tensors import evaluation_transform
 from conformer_vision.weights import save_model
 from image_sets import write_folders
 from streamed import write_shards

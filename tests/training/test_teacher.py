@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from conformer_vision.data.unlabelled import open_unlabelled
 from conformer_vision.errors import UserError
-from conformer_vision.preprocessing import evaluation_pipeline
 from conformer_vision.spec import ModelSpec, Preprocessing
+from conformer_vision.tensors import evaluation_pipeline
 from conformer_vision.training import TrainConfig, train
 from conformer_vision.training.groups import DistillationConfig
 from conformer_vision.training.module import ClassifierModule

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from conformer_vision.console import note
 from conformer_vision.errors import UserError
-from conformer_vision.preprocessing import Reader, Transform, read_through
+from conformer_vision.preprocessing import Reader, read_through
+from conformer_vision.tensors import Transform
 
 from .base import NOT_COUNTED, ImageSource
 from .collate import Sample, collate

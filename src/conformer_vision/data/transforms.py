@@ -17,13 +17,14 @@ from torchvision import transforms
 
 from conformer_vision.errors import UserError
 from conformer_vision.geometry import Box, Kept, Size, shortened
-from conformer_vision.preprocessing import Pipeline, evaluation_pipeline
+from conformer_vision.preprocessing import Pipeline
 from conformer_vision.spec import Preprocessing
+from conformer_vision.tensors import evaluation_pipeline
 
 from .augment import AugmentConfig
 
 
-def build_transform(preprocessing: Preprocessing, augment: AugmentConfig | None = None) -> Pipeline:
+def build_transform(preprocessing: Preprocessing, augment: AugmentConfig | None = None) -> Pipeline[Tensor]:
     """Build the transform from an RGB image of any size to a float tensor (C, H, W), normalised.
 
     Args:
@@ -43,7 +44,7 @@ def build_transform(preprocessing: Preprocessing, augment: AugmentConfig | None 
         keep = partial(_whole, preprocessing.input_size)
         stages.insert(0, transforms.RandomCrop(size, padding=augment.pad or max(size) // 8))
     erase = [RandomErasing(augment.re_prob, mode=augment.re_mode, device="cpu")] if augment.re_prob else []
-    return Pipeline(keep, preprocessing, stages=stages, after=erase)
+    return Pipeline(keep, preprocessing, stages=stages, after=[torch.from_numpy, *erase])
 
 
 def _random_part(

@@ -23,9 +23,10 @@ from conformer_vision.inference.runtimes.base import FUSED, heads, resolve_devic
 from conformer_vision.inference.trained_model import InputSize
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.output_stride import with_output_stride
-from conformer_vision.preprocessing import Reader, evaluation_pipeline, read_through
+from conformer_vision.preprocessing import Reader, read_through
 from conformer_vision.runs import find_model, fold_name
 from conformer_vision.spec import Preprocessing
+from conformer_vision.tensors import evaluation_pipeline
 from conformer_vision.weights import load_model
 
 UNIT = 32

@@ -24,8 +24,8 @@ from conformer_vision.data.base import SubsetSource, is_counted
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.errors import UserError
 from conformer_vision.models import Conformer
-from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.spec import ModelSpec
+from conformer_vision.tensors import evaluation_transform
 from conformer_vision.weights import load_model
 
 MOST_TRAIN, MOST_VAL = 2000, 1000

@@ -19,9 +19,9 @@ from conformer_vision.inference.runtimes.base import heads
 from conformer_vision.inference.unsure import Judge
 from conformer_vision.inference.views import Views
 from conformer_vision.memory import check_batch
-from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.runs import ModelSource, find_model
 from conformer_vision.spec import MIN_SIZE, ModelSpec
+from conformer_vision.tensors import evaluation_transform
 from conformer_vision.thresholds import SetRule, Thresholds, check_share
 
 InputSize = int | tuple[int, int]

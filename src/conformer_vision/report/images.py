@@ -22,10 +22,10 @@ from conformer_vision.explain.drawing import overlay
 from conformer_vision.explain.explainer import placed
 from conformer_vision.geometry import Box
 from conformer_vision.pages import Thumbnail
-from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.report.analysis import Outcome
 from conformer_vision.report.explained import evidence
 from conformer_vision.spec import ModelSpec
+from conformer_vision.tensors import evaluation_transform
 
 EDGE = 256
 """Longest edge of an image, which is shown smaller until it is enlarged, in pixels."""

@@ -16,9 +16,9 @@ from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.stream import ImageStream
 from conformer_vision.errors import UserError
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data
-from conformer_vision.preprocessing import evaluation_transform
 from conformer_vision.runs import ModelSource
 from conformer_vision.spec import ModelSpec
+from conformer_vision.tensors import evaluation_transform
 
 _BATCH = 8
 
