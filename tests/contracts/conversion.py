@@ -121,9 +121,9 @@ class ConversionContract:
         (line,) = capsys.readouterr().err.splitlines()
         assert line == f"runtime {self.runtime}: the conversion of {run / 'best.safetensors'} that is kept"
         assert_same(second, first)
-        assert made == [f"best-{self.runtime}-fp32"]
+        assert made == [f"best-{self.runtime}-fp32-40x32"], "a graph of this network has one size"
         (folder,) = (run / "conversions").iterdir()
-        assert folder.name.startswith(f"best-{self.runtime}-fp32-")
+        assert folder.name.startswith(f"best-{self.runtime}-fp32-40x32-")
 
     @pytest.mark.parametrize("damage", ["a byte", "half", "no manifest", "an empty folder", "a file"])
     def test_what_is_not_whole_is_made_again(self, damage: str, model: Model, made: list[str]) -> None:
@@ -173,8 +173,8 @@ class ConversionContract:
     def test_a_calibration_that_changes_needs_no_conversion(self, model: Model, made: list[str]) -> None:
         run = model("fresh")
         self.predict(run)
-        (run / "best.safetensors").write_bytes(find_model(model("conformer")).path.read_bytes())
-        theirs = Predictor(model("conformer"), device="cpu", runtime="torch")(IMAGES)
+        (run / "best.safetensors").write_bytes(find_model(model("resnet")).path.read_bytes())
+        theirs = Predictor(model("resnet"), device="cpu", runtime="torch")(IMAGES)
         assert_same(self.predict(run), theirs)
         assert any(each.unsure for each in theirs)
         assert len(made) == 1

@@ -37,37 +37,50 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def marked_run(folder: Path) -> Path:
-    """A run folder as training leaves it, without thresholds."""
+def marked_run(folder: Path, weights: Path | None = None) -> Path:
+    """A run folder as training leaves it, without thresholds; with other weights if they are given."""
     make_run(folder)
     (folder / "config.yaml").write_text("# A run of conformer-vision\ndata: digits\nval_fraction: 0.1\n")
+    if weights is not None:
+        (folder / "best.safetensors").write_bytes(weights.read_bytes())
     return folder
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, resnet_run: Path) -> dict[str, Path]:
-    """Models of every kind by name."""
+    """Models of every kind by name; ``other`` is of the architecture of ``resnet``."""
     folder = tmp_path_factory.mktemp("models")
     run = marked_run(folder / "conformer")
     os.replace(calibrated(run, folder), run / "best.safetensors")
     network, spec = load_model(run)
     several, other = folder / "several.safetensors", folder / "other"
     save_model(network, replace(spec, multilabel=True, thresholds=None), several)
+    (folder / "resnet").mkdir()
+    resnet = calibrated(resnet_run, folder / "resnet")
+    network, spec = load_model(resnet_run)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(1.01)
     save_model(network, spec, marked_run(other) / "best.safetensors")
     folds = folder / "ensemble.safetensors"
-    write_ensemble([run, other], folds, fitted=replace(spec, thresholds=None))
-    (folder / "resnet").mkdir()
-    resnet = calibrated(resnet_run, folder / "resnet")
+    write_ensemble([resnet_run, other], folds, fitted=spec)
     return {"conformer": run, "several": several, "other": other, "folds": folds, "resnet": resnet}
 
 
 @pytest.fixture
-def model(models: dict[str, Path], tmp_path: Path) -> Model:
-    """A model by name; ``fresh`` is a run of this test's own, which nothing was converted from."""
-    return lambda name: marked_run(tmp_path / "fresh") if name == "fresh" else models[name]
+def model(models: dict[str, Path], resnet_run: Path, tmp_path: Path) -> Model:
+    """A model by name.
+
+    ``fresh`` is a run of this test's own, which nothing was converted from: of ``resnet``'s weights without
+    thresholds, as a small network is enough for what is kept. ``fresh conformer`` is one of the digits.
+    """
+
+    def found(name: str) -> Path:
+        if name == "fresh":
+            return marked_run(tmp_path / "fresh", resnet_run / "best.safetensors")
+        return marked_run(tmp_path / "fresh") if name == "fresh conformer" else models[name]
+
+    return found
 
 
 class TestOnnx(ConversionContract):
@@ -163,7 +176,7 @@ def test_each_view_is_timed(models: dict[str, Path], slow: list[int], opened: li
 def test_auto_converts_once_and_answers_alike(
     model: Model, slow: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = model("fresh")
+    run = model("fresh conformer")
     many = [*IMAGES, *repeated(100 - len(IMAGES))]
     expected = Predictor(run, device="cpu", runtime="torch")(many)
     predictor = Predictor(run, device="cpu")
@@ -217,7 +230,7 @@ def test_a_model_that_cannot_be_converted_stays_with_pytorch(
         monkeypatch.setattr(onnx, "build_graph", broken)
         reason = "model x cannot be exported"
     else:
-        monkeypatch.setattr(WeightsRuntime, "plain", lambda runtime: load_model(model("other"))[0])
+        monkeypatch.setattr(WeightsRuntime, "plain", lambda runtime: load_model(model("other"))[0].eval())
         reason = "the fp32 file's logits differ from the model's"
     predictor = Predictor(run, device="cpu")
     assert_same(predictor(many), expected)
@@ -425,7 +438,7 @@ def test_damaged_manifests(text: str, tmp_path: Path) -> None:
 
 def test_a_digest_depends_on_every_weight(models: dict[str, Path]) -> None:
     first, second, other = (
-        WeightsRuntime(find_model(models[name]), "cpu") for name in ("conformer", "conformer", "other")
+        WeightsRuntime(find_model(models[name]), "cpu") for name in ("conformer", "conformer", "resnet")
     )
     assert first.digest() == second.digest() != other.digest()
     network = first.plain()

@@ -22,6 +22,7 @@ from conformer_vision.inference.views import Views
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.runs import find_model
 from conformer_vision.weights import Calibrated, load_model, read_class_means, save_calibration
+from exports import make_run, shared_graphs, with_exports
 from rejecting import calibrated, noise
 
 
@@ -112,11 +113,15 @@ def test_notes_of_what_the_thresholds_do_not_hold_for(weights: Path) -> None:
     assert line == "what is unsure was fitted at 32x32 pixels; at another size it is less reliable"
 
 
+@with_exports
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_an_export_rejects_by_its_logits(format: str, weights: Path, tmp_path: Path) -> None:  # noqa: A002
+def test_an_export_rejects_by_its_logits(format: str, tmp_path: Path) -> None:  # noqa: A002
     """It has a threshold of its own for what it can compute, and the same sets."""
     pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
-    exported = export(weights, format=format, output=tmp_path / ("m.onnx" if format == "onnx" else "m.xml"))
+    weights = calibrated(make_run(tmp_path / "run"), tmp_path)  # the network of `exported`
+    with shared_graphs():
+        file = tmp_path / ("m.onnx" if format == "onnx" else "m.xml")
+        exported = export(weights, format=format, output=file)
     images = [Image.new("RGB", (40, 40)), *noise(40, seed=4)]
     found = Predictor(exported.path, device="cpu", coverage=0.7, conformal=0.2)(images)
     trained = TrainedModel(weights, device="cpu")

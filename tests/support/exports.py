@@ -29,6 +29,15 @@ FILES = {
 }
 # In one process of pytest-xdist: making the files takes longer than looking at them.
 WITH_EXPORTS = [pytest.mark.xdist_group("export"), pytest.mark.timeout(300)]
+
+
+def with_exports(test: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark one test of a file as `WITH_EXPORTS` marks whole files."""
+    for mark in WITH_EXPORTS:
+        test = mark(test)
+    return test
+
+
 SPEC = ModelSpec(
     "conformer_nano_patch8_64",
     {
