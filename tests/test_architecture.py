@@ -11,8 +11,9 @@ LONGEST = 400
 
 LAYERS = [
     {"console", "environment", "errors", "extras", "files", "help", "hints", "lazy", "parsing"},
-    {"geometry", "memory", "pages", "plotting", "thresholds", "spec", "preprocessing", "tensors", "models"},
-    {"class_means", "ensemble", "hf", "output_stride", "runs", "weights"},
+    {"geometry", "memory", "notebook", "pages", "plotting"}
+    | {"thresholds", "spec", "preprocessing", "tensors", "models"},
+    {"class_means", "ensemble", "hf", "loaded_model", "output_stride", "run_path", "runs", "weights"},
     {"data"},
     {"training", "inference"},
     {"explain"},

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from .inference import Evaluation as Evaluation
     from .inference import MultilabelEvaluation as MultilabelEvaluation
     from .inference import Prediction as Prediction
+    from .inference import Predictions as Predictions
     from .inference import Predictor as Predictor
     from .inference import Probe as Probe
     from .inference import evaluate as evaluate
     from .inference import probe as probe
+    from .loaded_model import LoadedModel as LoadedModel
     from .models import VARIANTS as VARIANTS
     from .models import AttentionFeatures as AttentionFeatures
     from .models import BranchFeatures as BranchFeatures
@@ -35,12 +37,12 @@ if TYPE_CHECKING:
     from .models import Conformer as Conformer
     from .models import ConformerConfig as ConformerConfig
     from .models.checkpoints import load_checkpoint as load_checkpoint
+    from .run_path import Run as Run
     from .spec import ModelSpec as ModelSpec
     from .training import BranchLoss as BranchLoss
     from .training import ClassifierModule as ClassifierModule
     from .training import TrainConfig as TrainConfig
     from .training import train as train
-    from .weights import LoadedModel as LoadedModel
     from .weights import load as load
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -28,6 +28,7 @@ from conformer_vision.class_means import ClassMeans
 from conformer_vision.errors import UserError, nearest, option, reason_of, words
 from conformer_vision.files import atomic_path
 from conformer_vision.hf import read_spec, to_pretrained_cfg
+from conformer_vision.loaded_model import LoadedModel
 from conformer_vision.models import VARIANTS, Conformer, Ensemble
 from conformer_vision.models.checkpoints import check_fit, is_safetensors, load_checkpoint, read_checkpoint
 from conformer_vision.models.foreign import Foreign, describe_checkpoint
@@ -41,20 +42,10 @@ from conformer_vision.runs import (
     find_weights,
 )
 from conformer_vision.spec import METADATA_KEY, ModelSpec, Preprocessing
-from conformer_vision.tensors import Transform, evaluation_transform
+from conformer_vision.tensors import evaluation_transform
 from conformer_vision.thresholds import ClassThresholds, Thresholds
 
 _log = logging.getLogger(__name__)
-
-
-class LoadedModel(NamedTuple):
-    """A model ready for use."""
-
-    model: nn.Module
-    """On the CPU, in eval mode."""
-    spec: ModelSpec
-    transform: Transform
-    """From an RGB image to the model's input (C, H, W)."""
 
 
 def load(path_or_name: str | Path, *, arch: str | None = None) -> LoadedModel:

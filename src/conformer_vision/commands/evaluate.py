@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -24,13 +24,7 @@ from conformer_vision.parsing import build_parser as plain_parser
 from conformer_vision.runs import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from conformer_vision.inference import Evaluation, MultilabelEvaluation
-    from conformer_vision.inference.figures import FiguresOfHead, Metric
-
-MOST_CLASSES = 20
-"""With more, only the worst are printed; --json has all."""
 
 
 def build_parser() -> Parser:
@@ -144,57 +138,15 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
 
 
 def _print(evaluation: Evaluation | MultilabelEvaluation) -> None:
-    from conformer_vision.inference.intervals import UNDEFINED
-
     say(f"{evaluation.samples:,} images, {evaluation.images_per_second:,.0f} per second")
-    heads: Mapping[str, FiguresOfHead[Any]] = evaluation.heads
-    heads = {"fused": heads["fused"], **heads}  # the prediction first
-    rows = []
-    for metric in evaluation.metrics:
-        if metric.name != "top5" or heads["fused"].of(metric) != UNDEFINED:
-            title = f"{metric.title}, %" if metric.percent else metric.title
-            rows.append((title, *(metric.text(figures.of(metric)) for figures in heads.values())))
-    show_table(("", *heads), rows)
-    drawn = "the images" if evaluation.groups is None else f"{evaluation.groups:,} groups of images"
-    say(f"in brackets: 95 % intervals for the choice of {drawn}")
+    heads, classes = evaluation.tables()
+    show_table(heads.columns, heads.rows)
+    say(heads.title)
     if evaluation.ranked < evaluation.samples:
         say(f"AUROC and average precision are those of {evaluation.ranked:,} images, which fit into memory")
-    _print_classes(heads["fused"], evaluation.class_metrics)
-    for line in _details(evaluation):
+    say(classes.title)
+    show_table(classes.columns, classes.rows)
+    for line in evaluation.remarks():
         say(line)
     if evaluation.broken:
         say(f"left out: {len(evaluation.broken):,} that could not be read")
-
-
-def _details(evaluation: Evaluation | MultilabelEvaluation) -> list[str]:
-    """Return what only one kind of evaluation has, in lines: classes taken for others, or the thresholds."""
-    from conformer_vision.inference.confusion import confused_pairs
-    from conformer_vision.inference.evaluation import Evaluation
-
-    if isinstance(evaluation, Evaluation):
-        return [
-            f"{pair.true} taken for {pair.predicted}: {pair.images:,} ({pair.share:.0%})"
-            for pair in confused_pairs(evaluation.confusion)[:3]
-        ]
-    low, high = min(evaluation.thresholds.values()), max(evaluation.thresholds.values())
-    text = f"all {low:.2f}" if low == high else f"from {low:.2f} to {high:.2f}"
-    return [f"thresholds of the classes: {text}"]
-
-
-def _print_classes(figures: FiguresOfHead[Any], metrics: Sequence[Metric]) -> None:
-    """Print the figures of every class, or of those with the lowest F1, in the order of the classes."""
-    filled = {name: each for name, each in figures.classes.items() if each is not None}
-    lowest = sorted(filled, key=lambda name: filled[name].f1.value or 0.0)[:MOST_CLASSES]
-    if len(filled) <= MOST_CLASSES:
-        say("by class, %")
-    else:
-        say(f"the {len(lowest)} classes of {len(figures.classes):,} with the lowest F1, %")
-    shown = metrics[:3]
-    rows = [
-        (name, f"{each.images:,}", *(metric.text(each.of(metric)) for metric in shown))
-        for name, each in filled.items()
-        if name in lowest
-    ]
-    show_table(("class", "images", *(metric.title for metric in shown)), rows)
-    if empty := len(figures.classes) - len(filled):
-        say(f"classes without images, which are in no mean: {empty:,}")

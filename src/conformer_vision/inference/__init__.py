@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .predictions import save_predictions as save_predictions
     from .predictor import Guess as Guess
     from .predictor import Prediction as Prediction
+    from .predictor import Predictions as Predictions
     from .predictor import Predictor as Predictor
     from .predictor import Prepared as Prepared
     from .probing import Probe as Probe

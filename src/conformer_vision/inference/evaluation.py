@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from conformer_vision import notebook
 from conformer_vision.data import ImageSource, ImageStream, Splitting
 from conformer_vision.data.splits import Split
 from conformer_vision.inference.answers import Answers, AnswersOf
 from conformer_vision.inference.collect import collect_answers
-from conformer_vision.inference.confusion import Confusion
+from conformer_vision.inference.confusion import Confusion, confused_pairs
 from conformer_vision.inference.conversion.choice import RuntimeChoice, RuntimeName
 from conformer_vision.inference.conversion.formats import Precision
-from conformer_vision.inference.figures import Metric
+from conformer_vision.inference.figures import FiguresOfHead, Metric
 from conformer_vision.inference.labelled import Data, LabelledImages, read_run_data, warn_of_cut
 from conformer_vision.inference.metrics import CLASS_METRICS, METRICS, HeadFigures
 from conformer_vision.inference.multilabel_metrics import (
@@ -31,6 +32,7 @@ from conformer_vision.inference.multilabel_metrics import (
 from conformer_vision.inference.out_of_fold import collect_out_of_fold, images_unseen
 from conformer_vision.inference.runtimes import FUSED, Outputs
 from conformer_vision.inference.selective import Selective, make_watch, unknown_scores
+from conformer_vision.inference.tables import Table, table_of_classes, table_of_heads
 from conformer_vision.inference.task import task_of
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.inference.views import Views, parse_views
@@ -64,6 +66,35 @@ class _Evaluated:
     class_metrics: ClassVar[tuple[Metric, ...]]
     """Of every class."""
 
+    def tables(self) -> tuple[Table, Table]:
+        """Return the figures of every head, and those of the classes, as text."""
+        heads: dict[str, FiguresOfHead[Any]] = self.heads  # type: ignore[attr-defined]  # of each kind its own
+        drawn = "the images" if self.groups is None else f"{self.groups:,} groups of images"
+        return (
+            table_of_heads(heads, self.metrics, drawn=drawn),
+            table_of_classes(heads[FUSED], self.class_metrics),
+        )
+
+    def remarks(self) -> list[str]:
+        """Return what else a reader should know, in lines."""
+        figures: FiguresOfHead[Any] = self.heads[FUSED]  # type: ignore[attr-defined]
+        empty = sum(each is None for each in figures.classes.values())
+        return [f"classes without images, which are in no mean: {empty:,}"] if empty else []
+
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook."""
+        heads, classes = self.tables()
+        lines = [notebook.line(text) for text in self.remarks()]
+        if self.broken:
+            lines.append(notebook.warning(f"{len(self.broken):,} images could not be read: {self.broken[0]}"))
+        return notebook.block(
+            notebook.title(f"{self.samples:,} images"),
+            notebook.table(heads.columns, heads.rows),
+            notebook.line(heads.title, muted=True),
+            *lines,
+            notebook.folded(classes.title, notebook.table(classes.columns, classes.rows)),
+        )
+
     def to_json(self) -> str:
         """Return all fields but the answers as one JSON object."""
         return json.dumps(self._plain(), ensure_ascii=False, allow_nan=False)
@@ -90,6 +121,13 @@ class Evaluation(_Evaluated):
     selective: Selective | None = None
     """What rejecting unsure answers brings; None for a model without thresholds."""
 
+    def remarks(self) -> list[str]:
+        """Return what else a reader should know: the classes most often taken for others."""
+        return super().remarks() + [
+            f"{pair.true} taken for {pair.predicted}: {pair.images:,} ({pair.share:.0%})"
+            for pair in confused_pairs(self.confusion)[:3]
+        ]
+
     def _plain(self) -> dict[str, Any]:
         plain = super()._plain()
         if plain["selective"] is not None:
@@ -109,6 +147,12 @@ class MultilabelEvaluation(_Evaluated):
     the model's threshold of the class. The branches are cut at the same logits."""
     thresholds: dict[str, float]
     """The threshold of each class."""
+
+    def remarks(self) -> list[str]:
+        """Return what else a reader should know: the thresholds."""
+        low, high = min(self.thresholds.values()), max(self.thresholds.values())
+        text = f"all {low:.2f}" if low == high else f"from {low:.2f} to {high:.2f}"
+        return [*super().remarks(), f"thresholds of the classes: {text}"]
 
 
 def evaluate(

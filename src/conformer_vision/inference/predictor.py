@@ -23,6 +23,7 @@ from conformer_vision.inference.conversion.choice import RuntimeChoice, RuntimeN
 from conformer_vision.inference.conversion.formats import Precision
 from conformer_vision.inference.decisions import is_present
 from conformer_vision.inference.inputs import ImageInput, NamedImage, as_several, named_images
+from conformer_vision.inference.prediction_html import prediction_html, predictions_html
 from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import InputSize, TrainedModel
 from conformer_vision.inference.views import Views, parse_views
@@ -68,6 +69,17 @@ class Prediction:
     present: tuple[str, ...] | None = None
     """The classes whose probability reaches the model's threshold of the class, the most probable first; None
     for a model of one label per image, and with an error."""
+
+    def _repr_html_(self) -> str:
+        """Show the prediction in a notebook."""
+        return prediction_html(self)
+
+
+class Predictions(list[Prediction]):
+    """A list of predictions, which shows itself in notebooks."""
+
+    def _repr_html_(self) -> str:
+        return predictions_html(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,11 +176,9 @@ class Predictor:
         """Readable names of the classes, in the order of the model's outputs."""
         return self._trained.spec.labels
 
-    def __call__(
-        self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int | None = None
-    ) -> list[Prediction]:
+    def __call__(self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int | None = None) -> Predictions:
         """Return the results of `predict` as a list."""
-        return list(self.predict(inputs, top_k=top_k))
+        return Predictions(self.predict(inputs, top_k=top_k))
 
     def predict(
         self, inputs: ImageInput | Iterable[ImageInput], *, top_k: int | None = None

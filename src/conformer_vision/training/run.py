@@ -18,6 +18,7 @@ from ..data import ImageSource, fingerprint
 from ..data.folds import read_folds
 from ..data.opening import describe
 from ..data.stream import ImageStream
+from ..run_path import Run
 from ..runs import CONFIG_FILE, LAST_CHECKPOINT
 from .averaging import Averaging
 from .broken import BrokenImages
@@ -42,7 +43,7 @@ from .task import task_for
 from .trainer import build_trainer, quiet_lightning
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig) -> Run:
     """Train a classifier and write its run folder.
 
     Args:
@@ -51,7 +52,8 @@ def train(config: TrainConfig) -> Path:
     Returns:
         The run folder: config.yaml, classes.txt, best.safetensors, last.safetensors, last.ckpt, metrics.csv,
         results.json and curves.png; with fold "all" the files of `folds.train_folds`.
-        `conformer_vision.report.write_report(folder)` adds report.html, as the command `train` does.
+        `conformer_vision.report.write_report(folder)` adds report.html, as the command `train` does. It is a
+        `pathlib.Path`, which notebooks show with figures, curves and report.
 
     Raises:
         UserError: a wrong value, file or combination; found before the first step, except for images that
@@ -68,8 +70,8 @@ def train(config: TrainConfig) -> Path:
         given = None if isinstance(data, str) else data
         return resume(folder, progress=output.progress, data=given, auto_resume=True)
     if config.data.fold == "all":
-        return train_folds(config, train_one=_train_fold)
-    return _run(config)
+        return Run(train_folds(config, train_one=_train_fold))
+    return Run(_run(config))
 
 
 def resume(
@@ -79,7 +81,7 @@ def resume(
     data: Dataset[Any] | None = None,
     workers: int | None = None,
     auto_resume: bool = False,
-) -> Path:
+) -> Run:
     """Continue an interrupted run in its folder, from its last checkpoint to the end of its configuration.
 
     On the CPU the run ends with the weights, bit for bit, that it would have had without the interruption,
@@ -97,18 +99,18 @@ def resume(
         UserError: the folder holds no run that can be continued.
         TrainingInterrupted: as `train`.
     """
-    folder = run_of(folder)
+    folder = Run(run_of(folder))
     changes: dict[str, Any] = {"output": str(folder), "auto_resume": auto_resume, "progress": progress}
     changes |= {"data": data, "workers": workers}
     given = {name: value for name, value in changes.items() if value is not None}
     config = read_config(folder / CONFIG_FILE).with_options(**given)
     if config.data.fold == "all":
-        return train_folds(config, resumed=folder, train_one=_train_fold)
+        return Run(train_folds(config, resumed=folder, train_one=_train_fold))
     if is_complete(folder, config.schedule):
         if is_first():
             say(f"{folder} is complete; nothing is left to train")
         return folder
-    return _run(config, resumed=folder)
+    return Run(_run(config, resumed=folder))
 
 
 def _train_fold(config: TrainConfig, *, resumed: Path | None, recorded: Mapping[str, int] | None) -> Path:
