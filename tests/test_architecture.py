@@ -17,7 +17,7 @@ LAYERS = [
     {"data"},
     {"training", "inference"},
     {"explain"},
-    {"report", "export", "check", "benchmark"},
+    {"report", "export", "check", "benchmark", "serve"},
     {"commands"},
     {"cli", "timm"},
     {"__main__"},

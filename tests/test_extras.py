@@ -15,7 +15,11 @@ from conformer_vision.errors import UserError
 from conformer_vision.extras import check_installed, naming_extras, require
 
 ROOT = Path(__file__).parents[1]
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
+    "sklearn": "scikit-learn",
+}
 CORE_ONLY = """
 import sys
 from conformer_vision.extras import _EXTRAS

@@ -41,6 +41,7 @@ SUBCOMMANDS = {
     "compare": "Compare two trained models on images that neither was trained on.",
     "labels": "Find labels that are probably wrong, from the answers of a run of all folds.",
     "predict": "Classify images with a trained model.",
+    "serve": "Answer over HTTP with a trained model.",
     "explain": "Show where a model looks: heat maps of both branches, as PNG and on a page.",
     "localize": "Find where classes are: boxes and masks as COCO JSON and PNG images.",
     "export": "Write a trained model in another format and check the file against the model.",

@@ -128,6 +128,17 @@ def open_image(
         return rgb.transpose(upright)
 
 
+def check_image(source: bytes, *, name: str, max_pixels: int) -> None:
+    """Refuse what `open_image` would refuse for its header, without decoding anything.
+
+    Raises:
+        BrokenImageError: It is no image, or has more pixels; the line names it.
+        ReadingError: As `open_image`.
+    """
+    with _named(name, source), _opened(source, formats_of(name), max_pixels):
+        pass
+
+
 @contextmanager
 def _named(name: str, source: object) -> Iterator[None]:
     """Turn whatever goes wrong inside into the error that names the image."""

@@ -269,10 +269,14 @@ class Explainer:
             except BrokenImageError as error:
                 yield Shown(named.name, None, _NOWHERE, _NO_MAPS, {}, error=str(error))
                 continue
-            answers, present = self.probabilities(batch), frozenset[int]()
-            if self.spec.multilabel:
-                present = frozenset(is_present(answers[FUSED], self.spec).nonzero()[:, 0].tolist())
-            yield Shown(named.name, image, seen, batch, answers, present=present)
+            yield self.shown(named.name, image, batch, seen)
+
+    def shown(self, name: str, image: Image.Image, batch: Tensor, seen: Box) -> Shown:
+        """Return an image with the answers of the network, which is shown what `prepare` returned of it."""
+        answers, present = self.probabilities(batch), frozenset[int]()
+        if self.spec.multilabel:
+            present = frozenset(is_present(answers[FUSED], self.spec).nonzero()[:, 0].tolist())
+        return Shown(name, image, seen, batch, answers, present=present)
 
     def class_numbers(self, labels: Sequence[str]) -> list[int]:
         """Return the numbers of classes.

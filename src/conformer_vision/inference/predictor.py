@@ -30,7 +30,7 @@ from conformer_vision.inference.views import Views, parse_views
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.preprocessing import read_through
 from conformer_vision.runs import find_model
-from conformer_vision.spec import Preprocessing
+from conformer_vision.spec import ModelSpec, Preprocessing
 
 TOP_K = 5
 """Classes per image of a model of one label, where no number is given."""
@@ -170,6 +170,11 @@ class Predictor:
     def multilabel(self) -> bool:
         """Whether an image has any number of the classes."""
         return self._trained.spec.multilabel
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What network it is, and how its input is made; the input size is the one in use."""
+        return self._trained.spec
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -10,28 +10,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from markupsafe import Markup
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conformer_vision import pages
-from conformer_vision.explain import Explainer, couplings, heat_maps
+from conformer_vision.explain import Explainer
 from conformer_vision.explain.drawing import heat_image, veil
-from conformer_vision.explain.explainer import ClassAnswer, Shown, relative
-from conformer_vision.explain.methods import METHODS, one_branch_method
+from conformer_vision.explain.explainer import ClassAnswer, Shown
+from conformer_vision.explain.methods import METHODS
+from conformer_vision.explain.views import CONFORMER, TITLES, block_maps, evidence
 from conformer_vision.geometry import Box
-from conformer_vision.models import Conformer
 from conformer_vision.report.formats import FILTERS
 
 EDGE = 480
 """Longest edge of an image on the page, in pixels."""
-HEAT_EDGE = 48
-"""Longest edge of a heat map on the page; the browser enlarges it smoothly."""
-TITLES = {"conv": "Convolution branch", "trans": "Transformer branch", "coupled": "Both, coupled"}
-CONFORMER = {"conv": "cam", "trans": "gradient-rollout", "coupled": "token-cam"}
-"""The method that shows each of these for a Conformer."""
 
 
 class Place(NamedTuple):
@@ -108,46 +100,10 @@ def _class_rows(explainer: Explainer, shown: Shown, numbers: Sequence[int]) -> I
         yield ClassRow(explainer.answer(number, shown), heat)
 
 
-def evidence(
-    model: nn.Module, batch: Tensor, numbers: Sequence[int], *, views: int = len(CONFORMER)
-) -> dict[str, list[NDArray[np.float32]]]:
-    """Return small heat maps in [0, 1] by title, in the order of the classes.
-
-    Args:
-        model: A Conformer, or another model, which has one view.
-        batch: One image (1, C, H, W).
-        numbers: Numbers of the classes.
-        views: How many of a Conformer's views, in the order of `TITLES`.
-    """
-    if isinstance(model, Conformer):
-        methods = dict(list(CONFORMER.items())[:views])
-    else:
-        name = one_branch_method(model, batch)
-        methods = {name: name}
-    maps = {title: heat_maps(model, batch, numbers, method=name).maps for title, name in methods.items()}
-    return {
-        title: [_small(values) for values in relative(maps[title][0], signed=METHODS[name].signed)]
-        for title, name in methods.items()
-    }
-
-
 def _block_rows(model: nn.Module, batch: Tensor) -> Iterator[BlockRow]:
-    if not isinstance(model, Conformer):
-        return
-    for view in couplings(model, batch).blocks:
-        values = (view.map_after, view.tokens_after, view.attention)
-        images = [heat_image(_small(relative(each[0], signed=False))) for each in values]
-        yield BlockRow(view.block, *map(pages.png_uri, images))
-
-
-def _small(values: Tensor) -> NDArray[np.float32]:
-    """Return values (h, w), averaged to at most `HEAT_EDGE` cells an edge."""
-    scale = min(1.0, HEAT_EDGE / max(values.shape))
-    if scale < 1:
-        rows, columns = (max(round(edge * scale), 1) for edge in values.shape)
-        values = torch.nn.functional.adaptive_avg_pool2d(values[None, None], (rows, columns))[0, 0]
-    small: NDArray[np.float32] = values.cpu().float().numpy()
-    return small
+    for block in block_maps(model, batch):
+        images = map(heat_image, (block.map, block.tokens, block.attention))
+        yield BlockRow(block.number, *map(pages.png_uri, images))
 
 
 def place_of(seen: Box, size: tuple[int, int]) -> Place:

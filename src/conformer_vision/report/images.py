@@ -20,10 +20,10 @@ from conformer_vision.data.stream import ImageStream
 from conformer_vision.explain import Explainer
 from conformer_vision.explain.drawing import overlay
 from conformer_vision.explain.explainer import placed
+from conformer_vision.explain.views import evidence
 from conformer_vision.geometry import Box
 from conformer_vision.pages import Thumbnail
 from conformer_vision.report.analysis import Outcome
-from conformer_vision.report.explained import evidence
 from conformer_vision.spec import ModelSpec
 from conformer_vision.tensors import evaluation_transform
 
