@@ -96,6 +96,27 @@ class ConversionContract:
         if ours.features is not None and theirs.features is not None:
             torch.testing.assert_close(ours.features, theirs.features, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize(("precision", "most"), [("fp16", 0.01), ("int8", 0.15)])
+    def test_a_lower_precision_is_near(
+        self, precision: Any, most: float, model: Model, made: list[str]
+    ) -> None:
+        run = model("other")
+        exact = self.predict(run, top_k=4)
+        found = self.predict(run, precision=precision, top_k=4)
+        assert made[-1] == f"best-{self.runtime}-{precision}-40x32"
+        apart = [
+            abs(dict(zip(one.labels, one.probabilities, strict=True))[label] - share)
+            for one, other in zip(found, exact, strict=True)
+            for label, share in zip(other.labels, other.probabilities, strict=True)
+        ]
+        assert 1e-6 < max(apart) < most
+
+        def size(kind: str) -> int:
+            files = run.glob(f"conversions/best-{self.runtime}-{kind}-*/*")
+            return sum(file.stat().st_size for file in files)
+
+        assert 0 < size(precision) < 0.7 * size("fp32")
+
     def test_evaluated_alike(self, model: Model) -> None:
         ours, theirs = (
             evaluate(model("conformer"), "digits", device="cpu", runtime=runtime, conformal=0.2)
