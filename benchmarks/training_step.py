@@ -1,9 +1,9 @@
 """Time and memory of a training step in every mode of grad_checkpointing, beside the plain formulation.
 
 A step is forward, backward and AdamW on the mean of both heads' cross-entropies, as in training. Ours takes
-the optimiser of ``conformer-vision train``; the plain formulation, with the same weights, takes
-``torch.optim.AdamW`` with its own settings, as the authors' code does. All run in one process and take turns,
-so that whatever slows the machine slows all of them. Reported are medians, their ratio (above 1: ours is
+the optimiser of ``conformer-vision train`` and its choice for Linear layers; the plain formulation, with the
+same weights, takes ``torch.optim.AdamW`` with its own settings, as the authors' code does. All run in one
+process and take turns, so that whatever slows the machine slows all of them. Reported are medians, their ratio (above 1: ours is
 faster), how far the gradients of the first step lie apart, and the most memory of each, in a process of its
 own: weights, gradients, the optimiser's state and what is kept for backward, without what Python and the
 libraries take.
@@ -35,11 +35,14 @@ from comparison.subjects import measuring
 from conformer_vision.benchmark.machine import Machine, versions
 from conformer_vision.benchmark.timing import take_turns
 from conformer_vision.models.checkpoints import to_official
+from conformer_vision.models.pointwise import PointwiseLinear, use_pointwise
 from conformer_vision.training import TrainConfig
+from conformer_vision.training.linear import choose_linear
 from conformer_vision.training.optimization import build_optimizer
 from oracle import ReferenceConformer, build_pair, count_macs
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+TRAINED_IN = {"float32": "32", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
 def build_step(name: str, which: str, arguments: argparse.Namespace) -> tuple[nn.Module, Callable[[], None]]:
@@ -57,7 +60,11 @@ def build_step(name: str, which: str, arguments: argparse.Namespace) -> tuple[nn
     branches: Callable[[Tensor], tuple[Tensor, Tensor]] = plain if which == "plain" else ours.forward_branches
     if which != "plain":
         ours.set_grad_checkpointing(which)
-    config = TrainConfig.from_options(data="none", lr=1e-6, min_lr=0.0, weight_decay=0.05)
+    config = TrainConfig.from_options(
+        data="none", lr=1e-6, min_lr=0.0, weight_decay=0.05, precision=TRAINED_IN[arguments.dtype]
+    )
+    if which != "plain" and choose_linear(ours, config.hardware, device=device, processes=1) == "convolution":
+        use_pointwise(ours)
     options = config.optimizer
     optimizer = (
         torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
@@ -95,6 +102,11 @@ def distance(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> float:
     return float(np.sqrt(difference / sum(float(b.square().sum()) for _, b in pairs)))
 
 
+def computes_as_convolution(model: nn.Module) -> bool:
+    """Tell whether the Linear layers of a model compute as convolutions."""
+    return any(isinstance(module, PointwiseLinear) for module in model.modules())
+
+
 def peak_memory(name: str, which: str, arguments: argparse.Namespace) -> float:
     """The most memory of three steps in MB, without what was there before the model."""
     device = torch.device(arguments.device)
@@ -129,12 +141,13 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     times = take_turns(list(steps), rounds=arguments.repeats, seconds=arguments.seconds)
     macs = 3 * count_macs(models[0], (3, arguments.size, arguments.size))
     rows = []
-    for which, here, far in zip(arguments.checkpointing, times[1:], apart, strict=True):
+    for which, model, here, far in zip(arguments.checkpointing, models[1:], times[1:], apart, strict=True):
         faster = ratio(here, times[0])
         rows.append(
             {
                 "model": name,
                 "checkpointing": which,
+                "linear": "convolution" if computes_as_convolution(model) else "matmul",
                 "ours_ms": float(np.median(here)),
                 "plain_ms": float(np.median(times[0])),
                 "ratio": faster.median,
@@ -202,6 +215,8 @@ def main() -> None:
                 line = "{model:28} {checkpointing:5} {ours_ms:9.1f} {plain_ms:9.1f} {ratio:6.2f}"
                 line += " {share_of_ceiling:10.0%} {ours_mb:8.0f} {plain_mb:9.0f} {memory:6.0%}"
                 print((line + " {gradients_apart:9.0e}").format(**row), flush=True)
+    if any(row["linear"] == "convolution" for row in rows):
+        print("Linear layers of ours compute as convolutions, which is faster here.")
     print("of ceiling: of the plain formulation's multiply-adds, three times those of a prediction.")
     if arguments.json:
         options = {key: str(value) for key, value in vars(arguments).items()}

@@ -68,8 +68,6 @@ def models(tmp_path_factory: pytest.TempPathFactory, resnet_run: Path) -> dict[s
         image.save(place / f"{number}.png")
     config = f"# A run of conformer-vision\ndata: {folder / 'photos'}\nval_fraction: 0.2\n"
     (other / "config.yaml").write_text(config)
-        f"# A run of conformer-vision\ndata: {folder / 'photos'}\nval_fraction: 0.2\n"
-    )
     folds = folder / "ensemble.safetensors"
     write_ensemble([resnet_run, other], folds, fitted=spec)
     return {"conformer": run, "several": several, "other": other, "folds": folds, "resnet": resnet}

@@ -14,7 +14,7 @@ from ..runs import CONFIG_FILE, LAST_CHECKPOINT, run_folder_of
 from .class_weights import BALANCED, NONE
 from .config import OPTIONS, TrainConfig
 from .network import build_preprocessing
-from .precision import where_open
+from .precision import as_before
 from .start import with_rates, with_stages
 
 _MAY_DIFFER = ("output", "auto_resume", "progress")
@@ -128,7 +128,7 @@ def _filled_in(given: TrainConfig, kept: TrainConfig) -> TrainConfig:
         optimizer=with_rates(given.optimizer, model, schedule),
         schedule=schedule,
         regularization=loss,
-        hardware=where_open(given.hardware, kept.hardware.precision),
+        hardware=as_before(given.hardware, kept.hardware),
     )
 
 

@@ -23,7 +23,7 @@ from .continuing import decided, with_absolute_paths
 from .fold_results import say_folds, score_folds
 from .folder import claimed, write_config
 from .interrupt import TrainingInterrupted
-from .precision import where_open
+from .precision import as_before
 from .processes import count_processes
 from .recipe import read_config
 from .results import ends, is_complete, write_results
@@ -111,7 +111,7 @@ def _as_first(config: TrainConfig, first: TrainConfig) -> TrainConfig:
     return replace(
         config,
         data=replace(config.data, batch_size=first.data.batch_size if size == "auto" else size),
-        hardware=where_open(config.hardware, first.hardware.precision),
+        hardware=as_before(config.hardware, first.hardware),
     )
 
 

@@ -22,6 +22,7 @@ BatchSize = int | Literal["auto"]
 Fold = int | Literal["all"]
 Branch = Literal["conv", "trans"]
 Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
+LinearKernel = Literal["auto", "matmul", "convolution"]
 GradCheckpointing = Literal["off", "cheap", "full"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Devices = int | Literal["auto"]
@@ -346,6 +347,9 @@ class HardwareConfig(Group):
     precision: Precision = "auto"
     """float32, or mixed precision with bfloat16 or float16 (GPU only). "auto" measures a few steps first, and
     takes bfloat16 where it is 1.2 times as fast, else float32."""
+    linear: LinearKernel = "auto"
+    """How Linear layers compute: as matrix products, or as 1×1 convolutions, which are the same sums. "auto"
+    takes the faster in float32 on the CPU, by a measurement, and matrix products elsewhere."""
     channels_last: bool = False
     """Use the channels-last memory format, which suits mixed precision."""
     compile: bool = False

@@ -17,10 +17,12 @@ from ..data import ImageDataModule, ImageSource
 from ..data.folds import deal_folds
 from ..data.order import images_per_batch
 from ..errors import UserError
+from ..models.pointwise import use_pointwise
 from ..runs import LAST_CHECKPOINT
 from .class_weights import class_weights
 from .config import TrainConfig
 from .groups import DataConfig, HardwareConfig, OptimizerConfig, Precision, RegularizationConfig
+from .linear import choose_linear
 from .module import ClassifierModule
 from .network import (
     Network,
@@ -117,6 +119,14 @@ def prepare(
         config = replace(config, hardware=where_open(config.hardware, choice.precision))
         if processes > 1:
             shared = SharedPrecision(choice.precision, optimizer=partial(_optimizer, config.optimizer))
+    device = device_of(config.hardware)
+    linear = choose_linear(network.model, config.hardware, device=device, processes=processes)
+    if linear != config.hardware.linear:
+        config = replace(config, hardware=replace(config.hardware, linear=linear))
+        if linear == "convolution":
+            say("linear: convolution, which is faster here than matrix products")
+    if linear == "convolution":
+        use_pointwise(network.model)
     module = build_module(
         network,
         schedule,

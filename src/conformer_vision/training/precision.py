@@ -50,6 +50,12 @@ def where_open(hardware: HardwareConfig, precision: Precision = FLOAT32) -> Hard
     return replace(hardware, precision=precision) if hardware.precision == "auto" else hardware
 
 
+def as_before(hardware: HardwareConfig, decided: HardwareConfig) -> HardwareConfig:
+    """Fill in what is left open with what was decided for another run, or for this one before."""
+    linear = decided.linear if hardware.linear == "auto" else hardware.linear
+    return replace(where_open(hardware, decided.precision), linear=linear)
+
+
 def choose_precision(
     model: nn.Module,
     image_shape: tuple[int, ...],
