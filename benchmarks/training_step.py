@@ -3,10 +3,10 @@
 A step is forward, backward and AdamW on the mean of both heads' cross-entropies, as in training. Ours takes
 the optimiser of ``conformer-vision train`` and its choice for Linear layers; the plain formulation, with the
 same weights, takes ``torch.optim.AdamW`` with its own settings, as the authors' code does. All run in one
-process and take turns, so that whatever slows the machine slows all of them. Reported are medians, their ratio (above 1: ours is
-faster), how far the gradients of the first step lie apart, and the most memory of each, in a process of its
-own: weights, gradients, the optimiser's state and what is kept for backward, without what Python and the
-libraries take.
+process and take turns, so that whatever slows the machine slows all of them. Reported are medians, their
+ratio (above 1: ours is faster), how far the gradients of the first step lie apart, and the most memory of
+each, in a process of its own: weights, gradients, the optimiser's state and what is kept for backward,
+without what Python and the libraries take.
 
     python benchmarks/training_step.py --models conformer_tiny_patch16_224 --batch 8 --repeats 10
     python benchmarks/training_step.py --device cuda --dtype bfloat16 --channels-last --json step.json

@@ -16,6 +16,7 @@ from conformer_vision.training.groups import HardwareConfig
 from conformer_vision.training.linear import choose_linear
 from conformer_vision.training.parts import prepare
 from conformer_vision.training.recipe import read_config
+from option_tools import shows
 
 Tiny = Callable[..., TrainConfig]
 Weights = Callable[..., dict[str, Tensor]]
@@ -39,6 +40,7 @@ def kernels(config: TrainConfig) -> set[type]:
     return {type(module) for module in modules if isinstance(module, nn.Linear)}
 
 
+@shows("linear")
 def test_both_train_the_same_network(tiny: Tiny, tmp_path: Path, weights: Weights) -> None:
     options: dict[str, Any] = {"drop_path_rate": 0.2, "precision": "32", "optimizer": "sgd", "lr": 0.01}
     found = {
