@@ -9,10 +9,9 @@ import pytest
 
 from conformer_vision import Predictor
 from conformer_vision.serve.models import Loader
-from http_server import png, run, serving
+from http_server import PNG, png, run, serving
 
 FILES = {"a.png": png(1), "b.png": png(2), "c.png": png(3)}
-PNG = {"Content-Type": "image/png"}
 
 
 def expected(run_folder: Path, *names: str, top_k: int | None = None) -> list[dict[str, object]]:
