@@ -90,6 +90,7 @@ bench: $(STAMP) ## measure multiply-adds, speed and memory beside the plain form
 figures: $(STAMP) ## draw the figures of docs/ again, risk_coverage.png with DATA=tiny20-val.parquet (docs/weights.md)
 	$(BIN)/python docs/figures/architecture.py
 	$(BIN)/python docs/figures/where.py
+	$(BIN)/python docs/figures/page.py
 	$(if $(DATA),$(BIN)/python docs/figures/risk_coverage.py $(DATA),@echo "Without DATA, risk_coverage.png stays as it is.")
 
 package: $(STAMP) ## build the wheel into dist/ and check what is in it

@@ -8,7 +8,15 @@ import zipfile
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-DATA = ("py.typed", "recipes/quick.yaml", "report/report.html.j2", "check/page.html.j2", "pages/base.html.j2")
+DATA = (
+    "py.typed",
+    "recipes/quick.yaml",
+    "report/report.html.j2",
+    "check/page.html.j2",
+    "pages/base.html.j2",
+    "serve/page/index.html",
+    "serve/page/script.js",
+)
 
 
 def main(wheel: str) -> None:
