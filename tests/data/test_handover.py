@@ -12,6 +12,8 @@ from types import FrameType
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from batches import failure, same
 from conformer_vision.data import evaluation_loader, training_loader
@@ -108,8 +110,9 @@ TORCH_ON_SIGNALS = "ERROR: Unexpected "
 def test_a_killed_worker_is_one_line(
     name: str, alone: list[Batch], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So long torch waits at the end for each process that is left.
+    # So long torch waits at the end for each process that is left, and for a batch before it looks at them.
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.5,))
     reading = loader()
 
     def killing() -> Iterator[Batch]:
@@ -139,6 +142,19 @@ def impatient() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A loader of torch's own is in use, whose handler raises when a process of any loader ends."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    before = signal.getsignal(signal.SIGCHLD)
+    other = iter(DataLoader([1, 2, 3], num_workers=1))
+    next(other)
+    assert signal.getsignal(signal.SIGCHLD) != before
+    yield
+    del other
+    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.timeout(60)
@@ -173,6 +189,20 @@ def test_a_worker_that_hangs_is_given_up(kind: str, taken: int, reads_on: bool) 
     for worker in workers:
         worker.join(10)
         assert worker.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.timeout(60)
+def test_a_worker_that_hangs_beside_another_loader() -> None:
+    test_a_worker_that_hangs_is_given_up("training", 2, True)
+
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.timeout(60)
+def test_a_killed_worker_beside_another_loader(
+    alone: list[Batch], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_a_killed_worker_is_one_line("SIGKILL", alone, capfd, monkeypatch)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

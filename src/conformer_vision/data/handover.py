@@ -221,6 +221,19 @@ def no_child_handler() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
+@contextmanager
+def _children_unhandled() -> Iterator[None]:
+    """Leave children that end unnoticed, where another loader of the process has set torch's handler."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def remember(workers: Iterable[BaseProcess]) -> None:
     """End these processes with this one, if they are still running."""
     global _owner
@@ -256,9 +269,10 @@ def end_workers() -> None:
     if _owner != os.getpid():
         return
     alive = [worker for worker in _WORKERS if worker.is_alive()]
-    for worker in alive:
-        worker.kill()
-    for worker in alive:
-        worker.join(1)  # it writes no more; one that waits for a dead disk may take for ever
+    with _children_unhandled():
+        for worker in alive:
+            worker.kill()
+        for worker in alive:
+            worker.join(1)  # it writes no more; one that waits for a dead disk may take for ever
     for path in Path(tempfile.gettempdir()).glob(f"{_prefix(os.getpid())}*"):
         path.unlink(missing_ok=True)
