@@ -63,12 +63,14 @@ def _endpoint(service: Service, route: Route) -> Endpoint:
         loop = asyncio.get_running_loop()
         arrived = loop.time()
         status = _GONE
+        service.in_flight += 1
         try:
             response = await _answer(service, route, request, arrived)
             status = response.status_code
         except ClientDisconnect:
             response = Response(status_code=_GONE)
         finally:
+            service.in_flight -= 1
             service.metrics.request(route.path, status, loop.time() - arrived)
         return response
 

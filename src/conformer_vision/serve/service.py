@@ -42,9 +42,12 @@ class Service:
         self.uploads = Budget(UPLOADS_AT_ONCE, full)
         self.pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
         self.draining = False
+        self.in_flight = 0
+        """Requests that have begun and are not answered yet."""
         self._model: Served | None = None
         self._is_loading = False
         self.metrics.watch("queue_images", "Images that are decoded or wait.", lambda: self.batcher.waiting)
+        self.metrics.watch("requests_in_flight", "Requests that have begun.", lambda: self.in_flight)
         self.metrics.watch("bodies_bytes", "Bytes of bodies in memory.", lambda: self.bodies.held)
 
     async def start(self) -> None:
