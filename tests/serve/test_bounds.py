@@ -331,7 +331,7 @@ def test_key_files_without_keys(tmp_path: Path, content: bytes, line: str) -> No
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_batch": 0}, {"max_wait_ms": -1}, {"deadline_seconds": float("nan")}, {"max_images": 33}]
+    "values", [{"max_batch": 0}, {"max_wait_ms": -1}, {"deadline_seconds": float("nan")}, {"max_images": 17}]
 )
 def test_limits_that_make_no_sense(values: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(values))}="):

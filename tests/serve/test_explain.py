@@ -127,7 +127,7 @@ def test_a_model_without_explanations(load: Loader) -> None:
     async def test() -> None:
         async with serving(lambda: replace(load(), explainer=None)) as server:
             answer = await server.client.post("/explain", content=FILE, headers=PNG)
-            assert answer.status_code == 501
+            assert answer.status_code == 409
             assert "serve the weights of one network" in answer.json()["error"]
             assert not (await server.client.get("/model")).json()["explainable"]
 

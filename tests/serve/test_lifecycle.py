@@ -211,7 +211,7 @@ def test_mistakes_are_one_line(run_folder: Path, tmp_path: Path) -> None:
             (run_folder, "--ssl_keyfile", tmp_path / "empty"): "needs --ssl_certfile too",
             (run_folder, "--port", 0, "--ssl_certfile", tmp_path / "empty"): "cannot be used: ",
             (run_folder, "--max_batch", 0): "--max_batch 0: must be more than 0",
-            (run_folder, "--max_images", 99): "--max_images 99 is more than --max_queue 32",
+            (run_folder, "--max_images", 99): "--max_images 99 is more than --max_queue 16",
             (run_folder, "--drain_seconds", -1): "--drain_seconds -1.0: must be 0 or more",
         }.items():
             done = command("serve", *arguments)

@@ -63,7 +63,7 @@ async def explain(call: Call) -> Response:
     explainer = model.explainer
     if explainer is None:
         raise RefusedError(
-            501, f"{model.info.name} cannot be explained here: serve the weights of one network for that"
+            409, f"{model.info.name} cannot be explained here: serve the weights of one network for that"
         )
     form, label, method = (call.parameters.get(name) for name in ("format", "class", "method"))
     if method is not None and form != "png":
@@ -104,7 +104,7 @@ async def explain(call: Call) -> Response:
         except BrokenImageError as error:
             raise RefusedError(422, str(error)) from error
         except MissingExtraError as error:
-            raise RefusedError(501, str(error)) from error
+            raise RefusedError(409, str(error)) from error
         except UserError as error:  # a method that does not suit the network
             raise RefusedError(400, str(error)) from error
 

@@ -116,9 +116,10 @@ def serve(service: Service, address: Address, *, on_start: Callable[[str], None]
 async def _serve(
     service: Service, address: Address, bound: socket.socket, on_start: Callable[[str], None]
 ) -> int:
-    logger = logging.getLogger("uvicorn.error")
-    logger.addHandler(logging.NullHandler())  # what clients send is none of the operator's business
-    logger.propagate = False
+    for name in ("uvicorn.error", "python_multipart"):  # they note what clients send; the metrics count it
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
     config = uvicorn.Config(
         build_app(service),
         http=BoundedProtocol,

@@ -30,7 +30,7 @@ class Limits:
     """Images in one forward pass."""
     max_wait_ms: float = 5.0
     """How long a batch waits at most for images that are already being decoded."""
-    max_queue: int = 32
+    max_queue: int = 16
     """Images that are being decoded or wait for a forward pass."""
     max_images: int = 16
     """Images of one request."""

@@ -188,7 +188,7 @@ ROUTES = (
         {
             200: Answer("Heat maps.", {_JSON: "Explanation", "image/png": "Bytes"}),
             422: Answer("The image cannot be read.", _ERROR),
-            501: Answer("The model cannot be explained: it is an exported file or an ensemble.", _ERROR),
+            409: Answer("The model cannot be explained: it is an exported file or an ensemble.", _ERROR),
             **_IMAGES,
         },
         parameters=(
