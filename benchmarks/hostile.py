@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 
@@ -277,7 +278,10 @@ def _schemathesis(port: int) -> list[str]:
     """Run schemathesis over the server's openapi.json; return what it found."""
     url = f"http://127.0.0.1:{port}/openapi.json"
     words = [sys.executable, "-m", "schemathesis.cli", "run", url, f"--checks={_CHECKS}", "--max-examples=50"]
-    done = subprocess.run([*words, "--generation-deterministic"], capture_output=True, text=True, check=False)
+    with TemporaryDirectory() as folder:  # it leaves files where it runs
+        done = subprocess.run(
+            [*words, "--generation-deterministic"], capture_output=True, text=True, check=False, cwd=folder
+        )
     if done.returncode == 0:
         return []
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
