@@ -28,15 +28,16 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from conformer_vision import Predictor
 from conformer_vision.data import find_images
 from conformer_vision.inference.conversion.convert import ConvertedRuntime
-from conformer_vision.inference.inputs import named_images
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.preprocessing import read_through
 from conformer_vision.runs import BEST_WEIGHTS, CONFIG_FILE, mark_config
+from conformer_vision.runtime.inputs import named_images
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 
@@ -85,14 +86,14 @@ def write_run(folder: Path, name: str) -> Path:
     return folder
 
 
-def read_all(trained: TrainedModel, files: list[Path]) -> torch.Tensor:
+def read_all(trained: TrainedModel, files: list[Path]) -> NDArray[np.float32]:
     """Read and prepare all images (N, C, H, W) in as many threads as `predict` uses."""
     reading = [partial(read_through, trained.transform, image.open) for image in named_images(files)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return torch.stack(list(pool.map(lambda read: read(), reading)))
+        return np.stack(list(pool.map(lambda read: read(), reading)))
 
 
-def bare_loop(graph: Path, images: torch.Tensor, batch_size: int) -> Callable[[], None]:
+def bare_loop(graph: Path, images: NDArray[np.float32], batch_size: int) -> Callable[[], None]:
     """Return OpenVINO's own loop over decoded images."""
     import openvino
 
@@ -103,7 +104,7 @@ def bare_loop(graph: Path, images: torch.Tensor, batch_size: int) -> Callable[[]
     }
     core = openvino.Core()
     request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
-    batches = [batch.numpy() for batch in images.split(batch_size)]
+    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
 
     def loop() -> None:
         for batch in batches:

@@ -24,10 +24,11 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from conformer_vision.data import open_image, open_images, require_source
-from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.preprocessing import read_through
+from conformer_vision.runtime.base import FUSED
+from conformer_vision.runtime.decisions import head_probabilities
 
 BATCH = 32
 
@@ -85,14 +86,15 @@ def answers(trained: TrainedModel, images: Iterable[Labelled]) -> Both:
     waiting = iter(images)
     while batch := list(islice(waiting, BATCH)):
         ways = [
-            torch.stack(
+            np.stack(
                 [read_through(transform, partial(open_image, image.data, name="image")) for image in batch]
             ),
-            torch.stack([transform(open_image(image.data)) for image in batch]),
+            np.stack([transform(open_image(image.data)) for image in batch]),
         ]
-        for tensors, found in zip(ways, (reduced, full), strict=True):
-            logits = trained.outputs(tensors).logits
-            found.append(trained.probabilities(logits)[FUSED].double().cpu())
+        for arrays, found in zip(ways, (reduced, full), strict=True):
+            logits = trained.outputs(arrays).logits
+            shares = head_probabilities(logits, trained.spec)[FUSED].astype(float)
+            found.append(torch.from_numpy(shares))
         labels += [image.label for image in batch]
         by += [transform.plan(Image.open(BytesIO(image.data)).size).kept.reduction for image in batch]
     return Both(torch.cat(reduced), torch.cat(full), torch.tensor(labels), tuple(by))

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, affine
 
 from conformer_vision.data import evaluation_loader, open_images, require_source
-from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.trained_model import TrainedModel
+from conformer_vision.runtime.base import FUSED
 
 
 def _moved(images: Tensor, *, angle: float = 0.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -48,10 +49,11 @@ def moved_accuracy(weights: Path, data: Path) -> dict[str, float]:
     trained = TrainedModel(weights, device="auto")
     source = require_source(open_images(data, "all", classes=trained.spec.classes), name=data)
     right = dict.fromkeys(MOVEMENTS, 0)
-    for batch in evaluation_loader(source, trained.transform, batch_size=64, workers=0):
+    transform = trained.transform.then(torch.from_numpy)
+    for batch in evaluation_loader(source, transform, batch_size=64, workers=0):
         for name, move in MOVEMENTS.items():
-            answers = trained.runtime(move(batch.images))[FUSED].argmax(1).cpu()
-            right[name] += int((answers == batch.labels).sum())
+            answers = trained.runtime(move(batch.images).contiguous().numpy())[FUSED].argmax(1)
+            right[name] += int((answers == batch.labels.numpy()).sum())
     return {name: count / len(source) for name, count in right.items()}
 
 

@@ -37,10 +37,10 @@ from torch import Tensor
 from conformer_vision.data.images import open_image
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.fit import fit_thresholds
-from conformer_vision.inference.runtimes import Outputs
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.preprocessing import read_through
+from conformer_vision.runtime.base import Outputs
 from conformer_vision.weights import Calibrated, save_calibration
 from learning import RESULTS, provenance
 from unknown_signals import Fitted, Seen, scores_of
@@ -123,9 +123,13 @@ def infer(trained: TrainedModel, batch: dict[str, list[Any]]) -> dict[str, Tenso
         read_through(trained.transform, partial(open_image, image["bytes"], name="image"))
         for image in batch["image"]
     ]
-    found = trained.outputs(torch.stack(images))
+    found = trained.outputs(np.stack(images))
     assert found.features is not None
-    return {**found.logits, "features": found.features, "labels": torch.tensor(batch["label"])}
+    arrays = {**found.logits, "features": found.features}
+    return {
+        **{key: torch.from_numpy(each) for key, each in arrays.items()},
+        "labels": torch.tensor(batch["label"]),
+    }
 
 
 # ---- the figures -----------------------------------------------------------------------------------
@@ -194,7 +198,7 @@ def main() -> None:
         store(trained, look(trained, "held-out", opened["held-out"], options.cache), options.store)
         return
     sets = {name: look(trained, name, each, options.cache) for name, each in opened.items()}
-    whole: Any = trained.runtime.network()
+    whole: Any = trained.runtime.network
     heads = {
         name: (head.weight.detach().double(), head.bias.detach().double())
         for name, head in (("conv", whole.conv_head), ("trans", whole.trans_head))
@@ -219,8 +223,9 @@ def main() -> None:
 def store(trained: TrainedModel, seen: Seen, path: Path) -> None:
     """Write thresholds and class means into a weights file; its weights stay as they are."""
     temperature = trained.spec.temperature
-    outputs = Outputs(seen.logits, seen.features)
-    fitted = fit_thresholds(outputs, seen.labels, spec=trained.spec, temperature=temperature)
+    logits = {head: values.numpy() for head, values in seen.logits.items()}
+    outputs = Outputs(logits, seen.features.numpy())
+    fitted = fit_thresholds(outputs, seen.labels.numpy(), spec=trained.spec, temperature=temperature)
     save_calibration(path, Calibrated(temperature, fitted.thresholds, fitted.class_means))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 

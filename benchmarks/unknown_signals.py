@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.unsure import similarity_to_others
+from conformer_vision.runtime.base import FUSED
 
 FEATURES = {"conv": slice(0, 384), "token": slice(384, None), "both": slice(0, None)}
 """The pooled features of the bundled network: the map's, the class token."""
@@ -148,7 +148,7 @@ def signals(heads: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Compute]:
 
 
 SHIPPED_SIGNALS = ("energy", "cosine to class means, both")
-"""What the package adds up (`conformer_vision.inference.unsure`)."""
+"""What the package adds up (`conformer_vision.runtime.unsure`)."""
 SUMS = (
     SHIPPED_SIGNALS,
     ("maximum softmax probability", "cosine to class means, both"),
@@ -172,7 +172,9 @@ def scores_of(
         single[name] = {label: compute(seen, fitted) for label, seen in sets.items()}
         yield name, {label: values.numpy() for label, values in single[name].items()}
     # Images that a class mean is of are nearer to it than others: each is compared with a mean without it.
-    own = similarity_to_others(fitted.seen.features, fitted.seen.labels, len(fitted.means))
+    own = torch.from_numpy(
+        similarity_to_others(fitted.seen.features.numpy(), fitted.seen.labels.numpy(), len(fitted.means))
+    )
     for names in SUMS:
         total: dict[str, Any] = dict.fromkeys(sets, 0.0)
         for name in names:

@@ -1,13 +1,8 @@
-"""The entry point of the command ``conformer-vision``.
-
-It is outside the package because importing the package registers its models with timm, for which it imports
-torch. The package leaves that out where this module was imported before it: the subcommands that need the
-models import them, ``--help`` and the processes that only read images do not wait for them.
-"""
+"""The entry point of the command ``conformer-vision``: the one line for what goes wrong before it starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 
 
 def main() -> int:
@@ -16,13 +11,9 @@ def main() -> int:
         from conformer_vision.cli import main as run
     except KeyboardInterrupt:  # an impatient Ctrl-C
         return 130
+    except ModuleNotFoundError as error:  # installed without dependencies, for exported files
+        if error.name is None or error.name.partition(".")[0] == "conformer_vision":
+            raise
+        print(f"error: {error.name} is not installed: pip install {error.name}", file=sys.stderr)
+        return 2
     return run()
-
-
-def call(function: Callable[..., object], *arguments: object) -> None:
-    """Call a function of the package in a process of the command's.
-
-    A new process that unpickles this call imports this module first, so that the package does not register
-    its models there.
-    """
-    function(*arguments)

@@ -10,11 +10,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 400
 
 LAYERS = [
-    {"console", "environment", "errors", "extras", "files", "help", "hints", "lazy", "parsing"},
+    {"available", "console", "environment", "errors", "extras", "files", "help", "hints", "lazy"}
+    | {"parsing", "registering"},
     {"geometry", "memory", "notebook", "pages", "plotting"}
     | {"thresholds", "spec", "preprocessing", "tensors", "models"},
     {"class_means", "ensemble", "hf", "loaded_model", "output_stride", "run_path", "runs", "weights"},
     {"data"},
+    {"runtime"},
     {"training", "inference"},
     {"explain"},
     {"report", "export", "check", "benchmark", "serve"},

@@ -79,7 +79,6 @@ def test_a_path_is_shortened_in_the_middle(path: str, columns: int) -> None:
 
 PROGRAM = """
 import sys
-import conformer_vision_command  # so that it does not wait for torch
 from conformer_vision import console
 console.open_streams()
 for number in range(2_000):

@@ -117,7 +117,6 @@ def test_an_unknown_user_gets_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 DRAW = """
 import os, sys
-import conformer_vision_command  # so that it does not wait for torch
 from conformer_vision.environment import prepare_process
 prepare_process()
 import matplotlib.pyplot as plt

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from command_line import one_line, run
-from conformer_vision import Predictor, memory
+from conformer_vision import Predictor, available, memory
+from conformer_vision.available import available_memory
 from conformer_vision.errors import UserError, machine_error
-from conformer_vision.memory import available_memory, check_batch, needed_memory
+from conformer_vision.memory import check_batch, needed_memory
 from conformer_vision.training.memory import training_step
 from image_sets import opened
 
@@ -23,7 +24,7 @@ GB = 1 << 30
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
     """What is left on a machine with 8 GB, in control groups with these files."""
-    counter, find_groups = iter(range(100)), memory._groups
+    counter, find_groups = iter(range(100)), available._groups
 
     def left(own: str, files: dict[str, str]) -> float:
         root = tmp_path / str(next(counter))
@@ -32,9 +33,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., fl
             (root / name).write_text(f"{content}\n")
         (root / "own").parent.mkdir(parents=True, exist_ok=True)
         (root / "own").write_text(own)
-        groups = find_groups(root, root / "own")
-        monkeypatch.setattr(memory, "_groups", lambda: groups)
-        monkeypatch.setattr(memory, "_machine_memory", lambda: 8.0 * GB)
+        groups = find_groups("memory", root, root / "own")
+        monkeypatch.setattr(available, "_groups", lambda controller: groups)
+        monkeypatch.setattr(available, "_machine_memory", lambda: 8.0 * GB)
         return available_memory() / GB
 
     return left
@@ -42,7 +43,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., fl
 
 def test_what_the_machine_has_left(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\nSwapFree:  1024 kB\n")
-    assert memory._machine_memory(tmp_path / "meminfo") == 3 << 20
+    assert available._machine_memory(tmp_path / "meminfo") == 3 << 20
     assert 0 < available_memory() < 1 << 50
 
 
@@ -148,7 +149,7 @@ def test_need_is_that_of_the_tensors_at_once() -> None:
         third.add_(1)
 
     need = needed_memory(nn.Identity(), compute, (1 << 18, 4, 1, 1))
-    assert need == int(1.05 * (8 << 20)) + memory._LIBRARIES
+    assert need == int(1.05 * (8 << 20)) + memory.LIBRARIES
 
 
 def test_evaluate_and_predict_refuse_what_does_not_fit(
@@ -156,7 +157,7 @@ def test_evaluate_and_predict_refuse_what_does_not_fit(
 ) -> None:
     """As many images as there are: a large batch size alone is no mistake."""
     monkeypatch.setattr(memory, "available_memory", lambda: 1e5)
-    monkeypatch.setattr(memory, "_LIBRARIES", 0)
+    monkeypatch.setattr(memory, "LIBRARIES", 0)
     count = len(opened("digits", split="val"))
     line = one_line(run("evaluate", trained, "--data=digits", "--batch_size=1000"))
     assert line.startswith(f"error: batch_size {count}: needs 0.") and "give a smaller --input_size" in line

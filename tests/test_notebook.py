@@ -12,11 +12,11 @@ import pytest
 
 from conformer_vision import Predictor, Run, evaluate, load
 from conformer_vision.inference import Prediction, Predictions
-from conformer_vision.inference.prediction_html import _MOST
 from conformer_vision.inference.predictor import Guess
 from conformer_vision.notebook import COLOURS
 from conformer_vision.pages.palette import PALETTE
 from conformer_vision.runs import mark_config
+from conformer_vision.runtime.prediction_html import _MOST
 from exports import SPEC, write_run
 
 HOSTILE = "<script>alert(1)</script> \"'><img src=http://x.y/z onerror=alert(1)> $x^2$ &amp; 犬 \u202e"

@@ -82,7 +82,6 @@ def test_packages_that_are_called_in_any_order_of_imports() -> None:
 
 WORKERS = """
 import multiprocessing, sys
-import conformer_vision_command
 
 def report():
     import conformer_vision
@@ -91,7 +90,7 @@ def report():
 
 if __name__ == "__main__":
     context = multiprocessing.get_context({method!r})
-    process = context.Process(target=conformer_vision_command.call, args=(report,))
+    process = context.Process(target=report)
     process.start(), process.join()
 """
 

@@ -23,7 +23,7 @@ from conformer_vision.benchmark.timing import take_turns
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.inference.conversion.compare import relative_difference
 from conformer_vision.inference.conversion.formats import Precision
-from conformer_vision.inference.runtimes.base import resolve_device
+from conformer_vision.inference.runtimes.network import resolve_device
 
 from .ceiling import measure_ceilings
 from .config import ComparisonConfig, Runtime
@@ -120,7 +120,7 @@ def _measure(
         pace = 1e3 * len(images) / float(np.median(times[index]))
         difference = None
         if base is not None:
-            difference = relative_difference(answers[index], answers[base])
+            difference = relative_difference(answers[index].numpy(), answers[base].numpy())
         rows.append(
             Row(
                 model=subject.model,

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from conformer_vision.inference.runtimes import FUSED, open_runtime
+from conformer_vision.inference.runtimes import open_runtime
+from conformer_vision.runtime.base import FUSED
 from conformer_vision.weights import load_model
 from oracle import ReferenceConfig, ReferenceConformer
 
@@ -144,7 +145,7 @@ def _open_torch(subject: Subject, device: torch.device) -> Call:
 def _open_runtime(subject: Subject) -> Call:
     """Open a file as predict does."""
     network = open_runtime(subject.path, device=subject.device)
-    return lambda images: network(images)[FUSED]
+    return lambda images: torch.from_numpy(network(images.cpu().numpy())[FUSED])
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 """Conformer: a CNN branch and a transformer branch coupled in every block (Peng et al., ICCV 2021).
 
-Importing the package registers its models with timm: ``timm.create_model("conformer_small_patch16_224")``.
+A program that imports the package, before or after timm, finds its models there:
+``timm.create_model("conformer_small_patch16_224")``. The package alone does not import timm and PyTorch.
 """
 
-import sys
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 from conformer_vision.lazy import attach
+from conformer_vision.registering import register_with_timm
 
 if TYPE_CHECKING:
     from .check import check as check
@@ -47,15 +47,4 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = attach(__name__)
 
-
-def _started_as_command() -> bool:
-    """Tell whether the command's entry point imports the package, which then registers no models."""
-    if "conformer_vision_command" in sys.modules:
-        return True
-    # While Python looks for the module of its option -m, argv[0] is "-m" (documented with sys.argv).
-    options = sys.orig_argv
-    return sys.argv[:1] == ["-m"] and "-m" in options and options[options.index("-m") + 1 :][:1] == [__name__]
-
-
-if not _started_as_command():
-    import_module(f"{__name__}.models")
+register_with_timm()

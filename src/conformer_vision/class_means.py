@@ -9,10 +9,10 @@ import base64
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from conformer_vision.errors import UserError, reason_of
 
@@ -25,17 +25,18 @@ and other programs refuse such."""
 class ClassMeans:
     """The mean pooled features of the validation images of every class."""
 
-    means: Tensor
-    """(K, F) float16; zeros for a class without images."""
+    means: NDArray[np.float16]
+    """(K, F); zeros for a class without images."""
 
-    def similarity(self, features: Tensor) -> Tensor:
+    def similarity(self, features: NDArray[Any]) -> NDArray[Any]:
         """Return the cosine of images' features (B, F) to the nearest class mean, (B,), in [-1, 1]."""
-        means = F.normalize(self.means.to(features.device, features.dtype), dim=1)
-        return (F.normalize(features, dim=1) @ means.T).max(dim=1).values
+        cosines = normalized(features) @ normalized(self.means.astype(features.dtype)).T
+        found: NDArray[Any] = cosines.max(axis=1)
+        return found
 
     def encode(self) -> str:
         """Return the means as JSON text."""
-        data = base64.b64encode(self.means.cpu().contiguous().numpy().tobytes()).decode()
+        data = base64.b64encode(self.means.tobytes()).decode()
         return json.dumps({"shape": list(self.means.shape), "float16": data})
 
     @classmethod
@@ -55,7 +56,14 @@ class ClassMeans:
             raise UserError(
                 f"the class means are damaged ({reason_of(error)}); copy the file again"
             ) from error
-        means = torch.frombuffer(bytearray(data), dtype=torch.float16).reshape(shape)
-        if not means.isfinite().all():
+        means = np.frombuffer(data, dtype=np.float16).reshape(shape)
+        if not np.isfinite(means).all():
             raise UserError("the class means are not finite; write the report of the run again")
         return cls(means)
+
+
+def normalized(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Return vectors (N, F) at length 1; zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found: NDArray[Any] = vectors / np.maximum(lengths, 1e-12)
+    return found

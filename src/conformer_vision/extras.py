@@ -1,4 +1,7 @@
-"""The optional libraries: which extra installs each, and one clear line where one is missing."""
+"""Libraries that may be missing: what installs each, and one clear line where one is.
+
+An installation that only reads exported files lacks PyTorch too (docs/predict.md).
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,10 @@ _EXTRAS = {
     "wandb": "wandb",
 }
 """Top-level module -> extra of this package that installs it; tests compare it with the metadata."""
+_FOR_EXPORTS = ("onnxruntime", "openvino")
+"""What runs exported files; installed alone where there is no PyTorch."""
+_CORE = ("timm", "torch", "torchvision", "safetensors", "yaml")
+"""Modules that the package installs without any extra, and that exported files do without."""
 
 
 class MissingExtraError(UserError, ImportError):
@@ -59,11 +66,7 @@ def check_installed(*libraries: str) -> None:
         MissingExtraError: One is not installed.
     """
     for library in libraries:
-        try:
-            found = find_spec(library) is not None
-        except ImportError:  # an import hook that hides it
-            found = False
-        if not found:
+        if not _is_installed(library):
             raise MissingExtraError(_line(library, "is not installed"))
 
 
@@ -80,12 +83,22 @@ def naming_extras() -> Iterator[None]:
         raise
     except ImportError as error:
         library = (error.name or "").partition(".")[0]
-        if library not in _EXTRAS:
+        if library not in _EXTRAS and library not in _CORE:
             raise
         missing = isinstance(error, ModuleNotFoundError) and error.name == library
         problem = "is not installed" if missing else f"cannot be imported ({first_line(error)})"
         raise MissingExtraError(_line(library, problem)) from error
 
 
+def _is_installed(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except (ImportError, ValueError):  # something hides it
+        return False
+
+
 def _line(library: str, problem: str) -> str:
-    return f"{library} {problem}: pip install 'conformer-vision[{_EXTRAS[library]}]'"
+    if library in _FOR_EXPORTS and not _is_installed("torch"):
+        return f"{library} {problem}: pip install {library}"
+    package = f"'conformer-vision[{_EXTRAS[library]}]'" if library in _EXTRAS else "conformer-vision"
+    return f"{library} {problem}: pip install {package}"

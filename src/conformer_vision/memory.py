@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a computation takes, before it is run."""
+"""How much memory a computation of PyTorch takes, before it is run; a batch that is too large is refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import weakref
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,73 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .errors import UserError, option
+from .available import LIBRARIES, available_memory, too_large
 
 _PER_VALUE = 100_000
 """Bytes that a forward and backward pass takes at most for a value of the input, in any usual network."""
-_LIBRARIES = 250 << 20
-"""Bytes that the libraries take for themselves when a computation is first run."""
-
-
-# ---- what there is ---------------------------------------------------------------------------------
-
-
-def available_memory() -> float:
-    """Return the bytes of main memory that this process may still take; infinite where unknown.
-
-    It is what the machine has left, with swap space, or less in a container or a job of a scheduler, whose
-    control group (version 1 or 2) has a limit.
-    """
-    return min(_machine_memory(), *(_group_memory(group) for group in _groups()), math.inf)
-
-
-def _machine_memory(source: Path = Path("/proc/meminfo")) -> float:
-    if source.is_file():
-        lines = dict(line.split(":") for line in source.read_text(encoding="ascii").splitlines())
-        return sum(int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "SwapFree"))
-    try:
-        import psutil
-    except ImportError:
-        return math.inf
-    return float(psutil.virtual_memory().available + psutil.swap_memory().free)
-
-
-def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Path]:
-    """Return the folders of this process's control groups, from the innermost to the root."""
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    folders: list[Path] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = root / "memory" if controllers else root
-        # In a container, the path may be the one outside, and the root is the container's own group.
-        inner = top / path.lstrip("/")
-        folders += [inner, *(parent for parent in inner.parents if parent.is_relative_to(top))]
-    return folders
-
-
-def _group_memory(group: Path) -> float:
-    """Return what is left of a group's limit; memory that holds files is given back when it is needed."""
-    for limit, used, files in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most = (group / limit).read_text(encoding="ascii").strip()
-            now = int((group / used).read_text(encoding="ascii"))
-            lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-        except (OSError, ValueError):
-            continue
-        held = int(dict(line.split() for line in lines).get(files, 0))
-        return math.inf if most == "max" else max(int(most) - now + held, 0)
-    return math.inf
-
-
-# ---- what is needed --------------------------------------------------------------------------------
 
 
 def check_batch(
@@ -123,36 +59,8 @@ def check_batch(
         need = needed(images)
     except Exception:  # a network that cannot be followed
         return
-    if need <= there:
-        return
-    line = f"needs {_gb(need * processes)} of memory, of which {_gb(there * processes)} are left"
-    if name != "batch_size":
-        raise UserError(f"{name} {image[1]}x{image[2]}: {line}; give a smaller one")
-    fits = _most(needed, there, below=images, need=need) * ((total or images) // images)
-    remedy = f"give {fits} or less" if fits > 1 else "give 1"
-    if fits < 1:
-        remedy = f"give a smaller {option('input_size')} or {option('model')}"
-    raise UserError(f"batch_size {total or images}: {line}; {remedy}")
-
-
-def _most(needed: Callable[[int], int], there: float, *, below: int, need: int) -> int:
-    """Return the largest number of images that fits, 0 for none; the need is nearly linear in it.
-
-    Args:
-        needed: the need of a number of images.
-        there: what there is.
-        below: a number that does not fit.
-        need: its need.
-    """
-    fits, used = 0, 0
-    while below - fits > 1:
-        guess = fits + int((there - used) / (need - used) * (below - fits)) if fits else 1
-        guess = min(max(guess, fits + 1), below - 1)
-        if (of_guess := needed(guess)) <= there:
-            fits, used = guess, of_guess
-        else:
-            below, need = guess, of_guess
-    return fits
+    if need > there:
+        raise too_large(needed, shape, there=there, need=need, processes=processes, name=name, total=total)
 
 
 def needed_memory(
@@ -173,7 +81,14 @@ def needed_memory(
             images = torch.empty(shape, device=next(model.parameters(), torch.empty(0)).device)
             with _Memory() as memory:
                 compute(probe, images)
-    return int(1.05 * memory.peak) + _LIBRARIES
+    return int(1.05 * memory.peak) + LIBRARIES
+
+
+def measured_memory(compute: Callable[[], object]) -> int:
+    """Do a computation, and return the bytes that its tensors took at its peak."""
+    with _Memory() as memory:
+        compute()
+    return int(1.05 * memory.peak)
 
 
 class _Memory(TorchDispatchMode):
@@ -204,7 +119,3 @@ class _Memory(TorchDispatchMode):
         self._held[key] = weakref.ref(storage, forget)
         self._now += size
         self.peak = max(self.peak, self._now)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"

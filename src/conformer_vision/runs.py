@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from conformer_vision.errors import UserError, option, reason_of, refuse_url, resuming, words
 
 CONFIG_FILE = "config.yaml"
@@ -135,7 +133,9 @@ def is_model(path_or_name: str | Path) -> bool:
     path = Path(path_or_name)
     if os.path.isdir(path):
         return find_weights(path) is not None or bool(fold_folders(path)) or is_hf_folder(path)
-    return path.suffix.lower() in (*_KINDS, *_NOT_OPENED) or _is_published(path_or_name)
+    if path.suffix.lower() in (*_KINDS, *_NOT_OPENED):
+        return True
+    return not os.path.exists(path) and _is_published(path_or_name)
 
 
 def find_weights(folder: Path) -> Path | None:
@@ -264,6 +264,8 @@ def read_yaml(path: Path, *, label: str) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read, is not YAML, or holds something else.
     """
+    import yaml  # exported files are read without it
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         _check_size(values)
@@ -290,7 +292,12 @@ def _check_size(values: object) -> None:
 
 
 def _is_published(name: str | Path) -> bool:
-    import timm
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name not in ("timm", "torch", "torchvision"):
+            raise
+        return False  # no model has a name where there is no timm
 
     import conformer_vision.models  # noqa: F401 - registers its own with timm
 

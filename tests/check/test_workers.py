@@ -43,7 +43,6 @@ def test_a_mistake_in_the_function_is_raised() -> None:
 def test_a_script_without_a_guard_gets_one_line(tmp_path: Path, clean: Path) -> None:
     script = tmp_path / "script.py"
     lines = [
-        "import conformer_vision_command  # so that the test does not wait for torch",
         "from conformer_vision.check import check",
         f"check({str(clean)!r}, workers=1)",
     ]

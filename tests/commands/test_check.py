@@ -83,7 +83,6 @@ def test_lines_of_progress() -> None:
 SCRIPT = """
 import signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
-import conformer_vision_command  # so that the test does not wait for torch
 from conformer_vision.commands import check as command
 from conformer_vision.data.base import ImageSource
 import conformer_vision.check.run as run

@@ -14,7 +14,7 @@ from PIL import Image
 from command_line import one_line, run
 from conformer_vision.errors import Terminated
 from conformer_vision.explain import METHODS, Explainer, Explanation, HeatMapOptions, Localizer
-from conformer_vision.inference.views import Views
+from conformer_vision.runtime.views import Views
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import save_model
 

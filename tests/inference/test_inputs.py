@@ -22,7 +22,7 @@ from conformer_vision import explain
 from conformer_vision.errors import UserError
 from conformer_vision.explain import localize
 from conformer_vision.inference import Predictor
-from conformer_vision.inference.inputs import named_images
+from conformer_vision.runtime.inputs import named_images
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from conformer_vision.inference.conversion.images import prepared
 from conformer_vision.inference.evaluation import evaluate_images
 from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.report.images import again_by_number
+from conformer_vision.runtime.base import Floats
 from conformer_vision.spec import ModelSpec
 
 COUNT = 6
@@ -44,8 +45,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     batches: list[Tensor] = []
     original = TrainedModel.outputs
 
-    def spy(self: TrainedModel, batch: Tensor) -> object:
-        batches.append(batch)
+    def spy(self: TrainedModel, batch: Floats) -> object:
+        batches.append(torch.from_numpy(batch))
         return original(self, batch)
 
     monkeypatch.setattr(TrainedModel, "outputs", spy)

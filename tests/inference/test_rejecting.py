@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,11 +17,12 @@ from conformer_vision import export
 from conformer_vision.class_means import ClassMeans
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Prediction, Predictor
-from conformer_vision.inference.conformal import sets
 from conformer_vision.inference.trained_model import TrainedModel
-from conformer_vision.inference.views import Views
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.runs import find_model
+from conformer_vision.runtime.conformal import sets
+from conformer_vision.runtime.decisions import head_probabilities
+from conformer_vision.runtime.views import Views
 from conformer_vision.weights import Calibrated, load_model, read_class_means, save_calibration
 from exports import make_run, shared_graphs, with_exports
 from rejecting import calibrated, noise
@@ -75,8 +77,8 @@ def test_sets_of_classes(weights: Path) -> None:
     images = noise(20, seed=3)
     found = predictor(images, top_k=1)
     assert trained.spec.thresholds is not None
-    batch = torch.stack([trained.transform(image) for image in images])
-    probabilities = trained.probabilities(trained.outputs(batch).logits)["fused"]
+    batch = np.stack([trained.transform(image) for image in images])
+    probabilities = head_probabilities(trained.outputs(batch).logits, trained.spec)["fused"]
     members = sets(probabilities, trained.spec.thresholds.sets, error_rate=0.3)
     for answer, row in zip(found, members, strict=True):
         expected = {name for name, member in zip(trained.spec.labels, row.tolist(), strict=True) if member}
@@ -129,7 +131,7 @@ def test_an_export_rejects_by_its_logits(format: str, tmp_path: Path) -> None:  
     trained.runtime.class_means = None
     judge = trained.judge(coverage=0.7)
     assert judge is not None
-    expected = judge(trained.outputs(torch.stack([trained.transform(image) for image in images])))
+    expected = judge(trained.outputs(np.stack([trained.transform(image) for image in images])))
     assert unsure(found) == expected and None in expected and len(set(expected)) > 1
     own = Predictor(weights, device="cpu", conformal=0.2)(images)
     assert [each.conformal_set for each in found] == [each.conformal_set for each in own]
@@ -149,7 +151,7 @@ def test_class_means_that_do_not_belong(weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     path.write_bytes(weights.read_bytes())
     spec = load_model(path)[1]
-    save_calibration(path, Calibrated(1.0, spec.thresholds, ClassMeans(torch.zeros(3, 8).half())))
+    save_calibration(path, Calibrated(1.0, spec.thresholds, ClassMeans(np.zeros((3, 8), np.float16))))
     with pytest.raises(UserError, match=r"other.safetensors has 3 class means for 7 classes; copy it again"):
         Predictor(path, device="cpu")
     save_calibration(path, Calibrated(1.0, spec.thresholds))

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from conformer_vision.class_means import ClassMeans
 from conformer_vision.errors import UserError
 from conformer_vision.inference.fit import MOST_IMAGES, OutputSample, fit_thresholds
-from conformer_vision.inference.runtimes import Outputs
-from conformer_vision.inference.unsure import SIGNALS, Judge, energy, fit_rules, similarity_to_others
+from conformer_vision.inference.unsure import fit_rules, similarity_to_others
+from conformer_vision.runtime.base import Array, Outputs
+from conformer_vision.runtime.unsure import SIGNALS, Judge, energy
 from conformer_vision.spec import ModelSpec
 from conformer_vision.thresholds import RejectRule, SortedScores, Thresholds
 
@@ -19,7 +19,7 @@ CLASSES, WIDTH = 4, 6
 SPEC = ModelSpec("test_resnet", {}, tuple("abcd"), (3, 32, 48))
 
 
-def images(count: int, *, seed: int = 0, known: bool = True) -> tuple[Outputs, Tensor]:
+def images(count: int, *, seed: int = 0, known: bool = True) -> tuple[Outputs, Array]:
     """Outputs for images near one of four corners, or for others in the opposite corner."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
@@ -28,7 +28,9 @@ def images(count: int, *, seed: int = 0, known: bool = True) -> tuple[Outputs, T
     features = centres + torch.randn(count, WIDTH, generator=generator)
     conv = features @ corners.T / 4
     trans = conv + torch.randn(count, CLASSES, generator=generator) / 4
-    return Outputs({"conv": conv, "trans": trans, "fused": (conv + trans) / 2}, features), labels
+    logits = {"conv": conv, "trans": trans, "fused": (conv + trans) / 2}
+    arrays = {head: values.numpy() for head, values in logits.items()}
+    return Outputs(arrays, features.numpy()), labels.numpy()
 
 
 def fitted(count: int = 400) -> tuple[Thresholds, ClassMeans]:
@@ -40,19 +42,19 @@ def fitted(count: int = 400) -> tuple[Thresholds, ClassMeans]:
 
 def test_energy_is_the_logarithm_of_the_sum_of_exponentials() -> None:
     outputs, _ = images(5)
-    expected = np.log(np.exp(outputs.logits["fused"].double().numpy()).sum(axis=1))
-    assert energy(outputs, None).numpy() == pytest.approx(expected)
+    expected = np.log(np.exp(outputs.logits["fused"].astype(float)).sum(axis=1))
+    assert energy(outputs, None) == pytest.approx(expected)
 
 
 def test_similarity_is_the_cosine_to_the_nearest_class() -> None:
     outputs, labels = images(60)
     assert outputs.features is not None
-    means = np.stack([outputs.features.numpy()[labels.numpy() == k].mean(axis=0) for k in range(CLASSES)])
+    means = np.stack([outputs.features[labels == k].mean(axis=0) for k in range(CLASSES)])
     class_means = fit_rules(*images(60), classes=CLASSES).class_means
     assert class_means is not None
-    stored = class_means.means.double().numpy()
+    stored = class_means.means.astype(float)
     for image, found in zip(
-        outputs.features.double().numpy(), SIGNALS["similarity"].compute(outputs, class_means), strict=True
+        outputs.features.astype(float), SIGNALS["similarity"].compute(outputs, class_means), strict=True
     ):
         cosines = stored @ image / np.linalg.norm(stored, axis=1) / np.linalg.norm(image)
         assert float(found) == pytest.approx(cosines.max())
@@ -62,18 +64,19 @@ def test_similarity_is_the_cosine_to_the_nearest_class() -> None:
 def test_an_image_is_compared_with_means_that_it_is_not_part_of() -> None:
     """By a plain loop that leaves the image out of its class; one class has a single image."""
     outputs, labels = images(21)
-    labels = torch.where(labels == 3, 2, labels)
+    labels = np.where(labels == 3, 2, labels)
     labels[0] = 3
     assert outputs.features is not None
-    features = outputs.features.double()
+    features = outputs.features.astype(float)
     found = similarity_to_others(features, labels, CLASSES)
     for row in range(21):
-        rest = torch.arange(21) != row
+        rest = np.arange(21) != row
         best = -1.0
         for number in range(CLASSES):
             members = features[rest & (labels == number)]
-            mean = members.mean(0) if len(members) else torch.zeros(WIDTH)
-            best = max(best, float(torch.cosine_similarity(features[row], mean, dim=0)))
+            mean = members.mean(0) if len(members) else np.zeros(WIDTH)
+            pair = torch.from_numpy(features[row]), torch.from_numpy(mean)
+            best = max(best, float(torch.cosine_similarity(*pair, dim=0)))
         assert float(found[row]) == pytest.approx(best)
 
 
@@ -104,8 +107,8 @@ def test_other_images_are_unsure_and_the_reason_is_the_lowest_signal() -> None:
 
 def test_heads_that_disagree_are_named() -> None:
     thresholds, _ = fitted()
-    low = torch.tensor([[-9.0, -9.1, -9.1, -9.1]])
-    rolled = low.roll(1, dims=1)
+    low = np.array([[-9.0, -9.1, -9.1, -9.1]], dtype=np.float32)
+    rolled = np.roll(low, 1, axis=1)
     differ = Outputs({"conv": low, "trans": rolled, "fused": (low + rolled) / 2}, None)
     same = Outputs({"conv": low, "trans": low, "fused": low}, None)
     judge = Judge(thresholds, None)
@@ -128,11 +131,11 @@ def test_too_few_images_and_images_that_look_alike() -> None:
     found = fit_thresholds(few, labels, spec=SPEC, temperature=1.0)
     assert (found.thresholds, found.class_means) == (None, None)
     assert found.note == "49 validation images are too few to say when an answer is unsure (50 are needed)"
-    flat = Outputs({"fused": torch.zeros(60, CLASSES)}, torch.ones(60, WIDTH))
-    found = fit_thresholds(flat, torch.arange(60) % CLASSES, spec=SPEC, temperature=1.0)
+    flat = Outputs({"fused": np.zeros((60, CLASSES), np.float32)}, np.ones((60, WIDTH), np.float32))
+    found = fit_thresholds(flat, np.arange(60) % CLASSES, spec=SPEC, temperature=1.0)
     assert found.thresholds is None and "look alike" in (found.note or "")
     unlike, labels = images(60)
-    constant = Outputs(unlike.logits, torch.ones(60, WIDTH))
+    constant = Outputs(unlike.logits, np.ones((60, WIDTH), np.float32))
     found = fit_thresholds(constant, labels, spec=SPEC, temperature=1.0)
     assert found.thresholds is not None
     assert [set(rule.signals) for rule in found.thresholds.reject] == [{"energy"}]
@@ -158,20 +161,21 @@ def test_a_sample_is_drawn_evenly_and_in_order(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("conformer_vision.inference.fit.MOST_IMAGES", 10)
     sample = OutputSample(40)
     for start in range(0, 40, 7):
-        numbers = torch.arange(start, min(start + 7, 40))
-        sample.add(Outputs({"fused": numbers[:, None].float()}, numbers[:, None].float()), numbers)
+        numbers = np.arange(start, min(start + 7, 40))
+        column = numbers[:, None].astype(np.float32)
+        sample.add(Outputs({"fused": column}, column), numbers)
     outputs, labels = sample.join()
     assert labels.tolist() == list(range(0, 40, 4))
     assert outputs.features is not None and outputs.features[:, 0].tolist() == labels.tolist()
     stream = OutputSample(None)
     for _ in range(3):
-        stream.add(Outputs({"fused": torch.zeros(6, 2)}, None), torch.zeros(6, dtype=torch.long))
+        stream.add(Outputs({"fused": np.zeros((6, 2), np.float32)}, None), np.zeros(6, dtype=np.int64))
     assert len(stream.join()[1]) == 10 < MOST_IMAGES
 
 
 def test_class_means_are_read_back_and_checked() -> None:
     _, class_means = fitted()
-    assert torch.equal(ClassMeans.decode(class_means.encode()).means, class_means.means)
+    assert np.array_equal(ClassMeans.decode(class_means.encode()).means, class_means.means)
     text = class_means.encode()
     for damaged in (
         "",
@@ -184,4 +188,4 @@ def test_class_means_are_read_back_and_checked() -> None:
         with pytest.raises(UserError, match="class means are damaged"):
             ClassMeans.decode(damaged)
     with pytest.raises(UserError, match="not finite"):
-        ClassMeans.decode(ClassMeans(torch.full((2, 2), math.nan).half()).encode())
+        ClassMeans.decode(ClassMeans(np.full((2, 2), math.nan, np.float16)).encode())

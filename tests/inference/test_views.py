@@ -14,7 +14,7 @@ from conformer_vision import export
 from conformer_vision.errors import UserError
 from conformer_vision.inference import Predictor
 from conformer_vision.inference.trained_model import TrainedModel
-from conformer_vision.inference.views import SCALES, View, Views, parse_views
+from conformer_vision.runtime.views import SCALES, View, Views, parse_views
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model, save_model
 
@@ -53,7 +53,8 @@ def test_the_answer_is_the_mean_over_a_plain_loop(conformer_run: Path, colours: 
     """Of the logits of every head and of the pooled features, with the network as it is loaded."""
     model, spec = load_model(conformer_run)
     trained = TrainedModel(conformer_run, device="cpu", views=Views((1.0, 1.5), flip=True))
-    image = trained.transform(colours)[None]
+    array = trained.transform(colours)[None]
+    image = torch.from_numpy(array)
     logits = {"conv": 0.0, "trans": 0.0, "fused": 0.0}
     features = torch.zeros(1)
     height, width = spec.input_size[1:]
@@ -68,10 +69,10 @@ def test_the_answer_is_the_mean_over_a_plain_loop(conformer_run: Path, colours: 
                 logits["trans"] = logits["trans"] + branches.trans / 4
                 logits["fused"] = logits["fused"] + model(view) / 4
                 features = features + model.forward_head(model.forward_features(view), pre_logits=True) / 4
-    found = trained.outputs(image)
+    found = trained.outputs(array)
     for head, expected in logits.items():
-        torch.testing.assert_close(found.logits[head], expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.features, features, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.logits[head], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.features, features, rtol=1e-4, atol=1e-5)
     (answer,) = Predictor(conformer_run, device="cpu", tta="flip+scales=1,1.5")(colours)
     assert answer.probabilities[0] == pytest.approx(float(logits["fused"].softmax(1).max()), rel=1e-4)
 
@@ -111,7 +112,7 @@ def test_memory_is_that_of_the_largest_view(conformer_run: Path, monkeypatch: py
     def check(network: object, compute: object, shape: tuple[int, ...], *, batches: int) -> None:
         shapes.append(shape)
 
-    monkeypatch.setattr("conformer_vision.inference.trained_model.check_batch", check)
+    monkeypatch.setattr("conformer_vision.inference.runtimes.weights.check_batch", check)
     trained = TrainedModel(conformer_run, device="cpu", views=Views((1.0, 2.0)))
     trained.check_batch(3)
     height, width = trained.spec.input_size[1:]

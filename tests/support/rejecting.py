@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from conformer_vision.inference.fit import fit_thresholds
@@ -25,8 +24,8 @@ def calibrated(run: Path, folder: Path) -> Path:
     path = folder / "copied.safetensors"
     path.write_bytes((run / "best.safetensors").read_bytes())
     trained = TrainedModel(path, device="cpu")
-    outputs = trained.outputs(torch.stack([trained.transform(image) for image in noise(100)]))
-    labels = torch.arange(100) % trained.spec.num_classes
+    outputs = trained.outputs(np.stack([trained.transform(image) for image in noise(100)]))
+    labels = np.arange(100) % trained.spec.num_classes
     found = fit_thresholds(outputs, labels, spec=trained.spec, temperature=1.3)
     save_calibration(path, Calibrated(1.3, found.thresholds, found.class_means))
     return path

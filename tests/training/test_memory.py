@@ -183,7 +183,7 @@ def test_search_leaves_the_model_as_it_was(tiny: Tiny) -> None:
 def test_a_batch_that_does_not_fit_is_refused(
     changes: dict[str, int], tiny: Tiny, there: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_LIBRARIES", 0)
+    monkeypatch.setattr(machine, "LIBRARIES", 0)
     there(1e8)
     config = partial(tiny, **RESNET, input_size=160)
     line = r"^batch_size 32: needs 0\.\d GB of memory, of which 0\.1 GB are left; give (\d+) or less$"

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line, nearest
 from conformer_vision.export import FORMATS, Precision, write_network
-from conformer_vision.inference.runtimes import FUSED, open_runtime
+from conformer_vision.inference.runtimes import open_runtime
 from conformer_vision.runs import ModelSource
+from conformer_vision.runtime.base import FUSED
 from conformer_vision.spec import ModelSpec
 
 EAGER = "eager"
@@ -124,4 +125,4 @@ def _exported(
     assert entry.runtime is not None  # FORMS has no others
     runtime = open_runtime(ModelSource(entry.runtime, path), device=device)
     size = sum(file.stat().st_size for file in entry.files(path))
-    return OpenForm(form, lambda images: runtime(images)[FUSED].cpu(), size / 1e6)
+    return OpenForm(form, lambda images: torch.from_numpy(runtime(images.numpy())[FUSED]), size / 1e6)

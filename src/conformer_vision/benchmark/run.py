@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from conformer_vision.errors import UserError
 from conformer_vision.inference.conversion.compare import TOLERANCES, relative_difference
 from conformer_vision.inference.conversion.images import sample_photos
-from conformer_vision.inference.runtimes.base import resolve_device
+from conformer_vision.inference.runtimes.network import resolve_device
 from conformer_vision.spec import ModelSpec
 from conformer_vision.weights import load_model
 
@@ -191,7 +191,7 @@ def _time_all(
     """Return the rows of one batch size."""
     repeated = torch.arange(batch) % len(images)
     inputs, wanted = images[repeated], expected[repeated]
-    differences = [relative_difference(form.call(inputs), wanted) for form in opened]
+    differences = [relative_difference(form.call(inputs).numpy(), wanted.numpy()) for form in opened]
     calls = [partial(form.call, inputs) for form in opened]
     times = take_turns(calls, rounds=config.repeats, seconds=config.seconds)
     first = float(np.median(times[0]))

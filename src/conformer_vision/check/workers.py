@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar, cast
 
-import conformer_vision_command
 from conformer_vision.errors import UserError
 
 C = TypeVar("C")
@@ -114,9 +113,7 @@ class _Process:
         self._started = False
         self._began = 0.0
         self._timeout = timeout
-        arguments = (_serve, far_end, shared, timeout)
-        # Called through the command's module, the process does not import torch with the package.
-        self._process = context.Process(target=conformer_vision_command.call, args=arguments, daemon=True)
+        self._process = context.Process(target=_serve, args=(far_end, shared, timeout), daemon=True)
         self._process.start()
         far_end.close()
 

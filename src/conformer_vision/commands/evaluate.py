@@ -83,7 +83,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     from conformer_vision.inference.labelled import read_run_data
     from conformer_vision.inference.predictions import check_predictions_file
     from conformer_vision.inference.selective import save_risk_coverage
-    from conformer_vision.inference.views import parse_views
+    from conformer_vision.runtime.views import parse_views
 
     if table is not None:
         check_predictions_file(table)

@@ -84,8 +84,8 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     from conformer_vision.explain import Explainer, explained
     from conformer_vision.explain.figure import save_couplings
     from conformer_vision.files import atomic_path, make_folder
-    from conformer_vision.inference.inputs import named_images
     from conformer_vision.report.explained import Panel, panel, write_explained
+    from conformer_vision.runtime.inputs import named_images
 
     if options.top_k < 1:
         raise UserError(f"--top_k {options.top_k}: must be 1 or more")

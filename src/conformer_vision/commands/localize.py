@@ -78,7 +78,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     from conformer_vision.explain.localization import default_method, make_localizer
     from conformer_vision.explain.localization_folder import check_new, write_folder
     from conformer_vision.files import make_folder
-    from conformer_vision.inference.inputs import named_images
+    from conformer_vision.runtime.inputs import named_images
 
     check_new(options.out)
     model, inputs = split_inputs(options.model, options.inputs)

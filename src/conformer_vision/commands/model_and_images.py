@@ -38,22 +38,30 @@ def split_inputs(model: str | None, inputs: list[str]) -> tuple[str | None, list
     Raises:
         UserError: A model without images, or one among the images.
     """
-    from conformer_vision.runs import is_model, is_run_folder
+    from conformer_vision.runs import is_run_folder
 
     first, rest = inputs[0], inputs[1:]
     # A first name that does not exist is a model, so that a mistyped run does not pass for an image.
-    names_model = is_model(first) or (bool(rest) and not (os.path.isfile(first) or _holds_images(first)))
+    names_model = _is_model(first) or (bool(rest) and not (os.path.isfile(first) or _holds_images(first)))
     if model is None and names_model:
         model, inputs = first, rest
     if not inputs:
         raise UserError(f"{first} is a model; give images or folders of images after it")
     for name in inputs:
-        if is_model(name) or is_run_folder(name):
+        if _is_model(name) or is_run_folder(name):
             remedy = (
                 f"give it first, or with --model {name}" if model is None else f"the model here is {model}"
             )
             raise UserError(f"{name} is a model, not an image; {remedy}")
     return model, inputs
+
+
+def _is_model(name: str) -> bool:
+    """Tell whether a name means a model; that of an image does not, and is not looked up in timm."""
+    from conformer_vision.data.find import is_image_name
+    from conformer_vision.runs import is_model
+
+    return (os.path.isdir(name) or not is_image_name(os.path.basename(name))) and is_model(name)
 
 
 def _holds_images(folder: str) -> bool:

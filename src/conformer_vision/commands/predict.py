@@ -76,7 +76,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     if len(formats) > 1:
         raise UserError(f"--{formats[0]} and --{formats[1]} exclude each other; give one of them")
     from conformer_vision.inference import Predictor
-    from conformer_vision.inference.inputs import named_images
+    from conformer_vision.runtime.inputs import named_images
 
     model, inputs = split_inputs(options.model, options.inputs)
     if options.page:

@@ -17,14 +17,16 @@ from conformer_vision.data import BrokenImageError
 from conformer_vision.errors import UserError, nearest, some_names
 from conformer_vision.explain.methods import METHODS, HeatMapOptions, compute_heat_maps
 from conformer_vision.geometry import Box, seen_part
-from conformer_vision.inference.decisions import head_probabilities, is_present
-from conformer_vision.inference.inputs import ImageInput, named_images
-from conformer_vision.inference.runtimes.base import FUSED, heads, resolve_device
-from conformer_vision.inference.trained_model import InputSize
+from conformer_vision.inference.runtimes.network import heads, resolve_device
+from conformer_vision.inference.runtimes.weights import to_array
 from conformer_vision.models.variants import SHIPPED
 from conformer_vision.output_stride import with_output_stride
 from conformer_vision.preprocessing import Reader, read_through
 from conformer_vision.runs import find_model, fold_name
+from conformer_vision.runtime.base import FUSED, Array
+from conformer_vision.runtime.decisions import head_probabilities, is_present
+from conformer_vision.runtime.inputs import ImageInput, named_images
+from conformer_vision.runtime.model import InputSize
 from conformer_vision.spec import Preprocessing
 from conformer_vision.tensors import evaluation_pipeline
 from conformer_vision.weights import load_model
@@ -59,7 +61,7 @@ class Shown(NamedTuple):
     seen: Box
     batch: Tensor
     """(1, C, H, W)."""
-    answers: dict[str, Tensor]
+    answers: dict[str, Array]
     """Probabilities (K,) by head."""
     error: str | None = None
     present: frozenset[int] = frozenset()
@@ -67,7 +69,7 @@ class Shown(NamedTuple):
 
     def best(self, most: int) -> list[int]:
         """Return the numbers of the most probable classes, best first, and of all that are present."""
-        ordered: list[int] = self.answers[FUSED].argsort(descending=True, stable=True).tolist()
+        ordered: list[int] = np.argsort(-self.answers[FUSED], kind="stable").tolist()
         return [k for place, k in enumerate(ordered) if place < most or k in self.present]
 
 
@@ -275,7 +277,7 @@ class Explainer:
         """Return an image with the answers of the network, which is shown what `prepare` returned of it."""
         answers, present = self.probabilities(batch), frozenset[int]()
         if self.spec.multilabel:
-            present = frozenset(is_present(answers[FUSED], self.spec).nonzero()[:, 0].tolist())
+            present = frozenset(np.flatnonzero(is_present(answers[FUSED], self.spec)).tolist())
         return Shown(name, image, seen, batch, answers, present=present)
 
     def class_numbers(self, labels: Sequence[str]) -> list[int]:
@@ -315,10 +317,10 @@ class Explainer:
         return batch[None].to(self.device), seen_part(preprocessing, image.size)
 
     @torch.no_grad()
-    def probabilities(self, batch: Tensor) -> dict[str, Tensor]:
+    def probabilities(self, batch: Tensor) -> dict[str, Array]:
         """Compute the probabilities of the first image by head, each (K,), as `Predictor` does."""
-        found = head_probabilities(heads(self.model, batch), self.spec)
-        return {head: values[0].cpu() for head, values in found.items()}
+        logits = {head: to_array(values[:1]) for head, values in heads(self.model, batch).items()}
+        return {head: values[0] for head, values in head_probabilities(logits, self.spec).items()}
 
     def answer(self, number: int, shown: Shown) -> ClassAnswer:
         """Return what the heads say of a class."""

@@ -19,9 +19,9 @@ from conformer_vision.explain.coco import PixelBox, RunLengths, TrueBoxes, match
 from conformer_vision.explain.explainer import Explainer, Explanation, placed, relative
 from conformer_vision.explain.methods import METHODS, HeatMapOptions, method_of, one_branch_method
 from conformer_vision.extras import require
-from conformer_vision.inference.inputs import ImageInput, as_several, named_images
-from conformer_vision.inference.runtimes.base import FUSED
 from conformer_vision.models import Conformer
+from conformer_vision.runtime.base import FUSED
+from conformer_vision.runtime.inputs import ImageInput, as_several, named_images
 
 THRESHOLDS = tuple(number / 50 for number in range(1, 50))
 """Thresholds that fitting tries."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, nearest
@@ -18,8 +19,8 @@ from conformer_vision.explain.by_torchcam import by_torchcam
 from conformer_vision.explain.class_activation import attention_cam, cam, token_cam
 from conformer_vision.explain.occlusion import occlusion
 from conformer_vision.explain.rollout import gradient_rollout, rollout
-from conformer_vision.inference.views import View, Views
 from conformer_vision.models import Conformer
+from conformer_vision.runtime.views import View, Views
 
 __all__ = [
     "METHODS",
@@ -193,10 +194,20 @@ def _look(
     view: View,
 ) -> HeatMaps:
     """Look at the images once; return maps at their own size and side."""
-    seen = view.of(images)
+    seen = _seen(images, view)
     found = compute(model, seen, numbers, blocks)
     full = at_image_size(found.maps, found.cells, (seen.shape[2], seen.shape[3]))
-    return HeatMaps(view.undo(full, height=images.shape[2], width=images.shape[3]), found.scores)
+    full = full.flip(3) if view.mirrored else full
+    if view.scale != 1:
+        full = F.interpolate(full, images.shape[2:], mode="bilinear")
+    return HeatMaps(full, found.scores)
+
+
+def _seen(images: Tensor, view: View) -> Tensor:
+    """Return the view of images (B, C, H, W), as `predict` looks at them."""
+    if view == View():
+        return images
+    return torch.from_numpy(view.of(images.float().cpu().numpy())).to(images)
 
 
 def one_branch_method(model: nn.Module, image: Tensor) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from conformer_vision.inference.conversion.formats import Precision
 from conformer_vision.inference.conversion.graph import build_program
-from conformer_vision.inference.runtimes.base import OUTPUTS
+from conformer_vision.inference.runtimes.weights import to_array
+from conformer_vision.runtime.base import OUTPUTS, Floats
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 
@@ -34,12 +35,13 @@ def write(
     return ()
 
 
-def read(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+def read(path: Path) -> Callable[[Floats], dict[str, Floats]]:
     """Load a file that `write` has just written: images (B, C, H, W) to logits per head."""
     program = torch.export.load(path).module()
 
     @torch.inference_mode()
-    def logits(images: Tensor) -> dict[str, Tensor]:
-        return dict(zip(OUTPUTS, program(images), strict=False))  # one head or three
+    def logits(images: Floats) -> dict[str, Floats]:
+        found = program(torch.from_numpy(images))
+        return dict(zip(OUTPUTS, map(to_array, found), strict=False))  # one head or three
 
     return logits

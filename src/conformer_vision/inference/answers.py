@@ -13,7 +13,7 @@ from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream, Label
 from conformer_vision.inference.heads import Array, H, HeadAnswers, Kind, MultilabelHead
-from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.runtime.base import FUSED
 
 MOST_KEPT = 200_000_000
 """Logits that are kept, of all heads: 800 MB, those of 66,000 images of 1,000 classes for three heads."""
@@ -103,7 +103,7 @@ class Collector(Generic[H]):
 
         Args:
             logits: Head -> (B, K) float32, all finite.
-            labels: (B,) int64, or (B, K) of 0 and 1, on the device of the logits.
+            labels: (B,) int64, or (B, K) of 0 and 1.
             indices: (B,) as in `Answers`.
             order: (B,) as in `Answers`.
 

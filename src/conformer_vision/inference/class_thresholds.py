@@ -14,7 +14,7 @@ from sklearn.model_selection import KFold
 from conformer_vision.errors import some_names
 from conformer_vision.inference.answers import MultilabelAnswers
 from conformer_vision.inference.heads import Array
-from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.runtime.base import FUSED
 from conformer_vision.thresholds import UNFITTED, ClassThresholds
 
 

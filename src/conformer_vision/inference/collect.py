@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from conformer_vision.data import ImageSource, ImageStream
 from conformer_vision.data.base import is_counted
 from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.errors import UserError
 from conformer_vision.inference.answers import AnswersOf, Collector
-from conformer_vision.inference.runtimes import Outputs
 from conformer_vision.inference.task import task_of
 from conformer_vision.inference.trained_model import TrainedModel
+from conformer_vision.runtime.base import Array, Outputs
 
 
 def collect_answers(
@@ -26,7 +26,7 @@ def collect_answers(
     workers: int,
     temperature: float | None = None,
     keep_all: bool = False,
-    watch: Callable[[Outputs, Tensor], None] | None = None,
+    watch: Callable[[Outputs, Array], None] | None = None,
 ) -> AnswersOf[Any]:
     """Collect what a model answers to the images of an open source; see `evaluation.evaluate_images`."""
     classes = trained.spec.classes
@@ -45,19 +45,20 @@ def collect_answers(
     images = batch_size if isinstance(source, ImageStream) else min(batch_size, len(source))
     trained.check_batch(images, read_ahead=2 * workers)
     trained.prepare(length, batch_size=batch_size)
-    for batch in evaluation_loader(source, trained.transform, batch_size=batch_size, workers=workers):
+    transform = trained.transform.then(torch.from_numpy)
+    for batch in evaluation_loader(source, transform, batch_size=batch_size, workers=workers):
         order = torch.arange(seen, seen + len(batch.labels))
         read = is_counted(batch.labels)
         lost = zip(batch.indices[~read].tolist(), order[~read].tolist(), batch.broken, strict=True)
         broken += lost
         if read.any():
-            outputs = trained.outputs(batch.images[read])
-            logits, labels = outputs.logits, batch.labels[read].to(trained.device)
-            if not all(bool(values.isfinite().all()) for values in logits.values()):
+            outputs, labels = trained.outputs(batch.images[read].numpy()), batch.labels[read]
+            if not all(np.isfinite(values).all() for values in outputs.logits.values()):
                 raise UserError(f"the output of the model {trained.path} is not finite; train it again")
+            logits = {head: torch.from_numpy(values) for head, values in outputs.logits.items()}
             collector.add(logits, labels, batch.indices[read], order[read])
             if watch is not None:
-                watch(outputs, labels)
+                watch(outputs, labels.numpy())
         seen += len(batch.labels)
     if not collector.seen:
         raise UserError(

@@ -12,7 +12,7 @@ from scipy.stats import binomtest, permutation_test
 from conformer_vision.inference.answers import Answers
 from conformer_vision.inference.intervals import TOP5_FROM, Array, Figure, Resamples, figure, percentiles
 from conformer_vision.inference.metrics import METRICS, HeadFigures, Sums, head_figures
-from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.runtime.base import FUSED
 
 MOST_SIGNS = 9_999
 """Choices of the groups' signs that are tried: all of up to 13 groups, else as many that are drawn."""

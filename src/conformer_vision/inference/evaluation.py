@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from conformer_vision import notebook
 from conformer_vision.data import ImageSource, ImageStream, Splitting
@@ -30,13 +29,14 @@ from conformer_vision.inference.multilabel_metrics import (
     MultilabelFigures,
 )
 from conformer_vision.inference.out_of_fold import collect_out_of_fold, images_unseen
-from conformer_vision.inference.runtimes import FUSED, Outputs
 from conformer_vision.inference.selective import Selective, make_watch, unknown_scores
 from conformer_vision.inference.tables import Table, table_of_classes, table_of_heads
 from conformer_vision.inference.task import task_of
-from conformer_vision.inference.trained_model import InputSize, TrainedModel
-from conformer_vision.inference.views import Views, parse_views
+from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.runs import find_model
+from conformer_vision.runtime.base import FUSED, Array, Outputs
+from conformer_vision.runtime.model import InputSize
+from conformer_vision.runtime.views import Views, parse_views
 from conformer_vision.spec import ModelSpec
 
 
@@ -262,7 +262,7 @@ def evaluate_images(
     workers: int,
     temperature: float | None = None,
     keep_all: bool = False,
-    watch: Callable[[Outputs, Tensor], None] | None = None,
+    watch: Callable[[Outputs, Array], None] | None = None,
 ) -> Evaluation | MultilabelEvaluation:
     """Evaluate a model on the images of an open source.
 

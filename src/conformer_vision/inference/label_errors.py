@@ -14,8 +14,8 @@ import numpy as np
 
 from conformer_vision.errors import UserError, reason_of
 from conformer_vision.inference.heads import Array
-from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.runs import OUT_OF_FOLD, read_results
+from conformer_vision.runtime.base import FUSED
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from conformer_vision.inference.collect import collect_answers
 from conformer_vision.inference.conversion.choice import RuntimeChoice
 from conformer_vision.inference.labelled import LabelledImages, RunData
 from conformer_vision.inference.predictions import save_predictions
-from conformer_vision.inference.runtimes import FUSED, Outputs
 from conformer_vision.inference.task import task_of
-from conformer_vision.inference.trained_model import InputSize, TrainedModel
-from conformer_vision.inference.views import Views
+from conformer_vision.inference.trained_model import TrainedModel
 from conformer_vision.runs import ENSEMBLE_WEIGHTS, fold_name
+from conformer_vision.runtime.base import FUSED, Outputs
+from conformer_vision.runtime.model import InputSize
+from conformer_vision.runtime.views import Views
 from conformer_vision.spec import ModelSpec
 
 
@@ -107,7 +108,8 @@ def _fitted(spec: ModelSpec, parts: Sequence[AnswersOf[Any]], seed: int) -> Mode
     spec = replace(spec, temperature=temperature, thresholds=None)
     if not spec.multilabel:  # one label per image: reject thresholds need what answers do not keep
         return spec
-    found = task_of(spec).fit(Outputs({FUSED: logits}, None), labels, spec=spec, temperature=temperature)
+    outputs = Outputs({FUSED: logits.numpy()}, None)
+    found = task_of(spec).fit(outputs, labels.numpy(), spec=spec, temperature=temperature)
     return replace(spec, thresholds=found.thresholds)
 
 

@@ -16,7 +16,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.files import atomic_path
 from conformer_vision.inference.answers import AnswersOf
 from conformer_vision.inference.heads import Array
-from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.runtime.base import FUSED
 
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?", re.IGNORECASE)

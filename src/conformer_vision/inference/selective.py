@@ -18,7 +18,6 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 
 from conformer_vision.data import BrokenImageError, open_images
 from conformer_vision.data.base import is_counted
@@ -26,15 +25,17 @@ from conformer_vision.data.loader import evaluation_loader
 from conformer_vision.data.splits import Splitting
 from conformer_vision.errors import UserError, option, some_names
 from conformer_vision.files import atomic_path
-from conformer_vision.inference.conformal import sets
-from conformer_vision.inference.inputs import named_images
 from conformer_vision.inference.intervals import Figure, Resamples, figure, percentiles, share
-from conformer_vision.inference.runtimes import FUSED, Outputs
 from conformer_vision.inference.trained_model import TrainedModel
-from conformer_vision.inference.unsure import Judge
 from conformer_vision.pages.palette import LIGHT
 from conformer_vision.plotting import PERCENT, Colours, style
 from conformer_vision.preprocessing import read_through
+from conformer_vision.runtime import base
+from conformer_vision.runtime.base import FUSED, Floats, Outputs
+from conformer_vision.runtime.conformal import sets
+from conformer_vision.runtime.decisions import head_probabilities
+from conformer_vision.runtime.inputs import named_images
+from conformer_vision.runtime.unsure import Judge
 
 TABLES = (".parquet", ".csv", ".arrow", ".tar", ".zip")
 """Endings of files that hold sets of images; any other file is an image."""
@@ -117,23 +118,22 @@ class Watch:
 
     def __init__(self, trained: TrainedModel, judge: Judge, *, conformal: float | None = None) -> None:
         self.trained, self.judge, self._error_rate = trained, judge, conformal
-        self._sets: Callable[[Tensor], Tensor] | None = None
+        self._sets: Callable[[base.Array], base.Array] | None = None
         if conformal is not None:
             self._sets = partial(sets, rule=trained.set_rule(conformal), error_rate=conformal)
-        self._scores: list[Tensor] = []
-        self._right: list[Tensor] = []
-        self._sizes: list[Tensor] = []
-        self._hits: list[Tensor] = []
+        self._scores: list[base.Array] = []
+        self._right: list[base.Array] = []
+        self._sizes: list[base.Array] = []
+        self._hits: list[base.Array] = []
 
-    def add(self, outputs: Outputs, labels: Tensor) -> None:
+    def add(self, outputs: Outputs, labels: base.Array) -> None:
         """Add a batch: its outputs and classes (B,)."""
-        labels = labels.cpu()
         self._scores.append(self.judge.score(outputs))
-        self._right.append(outputs.logits[FUSED].argmax(dim=1).cpu() == labels)
+        self._right.append(outputs.logits[FUSED].argmax(axis=1) == labels)
         if self._sets is not None:
-            members = self._sets(self.trained.probabilities(outputs.logits)[FUSED].cpu())
-            self._sizes.append(members.sum(dim=1))
-            self._hits.append(members.gather(1, labels[:, None])[:, 0])
+            members = self._sets(head_probabilities(outputs.logits, self.trained.spec)[FUSED])
+            self._sizes.append(members.sum(axis=1))
+            self._hits.append(members[np.arange(len(labels)), labels])
 
     def finish(self, unknown: tuple[Array, list[str]] | None = None) -> Selective:
         """Compute the figures.
@@ -141,7 +141,7 @@ class Watch:
         Args:
             unknown: Scores (M,) of images of other things, and a line for each that could not be read.
         """
-        scores, right = (torch.cat(each).numpy() for each in (self._scores, self._right))
+        scores, right = (np.concatenate(each) for each in (self._scores, self._right))
         found = selective(scores, right, threshold=self.judge.threshold, coverage=self.judge.coverage)
         told = None if unknown is None else self._finish_unknown(scores, *unknown)
         return replace(found, sets=self._finish_sets(), unknown=told)
@@ -149,8 +149,8 @@ class Watch:
     def _finish_sets(self) -> Sets | None:
         if self._error_rate is None:
             return None
-        sizes, hits = torch.cat(self._sizes), torch.cat(self._hits)
-        size, single = float(sizes.double().mean()), float((sizes == 1).double().mean())
+        sizes, hits = np.concatenate(self._sizes), np.concatenate(self._hits)
+        size, single = float(sizes.mean()), float((sizes == 1).mean())
         return Sets(self._error_rate, share(int((~hits).sum()), len(hits)), size, single)
 
     def _finish_unknown(self, known: Array, unknown: Array, broken: list[str]) -> Unknown:
@@ -258,33 +258,34 @@ def unknown_scores(watch: Watch, source: str, *, batch_size: int) -> tuple[Array
     scores = [watch.judge.score(trained.outputs(batch)) for batch in batches]
     if not scores:
         raise UserError(f"{option('ood', source)}: none of its images can be read; the first: {broken[0]}")
-    return torch.cat(scores).numpy(), broken
+    return np.concatenate(scores), broken
 
 
-def _batches(trained: TrainedModel, source: str, *, batch_size: int, broken: list[str]) -> Iterator[Tensor]:
+def _batches(trained: TrainedModel, source: str, *, batch_size: int, broken: list[str]) -> Iterator[Floats]:
     """Yield the images (B, C, H, W), and add a line to ``broken`` for each that cannot be read."""
     path = Path(source)
     if path.is_dir() or (path.is_file() and path.suffix.lower() not in TABLES):
         images = list(named_images(path))
         _refuse_known({image.parent.name for image in (Path(each.name) for each in images)}, trained, source)
-        waiting: list[Tensor] = []
+        waiting: list[Floats] = []
         for image in images:
             try:
                 waiting.append(read_through(trained.transform, image.open))
             except BrokenImageError as error:
                 broken.append(str(error))
             if len(waiting) == batch_size:
-                yield torch.stack(waiting)
+                yield np.stack(waiting)
                 waiting = []
         if waiting:
-            yield torch.stack(waiting)
+            yield np.stack(waiting)
         return
     opened = open_images(source, "all", Splitting())
     _refuse_known(set(opened.classes), trained, source)
-    for batch in evaluation_loader(opened, trained.transform, batch_size=batch_size, workers=0):
+    transform = trained.transform.then(torch.from_numpy)
+    for batch in evaluation_loader(opened, transform, batch_size=batch_size, workers=0):
         broken += batch.broken
         if (read := is_counted(batch.labels)).any():
-            yield batch.images[read]
+            yield batch.images[read].numpy()
 
 
 def _refuse_known(names: set[str], trained: TrainedModel, source: str) -> None:

@@ -13,7 +13,7 @@ from conformer_vision.inference.answers import Answers
 from conformer_vision.inference.confusion import Pair, confused_pairs
 from conformer_vision.inference.evaluation import Evaluation
 from conformer_vision.inference.metrics import ClassFigures
-from conformer_vision.inference.runtimes import FUSED
+from conformer_vision.runtime.base import FUSED
 
 BRANCHES = ("conv", "trans")
 

@@ -10,17 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from conformer_vision.data import ImageSource
 from conformer_vision.explain import Explainer
 from conformer_vision.inference.calibration import calibrate
 from conformer_vision.inference.evaluation import Evaluation, evaluate_images
 from conformer_vision.inference.fit import FittedThresholds, OutputSample, fit_thresholds
-from conformer_vision.inference.runtimes import FUSED
 from conformer_vision.inference.selective import Selective, selective
 from conformer_vision.inference.trained_model import TrainedModel
-from conformer_vision.inference.unsure import Judge
 from conformer_vision.pages import write_page
 from conformer_vision.report.analysis import Outcome, outcome_of, sample_rows, study_branches, worst_errors
 from conformer_vision.report.findings import Findings, Note
@@ -33,6 +30,8 @@ from conformer_vision.runs import (
     BEST_WEIGHTS,
     LAST_WEIGHTS,
 )
+from conformer_vision.runtime.base import FUSED, Array
+from conformer_vision.runtime.unsure import Judge
 from conformer_vision.weights import Calibrated, save_calibration
 
 WORST = 24
@@ -113,7 +112,7 @@ def examine(
         trained.spec,
         replace(images, split="train"),
         source,
-        device=trained.device,
+        device=torch.device(trained.runtime.device),
         batch_size=batch_size,
         workers=workers,
     )
@@ -153,7 +152,7 @@ def examine(
         calibration=calibration,
         thresholds=thresholds,
         outcome=outcome,
-        selective=_selective(thresholds, right=outputs.logits[FUSED].argmax(dim=1).cpu() == labels),
+        selective=_selective(thresholds, right=outputs.logits[FUSED].argmax(axis=1) == labels),
         worst=worst,
         samples=samples,
         study=study,
@@ -184,19 +183,18 @@ def _why_unsure(
         place = int(outcome.places[row])
         if place in known or again.image is None:
             return known.get(place)
-        with torch.no_grad():
-            return judge(trained.outputs(again.batch))[0]
+        return judge(trained.outputs(again.batch.cpu().numpy()))[0]
 
     return why
 
 
-def _selective(fitted: FittedThresholds, *, right: Tensor) -> Selective | None:
+def _selective(fitted: FittedThresholds, *, right: Array) -> Selective | None:
     """Return what rejecting brings on the images that thresholds were fitted to."""
     if fitted.thresholds is None or fitted.scores is None:
         return None
     coverage = fitted.thresholds.coverage
     threshold = fitted.thresholds.reject[0].threshold(coverage)
-    return selective(fitted.scores.numpy(), right.numpy(), threshold=threshold, coverage=coverage)
+    return selective(fitted.scores, right, threshold=threshold, coverage=coverage)
 
 
 def store_calibration(path: Path, fitted: Calibrated) -> None:

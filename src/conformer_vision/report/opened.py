@@ -60,7 +60,7 @@ class OpenedRun:
     @property
     def device(self) -> str:
         """The name of the device."""
-        return _device_name(self.trained.device)
+        return _device_name(torch.device(self.trained.runtime.device))
 
 
 def open_run(folder: Path, *, data: str | None, device: str | torch.device) -> OpenedRun:

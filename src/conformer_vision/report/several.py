@@ -25,7 +25,6 @@ from conformer_vision.inference.fit import FittedClasses, fit_multilabel
 from conformer_vision.inference.heads import Array, MultilabelHead
 from conformer_vision.inference.intervals import Figure
 from conformer_vision.inference.multilabel_metrics import MultilabelClassFigures
-from conformer_vision.inference.runtimes import FUSED, Outputs
 from conformer_vision.pages import Thumbnail
 from conformer_vision.report.analysis import evenly
 from conformer_vision.report.charts import curves, reliability_diagram
@@ -34,6 +33,7 @@ from conformer_vision.report.formats import FILTERS
 from conformer_vision.report.images import again_by_number, thumbnail
 from conformer_vision.report.opened import OpenedRun, broken_in_training, class_sizes
 from conformer_vision.runs import REPORT_FILE
+from conformer_vision.runtime.base import FUSED, Outputs
 
 WORST = 24
 """Images that are shown as the worst, those with the most wrong labels first."""
@@ -132,8 +132,8 @@ def examine_multilabel(run: OpenedRun, *, batch_size: int, workers: int) -> Mult
     fused = evaluation.answers.heads[FUSED].logits
     truth = torch.from_numpy(evaluation.answers.labels[evaluation.answers.kept])
     calibration = calibrate(fused, truth, seed=run.seed)
-    outputs = Outputs({FUSED: fused}, None)
-    fitted = fit_multilabel(outputs, truth, spec=spec, temperature=calibration.temperature)
+    outputs = Outputs({FUSED: fused.numpy()}, None)
+    fitted = fit_multilabel(outputs, truth.numpy(), spec=spec, temperature=calibration.temperature)
     crossed = None
     if fitted.thresholds is not None:
         crossed = at_fitted_thresholds(evaluation.answers, seed=run.seed)
@@ -181,7 +181,7 @@ def _shown(run: OpenedRun, answers: AnswersOf[MultilabelHead], rows: Sequence[in
     if not isinstance(run.source, ImageSource):
         return
     classes, said, truth = run.trained.spec.labels, answers.heads[FUSED].present, answers.labels
-    explainer = Explainer(run.folder, device=run.trained.device)
+    explainer = Explainer(run.folder, device=run.trained.runtime.device)
 
     def named(row: Array) -> list[str]:
         return [classes[k] for k in np.flatnonzero(row)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conformer_vision.inference import Prediction, Predictor, Prepared
     from conformer_vision.inference.conversion.choice import RuntimeName
     from conformer_vision.inference.conversion.formats import Precision
-    from conformer_vision.inference.trained_model import InputSize
+    from conformer_vision.runtime.model import InputSize
 
 _DIGITS = 12
 _CHUNK = 1 << 20

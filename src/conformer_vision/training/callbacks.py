@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ..inference.intervals import Figure, figure
-from ..inference.runtimes.base import HEADS
+from ..runtime.base import HEADS
 from .memory import peak_memory
 from .schedule import Clock
 

@@ -11,8 +11,8 @@ from ..console import say, show_table
 from ..inference.figures import FiguresOfHead, Metric
 from ..inference.intervals import UNDEFINED
 from ..inference.out_of_fold import OutOfFold
-from ..inference.runtimes import FUSED
 from ..inference.task import task_of
+from ..runtime.base import FUSED
 
 
 @dataclass(frozen=True)

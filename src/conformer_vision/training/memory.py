@@ -11,8 +11,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ..available import available_memory
 from ..errors import UserError, machine_error, option
-from ..memory import available_memory, needed_memory
+from ..memory import needed_memory
 
 _SHARE = 0.85
 """Share of the free memory to fill; the rest is for data loading, validation and fragmentation."""

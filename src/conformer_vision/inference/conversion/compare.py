@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.inference.decisions import is_present, to_probabilities
-from conformer_vision.inference.runtimes.base import FUSED, Outputs, heads
+from conformer_vision.inference.runtimes.network import heads
+from conformer_vision.inference.runtimes.weights import to_array
+from conformer_vision.runtime.base import FUSED, Array, Floats, Outputs
+from conformer_vision.runtime.decisions import is_present, to_probabilities
 from conformer_vision.spec import ModelSpec
 
 from .formats import Precision
@@ -20,8 +23,8 @@ from .graph import has_fixed_size
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": 5e-1}
 """Largest difference of an image's logits, relative to their norm; a file beyond it is wrong."""
 
-Logits = Callable[[Tensor], dict[str, Tensor]]
-Compute = Callable[[Tensor], Outputs]
+Logits = Callable[[Floats], dict[str, Floats]]
+Compute = Callable[[Floats], Outputs]
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,15 @@ class Difference:
     """Number of images, in batches of several sizes."""
 
 
-def relative_difference(actual: Tensor, expected: Tensor) -> float:
+def relative_difference(actual: Array, expected: Array) -> float:
     """Return the norm of the difference of logits (B, K) over the norm of those expected; the worst image's.
 
     It is infinite where either is not finite.
     """
-    error = (actual.double() - expected.double()).norm(dim=1) / expected.double().norm(dim=1)
-    return float(error.nan_to_num(torch.inf, torch.inf).max())
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.linalg.norm(actual - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    return float(np.nan_to_num(error, nan=np.inf, posinf=np.inf).max())
 
 
 def compare(
@@ -75,14 +80,15 @@ def compare(
         batches.append(F.interpolate(images[:2], size=(height + 17, width + 32), mode="bilinear"))
 
     @torch.inference_mode()
-    def expected(batch: Tensor) -> Outputs:
-        return Outputs({head: logits / temperature for head, logits in heads(model, batch).items()}, None)
+    def expected(batch: Floats) -> Outputs:
+        found = heads(model, torch.from_numpy(batch))
+        return Outputs({head: to_array(logits / temperature) for head, logits in found.items()}, None)
 
     return compare_outputs(
         lambda batch: Outputs(written(batch), None),
         expected,
         spec,
-        batches,
+        (batch.numpy() for batch in batches),
         precision=precision,
         # what of the temperature is not in the heads
         temperature=spec.temperature / temperature,
@@ -93,7 +99,7 @@ def compare_outputs(
     written: Compute,
     expected: Compute,
     spec: ModelSpec,
-    batches: Iterable[Tensor],
+    batches: Iterable[Floats],
     *,
     precision: Precision,
     temperature: float,
@@ -132,9 +138,9 @@ def compare_outputs(
             pairs.append((found.features, right.features))
         relative = max(relative, *(relative_difference(*pair) for pair in pairs))
         shares = [to_probabilities(each.logits[FUSED] / temperature, spec) for each in (found, right)]
-        probability = max(probability, float((shares[0] - shares[1]).abs().max()))
-        same.append((is_present(shares[0], spec) == is_present(shares[1], spec)).all(dim=1))
-    agreement = torch.cat(same).float()
+        probability = max(probability, float(np.abs(shares[0] - shares[1]).max()))
+        same.append((is_present(shares[0], spec) == is_present(shares[1], spec)).all(axis=1))
+    agreement = np.concatenate(same)
     difference = Difference(relative, probability, float(agreement.mean()), len(agreement))
     if not relative <= TOLERANCES[precision]:
         raise UserError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 
+import numpy as np
 import torch
 
 from conformer_vision.console import note
 from conformer_vision.errors import UserError, first_line, option
-from conformer_vision.inference.runtimes import Runtime
-from conformer_vision.inference.runtimes.onnx import find_providers
-from conformer_vision.inference.runtimes.openvino import check_device, has_bfloat16
+from conformer_vision.runtime.base import Floats, Runtime
+from conformer_vision.runtime.onnx import find_providers
+from conformer_vision.runtime.openvino import check_device, has_bfloat16
 
 from .choice import CONVERTING_PAYS, LEAST_IMAGES, OPENING_PAYS, RuntimeChoice
 from .formats import ONNX, OPENVINO, Format
@@ -48,7 +49,7 @@ class Computing:
         if choice.is_asked_for:
             assert self._entry is not None
             self._check(self._entry)
-        elif original.runtime.device.type != "cpu":
+        elif not original.runtime.on_cpu:
             self._settled = True
         else:
             self._device = "cpu"
@@ -119,14 +120,16 @@ class Computing:
         if self._seconds is None:
             original, number = self._original, min(_TIMED, batch_size)
             assert original is not None
-            views = [torch.zeros(number, original.spec.in_chans, *edges) for edges in original.views]
+            views = [
+                np.zeros((number, original.spec.in_chans, *edges), np.float32) for edges in original.views
+            ]
             self._seconds = (
                 sum(time_of(original.runtime, view) for view in views) / number / original.spec.members
             )
         return self._seconds
 
 
-def time_of(runtime: Runtime, images: torch.Tensor) -> float:
+def time_of(runtime: Runtime, images: Floats) -> float:
     """Return the seconds that a runtime takes for images (B, C, H, W), the second time."""
     runtime(images[:1])
     start = time.perf_counter()

@@ -18,8 +18,9 @@ from conformer_vision import __version__
 from conformer_vision.console import note
 from conformer_vision.errors import UserError, words
 from conformer_vision.extras import naming_extras, require
-from conformer_vision.inference.runtimes import Outputs, Runtime, open_runtime
+from conformer_vision.inference.runtimes import open_runtime
 from conformer_vision.runs import ModelSource
+from conformer_vision.runtime.base import Floats, Outputs, Runtime
 from conformer_vision.spec import ModelSpec
 
 from .compare import compare_outputs
@@ -45,13 +46,13 @@ class ConvertedRuntime(Runtime):
         self.spec, self.parameters = original.runtime.spec, original.runtime.parameters
         self.class_means = original.runtime.class_means
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the logits per head."""
-        return self.outputs(images).logits
-
-    def outputs(self, images: Tensor) -> Outputs:
+    def outputs(self, images: Floats) -> Outputs:
         """Compute the logits, and the pooled features where the model gives them."""
         return self._graphs[(images.shape[2], images.shape[3])].outputs(images)
+
+    def check_batch(self, shape: tuple[int, ...], *, batches: int) -> None:
+        """Check that main memory holds the computation of images (B, C, H, W)."""
+        self._graphs[(shape[2], shape[3])].check_batch(shape, batches=batches)
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,17 @@ class _Graph:
     edges: tuple[Edges, ...]
     fixed: bool
 
-    def batches(self) -> Iterator[Tensor]:
+    def batches(self) -> Iterator[Floats]:
         """Yield real images (B, C, H, W) of each size, several and one alone."""
         for edges in self.edges:
-            photos = sample_photos(_at(self.spec, edges))
+            photos = sample_photos(_at(self.spec, edges)).numpy()
             yield from (photos, photos[:1])
 
-    def glances(self) -> Iterator[Tensor]:
+    def glances(self) -> Iterator[Floats]:
         """Yield an image (1, C, H, W) of each size, made without other libraries."""
         for edges in self.edges:
             coarse = torch.randn(1, self.spec.in_chans, 4, 4, generator=torch.Generator().manual_seed(0))
-            yield F.interpolate(coarse, edges, mode="bilinear")
+            yield F.interpolate(coarse, edges, mode="bilinear").numpy()
 
 
 def open_conversion(
@@ -115,7 +116,7 @@ def open_conversion(
 
 
 def _graphs(original: Original) -> Iterator[_Graph]:
-    network = original.runtime.network()
+    network = original.runtime.network
     free: list[Edges] = []
     for edges in dict.fromkeys(original.views):
         spec = _at(original.spec, edges)
@@ -203,7 +204,7 @@ def _calibration(original: Original, entry: Format) -> list[Tensor]:
     return calibration_of(images, original.spec, count=CALIBRATION_IMAGES)
 
 
-def _compare(original: Original, runtime: Runtime, graph: _Graph, batches: Iterator[Tensor]) -> None:
+def _compare(original: Original, runtime: Runtime, graph: _Graph, batches: Iterator[Floats]) -> None:
     precision: Precision = runtime.precision  # type: ignore[assignment]
     compare_outputs(
         runtime.outputs,

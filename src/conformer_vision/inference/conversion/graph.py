@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.inference.runtimes.base import INPUT, OUTPUTS, Outputs, heads, heads_and_features
+from conformer_vision.inference.runtimes.network import Answers, heads, heads_and_features
+from conformer_vision.memory import measured_memory
 from conformer_vision.models import Conformer, Ensemble
+from conformer_vision.runtime.base import INPUT, OUTPUTS
 from conformer_vision.spec import ModelSpec
 
 from .formats import Precision
 
+_MEASURED = 4
+"""Images whose memory is measured."""
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
@@ -44,7 +48,7 @@ class InferenceForm(nn.Module):
         if self.features:
             found = heads_and_features(self.model, images)
         else:
-            found = Outputs(heads(self.model, images), None)
+            found = Answers(heads(self.model, images), None)
         logits = tuple(found.logits[head].float() for head in OUTPUTS if head in found.logits)
         return logits if found.features is None else (*logits, found.features.float())
 
@@ -106,6 +110,13 @@ def build_program(
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     return program
+
+
+@torch.no_grad()
+def memory_per_image(model: nn.Module, spec: ModelSpec) -> str:
+    """Return the bytes that computing an image takes, as a file says it; measured with a few."""
+    images = torch.zeros(_MEASURED, *spec.input_size)
+    return str(measured_memory(lambda: heads(model, images)) // _MEASURED)
 
 
 @contextmanager

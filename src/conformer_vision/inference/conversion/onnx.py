@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.inference.runtimes.base import FEATURES, INPUT, OUTPUTS, PRECISION_KEY
 from conformer_vision.models import Conformer, Ensemble
+from conformer_vision.runtime.base import FEATURES, INPUT, MEMORY_KEY, OUTPUTS, PRECISION_KEY
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 from .formats import Precision
-from .graph import build_program, quiet
+from .graph import build_program, memory_per_image, quiet
 from .quantize import quantize
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
@@ -71,7 +71,8 @@ def build_onnx(
     proto = build_graph(model, spec, precision, features=features)
     if precision == "int8":
         proto, kept = quantize(proto, calibration, signed=signed)
-    onnx.helper.set_model_props(proto, {METADATA_KEY: spec.to_json(), PRECISION_KEY: precision})
+    info = {METADATA_KEY: spec.to_json(), PRECISION_KEY: precision, MEMORY_KEY: memory_per_image(model, spec)}
+    onnx.helper.set_model_props(proto, info)
     return proto, kept
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from conformer_vision.errors import UserError
-from conformer_vision.inference.runtimes.base import PRECISION_KEY, SPEC_KEY
+from conformer_vision.runtime.base import MEMORY_KEY, PRECISION_KEY, SPEC_KEY
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 from .formats import Precision
+from .graph import memory_per_image
 from .onnx import build_onnx
 
 
@@ -47,6 +48,7 @@ def write(
         graph = openvino.Core().read_model(source.SerializeToString())
         graph.set_rt_info(spec.to_json(), [METADATA_KEY, SPEC_KEY])
         graph.set_rt_info(precision, [METADATA_KEY, PRECISION_KEY])
+        graph.set_rt_info(memory_per_image(model, spec), [METADATA_KEY, MEMORY_KEY])
         openvino.save_model(graph, path, compress_to_fp16=precision == "fp16")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from conformer_vision.errors import UserError, option
-from conformer_vision.inference.runtimes.base import INPUT
+from conformer_vision.runtime.base import INPUT
 
 from .compare import relative_difference
 from .graph import quiet
@@ -132,7 +132,7 @@ class _Quantizer:
 
     def error(self, quantized: Any) -> float:
         """Return the largest error of an image's logits, relative to the norm of the float model's."""
-        return relative_difference(self._logits(quantized), self._expected)
+        return relative_difference(self._logits(quantized).numpy(), self._expected.numpy())
 
     def _logits(self, model: Any) -> Tensor:
         import onnxruntime

@@ -1,29 +1,18 @@
-"""The runtimes: PyTorch for weights, onnxruntime and OpenVINO for exported files; a file and a line each."""
+"""What computes a model of any kind: PyTorch for weights, onnxruntime and OpenVINO for exported files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from conformer_vision.runs import Kind, ModelSource, find_model
+from conformer_vision.runs import ModelSource, find_model
+from conformer_vision.runtime.base import Runtime
+from conformer_vision.runtime.opening import open_export
 
-from .base import FUSED, Outputs, Runtime
-from .onnx import OnnxRuntime
-from .openvino import OpenVinoRuntime
 from .weights import WeightsRuntime
 
-__all__ = ["FUSED", "Outputs", "Runtime", "WeightsRuntime", "open_runtime"]
-
-_RUNTIMES: dict[Kind, Callable[[ModelSource, str | torch.device], Runtime]] = {
-    "weights": WeightsRuntime,
-    "checkpoint": WeightsRuntime,
-    "hf": WeightsRuntime,
-    "published": WeightsRuntime,
-    "onnx": OnnxRuntime,
-    "openvino": OpenVinoRuntime,
-}
+__all__ = ["WeightsRuntime", "open_runtime"]
 
 
 def open_runtime(model: str | Path | ModelSource, *, device: str | torch.device = "auto") -> Runtime:
@@ -39,4 +28,4 @@ def open_runtime(model: str | Path | ModelSource, *, device: str | torch.device 
             the pip command), or a device that cannot be used.
     """
     source = model if isinstance(model, ModelSource) else find_model(model)
-    return _RUNTIMES[source.kind](source, device)
+    return open_export(source, device=device) if source.exported else WeightsRuntime(source, device)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from conformer_vision.available import compute_threads
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.extras import require
-from conformer_vision.inference.runtimes.base import (
-    INPUT,
-    PRECISION_KEY,
-    SPEC_KEY,
-    ExportRuntime,
-    parse_device,
-    unusable,
-)
 from conformer_vision.runs import ModelSource
 from conformer_vision.spec import METADATA_KEY
+
+from .base import INFO_KEYS, INPUT, SPEC_KEY, ExportRuntime, Floats, export_device, unusable
 
 
 class OnnxRuntime(ExportRuntime):
@@ -31,40 +25,39 @@ class OnnxRuntime(ExportRuntime):
             onnxruntime is not installed.
     """
 
-    def __init__(self, source: ModelSource, device: str | torch.device) -> None:
+    def __init__(self, source: ModelSource, device: object) -> None:
         path = source.path
         onnxruntime, providers = require("onnxruntime"), find_providers(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = compute_threads()
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
             metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # onnxruntime has a dozen kinds of its own
             raise UserError(f"{path}: onnxruntime cannot run it ({first_line(error)})") from error
         outputs = [output.name for output in self._session.get_outputs()]
-        info = {SPEC_KEY: metadata.get(METADATA_KEY), PRECISION_KEY: metadata.get(PRECISION_KEY)}
+        info = {key: metadata.get(METADATA_KEY if key == SPEC_KEY else key) for key in INFO_KEYS}
         super().__init__(path, info=info, outputs=outputs)
         if [item.name for item in self._session.get_inputs()] != [INPUT]:
             raise UserError(f"{path} does not have the one input {INPUT!r}; export the model again")
 
-    def compute(self, images: Tensor, names: list[str]) -> list[Tensor]:
+    def compute(self, images: Floats, names: list[str]) -> list[Floats]:
         """Compute the outputs of those names."""
-        return [
-            torch.from_numpy(output) for output in self._session.run(names, {INPUT: images.cpu().numpy()})
-        ]
+        outputs: list[Floats] = self._session.run(names, {INPUT: np.ascontiguousarray(images)})
+        return outputs
 
 
-def find_providers(device: str | torch.device) -> list[object]:
+def find_providers(device: object) -> list[object]:
     """Return what computes on a device in onnxruntime, the first choice first.
 
     Raises:
         UserError: onnxruntime is not installed, or has not that device.
     """
     cuda = "CUDAExecutionProvider" in require("onnxruntime").get_available_providers()
-    wanted = parse_device(device) or torch.device("cuda" if cuda else "cpu")
-    if wanted.type not in ("cpu", "cuda") or (wanted.type == "cuda" and not cuda):
-        raise unusable(device, f"this onnxruntime has the CPU{' and CUDA' * cuda}")
-    if wanted.type == "cpu":
+    kind, index = export_device(device) or ("cuda" if cuda else "cpu", 0)
+    if kind == "cpu":
         return ["CPUExecutionProvider"]
-    return [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"]
+    if not cuda:
+        raise unusable(device, "this onnxruntime has the CPU alone")
+    return [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]

@@ -5,21 +5,15 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from conformer_vision.available import compute_threads
 from conformer_vision.errors import UserError, first_line
 from conformer_vision.extras import require
-from conformer_vision.inference.runtimes.base import (
-    INPUT,
-    PRECISION_KEY,
-    SPEC_KEY,
-    ExportRuntime,
-    parse_device,
-    unusable,
-)
 from conformer_vision.runs import ModelSource
 from conformer_vision.spec import METADATA_KEY
+
+from .base import INFO_KEYS, INPUT, PRECISION_KEY, ExportRuntime, Floats, export_device, unusable
 
 
 class OpenVinoRuntime(ExportRuntime):
@@ -34,7 +28,7 @@ class OpenVinoRuntime(ExportRuntime):
             another device; or OpenVINO is not installed.
     """
 
-    def __init__(self, source: ModelSource, device: str | torch.device) -> None:
+    def __init__(self, source: ModelSource, device: object) -> None:
         path = source.path
         openvino = require("openvino")
         check_device(device)
@@ -45,14 +39,14 @@ class OpenVinoRuntime(ExportRuntime):
             model = core.read_model(path)
             info = {
                 key: str(model.get_rt_info([METADATA_KEY, key]).value)
-                for key in (SPEC_KEY, PRECISION_KEY)
+                for key in INFO_KEYS
                 if model.has_rt_info([METADATA_KEY, key])
             }
             settings = {
                 # Left to itself OpenVINO takes bfloat16 where the processor has it.
                 "INFERENCE_PRECISION_HINT": "bf16" if info.get(PRECISION_KEY) == "bf16" else "f32",
                 "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "INFERENCE_NUM_THREADS": compute_threads(),
             }
             self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
@@ -62,24 +56,24 @@ class OpenVinoRuntime(ExportRuntime):
         # A request owns the memory of its outputs, so that threads must not share one.
         self._requests = threading.local()
 
-    def compute(self, images: Tensor, names: list[str]) -> list[Tensor]:
+    def compute(self, images: Floats, names: list[str]) -> list[Floats]:
         """Compute the outputs of those names."""
         request: Any = getattr(self._requests, "own", None)
         if request is None:
             request = self._requests.own = self._compiled.create_infer_request()
-        result = request.infer({INPUT: images.cpu().contiguous().numpy()})
+        result = request.infer({INPUT: np.ascontiguousarray(images)})
         # Copied: the next call overwrites the request's memory.
-        return [torch.tensor(result[name]).float() for name in names]
+        return [np.array(result[name], dtype=np.float32) for name in names]
 
 
-def check_device(device: str | torch.device) -> None:
+def check_device(device: object) -> None:
     """Refuse another device than the CPU.
 
     Raises:
         UserError: It is another.
     """
-    wanted = parse_device(device)
-    if wanted is not None and wanted.type != "cpu":
+    wanted = export_device(device)
+    if wanted is not None and wanted[0] != "cpu":
         raise unusable(device, "OpenVINO files run on the CPU")
 
 

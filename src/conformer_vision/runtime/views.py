@@ -9,10 +9,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+from PIL import Image
 
 from conformer_vision.errors import UserError
+
+from .base import Floats
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,17 @@ class View:
             return height, width
         return max(round(height * self.scale), 1), max(round(width * self.scale), 1)
 
-    def of(self, images: Tensor) -> Tensor:
-        """Return the view of prepared images (B, C, H, W), at its own size."""
-        edges = self.edges(images.shape[2], images.shape[3])
+    def of(self, images: Floats) -> Floats:
+        """Return the view of prepared images (B, C, H, W), at its own size: bicubic, with antialiasing."""
+        height, width = self.edges(images.shape[2], images.shape[3])
         if self.scale != 1:
-            images = F.interpolate(images, edges, mode="bicubic", antialias=True)
-        return images.flip(3) if self.mirrored else images
-
-    def undo(self, maps: Tensor, *, height: int, width: int) -> Tensor:
-        """Return maps (B, T, h, w) of the view at the size and the side of the input."""
-        maps = maps.flip(3) if self.mirrored else maps
-        return maps if self.scale == 1 else F.interpolate(maps, (height, width), mode="bilinear")
+            planes = images.reshape(-1, *images.shape[2:])
+            bicubic = Image.Resampling.BICUBIC
+            resized = [Image.fromarray(plane).resize((width, height), bicubic) for plane in planes]
+            images = np.stack([np.asarray(each) for each in resized]).reshape(
+                *images.shape[:2], height, width
+            )
+        return np.ascontiguousarray(images[..., ::-1]) if self.mirrored else images
 
 
 @dataclass(frozen=True)
