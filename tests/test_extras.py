@@ -13,6 +13,7 @@ from packaging.version import Version
 from conformer_vision import extras
 from conformer_vision.errors import UserError
 from conformer_vision.extras import check_installed, naming_extras, require
+from uninstalled import without
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {
@@ -20,17 +21,6 @@ DISTRIBUTIONS = {
     "python_multipart": "python-multipart",
     "sklearn": "scikit-learn",
 }
-CORE_ONLY = """
-import sys
-from conformer_vision.extras import _EXTRAS
-
-class Uninstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in _EXTRAS:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Uninstalled())
-"""
 
 
 PREDICT = """
@@ -60,7 +50,7 @@ def test_a_core_installation(tmp_path: Path) -> None:
     """Models, loading and prediction work; a command that needs an extra says so in one line."""
     (tmp_path / "model.onnx").touch()
     (tmp_path / "photo.jpg").touch()
-    command = [sys.executable, "-c", CORE_ONLY + PREDICT + COMMANDS]
+    command = [sys.executable, "-c", without(extras._EXTRAS) + PREDICT + COMMANDS]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "lightning is not installed: pip install 'conformer-vision[train]'\n"

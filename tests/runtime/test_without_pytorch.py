@@ -13,6 +13,7 @@ from conformer_vision.errors import UserError
 from conformer_vision.runtime import Predictor as ExportPredictor
 from exports import FILES, WITH_EXPORTS
 from rejecting import noise
+from uninstalled import without
 
 pytestmark = WITH_EXPORTS
 
@@ -32,17 +33,6 @@ HEAVY = [
 ]
 OF_THE_COMMAND = ["jsonargparse", "yaml", "rich"]
 """What the command line imports besides."""
-HIDE = """
-import sys
-
-class Uninstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in HIDDEN:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-HIDDEN = HIDDEN_NAMES
-sys.meta_path.insert(0, Uninstalled())
-"""
 PYTHON = """
 import dataclasses, json, sys
 from conformer_vision.runtime import Predictor
@@ -65,8 +55,7 @@ print(*sorted(set(NAMES) & sys.modules.keys()))
 
 def python(code: str, *arguments: object, hidden: list[str] | None = None) -> list[str]:
     """The lines that a new process prints, in which some libraries cannot be imported."""
-    code = HIDE.replace("HIDDEN_NAMES", repr(hidden or [])) + code
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", without(hidden or []) + code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -116,6 +105,7 @@ def test_nothing_else_is_imported_where_it_is_installed(
 
 
 MISTAKES = """
+import sys
 from conformer_vision.cli import main
 
 for arguments in (
@@ -138,10 +128,8 @@ for use in (
 
 def test_what_needs_pytorch_says_so_in_one_line(exported: Path, photos: list[Path]) -> None:
     names = f"run, file, photo = {str(exported)!r}, {str(exported / 'model.onnx')!r}, {str(photos[0])!r}\n"
-    code = HIDE.replace("HIDDEN_NAMES", repr(HEAVY)) + names + MISTAKES
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
-    )
+    command = [sys.executable, "-c", without(HEAVY) + names + MISTAKES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 7 + 4, done.stderr
