@@ -19,7 +19,7 @@ LAYERS = [
     {"runtime"},
     {"training", "inference"},
     {"explain"},
-    {"report", "export", "check", "benchmark", "serve"},
+    {"report", "export", "check", "benchmark", "serve", "client"},
     {"commands"},
     {"cli", "timm"},
     {"__main__"},

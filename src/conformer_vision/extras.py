@@ -34,6 +34,7 @@ _EXTRAS = {
     "python_multipart": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
+    "httpx": "client",
     "mlflow": "mlflow",
     "tensorboard": "tensorboard",
     "wandb": "wandb",

@@ -63,6 +63,12 @@ def pipe(png: bytes) -> Any:
     return open(out, "rb")
 
 
+def temporary(png: bytes) -> Any:
+    file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - it has what it wraps only when that is asked for
+    file.write(png)
+    return file
+
+
 def zipped(png: bytes) -> Any:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -94,6 +100,7 @@ KINDS: dict[str, Callable[[bytes], Any]] = {
     "BufferedReader": lambda png: io.BufferedReader(io.BytesIO(png)),  # type: ignore[arg-type]
     "gzip": lambda png: gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(png))),
     "spooled": spooled,
+    "temporary": temporary,
     "pipe": pipe,
     "zip": zipped,
     "mmap": mapped,

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from conformer_vision.errors import UserError, reason_of, refuse_url
 from conformer_vision.geometry import Need
 
 
-@runtime_checkable
 class BinaryFile(Protocol):
     """What is read like a file opened with ``"rb"``."""
 
@@ -44,10 +43,13 @@ class NamedImage:
     name: str
     source: Path | bytes | bytearray | memoryview | BinaryFile | Image.Image
 
-    def held(self) -> NamedImage:
+    def held(self, *, compress: bool = False) -> NamedImage:
         """Return the image as it is now, whatever the caller does next with its object.
 
         A file is read, from its start where it can be rewound, as `PIL.Image.open` does it. It stays open.
+
+        Args:
+            compress: Make PIL images smaller, without loss, to send them somewhere.
 
         Raises:
             BrokenImageError: It cannot be read; the line names it.
@@ -57,7 +59,7 @@ class NamedImage:
             return self
         try:
             if isinstance(self.source, Image.Image):
-                return replace(self, source=_as_file(self.source))
+                return replace(self, source=_as_file(self.source, compress_level=6 if compress else 0))
             if isinstance(self.source, (bytearray, memoryview)):
                 return replace(self, source=bytes(self.source))
             content: Any = _content(self.source)
@@ -88,8 +90,8 @@ class NamedImage:
 
 def as_several(inputs: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
     """Return what is not one image, or one folder of images, as it is, and anything else in a tuple."""
-    kinds = (str, os.PathLike, bytes, bytearray, memoryview, BinaryFile, Image.Image)
-    one: bool = isinstance(inputs, kinds) or not isinstance(inputs, Iterable)
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+    one: bool = isinstance(inputs, kinds) or _is_file(inputs) or not isinstance(inputs, Iterable)
     if isinstance(inputs, np.ndarray):
         one = inputs.dtype.kind not in "OU"  # arrays of paths, as from a table
     return cast("Iterable[ImageInput]", (inputs,) if one else inputs)
@@ -115,7 +117,7 @@ def named_images(inputs: ImageInput | Iterable[ImageInput]) -> Iterator[NamedIma
                 yield NamedImage(str(path), path)
         elif isinstance(item, np.ndarray):
             yield NamedImage(name, _from_array(item, f"input {number}"))
-        elif isinstance(item, BinaryFile):
+        elif _is_file(item):
             yield NamedImage(_name_of(item, number) or name, item)
         else:
             raise UserError(f"input {number} is of type {type(item).__name__}; give {_KINDS}")
@@ -146,6 +148,11 @@ def _from_array(array: NDArray[Any], label: str) -> Image.Image:
     return Image.fromarray(np.array(array[..., 0] if array.ndim == 3 and channels == 1 else array))
 
 
+def _is_file(item: object) -> TypeGuard[BinaryFile]:
+    """Tell whether something is read like a file; some files hand all attributes on to another one."""
+    return callable(getattr(item, "read", None))
+
+
 def _name_of(file: Any, number: int) -> str | None:
     """Return the name of an open file; not all of them have one."""
     if isinstance(file, io.TextIOBase):
@@ -161,7 +168,7 @@ def _content(file: BinaryFile) -> object:
     return file.read()
 
 
-def _as_file(image: Image.Image) -> bytes:
+def _as_file(image: Image.Image, *, compress_level: int) -> bytes:
     """Write a PIL image to a lossless file, so that `open_image` treats it like any other."""
     buffer = io.BytesIO()
     if image.mode.startswith("I") or image.mode == "F":
@@ -169,5 +176,5 @@ def _as_file(image: Image.Image) -> bytes:
     else:
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        image.save(buffer, "PNG", exif=image.getexif(), compress_level=0)
+        image.save(buffer, "PNG", exif=image.getexif(), compress_level=compress_level)
     return buffer.getvalue()
