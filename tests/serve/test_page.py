@@ -222,7 +222,9 @@ def test_unsure_answers_sets_and_names_that_are_no_html(visit: Callable[..., Any
         assert card.locator(".headline").inner_text() == f"{HOSTILE} 75.0 %"
         assert card.locator(".unsure").inner_text() == "Unsure: the two heads disagree"
         assert card.locator(".set").inner_text() == f"Set that holds the class: {HOSTILE}, b"
-        assert page.get_by_text("Only answers are shown here").is_visible()  # it is an export
+        assert page.get_by_text(
+            "This server does not show where its model looks"
+        ).is_visible()  # it is an export
         assert not card.locator(".where").is_visible()
 
 
@@ -276,7 +278,7 @@ def test_a_server_that_asks_for_a_key(visit: Callable[..., Any], tmp_path: Path)
         page = visit(address, ready=False)
         field = page.get_by_label("This server asks for an API key")
         field.wait_for()
-        for wrong, said in (("wrong", "the key is missing or wrong"), ("größe 1", "no spaces")):
+        for wrong, said in (("wrong", "does not know this key"), ("größe 1", "no spaces")):
             field.fill(wrong)
             page.keyboard.press("Enter")
             page.locator("#key-error").get_by_text(said).wait_for()

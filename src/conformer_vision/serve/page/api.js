@@ -54,7 +54,7 @@ export async function ask(path, options = {}, waiting = () => {}) {
       return await once(path, options);
     } catch (error) {
       if (error.status === 401) {
-        if (used === key) await askForKey(key === null ? "" : error.message);
+        if (used === key) await askForKey(key === null ? "" : "The server does not know this key.");
       } else if (error.status === 503 && tries < MOST_TRIES) {
         for (let left = Math.ceil(error.retryAfter); left > 0; left -= 1) {
           waiting(left);
