@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from command_line import NETWORK
-from conformer_vision import evaluate
+from conformer_vision import Run, evaluate
 from conformer_vision.data import Splitting
 from conformer_vision.errors import UserError
 from conformer_vision.plotting import draw_curves
@@ -127,6 +127,7 @@ def test_shipped_recipes_train(name: str, images: Path, tmp_path: Path) -> None:
             output=str(tmp_path / "run"),
         )
     )
+    assert isinstance(run, Run) and "epoch 1 of 1, the best" in str(run._repr_html_())
     assert rows_of(run)[-1]["step"] == 2
     assert math.isfinite(rows_of(run)[-1]["train_loss"])
 

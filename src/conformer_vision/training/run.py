@@ -99,7 +99,7 @@ def resume(
         UserError: the folder holds no run that can be continued.
         TrainingInterrupted: as `train`.
     """
-    folder = Run(run_of(folder))
+    folder = run_of(folder)
     changes: dict[str, Any] = {"output": str(folder), "auto_resume": auto_resume, "progress": progress}
     changes |= {"data": data, "workers": workers}
     given = {name: value for name, value in changes.items() if value is not None}
@@ -109,7 +109,7 @@ def resume(
     if is_complete(folder, config.schedule):
         if is_first():
             say(f"{folder} is complete; nothing is left to train")
-        return folder
+        return Run(folder)
     return Run(_run(config, resumed=folder))
 
 
