@@ -13,9 +13,8 @@ import pytest
 
 import conformer_vision
 from command_line import class_folders
-from conformer_vision import check, data, export, inference, training
+from conformer_vision import check, data, export, inference, runtime, training
 
-TORCH_LOADED = "import sys; print(*(name for name in ('torch', 'timm') if name in sys.modules))"
 MODEL = "conformer_nano_patch8_64"
 
 
@@ -26,7 +25,7 @@ def python(*arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("package", [conformer_vision, check, data, export, inference, training])
+@pytest.mark.parametrize("package", [conformer_vision, check, data, export, inference, runtime, training])
 def test_every_name_is_there(package: object) -> None:
     names = package.__all__  # type: ignore[attr-defined]
     assert set(names) <= set(dir(package))

@@ -129,6 +129,10 @@ def _group_processors(group: Path) -> float:
     return math.inf
 
 
+_RUNTIME = 64 << 20
+"""Bytes that a library other than PyTorch takes for itself when it first computes."""
+
+
 def check_linear(per_image: float, shape: tuple[int, ...], *, batches: int) -> None:
     """Refuse a batch that main memory cannot hold, of images that each take so many bytes.
 
@@ -143,7 +147,7 @@ def check_linear(per_image: float, shape: tuple[int, ...], *, batches: int) -> N
     images, *image = shape
 
     def needed(number: int) -> int:
-        return int(number * (per_image + 4 * batches * math.prod(image))) + LIBRARIES
+        return int(number * (per_image + 4 * batches * math.prod(image))) + _RUNTIME
 
     there = available_memory()
     if needed(images) > there:

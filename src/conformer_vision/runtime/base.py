@@ -134,6 +134,8 @@ class ExportRuntime(Runtime):
 
     def check_batch(self, shape: tuple[int, ...], *, batches: int) -> None:
         """Check that main memory holds it, as far as the file says what an image takes."""
+        if not self._memory_per_image:
+            return
         height, width = self.spec.input_size[1:]
         pixels = shape[2] * shape[3] / (height * width)
         check_linear(self._memory_per_image * pixels, shape, batches=batches)

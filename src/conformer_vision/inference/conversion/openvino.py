@@ -12,7 +12,6 @@ from conformer_vision.runtime.base import MEMORY_KEY, PRECISION_KEY, SPEC_KEY
 from conformer_vision.spec import METADATA_KEY, ModelSpec
 
 from .formats import Precision
-from .graph import memory_per_image
 from .onnx import build_onnx
 
 
@@ -44,11 +43,12 @@ def write(
         signed=True,
         features=features,
     )
+    info = {entry.key: entry.value for entry in source.metadata_props}
     try:
         graph = openvino.Core().read_model(source.SerializeToString())
         graph.set_rt_info(spec.to_json(), [METADATA_KEY, SPEC_KEY])
         graph.set_rt_info(precision, [METADATA_KEY, PRECISION_KEY])
-        graph.set_rt_info(memory_per_image(model, spec), [METADATA_KEY, MEMORY_KEY])
+        graph.set_rt_info(info[MEMORY_KEY], [METADATA_KEY, MEMORY_KEY])
         openvino.save_model(graph, path, compress_to_fp16=precision == "fp16")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
