@@ -29,13 +29,18 @@ def server() -> Iterator[str]:
     command = [sys.executable, "-m", "conformer_vision", "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-        process.terminate()
+        try:
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.terminate()
 
 
 def main(folder: Path) -> None:
     """Write both images: into the first photo the page looks on the desktop."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        print("Without Chromium, page.jpg and page_phone.jpg stay as they are.")
+        return
     with TemporaryDirectory() as temporary, server() as address, sync_playwright() as playwright:
         photos = []
         for name in ("chelsea", "coffee"):

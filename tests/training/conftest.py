@@ -26,6 +26,7 @@ TINY: dict[str, Any] = {
     "workers": 0,
     "device": "cpu",
     "progress": "plain",
+    "linear": "matmul",  # left open it would be measured; test_linear.py does
     "report": False,  # takes longer than two steps; test_run.py looks at it
 }
 

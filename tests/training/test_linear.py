@@ -58,7 +58,7 @@ def test_what_is_chosen_is_kept(
     tiny: Tiny, tmp_path: Path, measured: list[bool], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the run itself, by the run that goes on, and by other folds."""
-    given = tiny(precision="32", keep_state=True, output=str(tmp_path / "run"))
+    given = tiny(linear="auto", precision="32", keep_state=True, output=str(tmp_path / "run"))
     run = train(given)
     assert "\nlinear: convolution, which is faster here" in capsys.readouterr().out
     kept = read_config(run / "config.yaml")
