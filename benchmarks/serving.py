@@ -49,6 +49,8 @@ class Latency:
     accepted: int
     refused: int
     """With 503, at once."""
+    closed: int
+    """Connections beyond those that the server takes."""
     p50_ms: float
     p99_ms: float
     refused_p99_ms: float
@@ -93,11 +95,15 @@ async def closed_loop(client: Client, data: bytes, *, connections: int, seconds:
 
 async def open_loop(client: Client, data: bytes, *, rate: float, load: float, seconds: float) -> Latency:
     """Send requests at random times, whatever the server does."""
-    rng, took, refused = random.Random(0), list[float](), list[float]()
+    rng, took, refused, closed = random.Random(0), list[float](), list[float](), list[float]()
     others: Counter[int] = Counter()
 
     async def one(due: float) -> None:
-        answer = await client.send(data)
+        try:
+            answer = await client.send(data)
+        except ConnectionError:  # more connections than the server takes
+            closed.append(due)
+            return
         elapsed = 1000 * (time.perf_counter() - due)
         if answer.status in (200, 503):
             (took if answer.status == 200 else refused).append(elapsed)
@@ -114,7 +120,14 @@ async def open_loop(client: Client, data: bytes, *, rate: float, load: float, se
         raise SystemExit(f"at {load:.0%}: answers with the statuses {dict(others)}")
     shares = np.percentile(took, [50, 99]).tolist()
     return Latency(
-        load, rate, len(took), len(refused), *shares, float(np.percentile(refused, 99)) if refused else 0.0
+        load,
+        rate,
+        accepted=len(took),
+        refused=len(refused),
+        closed=len(closed),
+        p50_ms=shares[0],
+        p99_ms=shares[1],
+        refused_p99_ms=float(np.percentile(refused, 99)) if refused else 0.0,
     )
 
 
@@ -183,12 +196,12 @@ def show(results: Results) -> None:
             print(f"  {name:<30} {rate:9.1f}")
         print(f"  serving with batches / without: {rates['batches'] / rates['one by one']:.2f} (target: 2)")
     if results.latencies:
-        heads = f"{'load':>6} {'per s':>8} {'accepted':>9} {'503':>7} {'p50 ms':>8} {'p99 ms':>8}"
-        print(f"\n{heads} {'p99 of 503':>11}")
+        print(f"\n{'load':>6} {'per s':>8} {'accepted':>9} {'503':>7} {'closed':>7}", end=" ")
+        print(f"{'p50 ms':>8} {'p99 ms':>8} {'p99 of 503':>11}")
         for each in results.latencies:
             print(
-                f"{each.load:6.0%} {each.rate:8.1f} {each.accepted:9,} {each.refused:7,} {each.p50_ms:8.1f} "
-                f"{each.p99_ms:8.1f} {each.refused_p99_ms:11.1f}"
+                f"{each.load:6.0%} {each.rate:8.1f} {each.accepted:9,} {each.refused:7,} "
+                f"{each.closed:7,} {each.p50_ms:8.1f} {each.p99_ms:8.1f} {each.refused_p99_ms:11.1f}"
             )
         low, high = results.latencies[0], results.latencies[-1]
         print(f"p99 at 200 % / at 50 %: {high.p99_ms / low.p99_ms:.2f} (target: at most 2)")

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from conformer_vision.serve.service import Service
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 128
+_SWITCH_SECONDS = 0.0005
+"""How long a thread that decodes or computes may keep the others waiting; Python's own 5 ms is long beside a
+request."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,12 @@ def serve(service: Service, address: Address, *, on_start: Callable[[str], None]
         UserError: The port is taken, a certificate cannot be used, or the model cannot be loaded.
     """
     bound = address.bind()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         return asyncio.run(_serve(service, address, bound, on_start))
     finally:
+        sys.setswitchinterval(before)
         bound.close()
 
 
