@@ -74,6 +74,11 @@ def test_sighup_loads_the_model_anew(tmp_path: Path) -> None:
         line = f"the new model cannot be loaded, so stub 2 stays: {tmp_path}/best.safetensors is damaged\n"
         assert err.readline() == line
         assert server.predict().json()["model"]["version"] == "2"
+        (tmp_path / "hang").touch()
+        server.process.send_signal(signal.SIGHUP)
+        assert server.predict().json()["model"]["version"] == "2"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end()[0] == 0  # a load that hangs does not keep it
 
 
 def test_silent_and_broken_connections(tmp_path: Path) -> None:
@@ -107,6 +112,7 @@ def test_the_real_model_over_the_command(run_folder: Path, tmp_path: Path) -> No
     """With a key, reloaded from changed weights."""
     (tmp_path / "key").write_text("secret")
     words = [*COMMAND, "serve", str(run_folder), "--port=0", f"--api_key_file={tmp_path / 'key'}"]
+    words.append("--no_explain")
     with started(words, tmp_path) as server:
         headers = {"Authorization": "Bearer secret"}
         assert server.predict().status_code == 401

@@ -1,7 +1,7 @@
 """A server of a process of its own whose model is a stub: ``stub_server.py FOLDER [OPTION=VALUE ...]``.
 
 The model answers an image when there is a file `go` in the folder. A file `broken` there breaks the next
-load; the model's version is the number of loads.
+load, and a file `hang` makes it wait; the model's version is the number of loads.
 """
 
 import sys
@@ -33,6 +33,8 @@ class Waiting(Stub):
 def load() -> Served:
     global loads
     loads += 1
+    while (folder / "hang").exists():
+        time.sleep(0.005)
     if (folder / "broken").exists():
         raise UserError(f"{folder}/best.safetensors is damaged")
     return served(Waiting(), version=str(loads))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
 import re
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from concurrent.futures import Executor
+from functools import partial
 from typing import NamedTuple
 
 from python_multipart.exceptions import FormParserError
@@ -18,6 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from conformer_vision.serve.limits import MEGABYTE, Hold, Limits, RefusedError
+from conformer_vision.serve.worker import Worker
 
 _LONGEST_NAME = 120
 _ACCEPTED = (
@@ -32,7 +32,7 @@ class Upload(NamedTuple):
     data: bytes
 
 
-async def read_images(request: Request, *, limits: Limits, held: Hold, pool: Executor) -> list[Upload]:
+async def read_images(request: Request, *, limits: Limits, held: Hold, pool: Worker) -> list[Upload]:
     """Read the images of a request.
 
     Args:
@@ -69,7 +69,7 @@ def check_kind(request: Request) -> None:
     _reader(request.headers.get("content-type", "").partition(";")[0].strip().lower())
 
 
-_Reader = Callable[[Request, Limits, Hold, Executor], Awaitable[list[Upload]]]
+_Reader = Callable[[Request, Limits, Hold, Worker], Awaitable[list[Upload]]]
 
 
 def _reader(kind: str) -> _Reader:
@@ -116,7 +116,7 @@ async def _whole(request: Request, limits: Limits, held: Hold) -> bytes:
     return bytes(body)
 
 
-async def _raw(request: Request, limits: Limits, held: Hold, pool: Executor) -> list[Upload]:
+async def _raw(request: Request, limits: Limits, held: Hold, pool: Worker) -> list[Upload]:
     data = await _whole(request, limits, held)
     return [Upload("image 1", data)] if data else []
 
@@ -127,7 +127,7 @@ class _InMemory(MultiPartParser):
     spool_max_size = sys.maxsize
 
 
-async def _form(request: Request, limits: Limits, held: Hold, pool: Executor) -> list[Upload]:
+async def _form(request: Request, limits: Limits, held: Hold, pool: Worker) -> list[Upload]:
     # Parts that are no files are refused below, with their names; they need a bound nevertheless.
     parser = _InMemory(
         request.headers,
@@ -156,9 +156,9 @@ async def _form(request: Request, limits: Limits, held: Hold, pool: Executor) ->
     return images
 
 
-async def _json(request: Request, limits: Limits, held: Hold, pool: Executor) -> list[Upload]:
+async def _json(request: Request, limits: Limits, held: Hold, pool: Worker) -> list[Upload]:
     body = await _whole(request, limits, held)
-    return await asyncio.get_running_loop().run_in_executor(pool, _from_json, body, limits)
+    return await pool.run(partial(_from_json, body, limits))
 
 
 def _from_json(body: bytes, limits: Limits) -> list[Upload]:

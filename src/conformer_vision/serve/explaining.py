@@ -78,16 +78,17 @@ async def explain(call: Call) -> Response:
         async def work() -> Response:
             loop = asyncio.get_running_loop()
             began = loop.time()
-            in_pool = partial(loop.run_in_executor, service.pool)
-            decoded = await in_pool(_decode, explainer, images[0], service.limits.pixels)
+            decoded = await service.pool.run(partial(_decode, explainer, images[0], service.limits.pixels))
             decode = 1000 * (loop.time() - began)
             if form == "png":
                 computed = await service.batcher.run(
                     partial(_overlay_parts, explainer, decoded, number, method or "cam")
                 )
-                return Response(await in_pool(_overlay, computed.answer), media_type="image/png")
+                return Response(
+                    await service.pool.run(partial(_overlay, computed.answer)), media_type="image/png"
+                )
             computed = await service.batcher.run(partial(_explain, explainer, decoded, number))
-            content = await in_pool(_content, computed.answer, form == "values")
+            content = await service.pool.run(partial(_content, computed.answer, form == "values"))
             times = timings(
                 upload=upload,
                 decode=decode,

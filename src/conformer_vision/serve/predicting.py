@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from starlette.responses import JSONResponse, Response
@@ -92,9 +93,7 @@ async def _answer(service: Service, key: PredictKey, image: Upload, place: Place
     began = loop.time()
     with place:
         try:
-            prepared = await loop.run_in_executor(
-                service.pool, _decode, key.model, image, service.limits.pixels
-            )
+            prepared = await service.pool.run(partial(_decode, key.model, image, service.limits.pixels))
         except BrokenImageError as error:
             return _Outcome("broken", Prediction(image.name, (), (), error=str(error)))
         except Exception as error:

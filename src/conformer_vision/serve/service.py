@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 from conformer_vision.console import note
 from conformer_vision.errors import UserError, machine_error, reason_of
@@ -20,6 +18,7 @@ from conformer_vision.serve.limits import (
 )
 from conformer_vision.serve.metrics import Metrics
 from conformer_vision.serve.models import Loader, Served
+from conformer_vision.serve.worker import Worker
 
 
 class Service:
@@ -40,7 +39,8 @@ class Service:
         full = busy("too many bodies arrive at once; try again in a second", reason="uploads_full")
         self.bodies = Budget(BODIES_AT_ONCE * limits.body_bytes, full)
         self.uploads = Budget(UPLOADS_AT_ONCE, full)
-        self.pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
+        self.pool = Worker("decode", threads=min(4, os.cpu_count() or 1))
+        self._loader = Worker("load")
         self.draining = False
         self.in_flight = 0
         """Requests that have begun and are not answered yet."""
@@ -57,13 +57,14 @@ class Service:
             UserError: The model cannot be loaded.
         """
         self.batcher.start()
-        self._show(await asyncio.to_thread(self._load))
+        self._show(await self._loader.run(self._load))
 
     async def stop(self) -> None:
         """End the threads; what they run now is not waited for."""
         self.draining = True
         await self.batcher.stop()
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.stop()
+        self._loader.stop()
 
     @property
     def ready(self) -> bool:
@@ -98,7 +99,7 @@ class Service:
             )
         self._is_loading = True
         try:
-            new = await asyncio.to_thread(self._load)
+            new = await self._loader.run(self._load)
         except Exception as error:
             self.metrics.reloaded("failed")
             line = str(error) if isinstance(error, UserError) else machine_error(error) or reason_of(error)

@@ -1,4 +1,4 @@
-"""One thread that computes, so that a model is never used by two at once."""
+"""Threads that compute, and that keep no process alive."""
 
 from __future__ import annotations
 
@@ -13,18 +13,27 @@ T = TypeVar("T")
 
 
 class Worker:
-    """A thread that runs functions one after the other.
+    """Threads that run functions in the order in which they come.
 
-    It is a daemon: a computation that never ends does not keep the process alive.
+    They are daemons, unlike those of `concurrent.futures`: the process ends when it is told to, whatever they
+    do.
+
+    Args:
+        name: Of the threads.
+        threads: How many; with one, no two functions run at once.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, threads: int = 1) -> None:
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._threads = threads
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run a function in the thread and return what it returns, or raise what it raises."""
+        """Run a function in a thread and return what it returns, or raise what it raises.
+
+        If the call is cancelled before the function begins, it does not begin.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -37,6 +46,8 @@ class Worker:
                 future.set_result(result)  # type: ignore[arg-type]
 
         def task() -> None:
+            if future.cancelled():
+                return
             result: T | None = None
             failure: BaseException | None = None
             try:
@@ -54,8 +65,9 @@ class Worker:
         return await future
 
     def stop(self) -> None:
-        """End the thread after what it runs now."""
-        self._tasks.put(None)
+        """End the threads after what they run now and what waits."""
+        for _ in range(self._threads):
+            self._tasks.put(None)
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
