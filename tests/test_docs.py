@@ -98,6 +98,7 @@ def test_commands_are_accepted(page: Path) -> None:
         ("predict.md", "evaluate predict"),
         ("unsure.md", "evaluate predict"),
         ("explain.md", "explain localize predict"),
+        ("serving.md", "serve predict"),
     ],
 )
 def test_flags_in_the_text_exist(page: str, subcommand: str) -> None:

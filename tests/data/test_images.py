@@ -129,6 +129,30 @@ def test_float_and_integer_tiff(mode: str, values: list[float], expected: list[i
     assert np.ptp(np.asarray(image), axis=2).max() == 0
 
 
+def test_a_tiff_of_very_many_images_is_not_searched_to_its_end() -> None:
+    """Each has no more than a few tags, and calls itself a thumbnail; 300,000 would take half a minute."""
+    import struct
+
+    tags = b"".join(
+        struct.pack("<HHII", *tag)
+        for tag in [
+            (254, 4, 1, 1),
+            (256, 4, 1, 1),
+            (257, 4, 1, 1),
+            (258, 3, 1, 8),
+            (262, 3, 1, 1),
+            (273, 4, 1, 8),
+        ]
+    )
+    size = 2 + len(tags) + 4
+    places = range(8 + size, 8 + 300_000 * size, size)
+    data = b"II*\0" + struct.pack("<I", 8) + b"".join(b"\6\0" + tags + struct.pack("<I", at) for at in places)
+    with pytest.raises(
+        BrokenImageError, match="a TIFF of more than 1000 images; save one as a file of its own"
+    ):
+        open_image(data, name="many.tif")
+
+
 def test_float_tiff_without_a_number_is_refused() -> None:
     data = _encode(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF")
     with pytest.raises(BrokenImageError, match="no finite number"):
