@@ -83,6 +83,13 @@ def test_a_broken_library_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyP
     assert require("importlib.metadata") is metadata
 
 
+def test_the_runtime_without_pytorch_has_the_packages_own_ranges() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ranges = {*project["dependencies"], *project["optional-dependencies"]["export"]}
+    lines = (ROOT / "requirements-runtime.txt").read_text(encoding="utf-8").splitlines()
+    assert {line for line in lines if not line.startswith("#")} < ranges
+
+
 def test_the_oldest_constraints_are_the_lower_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras_tested = [*project["optional-dependencies"]["train"], *project["optional-dependencies"]["check"]]

@@ -41,6 +41,13 @@ predictor = Predictor(sys.argv[1], batch_size=2, tta="flip+scales=1,1.25")
 answers = [*predictor.predict(sys.argv[2:]), *predictor.answer([predictor.read(sys.argv[2], name="again")])]
 print(json.dumps([dataclasses.asdict(answer) for answer in answers]))
 """
+PACKAGE = """
+import sys
+import conformer_vision
+
+(answer,) = conformer_vision.Predictor(sys.argv[1])(sys.argv[2])
+assert answer.error is None
+"""
 COMMAND = """
 import sys
 from conformer_vision_command import main
@@ -101,6 +108,7 @@ def test_nothing_else_is_imported_where_it_is_installed(
     file = exported / FILES[format]
     loaded = WHAT_IS_LOADED.replace("NAMES", repr([*HEAVY, *OF_THE_COMMAND]))
     assert python(PYTHON + loaded, file, *photos)[-1] == ""
+    assert python(PACKAGE + loaded, file, photos[0])[-1] == ""
     assert python(COMMAND + WHAT_IS_LOADED.replace("NAMES", repr(HEAVY)), file, *photos)[-1] == ""
 
 
