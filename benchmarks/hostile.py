@@ -29,6 +29,8 @@ from http_client import Answer, Client, read_answer, request
 AT_ONCE = 16
 LONGEST = 60.0
 """Seconds after which a request counts as hanging; the server's own deadline is much shorter."""
+PACE = 0.2
+"""Seconds between two bytes of a slow client."""
 FORMATS = ("png", "jpeg", "gif", "webp", "tiff", "bmp", "ppm", "ico", "tga")
 _MEMORY = re.compile(rb"^process_resident_memory_bytes (\S+)$", re.MULTILINE)
 _CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -188,7 +190,7 @@ async def one(client: Client, rng: random.Random, kind: str) -> Answer | None:
             for place in range(rng.randrange(5, 40)):
                 writer.write(data[place : place + 1])
                 await writer.drain()
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(PACE)
         else:
             writer.write(data)
         return await read_answer(reader)

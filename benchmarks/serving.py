@@ -36,6 +36,8 @@ from http_client import Client, request, server
 PARTS = ("throughput", "latency", "overhead", "hostile")
 LOADS = (0.5, 1.0, 2.0)
 ROUNDS = 3
+_BLOCK = 25
+"""Requests, or calls, in a row; the first ones warm up."""
 
 
 @dataclass
@@ -174,17 +176,23 @@ async def latency(results: Results, arguments: argparse.Namespace, data: bytes, 
 async def overhead(results: Results, predictor: Predictor, data: bytes, port: int, requests: int) -> None:
     """Fill in the medians of one request after the other, and of the same calls without HTTP."""
     client, sent = Client(port), request("/predict", data)
-    over_http, without = [], []
-    for number in range(requests + 20):
-        began = time.perf_counter()
-        await client.send(sent)
-        between = time.perf_counter()
-        predictor.answer([predictor.read(data, name="photo")])
-        if number >= 20:
-            over_http.append(1000 * (between - began))
-            without.append(1000 * (time.perf_counter() - between))
+    over_http, without = list[float](), list[float]()
+    for _ in range(max(requests // _BLOCK, 1) + 1):
+        for _ in range(_BLOCK):
+            began = time.perf_counter()
+            await client.send(sent)
+            over_http.append(1000 * (time.perf_counter() - began))
+        await asyncio.sleep(0.05)  # threads of a runtime go on spinning for a while
+        for _ in range(_BLOCK):
+            began = time.perf_counter()
+            predictor.answer([predictor.read(data, name="photo")])
+            without.append(1000 * (time.perf_counter() - began))
+        await asyncio.sleep(0.05)
     await client.close()
-    results.medians_ms = {"http": statistics.median(over_http), "predictor": statistics.median(without)}
+    results.medians_ms = {
+        "http": statistics.median(over_http[_BLOCK:]),
+        "predictor": statistics.median(without[_BLOCK:]),
+    }
 
 
 def show(results: Results) -> None:

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as StarletteRoute
+from starlette.types import ASGIApp
 
 from conformer_vision.errors import machine_error
 from conformer_vision.serve.limits import RefusedError
@@ -20,6 +21,7 @@ from conformer_vision.serve.pages import HEADERS, Static, page_files, static
 from conformer_vision.serve.receiving import Call
 from conformer_vision.serve.routes import ROUTES, Route
 from conformer_vision.serve.service import Service
+from conformer_vision.serve.shedding import Shedding
 
 _log = logging.getLogger(__name__)
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -27,7 +29,7 @@ _GONE = 499
 """Status in the metrics of a request whose client went away; it is never sent."""
 
 
-def build_app(service: Service) -> Starlette:
+def build_app(service: Service) -> ASGIApp:
     """Return the application that answers for a service."""
     with_keys = service.keys is not None
     described = json.dumps(openapi(ROUTES, with_keys=with_keys), indent=2).encode()
@@ -55,7 +57,7 @@ def build_app(service: Service) -> Starlette:
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
     app.router.redirect_slashes = False
-    return app
+    return Shedding(app, service, path="/predict")
 
 
 def _endpoint(service: Service, route: Route) -> Endpoint:
