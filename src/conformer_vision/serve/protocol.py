@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,6 +17,38 @@ HEAD_BYTES = 16_384
 """The largest head of a request."""
 
 
+class _Gathering:
+    """A transport that sends in one call what is written in one turn of the event loop.
+
+    uvicorn writes the head and the body of an answer one after the other. Every call to the system lets go of
+    Python's lock, for which the threads that decode and compute are waiting.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._written = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Send data at the end of this turn."""
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written += data
+
+    def close(self) -> None:
+        """Send what was written, and close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._written:
+            data, self._written = bytes(self._written), bytearray()
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class BoundedProtocol(H11Protocol):
     """A connection that is closed when it is silent for too long between two requests."""
 
@@ -25,7 +58,7 @@ class BoundedProtocol(H11Protocol):
         """Begin to wait for the first request."""
         if len(self.connections) >= CONNECTIONS:
             transport.abort()
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Gathering(transport, self.loop)))
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
