@@ -14,12 +14,13 @@ LAYERS = [
     | {"parsing", "registering"},
     {"geometry", "memory", "notebook", "pages", "plotting"}
     | {"thresholds", "spec", "preprocessing", "tensors", "models"},
-    {"class_means", "ensemble", "hf", "loaded_model", "output_stride", "run_path", "runs", "weights"},
+    {"class_means", "ensemble", "hf", "loaded_model", "model_version", "output_stride"}
+    | {"run_path", "runs", "weights"},
     {"data"},
     {"runtime"},
     {"training", "inference"},
     {"explain"},
-    {"report", "export", "check", "benchmark", "serve", "client"},
+    {"report", "export", "check", "benchmark", "scale", "serve", "client"},
     {"commands"},
     {"cli", "timm"},
     {"__main__"},

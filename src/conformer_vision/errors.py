@@ -81,13 +81,18 @@ def one_line(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
+def is_url(name: object) -> bool:
+    """Tell whether a name is an address, and not the path of a file."""
+    return _URL.match(str(name)) is not None
+
+
 def refuse_url(name: object) -> None:
     """Refuse an address where the path of a file is expected.
 
     Raises:
         UserError: The name is an address.
     """
-    if _URL.match(str(name)):
+    if is_url(name):
         raise UserError(f"{name}: URLs are not fetched; download the file and give its path")
 
 

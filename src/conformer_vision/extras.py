@@ -35,6 +35,7 @@ _EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
     "httpx": "client",
+    "ray": "scale",
     "mlflow": "mlflow",
     "tensorboard": "tensorboard",
     "wandb": "wandb",

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,15 +68,6 @@ def test_json_is_one_object(images: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_mistakes(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(*arguments)
-
-
-def test_lines_of_progress() -> None:
-    lines: list[str] = []
-    times = iter([0.0, 3.0, 10.5, 10.5, 15.0, 30.0, 30.0])
-    progress: Callable[[int, int], None] = command.lines_of_progress(lines.append, clock=lambda: next(times))
-    for done in (1, 2000, 3000, 4000):
-        progress(done, 5000)
-    assert lines == ["read 2,000 of 5,000 images", "read 4,000 of 5,000 images"]
 
 
 SCRIPT = """

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from conformer_vision.commands.options import add_splitting, splitting_of
-from conformer_vision.console import emit, note, say, show_table, width
+from conformer_vision.commands.progress import show_progress
+from conformer_vision.console import emit, say, show_table, width
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
 from conformer_vision.parsing import build_parser as plain_parser
@@ -22,8 +19,6 @@ if TYPE_CHECKING:
     from conformer_vision.check import CheckResult
 
 _MOST_EXAMPLES = 3
-_LINE_SECONDS = 10.0
-"""Seconds between two lines of progress without a terminal."""
 
 
 def build_parser() -> Parser:
@@ -76,7 +71,7 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
             check_output(options[name], f"--{name}", inputs=(options.data,))
     from conformer_vision.check import check
 
-    with _progress() as progress:
+    with show_progress("reading images", "read") as progress:
         result = check(
             options.data,
             splitting=splitting_of(options),
@@ -100,36 +95,6 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         if options.fix is not None:
             say(f"exclusion list: {options.fix} ({len(result.excluded):,} images)")
     return 0 if result.clean else 1
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr if that is a terminal, else occasional lines: stdout is for the result."""
-    if not sys.stderr.isatty():
-        yield lines_of_progress(note)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def lines_of_progress(
-    write: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
-) -> Callable[[int, int], None]:
-    """Return a progress function that writes a line when ten seconds have passed since the last one."""
-    last = clock()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if clock() - last >= _LINE_SECONDS:
-            last = clock()
-            write(f"read {done:,} of {total:,} images")
-
-    return progress
 
 
 def _print(result: CheckResult) -> None:

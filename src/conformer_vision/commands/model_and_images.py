@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from conformer_vision.errors import UserError
+from conformer_vision.errors import UserError, is_url
 
 
 def add_model_and_images(parser: ArgumentParser, *, exports: bool) -> None:
@@ -42,7 +41,8 @@ def split_inputs(model: str | None, inputs: list[str]) -> tuple[str | None, list
 
     first, rest = inputs[0], inputs[1:]
     # A first name that does not exist is a model, so that a mistyped run does not pass for an image.
-    names_model = _is_model(first) or (bool(rest) and not (os.path.isfile(first) or _holds_images(first)))
+    names_image = is_url(first) or os.path.isfile(first) or _holds_images(first)
+    names_model = _is_model(first) or (bool(rest) and not names_image)
     if model is None and names_model:
         model, inputs = first, rest
     if not inputs:
@@ -66,6 +66,6 @@ def _is_model(name: str) -> bool:
 
 def _holds_images(folder: str) -> bool:
     """Tell whether it is a folder with images in or below it."""
-    from conformer_vision.data import find_images
+    from conformer_vision.data.find import walk_images
 
-    return os.path.isdir(folder) and bool(find_images(Path(folder)))
+    return os.path.isdir(folder) and any(found.images for found in walk_images(folder))

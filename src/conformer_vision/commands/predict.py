@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from conformer_vision.commands.options import (
     add_runtime,
     add_unsure,
 )
+from conformer_vision.commands.predict_set import check_engine, predict_set
 from conformer_vision.console import emit, lost, note, printable, say, shorten, width
 from conformer_vision.errors import UserError
 from conformer_vision.parsing import Parser
@@ -67,6 +69,25 @@ def build_parser() -> Parser:
         default=None,
         help="Also write a page: the unsure images first, with heat maps.",
     )
+    parser.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="What classifies: this process, or a Ray cluster for large sets (docs/scaling.md).",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        type=str | None,
+        default=None,
+        help="Of --engine ray: where its parquet files go; the same command goes on where it was stopped.",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int | None,
+        default=None,
+        help="Of --engine ray: processes, by default one for each GPU, or else for each CPU.",
+    )
     return parser
 
 
@@ -75,15 +96,16 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
     formats = [name for name in ("json", "jsonl", "csv") if options[name]]
     if len(formats) > 1:
         raise UserError(f"--{formats[0]} and --{formats[1]} exclude each other; give one of them")
+    check_engine(options)
     from conformer_vision.inference import Predictor
     from conformer_vision.runtime.inputs import named_images
 
     model, inputs = split_inputs(options.model, options.inputs)
     if options.page:
         check_output(options.page, "--page", inputs=(model, *inputs))
-    images = [image.name for image in named_images(inputs)]
-    predictor = Predictor(
-        model,
+    images = [image.name for image in named_images(inputs)] if options.engine == "local" else []
+    predictor_of = partial(
+        Predictor,
         device=options.device,
         batch_size=options.batch_size,
         input_size=options.input_size,
@@ -95,12 +117,15 @@ def run(options: Namespace, parser: ArgumentParser) -> int:
         runtime=options.runtime,
         precision=options.precision,
     )
+    predictor = predictor_of(model)
     top_k = options.top_k if options.top_k is not None or predictor.multilabel else _TOP_K
-    predictions = predictor.predict(images, top_k=top_k)
     if model is None:
         note(f"using the bundled weights {predictor.model}")
     for line in predictor.notes:
         note(line)
+    if options.engine == "ray":
+        return predict_set(predictor_of, predictor, inputs, options, top_k=top_k)
+    predictions = predictor.predict(images, top_k=top_k)
     columns = width() if sys.stdout.isatty() else None
     if formats:
         writer = {"json": _json_list, "jsonl": _json_lines, "csv": _csv}[formats[0]]()

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +59,22 @@ def scan_images(folder: str | os.PathLike[str]) -> Found:
         UserError: a folder that cannot be read.
     """
     found = Found([], [], [])
+    for one in walk_images(folder):
+        for paths, more in zip(found, one, strict=True):
+            paths += more
+    for paths in found:
+        paths.sort(key=lambda path: natural_key(str(path)))
+    return found
+
+
+def walk_images(folder: str | os.PathLike[str]) -> Iterator[Found]:
+    """Yield what each folder in and below a folder holds, as `scan_images` finds it; its files in no order.
+
+    A folder comes before those in it, which follow in natural order.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
     # A link up to a parent would bring in what lies beside the folder, so parents count as seen.
     seen = {str(path) for path in Path(os.path.realpath(folder)).parents}
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
@@ -68,19 +84,16 @@ def scan_images(folder: str | os.PathLike[str]) -> Found:
             continue
         seen.add(real)
         if is_run_folder(parent):
-            found.runs.append(Path(parent))
             folders.clear()
+            yield Found([], [], [Path(parent)])
             continue
         # In sorted order, so that of two ways to one folder every machine takes the same.
         folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_key)
-        for name in files:
-            if is_image_name(name):
-                found.images.append(Path(parent, name))
-            elif not name.startswith(".") and name.lower() not in _OF_SYSTEMS:
-                found.passed_over.append(Path(parent, name))
-    for paths in found:
-        paths.sort(key=lambda path: natural_key(str(path)))
-    return found
+        yield Found(
+            [Path(parent, name) for name in files if is_image_name(name)],
+            [Path(parent, name) for name in files if is_passed_over(name)],
+            [],
+        )
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -148,6 +161,11 @@ def find_parquet(folder: Path) -> list[Path]:
 def is_image_name(name: str) -> bool:
     """Tell whether a file name has the suffix of an image that is read, and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def is_passed_over(name: str) -> bool:
+    """Tell whether a file is neither such an image, nor hidden, nor one that systems leave."""
+    return not (is_image_name(name) or name.startswith(".") or name.lower() in _OF_SYSTEMS)
 
 
 def is_photo_name(name: str) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from conformer_vision import __version__
 from conformer_vision.errors import UserError, first_line
-from conformer_vision.runs import HF_WEIGHTS, ModelSource, find_model
+from conformer_vision.model_version import version_of
+from conformer_vision.runs import ModelSource, find_model
 
 if TYPE_CHECKING:
     from conformer_vision.explain import Explainer
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from conformer_vision.inference.conversion.choice import RuntimeName
     from conformer_vision.inference.conversion.formats import Precision
     from conformer_vision.runtime.model import InputSize
-
-_DIGITS = 12
-_CHUNK = 1 << 20
 
 
 class Answering(Protocol):
@@ -150,25 +146,3 @@ def _try(predictor: Predictor) -> None:
 def name_of(given: str, source: ModelSource) -> str:
     """Return what a model is called in answers: no path of the server."""
     return given if source.kind == "published" else Path(given).absolute().resolve().name
-
-
-def version_of(source: ModelSource) -> str:
-    """Return what tells the content of a model from any other.
-
-    Raises:
-        UserError: Its file cannot be read.
-    """
-    if source.kind == "published":
-        return __version__
-    paths = [source.path / HF_WEIGHTS] if source.kind == "hf" else [source.path]
-    if source.kind == "openvino":
-        paths.append(source.path.with_suffix(".bin"))
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return digest.hexdigest()[:_DIGITS]
