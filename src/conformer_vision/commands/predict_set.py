@@ -64,6 +64,7 @@ def predict_set(
     """
     from conformer_vision.scale.run import Model, classify
 
+    predictor.answer([], top_k=top_k)  # refuses a wrong number before anything is listed
     source = find_model(predictor.model, arch=options.arch)
     if source.kind != "published":
         source = replace(source, path=source.path.absolute())  # other processes work in other folders
@@ -81,7 +82,7 @@ def predict_set(
     try:
         with show_progress("classifying images", "classified") as progress:
             answering = classify(
-                model, inputs, Path(options.output).absolute(), workers=options.workers, progress=progress
+                model, inputs, Path(options.output), workers=options.workers, progress=progress
             )
             with closing(answering):
                 for summary in answering:

@@ -24,7 +24,7 @@ _MOST_CPUS = 8
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TQDM": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # nothing of what its processes say comes to stdout
 }
 _ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing anywhere
@@ -62,6 +62,7 @@ def open_cluster(*, workers: int | None, device: str) -> Iterator[Shares]:
     if workers is not None and workers < 1:
         raise UserError(f"{option('workers', workers)}: must be 1 or more")
     address = os.environ.get("RAY_ADDRESS")
+    address = None if address == "local" else address
     with _environment(_QUIET if address else {**_QUIET, **_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
         ray = require("ray")
         require("ray.data")

@@ -81,12 +81,10 @@ def classify(
     opened = [Input.open(each) for each in inputs]
     folder = AnswerFolder(output)
     version = version_of(model.source)
-    name = str(model.source.path)
+    path = str(model.source.path)
+    named = f"{path} {version}" if model.source.kind == "published" else version
     own = {
-        "model": {
-            "path": name,
-            "version": f"{name} {version}" if model.source.kind == "published" else version,
-        },
+        "model": {"path": path, "version": named},
         "inputs": [each.place for each in opened],
         "options": dict(model.options),
     }
@@ -107,11 +105,11 @@ def classify(
         job = Job(
             model.build,
             model.source,
-            version,
-            model.batch_size,
-            model.top_k,
-            output,
-            [i.store for i in opened],
+            version=version,
+            batch_size=model.batch_size,
+            top_k=model.top_k,
+            folder=output.absolute(),  # other processes work in other folders
+            stores=[each.store for each in opened],
         )
         for outcome in _outcomes(job, folder, found.missing, shares):
             summary.answered += outcome["images"]
