@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from conformer_vision.errors import UserError, first_line, option
+from conformer_vision.errors import UserError, first_line, option, reason_of
 from conformer_vision.extras import require
 
 _OBJECTS = 128 << 20
 """Bytes for what processes hand to each other, which is only the numbers of parts."""
+_SECONDS = 10.0
+"""How long the head of a cluster is waited for."""
 _MOST_CPUS = 8
 """For each GPU; decoding images takes no more."""
 
@@ -63,6 +66,8 @@ def open_cluster(*, workers: int | None, device: str) -> Iterator[Shares]:
         raise UserError(f"{option('workers', workers)}: must be 1 or more")
     address = os.environ.get("RAY_ADDRESS")
     address = None if address == "local" else address
+    if address:
+        _check_reachable(address)
     with _environment(_QUIET if address else {**_QUIET, **_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
         ray = require("ray")
         require("ray.data")
@@ -75,6 +80,25 @@ def open_cluster(*, workers: int | None, device: str) -> Iterator[Shares]:
             ray.shutdown()
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nothing answers, for which Ray would wait for minutes.
+
+    Raises:
+        UserError: Nothing answers, or it is an address for Ray's client or its jobs.
+    """
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS={address}: give HOST:PORT of the cluster's head, on a machine of the cluster"
+        )
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isascii() and port.isdigit()):
+        return  # auto, which Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {reason_of(error)}") from error
 
 
 def _start(ray: Any, address: str | None, folder: str | None, workers: int | None) -> None:
