@@ -33,6 +33,7 @@ _ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing anywhere
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: listens on the loopback interface only
     "RAY_AUTH_MODE": "token",  # and answers nobody else on this machine
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # ends soon after a command that was killed
 }
 
 

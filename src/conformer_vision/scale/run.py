@@ -155,6 +155,7 @@ def _round(job: Job, parts: Sequence[Part], shares: Shares) -> Iterator[Mapping[
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a process that dies costs its part this round, and nothing else
+    context.max_consecutive_actor_init_deaths = shares.workers
     rows = [part._asdict() for part in parts]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the last two arguments go with Ray 2.64, which the extra excludes
