@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -75,8 +76,9 @@ def open_cluster(*, workers: int | None, device: str) -> Iterator[Shares]:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         folder = None if address else tempfile.mkdtemp(prefix="ray-")
         try:
-            _start(ray, address, folder, workers)
-            yield _shares(ray.cluster_resources(), workers=workers, device=device)
+            with _quiet_libraries():
+                _start(ray, address, folder, workers)
+                yield _shares(ray.cluster_resources(), workers=workers, device=device)
         finally:
             ray.shutdown()
             if folder is not None:
@@ -145,6 +147,31 @@ def _processors() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows
         return os.cpu_count() or 1
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Drop what Ray's part in C++ writes to the terminal within the block; Python's stderr stays."""
+    if sys.stderr is None:
+        yield
+        return
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    before = sys.stderr
+    with open(kept, "w", encoding=before.encoding, errors=before.errors, buffering=1) as stderr:
+        before.flush()
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        sys.stderr = stderr
+        try:
+            yield
+        finally:
+            sys.stderr = before
+            stderr.flush()
+            os.dup2(kept, 2)
 
 
 @contextmanager

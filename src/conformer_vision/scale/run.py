@@ -166,8 +166,8 @@ def _round(job: Job, parts: Sequence[Part], shares: Shares) -> Iterator[Mapping[
             compute=ActorPoolStrategy(size=min(shares.workers, len(rows))),
             num_cpus=shares.cpus,
             num_gpus=shares.gpus,
-            max_restarts=0,  # a new process takes its place, on whatever machine is there
-            max_task_retries=0,
+            max_restarts=-1,  # a new process takes the place of one that dies
+            max_task_retries=0,  # but its part waits for the next round, for whoever is free
         )
     try:
         for batch in data.iter_batches(batch_size=None, prefetch_batches=0):
