@@ -20,7 +20,7 @@ SHORT_TESTS := tests/models/test_variants.py tests/models/test_checkpoints.py te
 	tests/models/test_compilers.py tests/test_weights.py tests/inference/test_predictor.py tests/training/test_run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-short test-oldest test-clients timm-suite lint format bench figures package clean
+.PHONY: help install demo test test-short test-oldest test-clients test-cluster timm-suite lint format bench figures package clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -68,6 +68,9 @@ test-oldest: $(OLDEST_STAMP) ## run the same tests with the oldest libraries tha
 
 test-clients: $(CLIENTS_STAMP) ## run the tests with transformers, fastai, smp and the others, in .venv-clients
 	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n $(JOBS) --timeout 300 tests/clients tests/explain/test_localization.py
+
+test-cluster: $(STAMP) ## predict with a Ray cluster on this machine, processes of which are killed
+	CLUSTER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/scale/test_cluster.py
 
 timm-suite: $(STAMP) ## run timm's own model tests on every Conformer (downloads timm's source distribution)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite/run.py -n $(JOBS)
