@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import timm
@@ -72,17 +73,14 @@ def test_a_runs_own_checkpoint(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+def published() -> Iterator[dict[str, Tensor]]:
     """The weights of a small network, to which Conformer-Ti and two with the same parameters shrink."""
-    small = (TINY, "conformer_tiny_patch4_32", "conformer_nano_patch4_32")
-    for name in list(VARIANTS):  # building the others takes long; that they differ is tested below
-        if name in small:
-            monkeypatch.setitem(VARIANTS, name, SMALL)
-        else:
-            monkeypatch.delitem(VARIANTS, name)
-    torch.manual_seed(0)
-    model = timm.create_model(TINY, num_classes=1000)
-    return {name: torch.rand_like(v) if v.ndim > 1 else v for name, v in model.state_dict().items()}
+    small = dict.fromkeys((TINY, "conformer_tiny_patch4_32", "conformer_nano_patch4_32"), SMALL)
+    # Building the others takes long; that they differ is tested below. The order is restored as well.
+    with patch.dict(VARIANTS, small, clear=True):
+        torch.manual_seed(0)
+        model = timm.create_model(TINY, num_classes=1000)
+        yield {name: torch.rand_like(v) if v.ndim > 1 else v for name, v in model.state_dict().items()}
 
 
 @pytest.mark.parametrize(
