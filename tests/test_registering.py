@@ -14,6 +14,9 @@ from importlib.machinery import SourceFileLoader
 import conformer_vision
 assert not {{"torch", "timm"}} & sys.modules.keys()
 finders = list(sys.meta_path)
+from importlib.util import find_spec
+assert find_spec("timm").loader.is_package("timm")  # as transformers looks whether it is installed
+assert not {{"torch", "timm"}} & sys.modules.keys()
 
 def known(number):
     from timm import is_model
