@@ -87,6 +87,14 @@ def add_unsure(parser: ArgumentParser) -> None:
     )
 
 
+def add_rejecting(parser: ArgumentParser) -> None:
+    """Add the options of `add_unsure`, and the one that leaves unsure answers unmarked."""
+    add_unsure(parser)
+    parser.add_argument(
+        "--no_reject", action="store_true", help="Do not say which answers are unsure (docs/unsure.md)."
+    )
+
+
 def add_heat_maps(parser: ArgumentParser) -> None:
     """Add the options of heat maps that explain and localize share."""
     parser.add_argument(

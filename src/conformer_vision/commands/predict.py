@@ -21,8 +21,8 @@ from conformer_vision.commands.options import (
     add_arch,
     add_inference,
     add_input_size,
+    add_rejecting,
     add_runtime,
-    add_unsure,
 )
 from conformer_vision.commands.predict_set import check_engine, predict_set
 from conformer_vision.console import emit, lost, note, printable, say, shorten, width
@@ -55,10 +55,7 @@ def build_parser() -> Parser:
     add_runtime(parser)
     add_input_size(parser)
     add_arch(parser)
-    add_unsure(parser)
-    parser.add_argument(
-        "--no_reject", action="store_true", help="Do not say which answers are unsure (docs/unsure.md)."
-    )
+    add_rejecting(parser)
     parser.add_argument("--json", action="store_true", help="Print a JSON list.")
     parser.add_argument("--jsonl", action="store_true", help="Print one JSON object per line.")
     parser.add_argument("--csv", action="store_true", help="Print CSV with one row per class of an image.")

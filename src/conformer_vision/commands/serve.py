@@ -6,7 +6,13 @@ from dataclasses import fields
 
 from jsonargparse import ArgumentParser, Namespace
 
-from conformer_vision.commands.options import add_arch, add_inference, add_input_size, add_runtime, add_unsure
+from conformer_vision.commands.options import (
+    add_arch,
+    add_inference,
+    add_input_size,
+    add_rejecting,
+    add_runtime,
+)
 from conformer_vision.console import note
 from conformer_vision.extras import check_installed
 from conformer_vision.parsing import Parser
@@ -72,10 +78,7 @@ def build_parser() -> Parser:
     add_runtime(parser)
     add_input_size(parser)
     add_arch(parser)
-    add_unsure(parser)
-    parser.add_argument(
-        "--no_reject", action="store_true", help="Do not say which answers are unsure (docs/unsure.md)."
-    )
+    add_rejecting(parser)
     return parser
 
 
